@@ -451,7 +451,8 @@ class StageSettings:
 
 def _section_model(name: str) -> type[Section]:
     model = Config.model_fields[name].annotation
-    assert isinstance(model, type) and issubclass(model, Section)
+    assert isinstance(model, type)
+    assert issubclass(model, Section)
     return model
 
 

@@ -146,7 +146,7 @@ def cell_formula(atomic_numbers: np.ndarray) -> str:
 
 @cache
 def _electronegativity(atomic_number: int) -> tuple[float, str]:
-    """Sort key of an element in a formula: Pauling's electronegativity, elements without it last."""
+    """Sort key of an element in a formula: electronegativity, elements without one last."""
     element = Element.from_Z(atomic_number)
     pauling = element.data["X"]
     return (math.inf if pauling is None or math.isnan(pauling) else pauling, element.symbol)
