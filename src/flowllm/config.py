@@ -401,6 +401,11 @@ def stage_values(config: Config, stage: str, row: str | None = None) -> dict[str
     return {"seed": config.seed, "version": STAGES[stage].version, **values}
 
 
+def stage_json(config: Config, stage: str, row: str | None = None) -> str:
+    """Return `stage_values` as JSON with sorted keys, so that equal settings are equal text."""
+    return json.dumps(stage_values(config, stage, row), sort_keys=True)
+
+
 class StageSettings:
     """What a job was given, by section as attributes; asking for any other section is an error.
 

@@ -1,0 +1,45 @@
+# make demo   the whole pipeline on two CPU cores, about a quarter of an hour after installation
+# make test   the unit tests and one tiny run of the whole pipeline
+# make lint   what pre-commit checks
+# make help   this
+
+PYTHON ?= python3.11
+CONFIG ?= workflow/config/demo.yaml
+CORES ?= 2
+BIN := $(CURDIR)/.venv/bin
+INSTALLED := .venv/installed
+
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help install demo test lint constraints clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml envs/constraints.txt workflow/install.sh
+	bash workflow/install.sh "$(PYTHON)" .venv
+	touch $@
+
+demo: install
+	snakemake --cores $(CORES) --configfile $(CONFIG) --rerun-incomplete
+
+test: install
+	python -m pytest
+
+lint: install
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	codespell
+	snakemake --lint
+	python -m mypy
+
+# Take the versions of the present environment as the tested ones.
+constraints: install
+	python workflow/constraints.py > envs/constraints.txt.new
+	mv envs/constraints.txt.new envs/constraints.txt
+
+clean:
+	rm -rf .venv runs .snakemake

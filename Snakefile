@@ -1,0 +1,57 @@
+# FlowLLM: one DAG from MP-20 to the paper's tables. Rules only wire; the work is `flowllm STAGE`.
+#   snakemake --cores all --configfile workflow/config/demo.yaml     on one machine
+#   snakemake --profile slurm                                         on a cluster
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/download.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/finetune_llm.smk"
+include: "workflow/rules/merge_adapter.smk"
+include: "workflow/rules/sample_pairs.smk"
+include: "workflow/rules/train_rfm.smk"
+include: "workflow/rules/sample_base.smk"
+include: "workflow/rules/refine.smk"
+include: "workflow/rules/prerelax.smk"
+include: "workflow/rules/reference_hull.smk"
+include: "workflow/rules/stability.smk"
+include: "workflow/rules/dft_inputs.smk"
+include: "workflow/rules/dft_collect.smk"
+include: "workflow/rules/metrics.smk"
+include: "workflow/rules/report.smk"
+
+
+wildcard_constraints:
+    split="train|val",
+    shard=r"\d{5}",
+    base="|".join(BASES),
+    setting="|".join(SETTINGS),
+    kind="potential|dft",
+
+
+localrules:
+    all,
+    all_dft,
+    download,
+    report,
+
+
+rule all:
+    """Everything up to the tables with the potential's estimates, and the DFT inputs."""
+    default_target: True
+    input:
+        f"{RUN}/report/index.html",
+        expand(f"{RUN}/dft_inputs/{{setting}}/manifest.parquet", setting=SETTINGS),
+
+
+rule all_dft:
+    """The same with DFT energies, once the DFT runs have finished."""
+    input:
+        f"{RUN}/report_dft/index.html",

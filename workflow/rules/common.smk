@@ -1,0 +1,141 @@
+# Shared by all stages: the checked configuration, names of shards, settings as JSON, resources.
+
+import os
+import sys
+from pathlib import Path
+
+# The package is imported from the clone, installed or not; `snakemake` itself needs only pydantic.
+SOURCE = str(Path(workflow.basedir).resolve() / "src")
+sys.path.insert(0, SOURCE)
+
+from flowllm.config import check_config, stage_json
+from flowllm.errors import FlowllmError
+
+try:
+    CONFIG = check_config(config, "configuration")
+except FlowllmError as error:
+    raise WorkflowError(str(error)) from None
+
+RUN = CONFIG.run_dir
+SIZES = CONFIG.sizes
+BASES = [base.name for base in CONFIG.bases]
+SETTINGS = [setting.name for setting in CONFIG.settings]
+BASE_OF = {setting.name: setting.base for setting in CONFIG.settings}
+
+# Jobs import the package from the clone too; a cluster's job reads this file again and sets it there.
+SEARCH_PATH = [SOURCE, *filter(None, [os.getenv("PYTHONPATH")])]
+os.environ.update(PYTHONPATH=os.pathsep.join(SEARCH_PATH))
+
+
+def shard_names(total, per_shard):
+    """Zero-padded names of the shards that `total` draws fill."""
+    return [f"{shard:05d}" for shard in range(-(-total // per_shard))]
+
+
+PAIR_SHARDS = {
+    "train": shard_names(SIZES.num_pairs, SIZES.pairs_per_shard),
+    "val": shard_names(SIZES.num_val_pairs, SIZES.pairs_per_shard),
+}
+SAMPLE_SHARDS = shard_names(SIZES.num_samples, SIZES.samples_per_shard)
+
+
+def draws(total, per_shard, shard):
+    """First draw and number of draws of a shard, as command line options."""
+    start = int(shard) * per_shard
+    return f"--start {start} --count {min(per_shard, total - start)}"
+
+
+def settings_of(stage, row=None):
+    """The stage's part of the configuration as JSON, a function since JSON has braces."""
+
+    def values(wildcards):
+        return stage_json(CONFIG, stage, wildcards[row] if row else None)
+
+    return values
+
+
+def cpus(stage):
+    return CONFIG.resources[stage].cpus
+
+
+def gpus(stage):
+    return CONFIG.resources[stage].gpus
+
+
+def mem_mb(stage):
+    """Memory that grows with the attempt: a job killed for memory gets more."""
+    return lambda wildcards, attempt: CONFIG.resources[stage].mem_mb * attempt
+
+
+def runtime(stage):
+    """Minutes that grow with the attempt: a job killed at the time limit gets more."""
+    return lambda wildcards, attempt: CONFIG.resources[stage].runtime * attempt
+
+
+def sample_shards(folder):
+    """The shards of one setting in a folder; in `base`, those of the setting's base."""
+
+    def paths(wildcards):
+        branch = BASE_OF[wildcards.setting] if folder == "base" else wildcards.setting
+        return expand(
+            f"{RUN}/{folder}/{branch}/shard-{{shard}}.parquet", shard=SAMPLE_SHARDS
+        )
+
+    return paths
+
+
+def energies(wildcards):
+    """Relaxed crystals and their energies: the potential's shards, or DFT's file."""
+    if wildcards.kind == "dft":
+        return [f"{RUN}/dft/{wildcards.setting}.parquet"]
+    return sample_shards("relaxed")(wildcards)
+
+
+def source_files(wildcards):
+    """Files of a local source, so that a changed data file reruns the download."""
+    folder = Path(CONFIG.data.source)
+    return sorted(str(p) for p in folder.glob("*") if p.suffix in (".csv", ".cif"))
+
+
+def pair_draws(wildcards):
+    total = SIZES.num_pairs if wildcards.split == "train" else SIZES.num_val_pairs
+    return draws(total, SIZES.pairs_per_shard, wildcards.shard)
+
+
+def sample_draws(wildcards):
+    return draws(SIZES.num_samples, SIZES.samples_per_shard, wildcards.shard)
+
+
+def base_shard(wildcards):
+    return f"{RUN}/base/{BASE_OF[wildcards.setting]}/shard-{wildcards.shard}.parquet"
+
+
+def finished_runs(wildcards):
+    """The runs that have written output, so that a new one is collected."""
+    folder = Path(RUN) / "dft_inputs" / wildcards.setting
+    return sorted(str(path) for path in folder.rglob("vasprun.xml*"))
+
+
+def report_metrics(wildcards):
+    """Metrics with the potential's energies; with DFT's beside them in the second report."""
+    kinds = ["potential", "dft"] if wildcards.report == "report_dft" else ["potential"]
+    return [f"{RUN}/metrics/{kind}/{name}.json" for kind in kinds for name in SETTINGS]
+
+
+def output_folder(wildcards, output):
+    return os.path.dirname(output[0])
+
+
+def crystals_folder(wildcards, input):
+    return os.path.dirname(input.crystals[0])
+
+
+def options(**roles):
+    """One command line option for each file of an input, e.g. `options(pairs="pairs")`."""
+
+    def words(wildcards, input):
+        return [
+            f"--{name}={path}" for name, role in roles.items() for path in input[role]
+        ]
+
+    return words

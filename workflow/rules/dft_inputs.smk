@@ -1,0 +1,26 @@
+rule dft_inputs:
+    input:
+        relaxed=sample_shards("relaxed"),
+        stability=f"{RUN}/stability/potential/{{setting}}.parquet",
+    output:
+        f"{RUN}/dft_inputs/{{setting}}/manifest.parquet",
+    log:
+        f"{RUN}/logs/dft_inputs/{{setting}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/dft_inputs/{{setting}}.tsv"
+    conda:
+        "../../envs/core.yaml"
+    threads: cpus("dft_inputs")
+    resources:
+        gpu=gpus("dft_inputs"),
+        mem_mb=mem_mb("dft_inputs"),
+        runtime=runtime("dft_inputs"),
+    params:
+        settings=settings_of("dft_inputs"),
+        relaxed=options(relaxed="relaxed"),
+    message:
+        "Writing DFT inputs of {wildcards.setting}"
+    shell:
+        "python -m flowllm dft_inputs "
+        "{params.relaxed:q} --stability {input.stability:q} --out {output:q} "
+        "--settings {params.settings:q} --log {log:q}"

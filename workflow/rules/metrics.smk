@@ -1,0 +1,34 @@
+rule metrics:
+    input:
+        base=sample_shards("base"),
+        generated=sample_shards("generated"),
+        relaxed=energies,
+        stability=f"{RUN}/stability/{{kind}}/{{setting}}.parquet",
+        crystals=expand(
+            f"{RUN}/crystals/{{split}}.parquet", split=["train", "val", "test"]
+        ),
+    output:
+        json=f"{RUN}/metrics/{{kind}}/{{setting}}.json",
+        crystals=f"{RUN}/metrics/{{kind}}/{{setting}}.parquet",
+    log:
+        f"{RUN}/logs/metrics/{{kind}}-{{setting}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/metrics/{{kind}}-{{setting}}.tsv"
+    conda:
+        "../../envs/core.yaml"
+    threads: cpus("metrics")
+    resources:
+        gpu=gpus("metrics"),
+        mem_mb=mem_mb("metrics"),
+        runtime=runtime("metrics"),
+    params:
+        settings=settings_of("metrics"),
+        shards=options(base="base", generated="generated", relaxed="relaxed"),
+        crystals=crystals_folder,
+    message:
+        "Metrics of {wildcards.setting}, {wildcards.kind}"
+    shell:
+        "python -m flowllm metrics "
+        "{params.shards:q} --stability {input.stability:q} --crystals {params.crystals:q} "
+        "--workers {threads} --out {output.json:q} "
+        "--settings {params.settings:q} --log {log:q}"

@@ -1,0 +1,27 @@
+rule report:
+    input:
+        metrics=report_metrics,
+    output:
+        f"{RUN}/{{report}}/index.html",
+    log:
+        f"{RUN}/logs/{{report}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/{{report}}.tsv"
+    wildcard_constraints:
+        report="report|report_dft",
+    conda:
+        "../../envs/core.yaml"
+    threads: cpus("report")
+    resources:
+        gpu=gpus("report"),
+        mem_mb=mem_mb("report"),
+        runtime=runtime("report"),
+    params:
+        settings=settings_of("report"),
+        metrics=options(metrics="metrics"),
+        run_dir=lambda wildcards: RUN,
+    message:
+        "Writing the {wildcards.report}"
+    shell:
+        "python -m flowllm report {params.metrics:q} --run-dir {params.run_dir:q} "
+        "--out {output:q} --settings {params.settings:q} --log {log:q}"

@@ -1,0 +1,26 @@
+rule stability:
+    input:
+        energies=energies,
+        hull=f"{RUN}/hull/reference.parquet",
+    output:
+        f"{RUN}/stability/{{kind}}/{{setting}}.parquet",
+    log:
+        f"{RUN}/logs/stability/{{kind}}-{{setting}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/stability/{{kind}}-{{setting}}.tsv"
+    conda:
+        "../../envs/core.yaml"
+    threads: cpus("stability")
+    resources:
+        gpu=gpus("stability"),
+        mem_mb=mem_mb("stability"),
+        runtime=runtime("stability"),
+    params:
+        settings=settings_of("stability"),
+        energies=options(energies="energies"),
+    message:
+        "E_above_hull of {wildcards.setting}, {wildcards.kind}"
+    shell:
+        "python -m flowllm stability "
+        "{params.energies:q} --hull {input.hull:q} --kind {wildcards.kind} --out {output:q} "
+        "--settings {params.settings:q} --log {log:q}"
