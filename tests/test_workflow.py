@@ -1,0 +1,209 @@
+"""The workflow itself: dry runs, environments, and one tiny run of the whole DAG.
+
+`pytest -m "not slow"` leaves the run out.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from packaging.utils import canonicalize_name
+from typer.main import get_command
+
+from flowllm.cli import app
+from flowllm.config import STAGES
+
+ROOT = Path(__file__).parents[1]
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+TINY = ["--configfile", str(ROOT / "config.yaml"), str(ROOT / "tests" / "tiny.yaml")]
+
+
+def snakemake(*arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
+    """Run snakemake, with `python` being this one; return both its streams."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*SNAKEMAKE, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert not check or done.returncode == 0, done.stdout[-8000:]
+    return done.stdout
+
+
+def planned(output: str) -> dict[str, int]:
+    """Number of jobs a rule from a dry run's table."""
+    table = re.search(r"Job stats:\n.*?\n-[- ]*\n(.*?)\ntotal", output, re.DOTALL)
+    if table is None:
+        assert "Nothing to be done" in output, output[-3000:]
+        return {}
+    return {line.split()[0]: int(line.split()[1]) for line in table[1].splitlines()}
+
+
+def rules() -> dict[str, str]:
+    return {path.stem: path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")}
+
+
+def test_a_stage_has_one_rule_command_module_and_test_of_its_name():
+    commands = set(get_command(app).commands)
+    for stage in STAGES:
+        assert f"rule {stage}:" in rules()[stage]
+        assert f"python -m flowllm {stage} " in rules()[stage]
+        assert stage in commands
+        assert (ROOT / "src" / "flowllm" / "stages" / f"{stage}.py").exists()
+        assert (ROOT / "tests" / f"test_{stage}.py").exists()
+
+
+def test_every_rule_names_log_benchmark_environment_and_resources():
+    for stage in STAGES:
+        for part in ("log:", "benchmark:", "conda:", "threads:", "gpu=", "mem_mb=", "runtime="):
+            assert part in rules()[stage], f"{stage} lacks {part}"
+
+
+@pytest.mark.parametrize("profile", [[], ["--profile", "slurm"]])
+def test_the_full_configuration_plans_hundreds_of_shards(profile):
+    jobs = planned(snakemake("-n", *profile))
+    assert jobs["sample_pairs"] == 300 + 3
+    assert jobs["sample_base"] == 3 * 20
+    assert jobs["prerelax"] == jobs["refine"] == 4 * 20
+    assert set(jobs) == set(STAGES) - {"dft_collect"} | {"all"}
+
+
+def test_the_second_target_adds_dft():
+    jobs = planned(snakemake("-n", "all_dft"))
+    assert jobs["dft_collect"] == 4
+    assert jobs["stability"] == jobs["metrics"] == 8
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ("train_rfm: {learnig_rate: 1}", "train_rfm.learnig_rate: Extra inputs are not permitted"),
+        ("sample_pairs: {top_p: 1.5}", "sample_pairs.top_p: Input should be less than or equal"),
+        ("settings: [{name: a, base: b, num_steps: 1}]", "a uses base 'b'"),
+        ("bases: [{name: '../x', temperature: 1, top_p: 1}]", "bases.0.name"),
+        ("seed: -1", "seed: Input should be greater than or equal to 0 (got -1)"),
+    ],
+)
+def test_a_bad_configuration_stops_before_the_dag(tmp_path, overlay, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(overlay)
+    output = snakemake("-n", "--configfile", str(path), check=False)
+    assert message in output
+    assert "Building DAG" not in output
+
+
+def test_environments_pin_what_pyproject_pins():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    pins = dict(line.split("==") for line in project["dependencies"] + extras["gpu"])
+    constraints = dict(
+        line.split("==")
+        for line in (ROOT / "envs" / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    for path in (ROOT / "envs").glob("*.yaml"):
+        environment = yaml.safe_load(path.read_text())
+        for line in environment["dependencies"][-1]["pip"]:
+            name, version = line.split("==")
+            assert pins[name] == version, f"{path.name}: {line}"
+    for line in project["dependencies"] + extras["dev"]:
+        name, version = line.split("==")
+        assert constraints[canonicalize_name(name)] == version
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """Working directory of one whole run of the tiny configuration."""
+    folder = tmp_path_factory.mktemp("workflow with space")
+    subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "tiny_llm.py"), "tiny-llm"], cwd=folder, check=True
+    )
+    snakemake("--cores", "2", *TINY, cwd=folder)
+    return folder
+
+
+def plan(folder: Path, *arguments: str) -> dict[str, int]:
+    return planned(snakemake("-n", *TINY, *arguments, cwd=folder))
+
+
+@pytest.mark.slow
+def test_the_whole_dag_runs_and_pandas_opens_every_table(finished_run):
+    run = finished_run / "run"
+    assert (run / "report" / "index.html").stat().st_size > 10_000
+    tables = [path for path in run.rglob("*.parquet") if ".partial" not in str(path)]
+    assert len(tables) > 20
+    for path in tables:
+        frame = pd.read_parquet(path)
+        assert list(frame.columns) == pq.read_schema(path).names
+    pairs = pd.read_parquet(sorted((run / "pairs" / "train").glob("*.parquet")))
+    assert len(pairs) == 12
+    assert (pairs["status"] == "ok").all()
+    relaxed = pd.read_parquet(run / "relaxed" / "CrystalLLM-tau0.7-p0.9")
+    assert len(relaxed) == 5
+
+
+@pytest.mark.slow
+def test_nothing_is_to_do_after_a_finished_run(finished_run):
+    assert plan(finished_run) == {}
+
+
+LATE = {"stability": 2, "dft_inputs": 2, "metrics": 2, "report": 1, "all": 1}
+AFTER_REFINE = {"refine": 4, "prerelax": 4, **LATE}
+AFTER_LLM = {"sample_pairs": 3, "train_rfm": 1, "sample_base": 2, **AFTER_REFINE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "reruns"),
+    [
+        ("report={color: '#000000'}", {"report": 1, "all": 1}),
+        ("metrics={novelty_against: train_val}", {"metrics": 2, "report": 1, "all": 1}),
+        ("prerelax={max_force: 0.05}", {"prerelax": 4, **LATE}),
+        ("train_rfm={learning_rate: 0.01}", {"train_rfm": 1, **AFTER_REFINE}),
+        ("sample_base={max_attempts: 3}", {"sample_base": 2, **AFTER_REFINE}),
+        (
+            "finetune_llm={learning_rate: 0.01}",
+            {"finetune_llm": 1, "merge_adapter": 1, **AFTER_LLM},
+        ),
+        ("sizes={num_pairs: 20}", {"sample_pairs": 2, "train_rfm": 1, **AFTER_REFINE}),
+        ("resources={prepare: {mem_mb: 9}}", {}),
+    ],
+)
+def test_only_what_a_change_invalidates_reruns(finished_run, change, reruns):
+    assert plan(finished_run, "--config", change) == reruns
+
+
+@pytest.mark.slow
+def test_a_new_setting_adds_only_its_own_branch(finished_run, tmp_path):
+    tiny = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+    overlay = {"settings": [*tiny["settings"], {**tiny["settings"][0], "name": "new"}]}
+    path = tmp_path / "new.yaml"
+    path.write_text(yaml.safe_dump(overlay))
+    files = [*TINY, str(path)]
+    jobs = planned(snakemake("-n", *files, cwd=finished_run))
+    one_branch = {"refine": 2, "prerelax": 2, "stability": 1, "dft_inputs": 1, "metrics": 1}
+    assert jobs == {**one_branch, "report": 1, "all": 1}
+
+
+@pytest.mark.slow
+def test_another_run_makes_the_same_tables(finished_run, tmp_path):
+    """All CPU stages of a second run, from the same sampled crystals, give the same bytes."""
+    again = tmp_path / "again"
+    shutil.copytree(finished_run, again, ignore=shutil.ignore_patterns(".snakemake"))
+    stages = ["prepare", "refine", "stability", "metrics"]
+    snakemake("--cores", "2", *TINY, "--forcerun", *stages, "--until", *stages, cwd=again)
+    for folder in ("crystals", "generated", "stability", "metrics"):
+        for path in (finished_run / "run" / folder).rglob("*.parquet"):
+            other = again / path.relative_to(finished_run)
+            assert other.read_bytes() == path.read_bytes(), path
