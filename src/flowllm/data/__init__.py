@@ -1,0 +1,1 @@
+"""Sources of crystals: fetching and checking them, and reading their rows."""

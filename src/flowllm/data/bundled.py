@@ -1,0 +1,51 @@
+"""The crystals that pymatgen brings along: prototypes of the AFLOW library.
+
+Mehl et al., Computational Materials Science 136, S1 (2017), doi 10.1016/j.commatsci.2017.01.017.
+Real crystals under pymatgen's licence that need no download.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator
+from importlib import metadata, resources
+from typing import Any
+
+from flowllm.errors import FlowllmError
+
+LICENCE = "MIT, pymatgen"
+
+_PACKAGE = "pymatgen.analysis.prototypes"
+_FILE = "aflow_prototypes.json.gz"
+
+
+def origin() -> str:
+    """Where the bundled crystals come from, with the version of pymatgen."""
+    return f"pymatgen {metadata.version('pymatgen')}, {_FILE}"
+
+
+def prototypes() -> Iterator[dict[str, Any]]:
+    """Yield every prototype as a row in MP-20's format, in the file's order.
+
+    The AFLOW label (stoichiometry, Pearson symbol, space group number, Wyckoff letters) stands
+    for several prototypes in a few cases; with the reduced formula it is unique.
+
+    Raises:
+        FlowllmError: this version of pymatgen has no such file.
+    """
+    from pymatgen.core import Structure
+
+    path = resources.files(_PACKAGE) / _FILE
+    if not path.is_file():
+        raise FlowllmError(
+            f"{_PACKAGE}/{_FILE} is not in pymatgen {metadata.version('pymatgen')}; "
+            "install the pinned version, or set data.source to a folder"
+        )
+    for entry in json.loads(gzip.decompress(path.read_bytes())):
+        label = entry["tags"]["aflow"]
+        # Only the lattice and the sites are read: the entry's own class stays out of play.
+        structure = Structure.from_dict({key: entry["snl"][key] for key in ("lattice", "sites")})
+        yield {
+            "material_id": f"{label}-{structure.composition.reduced_formula}",
+            "cif": structure.to(fmt="cif"),
+            "spacegroup.number": label.split("_")[2],
+        }

@@ -1,0 +1,153 @@
+"""Fetching a file over HTTP, going on from what an interrupted try had received."""
+
+import http.client
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+from flowllm import __version__
+from flowllm.errors import FlowllmError
+from flowllm.runlog import Progress, log
+
+ATTEMPTS = 3
+PAUSE_SECONDS = 2.0
+"""Pause before the second attempt; it doubles with every further one."""
+
+TIMEOUT_SECONDS = 60.0
+"""Longest silence of the server."""
+
+BLOCK_BYTES = 1 << 18
+
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+class _BrokenOffError(Exception):
+    """A transfer that another attempt may bring to its end."""
+
+
+class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects only to where a first request may go."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        check_url(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def check_url(url: str) -> None:
+    """Refuse an address that is not https; plain http is for this machine's own servers.
+
+    Raises:
+        FlowllmError: the address has another scheme, or no host.
+    """
+    parts = urllib.parse.urlsplit(url)
+    local = parts.scheme == "http" and parts.hostname in _LOCAL_HOSTS
+    if not parts.hostname or not (parts.scheme == "https" or local):
+        raise FlowllmError(
+            f"data.url {url!r}: expected https://..., or http:// on localhost or 127.0.0.1"
+        )
+
+
+def fetch(url: str, part: Path) -> None:
+    """Fetch a URL into `part`, appending to what an earlier try left there.
+
+    The standard proxy variables (`https_proxy`, `no_proxy`, ...) are honoured. What has been
+    received stays in `part` when this raises.
+
+    Args:
+        url: https address, or http on this machine.
+        part: file that receives the bytes; complete when this returns, but not checked.
+
+    Raises:
+        FlowllmError: the address is refused, the server says no, or the transfer broke off in
+            every attempt.
+    """
+    check_url(url)
+    # No file:, ftp: or data: handler would be of use; `check_url` refuses their addresses.
+    opener = urllib.request.build_opener(_CheckedRedirects)
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            log.warning("%s: %s, trying again", url, reason)
+            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+        try:
+            _receive(opener, url, part)
+            return
+        except urllib.error.HTTPError as error:
+            reason = f"the server answered {error.code} {error.reason}"
+            if error.code < 500 and error.code != http.client.TOO_MANY_REQUESTS:
+                break
+        except urllib.error.URLError as error:
+            reason = f"cannot be reached ({error.reason})"
+        except (_BrokenOffError, OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+    received = part.stat().st_size if part.exists() else 0
+    kept = f"{received} bytes are kept and the next run goes on from there. " if received else ""
+    raise FlowllmError(
+        f"{url}: {reason}. {kept}Run again, or set data.url to a mirror, "
+        "or fetch the files yourself and set data.source to their folder."
+    )
+
+
+def _receive(opener: urllib.request.OpenerDirector, url: str, part: Path) -> None:
+    """Make one request and write what comes, after what `part` already holds."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": f"flowllm/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (checked by the caller)
+    try:
+        response = opener.open(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if have and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            _nothing_left(error.headers, have, part)
+            return
+        raise
+    with response:
+        resumed = response.status == http.client.PARTIAL_CONTENT
+        if resumed and _range_start(response.headers) != have:
+            part.unlink(missing_ok=True)
+            raise _BrokenOffError("the server sent another range than asked for")
+        start = have if resumed else 0
+        total = _total_bytes(response.headers, start)
+        _write(response, part, start, total)
+
+
+def _write(response: Any, part: Path, start: int, total: int | None) -> None:
+    """Write a response's body into `part` from byte `start` on, with progress."""
+    progress = Progress(f"download {part.stem}, bytes", total, done=start) if total else None
+    received = start
+    with part.open("ab" if start else "wb") as handle:
+        while block := response.read(BLOCK_BYTES):
+            handle.write(block)
+            received += len(block)
+            if progress is not None:
+                progress.advance(len(block))
+    if total is not None and received != total:
+        raise _BrokenOffError(f"broken off after {received} of {total} bytes")
+
+
+def _nothing_left(headers: Message, have: int, part: Path) -> None:
+    """Handle the answer that there is no byte after `have`: complete, or of another file."""
+    if headers.get("Content-Range") == f"bytes */{have}":
+        return
+    part.unlink()
+    raise _BrokenOffError("what was received before is of another file, starting anew")
+
+
+def _range_start(headers: Message) -> int | None:
+    """First byte's position in `Content-Range: bytes START-END/TOTAL`."""
+    unit, _, rest = headers.get("Content-Range", "").partition(" ")
+    start = rest.partition("-")[0]
+    return int(start) if unit == "bytes" and start.isdecimal() else None
+
+
+def _total_bytes(headers: Message, start: int) -> int | None:
+    """Size of the whole file when `start` bytes of it were there before; None where unsaid."""
+    length = headers.get("Content-Length", "")
+    return start + int(length) if length.isdecimal() else None

@@ -1,0 +1,126 @@
+"""Rows of a source: CSV files in MP-20's format, which every kind of source is brought to."""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowllm.errors import FlowllmError
+from flowllm.tables import atomic_path
+
+REQUIRED_COLUMNS = ("material_id", "cif")
+PROPERTY_COLUMNS = {
+    "formation_energy_per_atom": "formation_energy_per_atom",
+    "band_gap": "band_gap",
+    "e_above_hull": "e_above_hull",
+    "spacegroup.number": "space_group_number",
+}
+"""MP-20's optional columns and our names for them; the rest of its columns follow from the cif."""
+
+FILE_COLUMN = "file"
+"""Where the rows come from files of their own: the file's name, for the list of rejected rows."""
+
+_MAX_FIELD = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One row of a source as text.
+
+    Attributes:
+        split: train, val or test; None while the source does not say.
+        file: name of the file that a person should look at.
+        row: number of the data row in the CSV file, from 0 (as pandas counts).
+        cells: the row's cells by column.
+        problem: what is wrong with the row's form, None where nothing is.
+    """
+
+    split: str | None
+    file: str
+    row: int
+    cells: Mapping[str, str]
+    problem: str | None = None
+
+    @property
+    def material_id(self) -> str:
+        """The source's name of the crystal."""
+        return self.cells.get("material_id", "")
+
+
+def read_rows(path: Path, split: str | None) -> Iterator[SourceRow]:
+    """Read a CSV file with at least the columns material_id and cif.
+
+    Raises:
+        FlowllmError: the file is missing, empty, not UTF-8 or not CSV, or lacks a column; the
+            message names the file and the column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle, _large_fields():
+            reader = csv.reader(handle, strict=True)
+            columns = next(reader, None)
+            _check_columns(path, columns)
+            for number, values in enumerate(reader):
+                yield _source_row(path, split, number, columns, values)
+    except OSError as error:
+        raise FlowllmError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FlowllmError(f"{path}: not UTF-8 text ({error.reason}); convert it") from error
+    except csv.Error as error:
+        raise FlowllmError(
+            f"{path}, line {reader.line_num}: not CSV ({error}); is the file cut off? Get it again"
+        ) from error
+
+
+def count_rows(path: Path) -> int:
+    """Count the data rows of a CSV file in MP-20's format.
+
+    Raises:
+        FlowllmError: as `read_rows`, or there is no data row.
+    """
+    count = sum(1 for _ in read_rows(path, None))
+    if not count:
+        raise FlowllmError(f"{path}: no row after the header; every split needs crystals")
+    return count
+
+
+def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a CSV file in MP-20's format atomically."""
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as handle,
+    ):
+        writer = csv.DictWriter(handle, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _check_columns(path: Path, columns: list[str] | None) -> None:
+    if not columns:
+        raise FlowllmError(f"{path}: empty; expected CSV with columns {list(REQUIRED_COLUMNS)}")
+    for name in REQUIRED_COLUMNS:
+        if name not in columns:
+            raise FlowllmError(
+                f"{path}: column {name!r} is missing (found {columns}); "
+                "MP-20's format has material_id and cif"
+            )
+
+
+def _source_row(
+    path: Path, split: str | None, number: int, columns: list[str], values: list[str]
+) -> SourceRow:
+    cells = dict(zip(columns, values, strict=False))
+    problem = None
+    if len(values) != len(columns):
+        problem = f"{len(values)} cells under {len(columns)} columns"
+    return SourceRow(split, cells.get(FILE_COLUMN) or path.name, number, cells, problem)
+
+
+@contextmanager
+def _large_fields() -> Iterator[None]:
+    """Let a CSV cell hold a large CIF: the module's limit of 131,072 characters is for all."""
+    before = csv.field_size_limit(_MAX_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

@@ -1,0 +1,185 @@
+"""Fetch the raw crystals, check them, and list them in a manifest.
+
+Every kind of source ends as CSV files in MP-20's format beside the manifest: train.csv, val.csv
+and test.csv, or all.csv where the source has no split.
+"""
+
+import shutil
+from pathlib import Path
+
+from flowllm.config import Data, StageSettings
+from flowllm.data import bundled
+from flowllm.data.fetch import fetch
+from flowllm.data.manifest import SPLITS, Kind, Manifest, ManifestFile, write_manifest
+from flowllm.data.rows import FILE_COLUMN, count_rows, write_rows
+from flowllm.data.sources import SourceFile, catalogue, hash_file, match_copy
+from flowllm.errors import FlowllmError
+from flowllm.resume import drop_partial, partial_folder
+from flowllm.runlog import StageRun, log, stage_run
+from flowllm.tables import atomic_path
+
+ALL_FILE = "all.csv"
+
+
+def run(settings: StageSettings, *, out: Path) -> None:
+    """Run the stage.
+
+    Args:
+        settings: with the section `data`.
+        out: the manifest; the CSV files lie beside it.
+
+    Raises:
+        FlowllmError: the source cannot be had, or is not what it should be.
+    """
+    section: Data = settings.data
+    with stage_run(
+        "download",
+        version=settings.version,
+        settings=settings.values,
+        seed=settings.seed,
+        inputs={},
+        output=out,
+    ) as run:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if section.source in catalogue():
+            manifest = fetch_source(section.source, section.url, out, run)
+        elif section.source == "bundled":
+            manifest = write_bundled(out.parent)
+        else:
+            manifest = copy_folder(Path(section.source).expanduser(), out.parent)
+        write_manifest(out, manifest)
+        rows = {file.name: file.rows for file in manifest.files}
+        run.count(kind=manifest.kind, rows_out=sum(rows.values()), rows=rows)
+
+
+def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manifest:
+    """Fetch a public data set of the catalogue; what is there and right is not fetched again.
+
+    Args:
+        name: the data set's name in the catalogue.
+        url: base URL instead of the catalogue's, or None.
+        out: the manifest; files are put beside it.
+        run: the stage's run; parts of another URL are not continued.
+
+    Raises:
+        FlowllmError: a file cannot be fetched, or is none of the known copies.
+    """
+    source = catalogue()[name]
+    partial = partial_folder(out, run)
+    files = []
+    for split, wanted in source.files.items():
+        path = out.with_name(wanted.name)
+        origin = _origin_of(path, wanted)
+        if origin is None:
+            part = partial / f"{wanted.name}.part"
+            address = f"{(url or source.url).rstrip('/')}/{wanted.name}"
+            log.info("download: %s", address)
+            fetch(address, part)
+            origin = _origin_of(part, wanted)
+            if origin is None:
+                raise FlowllmError(_wrong_content(address, part))
+            part.replace(path)
+        files.append(_listed(path, split, origin))
+        if files[-1].rows != wanted.rows:
+            log.warning("%s: %d rows, %d expected", path, files[-1].rows, wanted.rows)
+    drop_partial(partial)
+    return Manifest(kind=name, licence=source.licence, files=tuple(files))
+
+
+def write_bundled(folder: Path) -> Manifest:
+    """Write pymatgen's AFLOW prototypes as all.csv."""
+    path = folder / ALL_FILE
+    write_rows(path, ("material_id", "cif", "spacegroup.number"), bundled.prototypes())
+    file = _listed(path, None, bundled.origin())
+    return Manifest(kind="bundled", licence=bundled.LICENCE, files=(file,))
+
+
+def copy_folder(source: Path, folder: Path) -> Manifest:
+    """Copy a local folder's CSV files, or write its CIF files as all.csv.
+
+    Raises:
+        FlowllmError: it is not a folder, holds neither, lacks one of the three splits, or is the
+            very folder that is written to.
+    """
+    if not source.is_dir():
+        raise FlowllmError(
+            f"data.source {str(source)!r}: no such folder; expected {', '.join(catalogue())}, "
+            "bundled, or a folder of CSV or CIF files"
+        )
+    if source.resolve() == folder.resolve():
+        raise FlowllmError(f"data.source {str(source)!r} is the folder that download writes to")
+    csvs = {split: source / f"{split}.csv" for split in SPLITS}
+    if any(path.exists() for path in csvs.values()):
+        return _copy_csvs("csv_folder", csvs, folder)
+    if (source / ALL_FILE).exists():
+        return _copy_csvs("csv_folder", {None: source / ALL_FILE}, folder)
+    cifs = sorted(path for path in source.iterdir() if path.suffix.lower() == ".cif")
+    if not cifs:
+        raise FlowllmError(
+            f"{source}: expected train.csv, val.csv and test.csv, or {ALL_FILE}, "
+            "or files with the ending .cif; found none of them"
+        )
+    return _gather_cifs(cifs, folder)
+
+
+def _copy_csvs(kind: Kind, paths: dict[str | None, Path], folder: Path) -> Manifest:
+    files = []
+    for split, path in paths.items():
+        if not path.exists():
+            raise FlowllmError(
+                f"{path}: missing; a folder with one split needs train.csv, val.csv and test.csv "
+                f"(or put all rows into one {ALL_FILE}, to be split by prepare.split_shares)"
+            )
+        target = folder / path.name
+        with atomic_path(target) as temporary:
+            shutil.copyfile(path, temporary)
+        files.append(_listed(target, split, path.name))
+    return Manifest(kind=kind, licence=None, files=tuple(files))
+
+
+def _gather_cifs(cifs: list[Path], folder: Path) -> Manifest:
+    path = folder / ALL_FILE
+    rows = (
+        # CIF is ASCII; an author's name in another encoding must not cost the crystal.
+        {"material_id": cif.stem, FILE_COLUMN: cif.name, "cif": cif.read_text(errors="replace")}
+        for cif in cifs
+    )
+    write_rows(path, ("material_id", FILE_COLUMN, "cif"), rows)
+    file = _listed(path, None, f"{len(cifs)} CIF files")
+    return Manifest(kind="cif_folder", licence=None, files=(file,))
+
+
+def _listed(path: Path, split: str | None, origin: str) -> ManifestFile:
+    sha256, _ = hash_file(path)
+    return ManifestFile(
+        name=path.name,
+        split=split,
+        size=path.stat().st_size,
+        sha256=sha256,
+        rows=count_rows(path),
+        origin=origin,
+    )
+
+
+def _origin_of(path: Path, wanted: SourceFile) -> str | None:
+    """Whose copy of the wanted file a file is; None where it is missing or another's."""
+    copy = match_copy(path, wanted.copies) if path.is_file() else None
+    return copy.origin if copy else None
+
+
+def _wrong_content(address: str, part: Path) -> str:
+    """Say that a fetched file is not what it should be, and delete it."""
+    size = part.stat().st_size
+    with part.open("rb") as handle:
+        start = handle.read(64)
+    part.unlink()
+    hint = ""
+    if start.startswith(b"version https://git-lfs"):
+        hint = " It is a Git LFS pointer, not the file: take the address of the LFS content."
+    elif start.lstrip().startswith(b"<"):
+        hint = " It is a web page: does a proxy want a login?"
+    return (
+        f"{address}: wrong checksum ({size} bytes, none of the copies in data/sources.yaml).{hint} "
+        "It was deleted; run again. If it happens again, the address serves another version: "
+        "set data.url to another mirror, or data.source to a folder with the files you trust."
+    )

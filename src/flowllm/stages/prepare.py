@@ -1,0 +1,228 @@
+"""Parse, reduce and check the raw crystals, and write them by split."""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pymatgen.core import Composition
+
+from flowllm import tables
+from flowllm.config import Prepare, StageSettings
+from flowllm.data.cif import RejectedError, crystal_from_cif
+from flowllm.data.manifest import SPLITS, read_manifest
+from flowllm.data.rows import PROPERTY_COLUMNS, SourceRow, read_rows
+from flowllm.data.splits import assign_splits
+from flowllm.errors import FlowllmError
+from flowllm.runlog import Progress, StageRun, log, stage_run
+from flowllm.tables import write_table
+
+CHUNK_ROWS = 32
+"""Rows that a worker takes at a time."""
+
+DETAIL_LENGTH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a source row: a row of CRYSTALS, or one of REJECTED where `reason` is set."""
+
+    split: str | None
+    row: Mapping[str, Any]
+    reason: str | None = None
+
+
+def run(settings: StageSettings, *, manifest: Path, out: Path, workers: int) -> None:
+    """Run the stage.
+
+    Args:
+        settings: with the section `prepare`.
+        manifest: manifest.json of download; its files lie beside it.
+        out: folder that receives train, val, test and rejected.parquet.
+        workers: processes; the result does not depend on their number.
+
+    Raises:
+        FlowllmError: a file is not what the manifest says, lacks a column, or a split is empty.
+    """
+    section: Prepare = settings.prepare
+    with stage_run(
+        "prepare",
+        version=settings.version,
+        settings=settings.values,
+        seed=settings.seed,
+        inputs={"manifest": manifest},
+        output=out,
+    ) as run:
+        rows = with_splits(read_source(manifest), section, settings.seed)
+        used = first_rows(rows, section.max_rows)
+        outcomes = make_outcomes(used, section, workers)
+        run.count(rows_in=len(used), rows_unused=len(rows) - len(used))
+        write_outcomes(outcomes, out, run)
+
+
+def read_source(manifest: Path) -> list[SourceRow]:
+    """Read all rows of the files that a manifest lists, in its order."""
+    files = read_manifest(manifest).files
+    return [row for file in files for row in read_rows(manifest.with_name(file.name), file.split)]
+
+
+def with_splits(rows: Sequence[SourceRow], section: Prepare, seed: int) -> list[SourceRow]:
+    """Return the rows with a split each, drawn by `material_id` where the source gave none."""
+    if all(row.split for row in rows):
+        return list(rows)
+    splits = assign_splits((row.material_id for row in rows), section.split_shares, seed)
+    return [replace(row, split=splits[row.material_id]) for row in rows]
+
+
+def first_rows(rows: Sequence[SourceRow], max_rows: int | None) -> list[SourceRow]:
+    """Return the first rows of each split, in the source's order."""
+    if max_rows is None:
+        return list(rows)
+    taken: Counter[str | None] = Counter()
+    kept = []
+    for row in rows:
+        taken[row.split] += 1
+        if taken[row.split] <= max_rows:
+            kept.append(row)
+    return kept
+
+
+def make_outcomes(rows: Sequence[SourceRow], section: Prepare, workers: int) -> list[Outcome]:
+    """Return what becomes of each row, in order; the crystals are parsed by `workers` processes."""
+    problems = form_problems(rows)
+    good = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
+    parsed = _parse_all(good, section, workers)
+    return [
+        next(parsed) if problem is None else _rejected(row, *problem)
+        for row, problem in zip(rows, problems, strict=True)
+    ]
+
+
+def form_problems(rows: Iterable[SourceRow]) -> list[tuple[str, str] | None]:
+    """Return reason and detail of each row whose form is wrong, or that repeats an earlier id."""
+    problems: list[tuple[str, str] | None] = []
+    first: dict[str, SourceRow] = {}
+    for row in rows:
+        earlier = first.setdefault(row.material_id, row)
+        if row.problem:
+            problems.append(("bad_row", row.problem))
+        elif not row.material_id:
+            problems.append(("no_material_id", "the cell is empty"))
+        elif earlier is not row:
+            problems.append(("duplicate_material_id", f"as {earlier.file}, row {earlier.row}"))
+        else:
+            problems.append(None)
+    return problems
+
+
+def parse_row(row: SourceRow, section: Prepare) -> Outcome:
+    """Return a row's crystal with its properties, or why it is rejected."""
+    try:
+        properties = {
+            ours: _number(theirs, row.cells.get(theirs, ""))
+            for theirs, ours in PROPERTY_COLUMNS.items()
+        }
+        crystal = crystal_from_cif(row.cells["cif"], section.cell, section.max_atoms)
+    except RejectedError as error:
+        return _rejected(row, error.reason, error.detail)
+    columns = {
+        "id": row.material_id,
+        **tables.crystal_columns(crystal),
+        "num_atoms": crystal.num_atoms,
+        "formula": crystal.formula,
+        "reduced_formula": _reduced_formula(crystal.formula),
+        **properties,
+    }
+    return Outcome(row.split, columns)
+
+
+def write_outcomes(outcomes: Iterable[Outcome], out: Path, run: StageRun) -> None:
+    """Write the three splits and the rejected rows, and count them.
+
+    Raises:
+        FlowllmError: a split has no crystal.
+    """
+    by_split: dict[str, list[Mapping[str, Any]]] = {split: [] for split in SPLITS}
+    rejected = []
+    reasons: Counter[str] = Counter()
+    for outcome in outcomes:
+        if outcome.reason is None:
+            by_split[outcome.split].append(outcome.row)
+        else:
+            reasons[outcome.reason] += 1
+            rejected.append(outcome.row)
+    write_table(out / "rejected.parquet", rejected, tables.REJECTED, run.metadata())
+    for reason, count in sorted(reasons.items()):
+        example = next(row for row in rejected if row["reason"] == reason)
+        where = f"{example['file']}, row {example['row']}, {example['material_id']}"
+        log.info("prepare: %d rejected: %s (%s: %s)", count, reason, where, example["detail"])
+    for split, rows in by_split.items():
+        if not rows:
+            raise FlowllmError(_empty_split(split, reasons, out))
+        write_table(out / f"{split}.parquet", rows, tables.CRYSTALS, run.metadata())
+    sizes = {split: len(rows) for split, rows in by_split.items()}
+    run.count(rows_out=sum(sizes.values()), rows_failed=len(rejected), **sizes)
+    run.count(rejected=dict(sorted(reasons.items())))
+
+
+def _parse_all(rows: Sequence[SourceRow], section: Prepare, workers: int) -> Iterator[Outcome]:
+    """Yield each row's outcome in order, with progress."""
+    progress = Progress("prepare, crystals", len(rows))
+    parse = partial(parse_row, section=section)
+    if workers == 1:
+        for outcome in map(parse, rows):
+            progress.advance()
+            yield outcome
+        return
+    # Fresh interpreters: a forked one would inherit Arrow's threads in an undefined state.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for outcome in pool.map(parse, rows, chunksize=CHUNK_ROWS):
+            progress.advance()
+            yield outcome
+
+
+def _number(name: str, text: str) -> float | int | None:
+    """Return an optional column's number; empty and NaN are null."""
+    if not text.strip():
+        return None
+    try:
+        number = float(text)
+        if math.isnan(number):
+            return None
+        return int(number) if name == "spacegroup.number" else number
+    except (ValueError, OverflowError) as error:
+        raise RejectedError("bad_number", f"{name} is {text!r}, expected a number") from error
+
+
+def _reduced_formula(formula: str) -> str:
+    with warnings.catch_warnings():
+        # That helium has no electronegativity says nothing of the row.
+        warnings.simplefilter("ignore")
+        return Composition(formula).reduced_formula
+
+
+def _rejected(row: SourceRow, reason: str, detail: str) -> Outcome:
+    columns = {
+        "split": row.split,
+        "file": row.file,
+        "row": row.row,
+        "material_id": row.material_id or None,
+        "reason": reason,
+        "detail": detail[:DETAIL_LENGTH],
+    }
+    return Outcome(row.split, columns, reason)
+
+
+def _empty_split(split: str, reasons: Mapping[str, int], out: Path) -> str:
+    counted = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    return (
+        f"split {split} is empty ({counted or 'nothing'} rejected in all, "
+        f"see {out / 'rejected.parquet'}); give a source with more usable rows, "
+        "or change prepare.max_atoms, prepare.max_rows or prepare.split_shares"
+    )
