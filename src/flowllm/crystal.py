@@ -90,12 +90,15 @@ class Crystal:
         """
         if not structure.is_ordered:
             raise FlowllmError("disordered sites")
-        try:
-            numbers = [site.specie.Z for site in structure]
-        except AttributeError as error:
-            raise FlowllmError(f"a site of {structure.formula} holds no element") from error
+        numbers = [getattr(site.specie, "Z", 0) for site in structure]
+        # Lengths and angles alone mean a right-handed cell; in a left-handed one all three vectors
+        # are turned round, which keeps lengths, angles and the crystal, not its mirror image.
+        handedness = 1 if np.linalg.det(structure.lattice.matrix) > 0 else -1
         return cls.from_arrays(
-            numbers, structure.frac_coords, structure.lattice.abc, structure.lattice.angles
+            numbers,
+            handedness * structure.frac_coords,
+            structure.lattice.abc,
+            structure.lattice.angles,
         )
 
     def to_structure(self) -> Structure:
@@ -148,5 +151,5 @@ def cell_formula(atomic_numbers: np.ndarray) -> str:
 def _electronegativity(atomic_number: int) -> tuple[float, str]:
     """Sort key of an element in a formula: electronegativity, elements without one last."""
     element = Element.from_Z(atomic_number)
-    pauling = element.data["X"]
+    pauling = element.data.get("X")
     return (math.inf if pauling is None or math.isnan(pauling) else pauling, element.symbol)
