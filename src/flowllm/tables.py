@@ -189,21 +189,27 @@ METRICS_PER_CRYSTAL = pa.schema(
         pa.field("id", pa.string(), nullable=False),
         pa.field("formula", pa.string()),
         pa.field("generated", pa.bool_(), nullable=False),
+        pa.field("num_elements", pa.int32()),
         pa.field("structurally_valid", pa.bool_(), nullable=False),
         pa.field("compositionally_valid", pa.bool_(), nullable=False),
         pa.field("relaxed", pa.bool_(), nullable=False),
         pa.field("e_above_hull", pa.float64()),
         pa.field("stable", pa.bool_(), nullable=False),
         pa.field("metastable", pa.bool_(), nullable=False),
-        # Smallest id of the group of matching relaxed crystals; null where nothing was relaxed.
+        # Smallest id of the class of matching relaxed crystals; null where nothing was relaxed.
         pa.field("duplicate_group", pa.string()),
         pa.field("unique", pa.bool_(), nullable=False),
         pa.field("novel", pa.bool_(), nullable=False),
         pa.field("matched_material_id", pa.string()),
         pa.field("sun", pa.bool_(), nullable=False),
-        # Generated against relaxed (paper, table 2).
+        # Generated against relaxed (paper, table 2): the matcher's defaults, and the wider
+        # tolerances of the authors' code.
         pa.field("matches_relaxed", pa.bool_(), nullable=False),
         pa.field("rmsd_to_relaxed", pa.float64()),
+        pa.field("matches_relaxed_loose", pa.bool_(), nullable=False),
+        pa.field("rmsd_to_relaxed_loose", pa.float64()),
+        # Why pymatgen could not compare the crystal, where it could not.
+        pa.field("error", pa.string()),
     ]
 )
 """metrics/{setting}.parquet: the flags behind every rate, one row a generated crystal."""

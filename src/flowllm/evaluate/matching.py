@@ -1,0 +1,170 @@
+"""Which crystals are the same: equivalence classes, novelty, and closeness to the relaxed state.
+
+Two crystals are the same where pymatgen's StructureMatcher says so. It is asked only about pairs
+that it could match: of one reduced composition, and with as many atoms in the primitive cell, both
+of which it demands itself. Each crystal's primitive, Niggli-reduced cell is found once, not once a
+pair. So the answers are exactly the matcher's own on all pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Structure
+
+from flowllm.crystal import Crystal
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Tolerances of pymatgen's StructureMatcher; primitive cells, scaled to one volume.
+
+    Attributes:
+        ltol: of lattice lengths, as a fraction.
+        stol: of sites, in units of the cube root of the volume an atom.
+        angle_tol: of lattice angles, degrees.
+    """
+
+    ltol: float
+    stol: float
+    angle_tol: float
+
+    def matcher(self) -> StructureMatcher:
+        """Return the matcher."""
+        return StructureMatcher(**asdict(self), primitive_cell=True, scale=True)
+
+
+DEFAULT = Tolerances(ltol=0.2, stol=0.3, angle_tol=5)
+"""pymatgen's defaults: S.U.N. and, by the paper's text, table 2."""
+
+LOOSE = Tolerances(ltol=0.3, stol=0.5, angle_tol=10)
+"""The peers' tolerances of crystal structure prediction; table 2 by the authors' code."""
+
+
+class Candidate:
+    """A crystal on its way to the matcher, reduced at most once.
+
+    Attributes:
+        name: its id.
+        reduced: its primitive, Niggli-reduced cell.
+    """
+
+    def __init__(self, name: str, crystal: Crystal) -> None:
+        """Reduce the crystal as StructureMatcher does before it compares."""
+        self.name = name
+        self.reduced: Structure = StructureMatcher._get_reduced_structure(crystal.to_structure())
+        # Which of two structures is scaled and mapped onto which can decide a border case, so a
+        # pair is always given in the order of this key, whatever the order of the rows.
+        self.key = (len(self.reduced), crystal.lengths.tolist(), crystal.frac_coords.tolist(), name)
+
+    def matches(self, other: "Candidate", matcher: StructureMatcher) -> bool:
+        """Whether the matcher says that the two are the same."""
+        if len(self.reduced) != len(other.reduced):
+            return False
+        first, second = sorted((self, other), key=lambda candidate: candidate.key)
+        return bool(matcher.fit(first.reduced, second.reduced, skip_structure_reduction=True))
+
+
+def equivalence_classes(
+    candidates: Sequence[Candidate], tolerances: Tolerances = DEFAULT
+) -> dict[str, str]:
+    """Group candidates of one composition into classes of which a chain of matches joins any two.
+
+    The matcher is not transitive, so that classes by first come, first served would depend on the
+    order; chains do not.
+
+    Returns:
+        For each candidate's name the smallest name in its class.
+    """
+    matcher = tolerances.matcher()
+    classes: list[list[Candidate]] = []
+    for candidate in candidates:
+        joined, apart = [candidate], []
+        for members in classes:
+            if any(candidate.matches(member, matcher) for member in members):
+                joined += members
+            else:
+                apart.append(members)
+        classes = [*apart, joined]
+    return {
+        member.name: min(other.name for other in members)
+        for members in classes
+        for member in members
+    }
+
+
+def first_match(
+    candidate: Candidate, references: Sequence[Candidate], tolerances: Tolerances = DEFAULT
+) -> str | None:
+    """Return the smallest name among the references that are the same as the candidate."""
+    matcher = tolerances.matcher()
+    for reference in sorted(references, key=lambda reference: reference.name):
+        if candidate.matches(reference, matcher):
+            return reference.name
+    return None
+
+
+def rms_distance(first: Crystal, second: Crystal, tolerances: Tolerances) -> float | None:
+    """Return the root mean square distance of the atoms of two crystals, None without a match.
+
+    In units of the cube root of the volume an atom (StructureMatcher.get_rms_dist), at the best
+    match of the lattices.
+    """
+    found = tolerances.matcher().get_rms_dist(first.to_structure(), second.to_structure())
+    return None if found is None else float(found[0])
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """All crystals of one reduced composition: the unit of parallel work.
+
+    Attributes:
+        samples: relaxed crystals by id.
+        stable: which of them are stable.
+        references: known crystals by id, in named sets (`train`, `val`).
+    """
+
+    samples: Mapping[str, Crystal]
+    stable: frozenset[str]
+    references: Mapping[str, Mapping[str, Crystal]]
+
+
+@dataclass(frozen=True)
+class BucketMatches:
+    """What the matcher says of a bucket.
+
+    Attributes:
+        classes: for each sample the smallest id of its equivalence class (paper, appendix D:
+            among all generated crystals).
+        stable_classes: the same among the stable crystals alone, as the authors' code has it.
+        known: by set of references, for each sample that is in it the id that it matches.
+        failed: samples that have no reduced cell, by id, and why; they are in neither of the above.
+    """
+
+    classes: dict[str, str]
+    stable_classes: dict[str, str]
+    known: dict[str, dict[str, str]]
+    failed: dict[str, str]
+
+
+def match_bucket(bucket: Bucket) -> BucketMatches:
+    """Find the equivalence classes of a bucket's samples, and which of them are known."""
+    samples, failed = _candidates(bucket.samples)
+    known = {}
+    for set_name, crystals in bucket.references.items():
+        references, _ = _candidates(crystals)
+        found = {sample.name: first_match(sample, references) for sample in samples}
+        known[set_name] = {name: match for name, match in found.items() if match is not None}
+    stable = [sample for sample in samples if sample.name in bucket.stable]
+    return BucketMatches(equivalence_classes(samples), equivalence_classes(stable), known, failed)
+
+
+def _candidates(crystals: Mapping[str, Crystal]) -> tuple[list[Candidate], dict[str, str]]:
+    """Return the crystals in the order of their names, and those that have no reduced cell."""
+    candidates, failed = [], {}
+    for name, crystal in sorted(crystals.items()):
+        try:
+            candidates.append(Candidate(name, crystal))
+        except Exception as error:  # pymatgen raises many kinds; one crystal must not stop all
+            failed[name] = f"{type(error).__name__}: {error}"
+    return candidates, failed

@@ -1,0 +1,183 @@
+"""One record a generated crystal, joined from what every stage before the metrics wrote of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flowllm import tables
+from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
+from flowllm.tables import crystal_of, read_metadata, read_table, read_tables
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A draw of the language model and all that became of it.
+
+    Attributes:
+        name: its id.
+        base_status: status of the language model's crystal.
+        attempts: drafts it took, 0 where the file does not say.
+        rejections: what was wrong with each earlier draft.
+        generated_status: status after flow matching.
+        generated: the crystal after flow matching, None where there is none.
+        relaxed_status: status after relaxation; `missing` where nothing was computed.
+        relaxed: the relaxed crystal, None where there is none.
+        converged: whether its relaxation converged.
+        initial_energy: eV per atom before relaxation, by the potential; None for DFT.
+        final_energy: eV per atom after relaxation.
+        num_steps: relaxation steps.
+        num_elements: number of distinct elements of the generated crystal.
+        e_above_hull: eV per atom, None without a reference or an energy.
+        stable: as the stability stage decided.
+        metastable: as the stability stage decided.
+    """
+
+    name: str
+    base_status: str
+    attempts: int
+    rejections: tuple[str, ...]
+    generated_status: str
+    generated: Crystal | None
+    relaxed_status: str
+    relaxed: Crystal | None
+    converged: bool
+    initial_energy: float | None
+    final_energy: float | None
+    num_steps: int | None
+    num_elements: int | None
+    e_above_hull: float | None
+    stable: bool
+    metastable: bool
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the numbers of a set of samples come from, for the results' header.
+
+    Attributes:
+        kind: whose energies: `potential` (estimates) or `dft`.
+        energy_sources: names of the energies, from the stability table.
+        hull_sources: names of the reference hulls.
+        correction_schemes: of DFT energies; empty for a potential.
+        stability_rule: the stability stage's settings.
+        base_row: the language model's sampling settings, empty where the file does not say.
+        setting_row: the refinement's settings, empty where the file does not say.
+    """
+
+    kind: Literal["potential", "dft"]
+    energy_sources: tuple[str, ...]
+    hull_sources: tuple[str, ...]
+    correction_schemes: tuple[str, ...]
+    stability_rule: dict[str, Any]
+    base_row: dict[str, Any]
+    setting_row: dict[str, Any]
+
+
+def read_samples(
+    base: Sequence[Path], generated: Sequence[Path], relaxed: Sequence[Path], stability: Path
+) -> tuple[list[Sample], Sources]:
+    """Join the shards of all stages by id; every draw of the base is in the result, by id.
+
+    Raises:
+        FlowllmError: a file is missing or not of its schema, a draw is not among the generated
+            crystals, or a later file holds an id that was never drawn.
+    """
+    kind = _kind(relaxed[0])
+    schema = tables.RELAXED if kind == "potential" else tables.DFT_RESULTS
+    base_rows = _by_id(read_tables(base, tables.BASE))
+    generated_rows = _by_id(read_tables(generated, tables.GENERATED))
+    relaxed_table = read_tables(relaxed, schema)
+    relaxed_rows = _by_id(relaxed_table)
+    stability_table = read_table(stability, tables.STABILITY)
+    stability_rows = _by_id(stability_table)
+    _check_ids(set(base_rows), set(generated_rows), generated[0], complete=True)
+    _check_ids(set(base_rows), set(relaxed_rows), relaxed[0], complete=kind == "potential")
+    _check_ids(set(base_rows), set(stability_rows), stability, complete=kind == "potential")
+    samples = [
+        _join(
+            base_rows[name], generated_rows[name], relaxed_rows.get(name), stability_rows.get(name)
+        )
+        for name in sorted(base_rows)
+    ]
+    dft = kind == "dft"
+    sources = Sources(
+        kind=kind,
+        energy_sources=_distinct(stability_table, "energy_source"),
+        hull_sources=_distinct(stability_table, "hull_source"),
+        correction_schemes=_distinct(relaxed_table, "correction_scheme") if dft else (),
+        stability_rule=_section(stability, "stability"),
+        base_row=_section(base[0], "base"),
+        setting_row=_section(generated[0], "setting"),
+    )
+    return samples, sources
+
+
+def _kind(path: Path) -> Literal["potential", "dft"]:
+    if not path.exists():
+        raise FlowllmError(f"{path}: no such file")
+    is_dft = "corrected_energy_per_atom" in pq.read_schema(path).names
+    return "dft" if is_dft else "potential"
+
+
+def _by_id(table: pa.Table) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in table.to_pylist()}
+
+
+def _check_ids(drawn: set[str], found: set[str], path: Path, *, complete: bool) -> None:
+    """Refuse files of different runs: their ids do not fit together."""
+    foreign = sorted(found - drawn)
+    missing = sorted(drawn - found)
+    if foreign:
+        raise FlowllmError(
+            f"{path}: id {foreign[0]!r} ({len(foreign)} in all) is not among the base crystals; "
+            "the files are of different runs, run the stages again"
+        )
+    if complete and missing:
+        raise FlowllmError(
+            f"{path}: {len(missing)} of the base crystals are missing, the first {missing[0]!r}; "
+            "a shard was left out or is of another run"
+        )
+
+
+def _join(
+    base: dict[str, Any],
+    generated: dict[str, Any],
+    relaxed: dict[str, Any] | None,
+    stability: dict[str, Any] | None,
+) -> Sample:
+    crystal = crystal_of(generated) if generated["status"] == "ok" else None
+    relaxed = relaxed or {"status": "missing", "lengths": None}
+    relaxed_crystal = crystal_of(relaxed) if relaxed["status"] == "ok" else None
+    stability = stability or {}
+    return Sample(
+        name=base["id"],
+        base_status=base["status"],
+        attempts=base["attempts"] or 0,
+        rejections=tuple(base["rejections"] or ()),
+        generated_status=generated["status"],
+        generated=crystal,
+        relaxed_status=relaxed["status"],
+        relaxed=relaxed_crystal,
+        converged=bool(relaxed.get("converged", relaxed.get("converged_ionic"))),
+        initial_energy=relaxed.get("initial_energy_per_atom"),
+        final_energy=relaxed.get("final_energy_per_atom", relaxed.get("corrected_energy_per_atom")),
+        num_steps=relaxed.get("num_steps"),
+        num_elements=None if crystal is None else len(set(crystal.atomic_numbers.tolist())),
+        e_above_hull=stability.get("e_above_hull"),
+        stable=bool(stability.get("stable")),
+        metastable=bool(stability.get("metastable")),
+    )
+
+
+def _distinct(table: pa.Table, column: str) -> tuple[str, ...]:
+    return tuple(sorted({value for value in table.column(column).to_pylist() if value is not None}))
+
+
+def _section(path: Path, name: str) -> dict[str, Any]:
+    """Return a section of the settings that a file was made with."""
+    return dict(read_metadata(path).get("settings", {}).get(name, {}))

@@ -1,0 +1,89 @@
+"""Every metric of one setting: validity, stability, uniqueness, novelty, S.U.N., distance moved."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from flowllm import tables
+from flowllm.config import Metrics, StageSettings
+from flowllm.evaluate import results
+from flowllm.evaluate.flags import add_matches, match_samples, measure
+from flowllm.evaluate.parallel import ordered_map
+from flowllm.evaluate.samples import read_samples
+from flowllm.runlog import log, stage_run
+from flowllm.tables import write_table, write_text
+
+
+def run(
+    settings: StageSettings,
+    *,
+    base: Sequence[Path],
+    generated: Sequence[Path],
+    relaxed: Sequence[Path],
+    stability: Path,
+    crystals: Path,
+    out: Path,
+    workers: int,
+) -> None:
+    """Compute the metrics of one setting.
+
+    Args:
+        settings: the stage's settings.
+        base: shards of the language model's crystals.
+        generated: shards of the crystals after flow matching.
+        relaxed: shards of the potential's relaxed crystals, or the one file of DFT's results.
+        stability: E_above_hull by the same energies.
+        crystals: folder of train.parquet, val.parquet and test.parquet.
+        out: the JSON of the numbers; the flags of each crystal go to the same name in .parquet.
+        workers: worker processes; the results do not depend on it.
+
+    Raises:
+        FlowllmError: an input is missing, has another schema, or is of another run.
+    """
+    section: Metrics = settings.metrics
+    splits = {name: crystals / f"{name}.parquet" for name in ("train", "val", "test")}
+    with stage_run(
+        "metrics",
+        version=settings.version,
+        settings=settings.values,
+        seed=settings.seed,
+        inputs={
+            "base": base,
+            "generated": generated,
+            "relaxed": relaxed,
+            "stability": stability,
+            **splits,
+        },
+        output=out,
+    ) as run:
+        samples, sources = read_samples(base, generated, relaxed, stability)
+        measured = ordered_map(
+            partial(measure, oxidation_states=section.oxidation_states),
+            samples,
+            workers=workers,
+            what="validity and relaxation, crystals",
+        )
+        known = {name: splits[name] for name in ("train", "val")}
+        matches = match_samples(samples, known, workers)
+        rows = add_matches(measured, matches, results.NOVELTY_SETS[section.novelty_against])
+        numbers = {
+            "format": results.FORMAT,
+            "setting": out.stem,
+            "protocol": results.protocol(sources, section),
+            "sampling": {"base": sources.base_row, "setting": sources.setting_row},
+            "counts": results.counts(samples),
+            "rates": results.rates(rows, matches, sources, section),
+            "means": results.means(rows, samples),
+            "histograms": results.histograms(rows, splits["test"]),
+        }
+        run.count(
+            rows_in=len(samples),
+            rows_out=len(rows),
+            rows_failed=sum(row["error"] is not None for row in rows),
+        )
+        write_table(out.with_suffix(".parquet"), rows, tables.METRICS_PER_CRYSTAL, run.metadata())
+        write_text(out, json.dumps(numbers, indent=1) + "\n")
+        for name in ("structural_validity", "compositional_validity", "stability_rate", "sun_rate"):
+            found = numbers["rates"][name]
+            log.info("%s: %d of %d", name, found["numerator"], found["denominator"])

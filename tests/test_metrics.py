@@ -1,0 +1,230 @@
+"""The metrics stage: counts worked by hand, failures in every denominator, identical bytes."""
+
+import json
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from crystals import (
+    caesium_chloride,
+    fcc,
+    mp_20_sample,
+    perovskite,
+    rattled,
+    rocksalt,
+    translated_and_permuted,
+)
+from evaluated_run import Draw, metrics_settings, write_run
+from flowllm import tables
+from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
+from flowllm.evaluate import parallel
+from flowllm.evaluate.rates import rate, summary
+from flowllm.stages import metrics
+from flowllm.tables import read_table
+
+
+def run_metrics(run, workers=1, **changes):
+    metrics.run(metrics_settings(**changes), **run.paths(), out=run.out, workers=workers)
+    numbers = json.loads(run.out.read_text())
+    flags = read_table(run.out.with_suffix(".parquet"), tables.METRICS_PER_CRYSTAL)
+    return numbers, flags.to_pandas().set_index("id")
+
+
+def ten_draws():
+    """Ten draws whose every rate is known: see the comments."""
+    salt, moved = rocksalt(), translated_and_permuted(rocksalt(), 1)
+    caesium = caesium_chloride()
+    oxide = perovskite()
+    clash = Crystal.from_arrays([11, 17], [[0, 0, 0], [0.05, 0, 0]], [4] * 3, [90] * 3)
+    return [
+        Draw(salt, salt, -0.1),  # 0: stable, known in train
+        Draw(moved, moved, -0.1),  # 1: the same as 0
+        Draw(caesium, caesium, -0.05),  # 2: stable, novel: S.U.N.
+        Draw(translated_and_permuted(caesium, 2), caesium, -0.04),  # 3: the same as 2
+        Draw(oxide, rattled(oxide, 0.02, 1), 0.05, num_steps=30),  # 4: metastable, known in val
+        Draw(fcc(), fcc(), -0.2),  # 5: below the hull, but one element
+        Draw(clash, salt, 0.2, energies=(9.0, -3.5)),  # 6: atoms too close; relaxes to salt
+        Draw(rocksalt("Na", "Ar"), None, relaxed_status="timeout"),  # 7: argon, not relaxed
+        Draw(None, rejections=["bad_number", "truncated"]),  # 8: given up by the LLM
+        Draw(rocksalt("Mg", "O", 4.2), rocksalt("Mg", "O", 4.2), None),  # 9: no reference
+    ]
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory):
+    splits = {
+        "train": {"mp-1": rocksalt(a=5.7), "mp-0": fcc("Au")},
+        "val": {"mp-7": perovskite()},
+        "test": {"mp-3": rocksalt(), "mp-4": perovskite(), "mp-5": fcc()},
+    }
+    run = write_run(tmp_path_factory.mktemp("ten"), ten_draws(), splits)
+    return run_metrics(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "numerator", "denominator"),
+    [
+        ("generated", 9, 10),
+        ("structural_validity", 8, 10),  # not 6, 8
+        ("compositional_validity", 8, 10),  # not 7, 8
+        ("validity", 7, 10),
+        ("relaxed", 8, 10),
+        ("placed_on_hull", 7, 10),
+        ("metastability_rate", 5, 10),  # 0 to 4
+        ("stability_rate", 4, 10),  # 0 to 3
+        ("uniqueness", 5, 10),  # salt, CsCl, SrTiO3, Cu, MgO
+        ("novelty", 5, 10),  # 2, 3, 4, 5, 9: train holds NaCl and Au
+        ("novelty_train_val", 4, 10),  # 4 is in val
+        ("sun_rate", 1, 10),
+        ("metastable_sun_rate", 2, 10),  # CsCl and SrTiO3
+        ("novel_of_stable", 2, 4),
+        ("unique_of_stable_novel", 1, 2),
+        ("match_rate", 7, 10),  # the clash of 6 is another crystal
+        ("match_rate_of_relaxed", 7, 8),
+        ("sun_rate_classes_among_stable", 1, 10),
+    ],
+)
+def test_rates_worked_by_hand(ten, name, numerator, denominator):
+    found = ten[0]["rates"][name]
+    assert (found["numerator"], found["denominator"]) == (numerator, denominator)
+    assert found["value"] == pytest.approx(numerator / denominator)
+
+
+def test_flags_say_which_crystals(ten):
+    flags = ten[1]
+    names = [f"FlowLLM-test-{index:06d}" for index in range(10)]
+    assert list(flags.index) == names
+    assert [name for name in names if flags.loc[name, "sun"]] == [names[2]]
+    assert flags.loc[names[1], "duplicate_group"] == names[0]
+    assert flags.loc[names[6], "duplicate_group"] == names[0]
+    assert flags.loc[names[0], "matched_material_id"] == "mp-1"
+    assert pd.isna(flags.loc[names[8], "duplicate_group"])
+    assert flags["error"].isna().all()
+
+
+def test_counts_and_means(ten):
+    numbers = ten[0]
+    counts = numbers["counts"]
+    assert counts["drawn"] == 10
+    assert counts["base"] == {"max_attempts": 1, "ok": 9}
+    assert counts["relaxed"] == {"ok": 8, "rejected": 1, "timeout": 1}
+    assert counts["llm_drafts"] == 12
+    assert counts["llm_rejections"] == {"bad_number": 1, "truncated": 1}
+    means = numbers["means"]
+    assert means["num_steps"]["mean"] == pytest.approx((7 * 10 + 30) / 8)
+    assert means["delta_energy_per_atom"]["mean"] == pytest.approx((7 * 0.5 + 12.5) / 8)
+    cells = [0.5 * n for n in (2, 2, 2, 2, 5, 1, 2)] + [12.5 * 2]
+    assert means["delta_energy_per_cell"]["mean"] == pytest.approx(sum(cells) / 8)
+    assert means["rmsd"]["count"] == 7
+    histogram = numbers["histograms"]["num_elements"]
+    assert histogram == {"generated": {"1": 1, "2": 7, "3": 1}, "test": {"1": 1, "2": 1, "3": 1}}
+
+
+def test_the_protocol_is_named(ten):
+    protocol = ten[0]["protocol"]
+    assert protocol["energies_are_estimates"] is True
+    assert protocol["energy_sources"] == ["CHGNet 0.3.0"]
+    assert protocol["hull_sources"] == ["train by CHGNet"]
+    assert protocol["matcher"] | {"ltol": 0.2, "stol": 0.3, "angle_tol": 5} == protocol["matcher"]
+    assert protocol["oxidation_states"] == "smact14"
+    assert ten[0]["sampling"]["base"]["temperature"] == 0.7
+
+
+def test_novelty_against_train_and_val_is_a_setting(tmp_path):
+    run = write_run(tmp_path, ten_draws(), {"val": {"mp-7": caesium_chloride()}})
+    train_only, _ = run_metrics(run)
+    both, flags = run_metrics(run, novelty_against="train_val")
+    assert train_only["rates"]["sun_rate"]["numerator"] == 2
+    assert both["rates"]["sun_rate"]["numerator"] == 1
+    assert both["rates"]["sun_rate_train"]["numerator"] == 2
+    assert flags.loc["FlowLLM-test-000002", "matched_material_id"] == "mp-7"
+
+
+def test_both_readings_of_the_stability_bound(tmp_path):
+    salt = rocksalt()
+    run = write_run(tmp_path, [Draw(salt, salt, 0.0), Draw(salt, salt, -1e-9)], {})
+    rates = run_metrics(run)[0]["rates"]
+    assert rates["stability_rate"]["numerator"] == 1
+    assert rates["stability_rate_below"]["numerator"] == 1
+    assert rates["stability_rate_at_most"]["numerator"] == 2
+
+
+def test_dft_results_keep_uncomputed_crystals_in_the_denominators(tmp_path):
+    salt = rocksalt()
+    draws = [Draw(salt, salt, -0.1), Draw(caesium_chloride(), None, relaxed_status="not_run")]
+    run = write_run(tmp_path, draws, {}, kind="dft")
+    numbers, _ = run_metrics(run)
+    assert numbers["protocol"]["energies"] == "dft"
+    assert numbers["protocol"]["energies_are_estimates"] is False
+    assert numbers["protocol"]["correction_schemes"] == ["MP2020"]
+    assert (
+        numbers["rates"]["sun_rate"] | {"numerator": 1, "denominator": 2}
+        == (numbers["rates"]["sun_rate"])
+    )
+    assert numbers["means"]["delta_energy_per_atom"]["count"] == 0
+
+
+def test_nothing_generated_gives_rates_of_zero(tmp_path):
+    numbers, flags = run_metrics(write_run(tmp_path, [Draw(), Draw()], {}))
+    assert {found["numerator"] for found in numbers["rates"].values()} == {0}
+    assert numbers["rates"]["novel_of_stable"]["value"] is None
+    assert not flags["generated"].any()
+
+
+def test_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "IN_PROCESS", 4)  # so that 20 draws go to worker processes
+    crystals = list(mp_20_sample("train", 10).values())
+    draws = [Draw(one, rattled(one, 0.03, i), 0.05 - 0.01 * i) for i, one in enumerate(crystals)]
+    draws += [Draw(translated_and_permuted(one, 5), one, -0.02) for one in crystals]
+    run = write_run(tmp_path, draws, {"train": dict(zip("abc", crystals, strict=False))})
+    written = []
+    for workers in (1, 2):
+        numbers, _ = run_metrics(run, workers=workers)
+        written.append((run.out.read_bytes(), run.out.with_suffix(".parquet").read_bytes()))
+    assert written[0] == written[1]
+    assert numbers["rates"]["uniqueness"]["numerator"] == 10
+    assert numbers["rates"]["novelty"]["numerator"] == 14
+
+
+def test_files_of_different_runs_are_refused(tmp_path):
+    one = write_run(tmp_path / "one", [Draw(rocksalt(), rocksalt(), 0.1)] * 2, {})
+    two = write_run(tmp_path / "two", [Draw(rocksalt(), rocksalt(), 0.1)] * 3, {})
+    one.stability = two.stability
+    with pytest.raises(FlowllmError, match=r"two.*000002.*different runs"):
+        run_metrics(one)
+
+
+def test_a_left_out_shard_is_refused(tmp_path):
+    run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), 0.1)] * 3, {})
+    run.relaxed = run.relaxed[:1]
+    with pytest.raises(FlowllmError, match=r"1 of the base crystals are missing.*000001"):
+        run_metrics(run)
+
+
+@given(st.integers(0, 400), st.integers(1, 400))
+def test_intervals_are_scipys(numerator, denominator):
+    if numerator > denominator:
+        numerator, denominator = denominator, numerator
+    found = rate(numerator, denominator, "all generated")
+    expected = binomtest(numerator, denominator).proportion_ci(method="wilson")
+    assert found["low"] == pytest.approx(expected.low, abs=1e-9)
+    assert found["high"] == pytest.approx(expected.high, abs=1e-9)
+    assert found["low"] <= found["value"] <= found["high"]
+
+
+def test_summary_leaves_out_what_is_not_there():
+    assert summary([1.0, None, 3.0], "eV", "relaxed") == {
+        "count": 2,
+        "unit": "eV",
+        "of": "relaxed",
+        "mean": 2.0,
+        "standard_error": 1.0,
+        "median": 2.0,
+        "min": 1.0,
+        "max": 3.0,
+    }
+    assert summary([], "eV", "relaxed")["mean"] is None
