@@ -1,6 +1,8 @@
 """From CIF text to the crystal record: parse, primitive cell, Niggli reduction, checks."""
 
+import math
 import warnings
+from collections import Counter
 from typing import Literal
 
 import numpy as np
@@ -45,9 +47,11 @@ def crystal_from_cif(text: str, cell: Literal["primitive", "as_given"], max_atom
         warnings.simplefilter("ignore")
         structure = parse_cif(text)
         check_sites(structure)
+        if cell == "primitive":
+            # A hopeless one is turned away at once: the search in a large cell takes minutes.
+            check_size(atoms_in_formula(structure), max_atoms, "the formula")
         structure = reduce_cell(structure, cell)
-    if len(structure) > max_atoms:
-        raise RejectedError("too_many_atoms", f"{len(structure)} atoms in the {cell} cell")
+    check_size(len(structure), max_atoms, f"the {cell} cell")
     try:
         return Crystal.from_structure(structure)
     except FlowllmError as error:
@@ -87,6 +91,22 @@ def check_sites(structure: Structure) -> None:
     strange = [species.symbol for species in structure.composition if not 1 <= species.Z <= 118]
     if strange:
         raise RejectedError("no_element", f"{strange[0]} is not an element")
+
+
+def atoms_in_formula(structure: Structure) -> int:
+    """Number of atoms in the reduced formula; no cell of the crystal holds fewer."""
+    counts = Counter(site.species_string for site in structure)
+    return len(structure) // math.gcd(*counts.values())
+
+
+def check_size(num_atoms: int, max_atoms: int, where: str) -> None:
+    """Refuse more atoms than allowed.
+
+    Raises:
+        RejectedError: too_many_atoms.
+    """
+    if num_atoms > max_atoms:
+        raise RejectedError("too_many_atoms", f"{num_atoms} atoms in {where}, limit {max_atoms}")
 
 
 def reduce_cell(structure: Structure, cell: Literal["primitive", "as_given"]) -> Structure:

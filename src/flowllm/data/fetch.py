@@ -14,6 +14,8 @@ from flowllm.errors import FlowllmError
 from flowllm.runlog import Progress, log
 
 ATTEMPTS = 3
+"""Attempts in a row that bring nothing new before a fetch is given up."""
+
 PAUSE_SECONDS = 2.0
 """Pause before the second attempt; it doubles with every further one."""
 
@@ -64,17 +66,18 @@ def fetch(url: str, part: Path) -> None:
         part: file that receives the bytes; complete when this returns, but not checked.
 
     Raises:
-        FlowllmError: the address is refused, the server says no, or the transfer broke off in
-            every attempt.
+        FlowllmError: the address is refused, the server says no, or repeated attempts bring
+            nothing new.
     """
     check_url(url)
     # No file:, ftp: or data: handler would be of use; `check_url` refuses their addresses.
     opener = urllib.request.build_opener(_CheckedRedirects)
     reason = ""
-    for attempt in range(ATTEMPTS):
-        if attempt:
+    failures = received = 0
+    while failures < ATTEMPTS:
+        if failures:
             log.warning("%s: %s, trying again", url, reason)
-            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+            time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
         try:
             _receive(opener, url, part)
             return
@@ -86,9 +89,16 @@ def fetch(url: str, part: Path) -> None:
             reason = f"cannot be reached ({error.reason})"
         except (_BrokenOffError, OSError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
-    received = part.stat().st_size if part.exists() else 0
-    kept = f"{received} bytes are kept and the next run goes on from there. " if received else ""
-    raise FlowllmError(
+        size = part.stat().st_size if part.exists() else 0
+        failures = 1 if size > received else failures + 1
+        received = max(received, size)
+    raise FlowllmError(_gave_up(url, reason, part))
+
+
+def _gave_up(url: str, reason: str, part: Path) -> str:
+    size = part.stat().st_size if part.exists() else 0
+    kept = f"{size} bytes are kept and the next run goes on from there. " if size else ""
+    return (
         f"{url}: {reason}. {kept}Run again, or set data.url to a mirror, "
         "or fetch the files yourself and set data.source to their folder."
     )
@@ -123,7 +133,7 @@ def _write(response: Any, part: Path, start: int, total: int | None) -> None:
     progress = Progress(f"download {part.stem}, bytes", total, done=start) if total else None
     received = start
     with part.open("ab" if start else "wb") as handle:
-        while block := response.read(BLOCK_BYTES):
+        while block := response.read1(BLOCK_BYTES):
             handle.write(block)
             received += len(block)
             if progress is not None:

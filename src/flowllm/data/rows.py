@@ -90,7 +90,8 @@ def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, o
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as handle,
     ):
-        writer = csv.DictWriter(handle, list(columns), lineterminator="\n")
+        # Quotes everywhere: by itself the module leaves a lone carriage return bare.
+        writer = csv.DictWriter(handle, list(columns), lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writeheader()
         writer.writerows(rows)
 

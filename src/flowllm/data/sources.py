@@ -2,7 +2,6 @@
 
 import hashlib
 from datetime import date
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +43,6 @@ class Source(Section):
     files: dict[str, SourceFile]
 
 
-@cache
 def catalogue() -> dict[str, Source]:
     """Return the known data sets by name."""
     loaded = yaml.safe_load(CATALOGUE.read_text())

@@ -67,7 +67,8 @@ def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manife
     source = catalogue()[name]
     partial = partial_folder(out, run)
     files = []
-    for split, wanted in source.files.items():
+    for split in SPLITS:
+        wanted = source.files[split]
         path = out.with_name(wanted.name)
         origin = _origin_of(path, wanted)
         if origin is None:
