@@ -1,0 +1,83 @@
+"""The training objective, equation 8, and the statistics that standardise the network."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowllm.rfm.loader import PairBatch, PreparedPairs, size_groups
+from flowllm.rfm.manifold import geodesic, target_velocity
+from flowllm.rfm.network import Standardization, VelocityField
+
+MIN_STD = 1e-3
+"""Below this a deviation is not divided by: the pairs hold one value only."""
+
+_GROUP_ROWS = 4096
+
+
+class FlowLoss(nn.Module):
+    """Both squared errors of equation 8, summed over the crystals of a batch.
+
+    A module, so that a distributed strategy sees one forward pass a step.
+    """
+
+    def __init__(self, field: VelocityField) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, batches: list[PairBatch], times: list[Tensor]) -> Tensor:
+        """Return the sums over all crystals of |v_f - u_f|^2 / 3n and |v_l - u_l|^2 / 6, (2,).
+
+        Velocities and targets are in their own units (cell fractions, angstrom, the angles' line):
+        the network's standardised output is scaled back first, so this is equation 8 as printed.
+
+        Args:
+            batches: groups of pairs, each of one number of atoms.
+            times: t (B,) of each group.
+        """
+        parts = [squared_errors(self.field, *x) for x in zip(batches, times, strict=True)]
+        return torch.stack([torch.stack(part).sum(-1) for part in parts]).sum(0)
+
+
+def squared_errors(field: VelocityField, batch: PairBatch, time: Tensor) -> tuple[Tensor, Tensor]:
+    """Return |v_f - u_f|^2 / 3n and |v_l - u_l|^2 / 6 of each crystal, each (B,)."""
+    start = batch.start_coords, batch.start_lattice
+    target = target_velocity(start[0], batch.end_coords, start[1], batch.end_lattice)
+    coords, lattice = geodesic(*start, target, time)
+    found = field(batch.elements, coords, lattice, time)
+    coords_error = (found[0] - target[0]).float().square().mean(dim=(-2, -1))
+    return coords_error, (found[1] - target[1]).float().square().mean(dim=-1)
+
+
+def standardization_of(pairs: PreparedPairs) -> Standardization:
+    """Compute the means and deviations over all pairs, in one pass and float64.
+
+    The lattice input is l_t = (1 - t) l0 + t l1 with t uniform, so its first moments are
+    (E l0 + E l1) / 2 and (E l0^2 + E l0 l1 + E l1^2) / 3. The pairs' coordinates' velocity has zero
+    mean by construction.
+    """
+    lattice_sums = np.zeros((4, 6))
+    coords_sum, num_components = 0.0, 0
+    for group in size_groups(pairs.num_atoms, _GROUP_ROWS):
+        batch = pairs.batch(group)
+        l0, l1 = batch.start_lattice.double(), batch.end_lattice.double()
+        coords, lattice = target_velocity(
+            batch.start_coords.double(), batch.end_coords.double(), l0, l1
+        )
+        moments = [(l0 + l1) / 2, (l0**2 + l0 * l1 + l1**2) / 3, lattice, lattice**2]
+        lattice_sums += torch.stack(moments).sum(1).numpy()
+        coords_sum += float(coords.square().sum())
+        num_components += coords.numel()
+    mean, square, velocity_mean, velocity_square = lattice_sums / len(pairs)
+    return Standardization(
+        lattice_mean=mean.tolist(),
+        lattice_std=_deviation(square, mean).tolist(),
+        coords_velocity_std=max(math.sqrt(coords_sum / num_components), MIN_STD),
+        lattice_velocity_mean=velocity_mean.tolist(),
+        lattice_velocity_std=_deviation(velocity_square, velocity_mean).tolist(),
+    )
+
+
+def _deviation(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    return np.maximum(np.sqrt(np.maximum(square - mean**2, 0)), MIN_STD)

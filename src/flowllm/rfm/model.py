@@ -1,0 +1,103 @@
+"""The trained flow as a folder: weights.safetensors, model.json, training_curve.csv."""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flowllm.errors import FlowllmError
+from flowllm.rfm.manifold import AngleBounds
+from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
+
+WEIGHTS = "weights.safetensors"
+DESCRIPTION = "model.json"
+CURVE = "training_curve.csv"
+
+
+def save_model(
+    folder: Path,
+    field: VelocityField,
+    weights: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    curve: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the folder under a temporary name and rename it, in place of an older one.
+
+    Args:
+        folder: the model's folder.
+        field: whose size, bounds and statistics are recorded.
+        weights: state of `field` to save (the averaged weights of the best step).
+        description: what else `model.json` is to tell: counts, steps, losses.
+        curve: rows of the training curve.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        save_file(tensors, temporary / WEIGHTS)
+        record = {
+            "network": asdict(field.network.size),
+            "angle_bounds": list(field.bounds),
+            "standardization": asdict(standardization_of_field(field)),
+            **description,
+        }
+        (temporary / DESCRIPTION).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+        _write_curve(temporary / CURVE, curve)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_model(folder: Path, device: torch.device) -> VelocityField:
+    """Load the flow for integration, in float32 and evaluation mode.
+
+    Raises:
+        FlowllmError: a file is missing or does not hold what it should.
+    """
+    try:
+        record = json.loads((folder / DESCRIPTION).read_text())
+        low, high = record["angle_bounds"]
+        field = build_field(
+            NetworkSize(**record["network"]),
+            (low, high),
+            Standardization(**record["standardization"]),
+        )
+        field.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FlowllmError(
+            f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"
+        ) from error
+    return field.requires_grad_(False).eval().to(device)
+
+
+def build_field(
+    size: NetworkSize, bounds: AngleBounds, standardization: Standardization, seed: int = 0
+) -> VelocityField:
+    """Build the velocity field with weights drawn from a seed of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VelocityField(size, bounds, standardization)
+
+
+def standardization_of_field(field: VelocityField) -> Standardization:
+    """The statistics that a field holds."""
+    names = Standardization.__dataclass_fields__
+    return Standardization(**{name: getattr(field, name).tolist() for name in names})
+
+
+def _write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        # Times have a fixed width: the folder's digest is made of its files' sizes.
+        writer.writerows({**row, "seconds": f"{row['seconds']:010.1f}"} for row in rows)

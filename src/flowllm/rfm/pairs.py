@@ -1,0 +1,229 @@
+"""From sampled pairs (c0, c1) to training pairs: angles in bounds, atoms matched, compact files.
+
+Each shard of `tables.PAIRS` becomes one Arrow file that the loader maps into memory. Every row is
+a pair of its own: a crystal drawn many times has as many drafts c0 (the authors' code keeps one).
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
+from flowllm.rfm.manifold import AngleBounds, lattice_vector
+from flowllm.rfm.network import MAX_ATOMS
+from flowllm.tables import PAIRS, atomic_path, crystal_of, read_table
+
+PREPARED = pa.schema(
+    [
+        pa.field("elements", pa.list_(pa.uint8())),
+        pa.field("start_coords", pa.list_(pa.float32())),  # f0, 3 n values
+        pa.field("end_coords", pa.list_(pa.float32())),  # f1, 3 n values
+        pa.field("start_lattice", pa.list_(pa.float32(), 6)),  # l0
+        pa.field("end_lattice", pa.list_(pa.float32(), 6)),  # l1
+    ]
+)
+"""What training reads; flat lists, since an Arrow file of them is read without copying."""
+
+_FORBIDDEN = 1e3
+"""Cost of matching two different elements; any real matching costs less (3/4 an atom)."""
+
+_COLUMNS = [
+    *("id", "status", "atomic_numbers", "frac_coords", "lengths", "angles"),
+    *("target_frac_coords", "target_lengths", "target_angles"),
+]
+
+
+class RejectedCrystalError(Exception):
+    """A crystal that the flow cannot start from or lead to; holds the short reason."""
+
+
+def angles_within(crystal: Crystal, bounds: AngleBounds) -> bool:
+    """Whether all three angles lie in the open interval that the logit maps."""
+    return bool(np.all((crystal.angles > bounds[0]) & (crystal.angles < bounds[1])))
+
+
+def bring_angles_within(crystal: Crystal, bounds: AngleBounds) -> Crystal:
+    """Return the crystal itself, or its Niggli-reduced cell where an angle is out of bounds.
+
+    Reduction is another choice of cell for the same crystal: atoms keep their order and number,
+    coordinates change with the basis.
+
+    Raises:
+        RejectedCrystalError: reduction fails or does not bring the angles within the bounds.
+    """
+    if angles_within(crystal, bounds):
+        return crystal
+    try:
+        reduced = Crystal.from_structure(crystal.to_structure().get_reduced_structure("niggli"))
+    except (ValueError, ArithmeticError, FlowllmError, np.linalg.LinAlgError) as error:
+        raise RejectedCrystalError("not_reducible") from error
+    if not angles_within(reduced, bounds) or reduced.num_atoms != crystal.num_atoms:
+        raise RejectedCrystalError("angles_out_of_bounds")
+    return reduced
+
+
+def match_atoms(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Reorder and shift the end's atoms so that the start's have the shortest way to them.
+
+    Minimises the summed squared torus distance over assignments within each element and over one
+    common translation: from several first translations, assignment (Hungarian) and best shift take
+    turns until neither gains. The first of them is no translation in the given order, so
+    the result is never longer than without matching.
+
+    Args:
+        elements: atomic numbers (n,), the same order in start and end.
+        start: f0 (n, 3).
+        end: f1 (n, 3).
+
+    Returns:
+        The end's coordinates (n, 3), atom i the partner of the start's atom i, in [0, 1).
+    """
+    different = elements[:, None] != elements[None, :]
+    best_cost, best_end = np.inf, end
+    for shift in _first_shifts(elements, start, end):
+        cost, moved = _alternate(start, end, shift, different)
+        if cost < best_cost - 1e-12:
+            best_cost, best_end = cost, moved
+    return np.mod(best_end, 1.0)
+
+
+def _first_shifts(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> Iterator[np.ndarray]:
+    """The mean way in the given order, none, and those that bring a rare atom onto its likes."""
+    yield _wrap(start - end).mean(axis=0)
+    yield np.zeros(3)
+    values, counts = np.unique(elements, return_counts=True)
+    likes = np.flatnonzero(elements == values[counts.argmin()])
+    yield from start[likes[0]] - end[likes]
+
+
+def _alternate(
+    start: np.ndarray, end: np.ndarray, shift: np.ndarray, different: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Improve a shift and its assignment in turns; cost and the moved, reordered end."""
+    cost, moved = np.inf, end
+    while True:
+        ways = _wrap(start[:, None] - end[None] - shift)
+        costs = (ways**2).sum(-1) + _FORBIDDEN * different
+        rows, columns = linear_sum_assignment(costs)
+        residual = ways[rows, columns]
+        new_shift = shift + residual.mean(axis=0)
+        new_cost = float((_wrap(residual - residual.mean(axis=0)) ** 2).sum())
+        if new_cost >= cost - 1e-12:
+            return cost, moved
+        cost, shift = new_cost, new_shift
+        moved = end[columns] + shift
+
+
+def _wrap(difference: np.ndarray) -> np.ndarray:
+    """Shortest representative of differences on the torus, in [-1/2, 1/2]."""
+    return difference - np.round(difference)
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How pairs are prepared, from the configuration's `train_rfm`.
+
+    Attributes:
+        angle_bounds: degrees, the open interval of the angles' logit.
+        match_atoms: match c0's atoms to c1's.
+    """
+
+    angle_bounds: AngleBounds
+    match_atoms: bool
+
+
+def prepare_pair(row: Mapping[str, Any], options: PairOptions) -> tuple[dict[str, Any], bool]:
+    """Turn one row of `tables.PAIRS` into one of `PREPARED`.
+
+    Returns:
+        The row, and whether c0's cell had to be reduced.
+
+    Raises:
+        RejectedCrystalError: the flow cannot use this pair.
+    """
+    draft, target = crystal_of(row), crystal_of(row, "target_")
+    if draft is None or target is None:
+        raise RejectedCrystalError("no_crystal")
+    if draft.num_atoms > MAX_ATOMS:
+        raise RejectedCrystalError("too_many_atoms")
+    start = bring_angles_within(draft, options.angle_bounds)
+    end = bring_angles_within(target, options.angle_bounds)
+    start_coords, end_coords = (c.frac_coords.astype(np.float64) for c in (start, end))
+    if options.match_atoms:
+        end_coords = match_atoms(start.atomic_numbers, start_coords, end_coords)
+    columns = {
+        "elements": start.atomic_numbers,
+        "start_coords": start_coords.astype(np.float32).ravel(),
+        "end_coords": end_coords.astype(np.float32).ravel(),
+        "start_lattice": crystal_lattice(start, options.angle_bounds),
+        "end_lattice": crystal_lattice(end, options.angle_bounds),
+    }
+    return columns, start is not draft
+
+
+def crystal_lattice(crystal: Crystal, bounds: AngleBounds) -> np.ndarray:
+    """The lattice vector l of a crystal (6,), float32; the logit is taken in float64."""
+    lengths, angles = (torch.from_numpy(x).double() for x in (crystal.lengths, crystal.angles))
+    return lattice_vector(lengths, angles, bounds).float().numpy()
+
+
+def prepare_shard(shard: Path, prepared: Path, options: PairOptions) -> Counter[str]:
+    """Prepare one shard of pairs; rows that cannot be used are counted by their reason.
+
+    Args:
+        shard: Parquet file of `tables.PAIRS`.
+        prepared: Arrow file to write; the counts lie in its schema's metadata.
+        options: how.
+
+    Returns:
+        Counts: `pairs`, `reduced`, and one a reason.
+
+    Raises:
+        FlowllmError: the shard is missing or has other columns.
+    """
+    counts: Counter[str] = Counter()
+    rows = []
+    for row in read_table(shard, PAIRS, _COLUMNS).to_pylist():
+        if row["status"] != "ok":
+            counts["not_ok"] += 1
+            continue
+        try:
+            columns, reduced = prepare_pair(row, options)
+        except RejectedCrystalError as rejected:
+            counts[str(rejected)] += 1
+            continue
+        rows.append(columns)
+        counts["reduced"] += reduced
+    counts["pairs"] = len(rows)
+    _write_prepared(prepared, rows, counts)
+    return counts
+
+
+def _write_prepared(path: Path, rows: list[dict[str, Any]], counts: Counter[str]) -> None:
+    metadata = {name: str(count) for name, count in counts.items()}
+    table = pa.Table.from_pylist(rows, schema=PREPARED).replace_schema_metadata(metadata)
+    with atomic_path(path) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
+        # One record batch a file, so that each column is one flat array in memory.
+        for batch in table.combine_chunks().to_batches():
+            writer.write_batch(batch)
+
+
+def read_counts(prepared: Path) -> Counter[str]:
+    """Counts of a prepared file, as `prepare_shard` returned them."""
+    with pa.memory_map(str(prepared)) as source:
+        metadata = pa.ipc.open_file(source).schema.metadata or {}
+    return Counter({name.decode(): int(count) for name, count in metadata.items()})
+
+
+def count_rows(shards: list[Path]) -> int:
+    """Number of rows in Parquet shards, from their footers."""
+    return sum(pq.read_metadata(shard).num_rows for shard in shards)

@@ -1,0 +1,295 @@
+"""The training loop of the velocity field: straight, resumable at the exact step."""
+
+import math
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
+from torch import Tensor, nn
+
+from flowllm.config import TrainRfm
+from flowllm.device import pick_device
+from flowllm.errors import FlowllmError
+from flowllm.rfm.loader import (
+    PairBatch,
+    PreparedPairs,
+    batches_per_epoch,
+    plan_epoch,
+    size_groups,
+)
+from flowllm.rfm.loss import FlowLoss
+from flowllm.rfm.model import build_field
+from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
+from flowllm.runlog import Progress, log
+from flowllm.seeds import derive, generator
+from flowllm.tables import atomic_path
+
+CHECKPOINT_SECONDS = 300.0
+"""A checkpoint at least this often, besides the one of every validation."""
+
+_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of training.
+
+    Attributes:
+        field: the velocity field, with its last weights.
+        weights: averaged weights of the best validation.
+        summary: steps, epochs, losses and counts, for the model's description.
+        curve: rows of the training curve.
+    """
+
+    field: VelocityField
+    weights: dict[str, Tensor]
+    summary: dict[str, Any]
+    curve: list[dict[str, Any]]
+
+
+def make_fabric(settings: TrainRfm) -> Fabric:
+    """All visible GPUs of this job, or one CPU process; precision from the settings."""
+    device = pick_device()
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 1
+    # One job starts its own processes; the default would look for tasks that SLURM started.
+    plugins = [LightningEnvironment()] if gpus > 1 else None
+    return Fabric(
+        accelerator=device.type,
+        devices=gpus,
+        precision=_PRECISIONS[settings.precision],
+        plugins=plugins,
+    )
+
+
+def learning_rate(step: int, num_steps: int, settings: TrainRfm) -> float:
+    """Cosine from `learning_rate` at the first step to `min_learning_rate` at the end."""
+    low, high = settings.min_learning_rate, settings.learning_rate
+    return low + (high - low) * (1 + math.cos(math.pi * step / num_steps)) / 2
+
+
+def average_weights(average: nn.Module, current: nn.Module, step: int, decay: float) -> None:
+    """Move averaged weights towards the current ones; decay min(decay, (1 + n) / (10 + n))."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for kept, new in zip(average.parameters(), current.parameters(), strict=True):
+            kept.lerp_(new, weight)
+
+
+def train(
+    settings: TrainRfm,
+    seed: int,
+    pairs: PreparedPairs,
+    val_pairs: PreparedPairs,
+    standardization: Standardization,
+    checkpoint: Path,
+    fabric: Fabric,
+) -> Trained:
+    """Train the velocity field on the pairs; go on from the checkpoint where there is one.
+
+    Args:
+        settings: the configuration's `train_rfm`.
+        seed: the configuration's seed.
+        pairs: training pairs.
+        val_pairs: pairs of the validation loss.
+        standardization: statistics of the training pairs.
+        checkpoint: file of the state, rewritten as training goes on.
+        fabric: devices and precision.
+
+    Raises:
+        FlowllmError: the validation loss is not a number any more.
+    """
+    # --- what is trained, and for how long
+    size = NetworkSize(
+        settings.hidden_dim, settings.num_layers, settings.time_dim, settings.num_frequencies
+    )
+    weight_seed = derive(seed, "train_rfm", "weights")
+    field = build_field(size, settings.angle_bounds, standardization, weight_seed)
+    average = deepcopy(field).requires_grad_(False).to(fabric.device)
+    optimizer = torch.optim.AdamW(
+        field.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    loss_module, optimizer = fabric.setup(FlowLoss(field), optimizer)
+    steps_per_epoch = batches_per_epoch(pairs.num_atoms, settings.batch_size)
+    num_steps = settings.epochs * steps_per_epoch
+    if settings.max_steps is not None:
+        num_steps = min(num_steps, settings.max_steps)
+
+    # --- state, fresh or from the checkpoint
+    state = {"step": 0, "skipped": 0, "stale": 0, "seconds": 0.0, "best_loss": math.inf}
+    best: dict[str, Tensor] = {}
+    curve: list[dict[str, Any]] = []
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
+        state, best, curve = saved["state"], saved["best"], saved["curve"]
+        field.load_state_dict(saved["field"])
+        average.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+        sums = saved["sums"]
+        log.info("train_rfm: resumed at step %d of %d", state["step"], num_steps)
+    else:
+        sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
+    resumed_seconds, clock = state["seconds"], time.perf_counter()
+    progress = Progress("train_rfm: steps", num_steps, state["step"])
+    last_save = clock
+
+    def save() -> None:
+        if fabric.is_global_zero:
+            content = {
+                "state": state,
+                "best": best,
+                "curve": curve,
+                "field": field.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "sums": sums,
+            }
+            with atomic_path(checkpoint) as temporary:
+                torch.save(content, temporary)
+
+    # --- the loop
+    weights = (settings.lambda_f, settings.lambda_l)
+    for step, batch in _batches(pairs, settings, seed, state["step"], num_steps):
+        if _patience_is_over(state, settings):
+            break
+        rate = learning_rate(step, num_steps, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        parts, total = _share_of_batch(pairs, batch, seed, step, fabric)
+        errors = loss_module(*parts) * (fabric.world_size / total)
+        loss = weights[0] * errors[0] + weights[1] * errors[1]
+        if _all_finite(loss, fabric):
+            # The weights' sum divides the gradient, as in the public code, whose clip value this
+            # is; the loss that is reported stays equation 8.
+            fabric.backward(loss / sum(weights))
+            fabric.clip_gradients(loss_module, optimizer, clip_val=settings.clip_value)
+            optimizer.step()
+            average_weights(average, field, step, settings.ema_decay)
+            sums += torch.cat([errors.detach().double(), sums.new_ones(1)])
+        else:
+            state["skipped"] += 1
+        optimizer.zero_grad()
+        state["step"] = step + 1
+
+        validate = (step + 1) % settings.val_steps == 0 or step + 1 == num_steps
+        if validate:
+            val_errors = validation_errors(average, val_pairs, seed, settings, fabric)
+            val_loss = weights[0] * val_errors[0] + weights[1] * val_errors[1]
+            state["seconds"] = resumed_seconds + time.perf_counter() - clock
+            trained = (sums[:2] / sums[2]).tolist()
+            curve.append(
+                {
+                    "step": step + 1,
+                    "epoch": (step + 1) / steps_per_epoch,
+                    "train_loss": weights[0] * trained[0] + weights[1] * trained[1],
+                    "train_coords_error": trained[0],
+                    "train_lattice_error": trained[1],
+                    "val_loss": val_loss,
+                    "val_coords_error": val_errors[0],
+                    "val_lattice_error": val_errors[1],
+                    "learning_rate": rate,
+                    "seconds": state["seconds"],
+                }
+            )
+            sums.zero_()
+            if not math.isfinite(val_loss):
+                raise FlowllmError(
+                    f"train_rfm: the validation loss is {val_loss} at step {step + 1} "
+                    f"({state['skipped']} steps skipped for a loss that is no number); "
+                    "lower train_rfm.learning_rate"
+                )
+            if val_loss < state["best_loss"]:
+                state["best_loss"], state["best_step"], state["stale"] = val_loss, step + 1, 0
+                best = {name: value.clone() for name, value in average.state_dict().items()}
+            else:
+                state["stale"] += 1
+            log.info(
+                "train_rfm: step %d, train loss %.4g, validation loss %.4g (best %.4g)",
+                *(step + 1, curve[-1]["train_loss"], val_loss, state["best_loss"]),
+            )
+        if validate or time.perf_counter() - last_save > CHECKPOINT_SECONDS:
+            state["seconds"] = resumed_seconds + time.perf_counter() - clock
+            save()
+            last_save = time.perf_counter()
+        progress.advance()
+
+    summary = {
+        "steps": state["step"],
+        "steps_per_epoch": steps_per_epoch,
+        "skipped_steps": state["skipped"],
+        "best_step": state["best_step"],
+        "validation_loss": state["best_loss"],
+        "stopped_early": state["step"] < num_steps,
+        "num_parameters": sum(p.numel() for p in field.parameters()),
+    }
+    return Trained(field, best, summary, curve)
+
+
+def validation_errors(
+    field: VelocityField,
+    pairs: PreparedPairs,
+    seed: int,
+    settings: TrainRfm,
+    fabric: Fabric,
+) -> list[float]:
+    """Mean squared errors (coordinates, lattice) over all pairs, each at its one fixed time."""
+    module = FlowLoss(field)
+    rng = generator(seed, "train_rfm", "validation_times")
+    sums = torch.zeros(2, dtype=torch.float64, device=fabric.device)
+    groups = list(size_groups(pairs.num_atoms, settings.batch_size))
+    times = [torch.from_numpy(rng.random(len(group), dtype=np.float32)) for group in groups]
+    mine = slice(fabric.global_rank, None, fabric.world_size)
+    with torch.no_grad(), fabric.autocast():
+        for group, moments in zip(groups[mine], times[mine], strict=True):
+            batch = pairs.batch(group).to(fabric.device)
+            sums += module([batch], [moments.to(fabric.device)]).double()
+    return (fabric.all_reduce(sums, reduce_op="sum") / len(pairs)).tolist()
+
+
+def _batches(
+    pairs: PreparedPairs, settings: TrainRfm, seed: int, first_step: int, num_steps: int
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """The plan of every step from `first_step` on; an epoch's order depends on its number only."""
+    steps_per_epoch = batches_per_epoch(pairs.num_atoms, settings.batch_size)
+    step = first_step
+    while step < num_steps:
+        epoch, done = divmod(step, steps_per_epoch)
+        rng = generator(seed, "train_rfm", "epoch", epoch)
+        for batch in islice(plan_epoch(pairs.num_atoms, settings.batch_size, rng), done, None):
+            if step == num_steps:
+                return
+            yield step, batch
+            step += 1
+
+
+def _share_of_batch(
+    pairs: PreparedPairs, batch: list[np.ndarray], seed: int, step: int, fabric: Fabric
+) -> tuple[tuple[list[PairBatch], list[Tensor]], int]:
+    """This process's pairs of a batch with their times, and the size of the whole batch.
+
+    Times are drawn for the whole batch, so they do not depend on the number of processes.
+    """
+    rng = generator(seed, "train_rfm", "times", step)
+    total = sum(map(len, batch))
+    times = np.split(rng.random(total, dtype=np.float32), np.cumsum([len(g) for g in batch])[:-1])
+    mine = slice(fabric.global_rank, None, fabric.world_size)
+    groups = [pairs.batch(group[mine]).to(fabric.device) for group in batch if len(group[mine])]
+    moments = [torch.from_numpy(t[mine]).to(fabric.device) for t in times if len(t[mine])]
+    return (groups, moments), total
+
+
+def _patience_is_over(state: dict[str, Any], settings: TrainRfm) -> bool:
+    return settings.patience is not None and state["stale"] >= settings.patience
+
+
+def _all_finite(loss: Tensor, fabric: Fabric) -> bool:
+    """Whether the loss is a number in every process, so that all skip a step or none."""
+    finite = loss.detach().isfinite().float()
+    return bool(fabric.all_reduce(finite, reduce_op="mean") == 1)

@@ -1,0 +1,112 @@
+"""Train the velocity field of Riemannian flow matching on sampled pairs (paper, section 4.2)."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from flowllm.config import StageSettings, TrainRfm
+from flowllm.errors import FlowllmError
+from flowllm.resume import drop_partial, partial_folder
+from flowllm.rfm.loader import PreparedPairs
+from flowllm.rfm.loss import standardization_of
+from flowllm.rfm.model import save_model
+from flowllm.rfm.pairs import PairOptions, prepare_shard, read_counts
+from flowllm.rfm.train import make_fabric, train
+from flowllm.runlog import Progress, StageRun, log, stage_run
+
+
+def run(
+    settings: StageSettings, *, pairs: Sequence[Path], val_pairs: Sequence[Path], out: Path
+) -> None:
+    """Train on pair shards and write the model's folder.
+
+    Args:
+        settings: section `train_rfm`.
+        pairs: shards of training pairs (`tables.PAIRS`).
+        val_pairs: shards of validation pairs.
+        out: folder of the model.
+
+    Raises:
+        FlowllmError: a split holds no pair that can be used, or training diverges.
+    """
+    section: TrainRfm = settings.train_rfm
+    with stage_run(
+        "train_rfm",
+        version=settings.version,
+        settings=settings.values,
+        seed=settings.seed,
+        inputs={"pairs": pairs, "val_pairs": val_pairs},
+        output=out,
+    ) as run:
+        folder = partial_folder(out, run)
+        train_set, train_counts = prepare_split("train", pairs, folder, section)
+        val_set, val_counts = prepare_split("val", val_pairs, folder, section)
+        standardization = standardization_of(train_set)
+        fabric = make_fabric(section)
+        trained = train(
+            section,
+            settings.seed,
+            train_set,
+            val_set,
+            standardization,
+            folder / "checkpoint.pt",
+            fabric,
+        )
+        counts = {"pairs": dict(train_counts), "val_pairs": dict(val_counts)}
+        description = {**trained.summary, "counts": counts, "settings": settings.values}
+        save_model(out, trained.field, trained.weights, description, trained.curve)
+        drop_partial(folder)
+        _count(run, train_counts, val_counts, trained.summary)
+
+
+def prepare_split(
+    split: str, shards: Sequence[Path], folder: Path, section: TrainRfm
+) -> tuple[PreparedPairs, Counter[str]]:
+    """Prepare a split's shards, in parallel and once only, and open them.
+
+    Raises:
+        FlowllmError: no pair of the split can be used.
+    """
+    options = PairOptions(section.angle_bounds, section.match_atoms)
+    prepared = [folder / f"{split}-{index:05d}.arrow" for index in range(len(shards))]
+    missing = [(s, p) for s, p in zip(shards, prepared, strict=True) if not p.exists()]
+    progress = Progress(f"train_rfm: {split} shards prepared", len(missing))
+    workers = min(len(os.sched_getaffinity(0)), len(missing))
+    if workers > 1:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for _ in pool.map(partial(_prepare, options), missing):
+                progress.advance()
+    else:
+        for one in missing:
+            _prepare(options, one)
+            progress.advance()
+    counts = sum(map(read_counts, prepared), Counter())
+    log.info("train_rfm: %s pairs: %s", split, dict(counts))
+    if counts["pairs"] == 0:
+        raise FlowllmError(
+            f"{shards[0].parent}: no pair can be used to train the flow ({dict(counts)}); see the "
+            "column error of the shards, and sample_pairs in the configuration"
+        )
+    return PreparedPairs(prepared), counts
+
+
+def _prepare(options: PairOptions, paths: tuple[Path, Path]) -> None:
+    prepare_shard(*paths, options)
+
+
+def _count(run: StageRun, train: Counter[str], val: Counter[str], summary: dict) -> None:
+    kept = ("pairs", "reduced")
+    failed = sum(counts[name] for counts in (train, val) for name in counts if name not in kept)
+    used = train["pairs"] + val["pairs"]
+    run.count(
+        rows_in=used + failed,
+        rows_out=used,
+        rows_failed=failed,
+        rows_reduced=train["reduced"] + val["reduced"],
+        steps=summary["steps"],
+        skipped_steps=summary["skipped_steps"],
+    )

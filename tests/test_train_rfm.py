@@ -1,0 +1,143 @@
+"""train_rfm: the stage on real crystals, its loss, its resumption."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flow_pairs import prototypes, write_pairs
+from flowllm.config import StageSettings, load_config
+from flowllm.errors import FlowllmError
+from flowllm.stages import train_rfm
+
+SMALL = {
+    "hidden_dim": 16,
+    "num_layers": 2,
+    "time_dim": 8,
+    "num_frequencies": 4,
+    "epochs": 1000,
+    "max_steps": 12,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "val_steps": 4,
+    "patience": None,
+}
+
+
+def small_settings(config_path, **changes) -> StageSettings:
+    config = load_config([config_path])
+    section = config.train_rfm.model_dump(mode="json") | SMALL | changes
+    return StageSettings("train_rfm", {"seed": 7, "version": 1, "train_rfm": section})
+
+
+@pytest.fixture
+def config_path(request):
+    return request.config.rootpath / "config.yaml"
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two training shards and one validation shard of real crystals with made-up drafts."""
+    crystals = prototypes()
+    paths = [tmp_path / "pairs" / f"shard-{i}.parquet" for i in range(2)]
+    for seed, path in enumerate(paths):
+        write_pairs(path, crystals[seed:20:2], seed)
+    val = tmp_path / "val" / "shard-0.parquet"
+    write_pairs(val, crystals[:8], 99, split="val")
+    return {"pairs": paths, "val_pairs": [val]}
+
+
+def test_writes_model_curve_and_counts(config_path, shards, tmp_path):
+    out = tmp_path / "flow"
+    train_rfm.run(small_settings(config_path), **shards, out=out)
+    record = json.loads((out / "model.json").read_text())
+    assert record["steps"] == 12
+    assert record["counts"]["pairs"]["not_ok"] == 2
+    assert record["counts"]["pairs"]["pairs"] == 20
+    rows = list(csv.DictReader((out / "training_curve.csv").open()))
+    assert [int(row["step"]) for row in rows] == [4, 8, 12]
+    for row in rows:
+        whole = 200 * float(row["val_coords_error"]) + float(row["val_lattice_error"])
+        assert float(row["val_loss"]) == pytest.approx(whole)
+    assert record["validation_loss"] == min(float(row["val_loss"]) for row in rows)
+    assert not list(tmp_path.glob(".*"))  # no partial or temporary folder is left
+    counts = json.loads((tmp_path / "flow.provenance.json").read_text())["counts"]
+    assert (counts["rows_in"], counts["rows_out"], counts["rows_failed"]) == (31, 28, 3)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(config_path, shards, tmp_path):
+    settings = small_settings(config_path)
+    for name in ("a", "b"):
+        train_rfm.run(settings, **shards, out=tmp_path / name)
+    a, b = (load_file(tmp_path / name / "weights.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    other = StageSettings("train_rfm", {"seed": 8, "version": 1, **settings.values})
+    train_rfm.run(other, **shards, out=tmp_path / "c")
+    c = load_file(tmp_path / "c" / "weights.safetensors")
+    key = "network.coords_head.weight"
+    assert not torch.equal(a[key], c[key])
+
+
+def _start(settings, shards, out, env):
+    words = [sys.executable, "-m", "flowllm.cli", "train_rfm", "--out", str(out)]
+    for name, paths in shards.items():
+        for path in paths:
+            words += ["--" + name.replace("_", "-"), str(path)]
+    values = {"seed": settings.seed, "version": settings.version, **settings.values}
+    return subprocess.Popen([*words, "--settings", json.dumps(values)], env=env)
+
+
+def test_killed_and_resumed_gives_the_same_weights(config_path, shards, tmp_path):
+    settings = small_settings(config_path, max_steps=300, val_steps=10)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert _start(settings, shards, tmp_path / "whole", env).wait() == 0
+    checkpoint = tmp_path / ".cut.partial" / "checkpoint.pt"
+    killed = _start(settings, shards, tmp_path / "cut", env)
+    while not checkpoint.exists() and killed.poll() is None:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL, "training ended before it could be killed"
+    step = torch.load(checkpoint, weights_only=True)["state"]["step"]
+    assert 0 < step < 300
+    assert _start(settings, shards, tmp_path / "cut", env).wait() == 0
+    whole, cut = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    untimed = [
+        [{**row, "seconds": ""} for row in csv.DictReader(path.open())]
+        for path in (tmp_path / "whole/training_curve.csv", tmp_path / "cut/training_curve.csv")
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_no_usable_pair_says_so(config_path, tmp_path):
+    path = tmp_path / "pairs" / "shard-0.parquet"
+    write_pairs(path, [], 0)
+    with pytest.raises(FlowllmError, match=r"no pair can be used.*not_ok"):
+        train_rfm.run(
+            small_settings(config_path), pairs=[path], val_pairs=[path], out=tmp_path / "flow"
+        )
+
+
+def test_training_that_diverges_stops_and_says_so(config_path, shards, tmp_path):
+    settings = small_settings(config_path, learning_rate=1e30)
+    with pytest.raises(FlowllmError, match="lower train_rfm.learning_rate"):
+        train_rfm.run(settings, **shards, out=tmp_path / "flow")
+
+
+def test_patience_stops_training(config_path, shards, tmp_path):
+    settings = small_settings(
+        config_path, learning_rate=1e-12, min_learning_rate=0, patience=2, val_steps=1, max_steps=50
+    )
+    train_rfm.run(settings, **shards, out=tmp_path / "flow")
+    record = json.loads((tmp_path / "flow" / "model.json").read_text())
+    assert record["stopped_early"]
+    assert record["steps"] < 50
+    assert record["steps"] == record["best_step"] + 2
