@@ -7,7 +7,9 @@ Real crystals under pymatgen's licence that need no download.
 import gzip
 import json
 from collections.abc import Iterator
-from importlib import metadata, resources
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from flowllm.errors import FlowllmError
@@ -34,7 +36,9 @@ def prototypes() -> Iterator[dict[str, Any]]:
     """
     from pymatgen.core import Structure
 
-    path = resources.files(_PACKAGE) / _FILE
+    # Found without its import, which prepares a matcher for ten seconds.
+    spec = find_spec(_PACKAGE)
+    path = Path(spec.origin if spec and spec.origin else _PACKAGE).with_name(_FILE)
     if not path.is_file():
         raise FlowllmError(
             f"{_PACKAGE}/{_FILE} is not in pymatgen {metadata.version('pymatgen')}; "
