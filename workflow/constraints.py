@@ -1,8 +1,8 @@
 """Print the installed packages as pip constraints, for `make constraints`.
 
-Torch's local version part (+cpu) is left out, so that the file serves the CUDA build too; the
-packages that `install.sh` handles, and those of which vLLM's two builds want different versions, are
-left out as well (the `cpu` extra pins them).
+Torch's local version part (+cpu) is left out, so that the file serves the CUDA build too. So are
+packages that `install.sh` handles, and those of which vLLM's two builds want different versions
+(the `cpu` extra pins them).
 """
 
 from importlib.metadata import distributions
