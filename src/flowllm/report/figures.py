@@ -1,0 +1,195 @@
+"""The figures of the report, one function each, drawn without a screen and the same every time."""
+
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from flowllm.report.records import Curve, Result
+
+# Okabe and Ito's colours, told apart with any kind of colour vision; the configured main colour
+# stands before them. Lines also differ in style and bars in hatching, for print.
+PALETTE = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0072B2", "#000000")
+LINE_STYLES = ("-", "--", "-.", ":")
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++")
+GREY = "#6b6b6b"
+
+WIDTH, HEIGHT = 5.2, 3.5
+"""Inches; small, so that the text stays readable on a phone."""
+
+E_HULL_RANGE = (-0.5, 1.0)
+"""eV/atom; what lies outside is counted in the end bins."""
+
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e3e3e3",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.hashsalt": "flowllm",
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one setting is drawn, the same in every figure."""
+
+    color: str
+    line_style: str
+    hatch: str
+
+
+def looks(settings: Iterable[str], main: str) -> dict[str, Look]:
+    """Return the look of each setting, the first in the main colour.
+
+    Args:
+        settings: names, the first of a repeated one counts.
+        main: the configured colour, #rrggbb.
+    """
+    palette = [main, *(color for color in PALETTE if color.lower() != main.lower())]
+    return {
+        name: Look(
+            palette[index % len(palette)],
+            LINE_STYLES[index % len(LINE_STYLES)],
+            HATCHES[index % len(HATCHES)],
+        )
+        for index, name in enumerate(dict.fromkeys(settings))
+    }
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 1 if max(map(len, labels)) > 24 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def e_hull_histogram(results: Sequence[Result], style: Mapping[str, Look]) -> Figure:
+    """Histogram of E_hull against the line of stability (paper, figure 3a).
+
+    Args:
+        results: settings by one kind of energies.
+        style: made by `looks`.
+    """
+    figure, axes = _figure()
+    low, high = E_HULL_RANGE
+    edges = np.linspace(low, high, 31)
+    for result in results:
+        drawn = result.numbers["counts"]["drawn"]
+        # Just inside, or the last edge's bin would lose what is clipped to it.
+        values = np.clip(result.e_above_hull, low, high - 1e-9)
+        counts, _ = np.histogram(values, edges)
+        look = style[result.setting]
+        axes.stairs(
+            100 * counts / max(drawn, 1),
+            edges,
+            color=look.color,
+            linestyle=look.line_style,
+            linewidth=1.8,
+            label=result.setting,
+        )
+    bound = results[0].numbers["protocol"]["stability_rule"]["stable_below"]
+    axes.axvline(bound, color="black", linestyle=(0, (4, 3)), linewidth=1.2)
+    axes.text(bound, 1.01, "stable ←", transform=axes.get_xaxis_transform(), ha="right", fontsize=9)
+    axes.set_xticks([low, 0, 0.5, high], [f"≤ {low:g}", "0", "0.5", f"≥ {high:g}"])
+    axes.set_xlabel("E above hull, eV/atom")
+    axes.set_ylabel("% of all generated")
+    _legend_below(figure, axes)
+    return figure
+
+
+def num_elements_bars(results: Sequence[Result], style: Mapping[str, Look]) -> Figure:
+    """Number of distinct elements, generated against the test split (paper, figure 3b)."""
+    figure, axes = _figure()
+    histograms = [result.numbers["histograms"]["num_elements"] for result in results]
+    series = [("test split", histograms[0]["test"], Look(GREY, "-", ""))]
+    for result, histogram in zip(results, histograms, strict=True):
+        series.append((result.setting, histogram["generated"], style[result.setting]))
+    largest = max((int(key) for _, counts, _ in series for key in counts), default=1)
+    positions = np.arange(1, largest + 1)
+    width = 0.84 / len(series)
+    for index, (name, counts, look) in enumerate(series):
+        total = sum(counts.values())
+        axes.bar(
+            positions + (index - (len(series) - 1) / 2) * width,
+            [100 * counts.get(str(key), 0) / max(total, 1) for key in positions],
+            width,
+            color=look.color,
+            hatch=look.hatch,
+            edgecolor="white",
+            linewidth=0.5,
+            label=name,
+        )
+    axes.set_xticks(positions)
+    axes.set_xlabel("distinct elements")
+    axes.set_ylabel("% of the crystals")
+    _legend_below(figure, axes)
+    return figure
+
+
+def training_curve(curve: Curve, main: str) -> Figure | None:
+    """Losses against optimiser steps; None where the curve has no loss."""
+    losses = {
+        name: values
+        for name, values in curve.columns.items()
+        if "loss" in name and any(map(math.isfinite, values))
+    }
+    if "step" not in curve.columns or not losses:
+        return None
+    figure, axes = _figure()
+    style = looks(losses, main)
+    for name, values in losses.items():
+        points = [
+            (step, value)
+            for step, value in zip(curve.columns["step"], values, strict=True)
+            if math.isfinite(value)
+        ]
+        axes.plot(
+            *zip(*points, strict=True),
+            color=style[name].color,
+            linestyle=style[name].line_style,
+            marker="o" if len(points) < 30 else None,
+            markersize=3.5,
+            label=name.replace("_", " "),
+        )
+    axes.set_xlabel("optimiser steps")
+    axes.set_ylabel("loss")
+    if all(value > 0 for values in losses.values() for value in values if math.isfinite(value)):
+        axes.set_yscale("log")
+    _legend_below(figure, axes)
+    return figure
+
+
+def draw(make: Callable[[], Figure | None]) -> Mapping[str, bytes] | None:
+    """Draw a figure in the report's style as SVG and PNG.
+
+    Args:
+        make: returns the figure, or None where there is nothing to draw.
+
+    Returns:
+        The files' bytes by suffix; the same for the same figure.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = make()
+        if figure is None:
+            return None
+        svg, png = io.BytesIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+    return {"svg": svg.getvalue(), "png": png.getvalue()}

@@ -1,0 +1,127 @@
+"""The HTML page, put together from tables, figures and records."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from flowllm.report.tables import Column, Table, show
+
+TEMPLATE = "page.html.j2"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A drawn figure: name of its files, caption, bytes by suffix."""
+
+    name: str
+    caption: str
+    files: dict[str, bytes]
+
+    @property
+    def svg(self) -> str:
+        """The SVG in base64, for the page."""
+        return base64.b64encode(self.files["svg"]).decode()
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A text that is folded away until asked for."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page."""
+
+    name: str
+    title: str
+    figures: Sequence[Drawn] = field(default_factory=list)
+    tables: Sequence[Table] = field(default_factory=list)
+    details: Sequence[Detail] = field(default_factory=list)
+
+
+def headline_cards(table: Table, what: str) -> list[dict[str, str]]:
+    """Return the first setting's rates of a stability table as cards.
+
+    Args:
+        table: made by `tables.sun_table`.
+        what: whose energies, in words.
+    """
+    ours = next((row for row in table.rows if not row.get("published")), None)
+    if ours is None:
+        return []
+    cards = []
+    for key, title in (("stability_rate", "stable"), ("sun_rate", "S.U.N.")):
+        shown = show(ours[key], Column(key, title, "rate"))
+        cards.append(
+            {
+                "setting": ours["setting"],
+                "value": shown.text,
+                "what": f"{title}, {what}",
+                "detail": f"{shown.detail} % (95 %)",
+            }
+        )
+    return cards
+
+
+def provenance_details(records: Sequence[dict[str, Any]]) -> list[Detail]:
+    """Return versions and machines once, and each stage's settings as its first record has them."""
+    details = []
+    environments: dict[str, list[str]] = {}
+    for record in records:
+        keys = ("commit", "hardware", "versions")
+        text = json.dumps({key: record.get(key) for key in keys}, indent=2, sort_keys=True)
+        environments.setdefault(text, []).append(record["stage"])
+    for text, stages in environments.items():
+        names = ", ".join(dict.fromkeys(stages))
+        details.append(Detail(f"Commit, machine and versions of {names}", text))
+    seen = set()
+    for record in records:
+        settings = json.dumps(record["settings"], indent=2, sort_keys=True)
+        if (record["stage"], settings) in seen:
+            continue
+        seen.add((record["stage"], settings))
+        head = f"{record['stage']}, seed {record['seed']}, {record['started']}"
+        details.append(Detail(f"Settings of {head}", settings))
+    return details
+
+
+def render(
+    *,
+    title: str,
+    subtitle: str,
+    color: str,
+    cards: Sequence[dict[str, str]],
+    sections: Sequence[Section],
+) -> str:
+    """Return the page: one file, nothing fetched, no script.
+
+    Args:
+        title: heading.
+        subtitle: line below it.
+        color: main colour, #rrggbb.
+        cards: the headline numbers.
+        sections: what stands below them.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(TEMPLATE).render(
+        title=title,
+        subtitle=subtitle,
+        color=color,
+        cards=cards,
+        sections=sections,
+        table_files="tables",
+    )

@@ -1,0 +1,434 @@
+"""The tables of the report, each made once and written as HTML, Markdown and CSV.
+
+A cell is a rate or a summary as the metrics' JSON holds it, a published value, text, or None. The
+column says how it is shown; CSV gets the bare numbers, a rate's counts and interval too.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from flowllm.report.records import Result, StageCost
+
+PAPER_VALUES = Path(__file__).with_name("paper_values.yaml")
+
+Kind = Literal["text", "count", "number", "rate", "mean"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: the key of its cells in a row, its heading, and how a cell is shown.
+
+    Attributes:
+        key: name in a row and in the CSV's header.
+        title: heading.
+        kind: `text`, `count`, `number`, `rate` (a fraction, shown in percent) or `mean`.
+        digits: decimals shown.
+    """
+
+    key: str
+    title: str
+    kind: Kind = "text"
+    digits: int = 2
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell as a reader sees it: the number, and in small print what it rests on."""
+
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report.
+
+    Attributes:
+        name: of its files.
+        title: heading.
+        caption: what a reader must know to read it.
+        columns: its columns.
+        rows: cells by column key; a row with `published` set is not ours.
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    def shown(self) -> list[list[Shown]]:
+        """Return the cells as a reader sees them."""
+        return [[show(row.get(column.key), column) for column in self.columns] for row in self.rows]
+
+
+def show(cell: Any, column: Column) -> Shown:
+    """Return a cell as a reader sees it."""
+    if cell is None:
+        return Shown("–")
+    if isinstance(cell, Mapping) and "evidence" in cell:
+        return Shown(_number(cell["value"], column), f"published [{cell['evidence']}]")
+    if column.kind == "rate":
+        if cell["value"] is None:
+            return Shown("–", "0 of 0")
+        low, high = 100 * cell["low"], 100 * cell["high"]
+        counts = f"{cell['numerator']} of {cell['denominator']}"
+        interval = f"{low:.{column.digits}f}–{high:.{column.digits}f}"
+        return Shown(_number(cell["value"], column), f"{counts}; {interval}")
+    if column.kind == "mean":
+        if cell["mean"] is None:
+            return Shown("–", "0 crystals")
+        error = cell["standard_error"]
+        spread = "" if error is None else f"± {error:.{column.digits}f}; "
+        return Shown(_number(cell["mean"], column), f"{spread}{cell['count']} crystals")
+    if column.kind == "number":
+        return Shown(_number(cell, column))
+    if column.kind == "count":
+        return Shown(f"{cell:,}".replace(",", "\u202f"))
+    return Shown(str(cell))
+
+
+def _number(value: float, column: Column) -> str:
+    if column.kind == "rate":
+        return f"{100 * value:.{column.digits}f}\u202f%"
+    return f"{value:.{column.digits}f}"
+
+
+def to_csv(table: Table) -> str:
+    """Return a table as CSV: fractions, not percent; a column for each count and interval."""
+    rows = [_bare(row, table.columns) for row in table.rows]
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, header or [c.key for c in table.columns], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _bare(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
+    """Return a row's numbers without formatting, by CSV column."""
+    bare: dict[str, Any] = {}
+    for column in columns:
+        cell = row.get(column.key)
+        if not isinstance(cell, Mapping):
+            bare[column.key] = cell
+        elif "evidence" in cell:
+            bare[column.key] = cell["value"]
+            bare[f"{column.key}_source"] = f"[{cell['evidence']}] {cell['text']}"
+        else:
+            main = "mean" if column.kind == "mean" else "value"
+            bare[column.key] = cell[main]
+            parts = ("standard_error", "count")
+            if column.kind == "rate":
+                parts = ("numerator", "denominator", "low", "high")
+            bare.update({f"{column.key}_{part}": cell[part] for part in parts})
+    return bare
+
+
+def to_markdown(table: Table) -> str:
+    """Return a table as GitHub Markdown, title and caption included."""
+    lines = [f"### {table.title}", "", table.caption, ""]
+    lines.append("| " + " | ".join(column.title for column in table.columns) + " |")
+    lines.append("|" + "|".join("---" if c.kind == "text" else "--:" for c in table.columns) + "|")
+    for cells in table.shown():
+        texts = [f"{cell.text} ({cell.detail})" if cell.detail else cell.text for cell in cells]
+        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def published_rows(keys: Sequence[str], path: Path = PAPER_VALUES) -> list[dict[str, Any]]:
+    """Return a row for each published method that has a value under some of the keys."""
+    values = yaml.safe_load(path.read_text())
+    rows = []
+    for method in values["methods"]:
+        cells = {
+            key: {"value": method[key]["value"], **values["sources"][method[key]["source"]]}
+            for key in keys
+            if method.get(key)
+        }
+        if cells:
+            rows.append({"setting": method["method"], "published": True, **cells})
+    return rows
+
+
+_SETTING = Column("setting", "Setting")
+
+_SUN_COLUMNS = (
+    _SETTING,
+    Column("drawn", "Crystals", "count"),
+    Column("metastability_rate", "Metastable", "rate"),
+    Column("stability_rate", "Stable", "rate"),
+    Column("novel_of_stable", "Novel, of stable", "rate"),
+    Column("unique_of_stable_novel", "Unique, of stable and novel", "rate"),
+    Column("sun_rate", "S.U.N.", "rate"),
+)
+
+_PROXY_COLUMNS = (
+    _SETTING,
+    Column("drawn", "Crystals", "count"),
+    Column("structural_validity", "Structural validity", "rate"),
+    Column("compositional_validity", "Composition validity", "rate"),
+    Column("validity", "Both", "rate"),
+)
+
+_GROUND_STATE_COLUMNS = (
+    _SETTING,
+    Column("drawn", "Crystals", "count"),
+    Column("match_rate", "Match rate", "rate"),
+    Column("rmsd", "RMSD", "mean", 4),
+    Column("delta_energy_per_atom", "Δ-energy, eV/atom", "mean", 3),
+    Column("delta_energy_per_cell", "Δ-energy, eV", "mean", 3),
+    Column("num_steps", "Steps", "mean", 1),
+    Column("match_rate_loose", "Match rate, loose", "rate"),
+    Column("rmsd_loose", "RMSD, loose", "mean", 4),
+)
+
+_VARIANT_COLUMNS = (
+    _SETTING,
+    Column("stability_rate_below", "Stable, E_hull < bound", "rate"),
+    Column("stability_rate_at_most", "Stable, E_hull ≤ bound", "rate"),
+    Column("novelty_train", "Novel against train", "rate"),
+    Column("novelty_train_val", "Novel against train and val", "rate"),
+    Column("sun_rate_train", "S.U.N. against train", "rate"),
+    Column("sun_rate_train_val", "S.U.N. against train and val", "rate"),
+    Column("sun_rate_classes_among_stable", "S.U.N., unique among stable", "rate"),
+    Column("metastable_sun_rate", "Metastable S.U.N.", "rate"),
+    Column("uniqueness", "Unique", "rate"),
+    Column("novelty", "Novel", "rate"),
+)
+
+
+def _result_row(result: Result) -> dict[str, Any]:
+    """All of a setting's numbers by their names, for any of the tables."""
+    numbers = result.numbers
+    return {
+        "setting": result.setting,
+        "drawn": numbers["counts"]["drawn"],
+        **numbers["rates"],
+        **numbers["means"],
+    }
+
+
+def energy_name(results: Sequence[Result]) -> str:
+    """Return the names of the energies behind some results."""
+    names = {name for result in results for name in result.numbers["protocol"]["energy_sources"]}
+    return ", ".join(sorted(names)) or "none"
+
+
+def _hull_name(results: Sequence[Result]) -> str:
+    names = {name for result in results for name in result.numbers["protocol"]["hull_sources"]}
+    return ", ".join(sorted(names)) or "none"
+
+
+def _rules(results: Sequence[Result]) -> str:
+    """Return thresholds, hull and novelty of some results in words."""
+    said = []
+    for result in results:
+        rule = result.numbers["protocol"]["stability_rule"]
+        against = {"train": "the training split", "train_val": "the train and val splits"}[
+            result.numbers["protocol"]["novelty_against"]
+        ]
+        sign = "≤" if rule["inclusive"] else "<"
+        text = (
+            f"stable: E_hull {sign} {rule['stable_below']:g} eV/atom with at least "
+            f"{rule['min_elements']} elements; metastable: < {rule['metastable_below']:g} eV/atom; "
+            f"novel against {against}"
+        )
+        if text not in said:
+            said.append(text)
+    return "; or ".join(said)
+
+
+def sun_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> Table:
+    """Stability and S.U.N. by the potential or by DFT (paper, table 1): two tables, never mixed."""
+    ours = [result for result in results if result.kind == kind]
+    rows = [_result_row(result) for result in ours]
+    how = f"Energies: {energy_name(ours)}; hull: {_hull_name(ours)}; {_rules(ours)}. "
+    every = (
+        "Every rate is over all draws of the language model unless its heading says otherwise; "
+        "in small print: counts and Wilson's 95 % interval in percent."
+    )
+    if kind == "potential":
+        title = "Stability and S.U.N., estimated by a machine-learned potential"
+        caption = f"Estimates, not DFT. {how}{every}"
+    else:
+        rows += published_rows([column.key for column in _SUN_COLUMNS])
+        title = "Stability and S.U.N. by DFT"
+        caption = (how + every if ours else "No DFT results of this run yet.") + _published_note()
+    return Table(f"stability_{kind}", title, caption, _SUN_COLUMNS, rows)
+
+
+def _published_note() -> str:
+    return (
+        " Shaded rows are published values: [S] in the paper's text, [2nd] quoted by others, "
+        "[C] constants in public code. A dash: not known to us."
+    )
+
+
+def _once_a_setting(results: Sequence[Result]) -> list[Result]:
+    """One result a setting, for numbers that do not depend on whose energies were used."""
+    found: dict[str, Result] = {}
+    for result in results:
+        found.setdefault(result.setting, result)
+    return list(found.values())
+
+
+def proxy_table(results: Sequence[Result]) -> Table:
+    """Validity of the crystals as generated (paper, table 1)."""
+    ours = _once_a_setting(results)
+    sets = sorted({result.numbers["protocol"]["oxidation_states"] for result in ours})
+    keys = [column.key for column in _PROXY_COLUMNS]
+    return Table(
+        "validity",
+        "Validity of the generated crystals",
+        "Before any relaxation. Structural: no two atoms closer than 0.5 Å, at least 0.1 Å³. "
+        f"Composition: SMACT with oxidation states {', '.join(sets)}." + _published_note(),
+        _PROXY_COLUMNS,
+        [_result_row(result) for result in ours] + published_rows(keys),
+    )
+
+
+def ground_state_table(results: Sequence[Result]) -> Table:
+    """Distance of the generated crystals to their relaxed state (paper, table 2)."""
+    ours = [result for result in results if result.kind == "potential"]
+    keys = [column.key for column in _GROUND_STATE_COLUMNS]
+    return Table(
+        "ground_state",
+        "Distance of the generated crystals to their relaxed state",
+        f"Relaxed by {energy_name(ours)}. Match rate and RMSD by StructureMatcher's defaults "
+        "(the paper's text; 0.2, 0.3, 5°), and loose (the authors' code; 0.3, 0.5, 10°); RMSD in "
+        "units of the cube root of the volume an atom, over the matches." + _published_note(),
+        _GROUND_STATE_COLUMNS,
+        [_result_row(result) for result in ours] + published_rows(keys),
+    )
+
+
+def variant_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> Table:
+    """Both readings of each rule where the paper's text and the authors' code differ."""
+    ours = [result for result in results if result.kind == kind]
+    label = "estimates by the potential" if kind == "potential" else "DFT"
+    return Table(
+        f"variants_{kind}",
+        f"Both readings of the rules ({label})",
+        "Where the paper's text and the authors' code differ, both are given. The paper counts "
+        "E_hull < 0, its code E_hull ≤ 0; novelty against train (appendix D) or against train and "
+        "val (section 5.3); uniqueness among all crystals (appendix D) or among the stable ones "
+        "(code).",
+        _VARIANT_COLUMNS,
+        [_result_row(result) for result in ours],
+    )
+
+
+def fate_table(results: Sequence[Result]) -> Table:
+    """What became of the draws: how many crystals reached each stage."""
+    columns = (
+        _SETTING,
+        Column("energies", "Energies"),
+        Column("drawn", "Drawn", "count"),
+        Column("generated", "Generated", "rate", 1),
+        Column("relaxed", "Relaxed", "rate", 1),
+        Column("placed_on_hull", "Placed on the hull", "rate", 1),
+        Column("stopped", "What stopped the others"),
+    )
+    rows = []
+    for result in results:
+        counts = result.numbers["counts"]
+        # A crystal that failed early has a status of its own at each later stage; the later
+        # statuses are the complete list.
+        stopped = {name: n for name, n in counts["relaxed"].items() if name != "ok"}
+        text = ", ".join(f"{name} {count}" for name, count in stopped.items())
+        rows.append({**_result_row(result), "energies": result.kind, "stopped": text or "–"})
+    return Table(
+        "fates",
+        "What became of the draws",
+        "Crystals that were rejected, failed or never computed stay in every denominator.",
+        columns,
+        rows,
+    )
+
+
+def rejection_table(rejections: Sequence[tuple[str, str, int]]) -> Table:
+    """What was turned away and why, source rows and drafts of the language model."""
+    columns = (
+        Column("where", "Where"),
+        Column("reason", "Reason"),
+        Column("count", "Count", "count"),
+    )
+    rows = [
+        {"where": where, "reason": reason, "count": count} for where, reason, count in rejections
+    ]
+    return Table(
+        "rejections",
+        "What was turned away",
+        "Source rows that are in no split; drafts of the language model that were drawn again; "
+        "draws given up after the last attempt.",
+        columns,
+        rows,
+    )
+
+
+def cost_table(costs: Sequence[StageCost]) -> Table:
+    """Time, memory and rows of each stage."""
+    columns = (
+        Column("stage", "Stage"),
+        Column("jobs", "Jobs", "count"),
+        Column("seconds", "Seconds, all jobs", "number", 1),
+        Column("longest", "Longest job, s", "number", 1),
+        Column("peak_memory_mb", "Peak memory, MiB", "count"),
+        Column("rows_in", "Rows in", "count"),
+        Column("rows_out", "Rows out", "count"),
+        Column("rows_failed", "Failed", "count"),
+    )
+    rows = [
+        {
+            "stage": cost.stage,
+            "jobs": cost.jobs,
+            "seconds": round(cost.seconds, 1),
+            "longest": round(cost.longest, 1),
+            "peak_memory_mb": cost.peak_memory_mb,
+            **cost.rows,
+        }
+        for cost in costs
+    ]
+    return Table(
+        "stages",
+        "Time and memory of each stage",
+        "Wall time inside the stages, from their records; jobs may have run at the same time.",
+        columns,
+        rows,
+    )
+
+
+def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) -> Table:
+    """Time to generate 10,000 crystals and time for one S.U.N. crystal (paper, appendix G)."""
+    columns = (
+        _SETTING,
+        Column("energies", "S.U.N. by"),
+        Column("minutes_per_10000", "Minutes for 10,000", "number", 1),
+        Column("seconds_per_sun", "Seconds for one S.U.N.", "number", 2),
+    )
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        total = seconds.get(result.setting)
+        drawn = result.numbers["counts"]["drawn"]
+        if not total or not drawn:
+            continue
+        sun = result.numbers["rates"]["sun_rate"]["numerator"]
+        row = {"setting": result.setting, "energies": energy_name([result])}
+        row["minutes_per_10000"] = round(total / drawn * 10_000 / 60, 1)
+        row["seconds_per_sun"] = round(total / sun, 2) if sun else None
+        rows.append(row)
+    return Table(
+        "speed",
+        "Time to generate",
+        "Sampling of the language model and refinement, summed over jobs on the machines of the "
+        "provenance below; published: one A100-80GB." + _published_note(),
+        columns,
+        rows + published_rows([column.key for column in columns]),
+    )

@@ -1,0 +1,268 @@
+"""The report's numbers against its inputs, its page on its own, its figures' data."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from crystals import caesium_chloride, perovskite, rattled, rocksalt
+from evaluated_run import REPOSITORY, Draw, metrics_settings, write_run
+from flowllm import tables as schemas
+from flowllm.config import StageSettings, load_config
+from flowllm.errors import FlowllmError
+from flowllm.report import figures, tables
+from flowllm.report.records import (
+    generation_seconds,
+    read_records,
+    read_rejections,
+    read_results,
+    stage_costs,
+)
+from flowllm.stages import metrics, report
+from flowllm.tables import write_table
+
+
+class Page(HTMLParser):
+    """Collects what a page would fetch, its tables' rows and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.rows, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag == "tr":
+            self.rows.append((dict(attrs).get("class"), []))
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.rows and data.strip():
+            self.rows[-1][1].append(data.strip())
+
+
+def draws():
+    salt, caesium, oxide = rocksalt(), caesium_chloride(), perovskite()
+    return [
+        Draw(salt, salt, -0.1, rejections=["bad_number"]),
+        Draw(caesium, caesium, -0.2),
+        Draw(oxide, rattled(oxide, 0.02, 0), 0.03),
+        Draw(oxide, None, relaxed_status="timeout"),
+        Draw(None, rejections=["truncated", "bad_number"]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run's folder with metrics by the potential and by DFT, curves and rejected rows."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    splits = {"train": {"mp-1": rocksalt()}}
+    for kind in ("potential", "dft"):
+        run = write_run(folder, draws(), splits, kind=kind)
+        metrics.run(metrics_settings(), **run.paths(), out=run.out, workers=1)
+    for place in ("llm/adapter", "rfm/model"):
+        (folder / place).mkdir(parents=True)
+        curve = "step,train_loss,val_loss\n1,2.0,\n2,1.0,1.5\n"
+        (folder / place / "training_curve.csv").write_text(curve)
+    rejected = [
+        {"split": "train", "file": "train.csv", "row": row, "reason": reason}
+        for row, reason in enumerate(["too_many_atoms", "too_many_atoms", "disordered"])
+    ]
+    write_table(folder / "crystals" / "rejected.parquet", rejected, schemas.REJECTED, {})
+    return folder
+
+
+def metrics_files(run_dir):
+    return [run_dir / "metrics" / kind / "FlowLLM-test.json" for kind in ("potential", "dft")]
+
+
+def write_report(run_dir, out=None, metrics_paths=None, **changes):
+    config = load_config([REPOSITORY / "config.yaml"])
+    values = StageSettings.from_config("report", config).values["report"] | changes
+    settings = StageSettings("report", {"seed": 1, "version": 1, "report": values})
+    out = out or run_dir / "report" / "index.html"
+    paths = metrics_files(run_dir) if metrics_paths is None else metrics_paths
+    report.run(settings, metrics=paths, run_dir=run_dir, out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page_path(run_dir):
+    return write_report(run_dir)
+
+
+def read_csv(page_path, name):
+    text = (page_path.parent / "tables" / f"{name}.csv").read_text()
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_page_fetches_nothing(page_path):
+    page = Page(page_path.read_text())
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert page.addresses
+    assert all(re.match(r"data:image/svg\+xml;base64,|#", one) for one in page.addresses)
+
+
+def test_page_links_lead_to_sections(page_path):
+    text = page_path.read_text()
+    targets = re.findall(r'href="#([^"]+)"', text)
+    assert targets == ["results", "fates", "training", "cost", "provenance"]
+    assert all(f'id="{target}"' in text for target in targets)
+
+
+def test_tables_hold_the_numbers_of_the_metrics(run_dir, page_path):
+    numbers = json.loads(metrics_files(run_dir)[0].read_text())
+    row = read_csv(page_path, "stability_potential")[0]
+    for name in ("stability_rate", "sun_rate", "novel_of_stable"):
+        assert float(row[name]) == numbers["rates"][name]["value"]
+        assert int(row[f"{name}_numerator"]) == numbers["rates"][name]["numerator"]
+        assert float(row[f"{name}_high"]) == numbers["rates"][name]["high"]
+    ground = read_csv(page_path, "ground_state")[0]
+    assert float(ground["rmsd"]) == numbers["means"]["rmsd"]["mean"]
+    assert int(ground["num_steps_count"]) == 3
+
+
+def test_page_shows_counts_and_interval(page_path):
+    cells = next(cells for _, cells in Page(page_path.read_text()).rows if "FlowLLM-test" in cells)
+    assert "40.00\u202f%" in cells  # 2 of 5 stable
+    assert "2 of 5; 11.76–76.93" in cells  # Wilson, by scipy
+
+
+def test_estimates_and_dft_stand_in_separate_tables(page_path):
+    potential = read_csv(page_path, "stability_potential")
+    dft = read_csv(page_path, "stability_dft")
+    assert [row["setting"] for row in potential] == ["FlowLLM-test"]
+    assert [row["setting"] for row in dft] == ["FlowLLM-test", "FlowLLM (tau 0.7, P 0.9)"]
+    text = " ".join(Page(page_path.read_text()).words)
+    assert "Estimates, not DFT. Energies: CHGNet 0.3.0" in text
+    assert "Energies: DFT MP2020" in text
+
+
+def test_published_rows_are_marked_and_sourced(page_path):
+    published = read_csv(page_path, "stability_dft")[1]
+    assert float(published["stability_rate"]) == 0.1782
+    assert published["stability_rate_source"].startswith("[S] Sriram et al.")
+    rows = [cells for kind, cells in Page(page_path.read_text()).rows if kind == "published"]
+    assert rows
+    assert all(any(cell.startswith("published [") for cell in cells) for cells in rows)
+
+
+def test_published_values_fit_together():
+    row = next(row for row in tables.published_rows(["sun_rate"]) if row["sun_rate"])
+    parts = tables.published_rows(["stability_rate", "novel_of_stable", "unique_of_stable_novel"])
+    product = 1.0
+    for name in ("stability_rate", "novel_of_stable", "unique_of_stable_novel"):
+        product *= parts[0][name]["value"]
+    assert product == pytest.approx(row["sun_rate"]["value"], abs=0.001)  # rounded in the text
+
+
+def test_unknown_published_values_are_not_shown_as_numbers():
+    methods = {row["setting"] for row in tables.published_rows(["sun_rate"])}
+    assert methods == {"FlowLLM (tau 0.7, P 0.9)"}
+
+
+def test_color_and_title_are_settings(run_dir, tmp_path):
+    out = write_report(run_dir, tmp_path / "index.html", title="Mine & yours", color="#AA3377")
+    text = out.read_text()
+    assert "<h1>Mine &amp; yours</h1>" in text
+    assert "--main: #AA3377" in text
+    assert "#aa3377" in (tmp_path / "figures" / "e_hull_potential.svg").read_text().lower()
+
+
+def test_the_same_inputs_give_the_same_bytes(run_dir, page_path):
+    first = {path: path.read_bytes() for path in page_path.parent.rglob("*") if path.is_file()}
+    write_report(run_dir)
+    for path, content in first.items():
+        if not path.name.endswith(".provenance.json"):
+            assert path.read_bytes() == content, path
+
+
+def test_terminal_gets_the_table_and_the_path(run_dir, tmp_path, capsys):
+    out = write_report(run_dir, tmp_path / "index.html")
+    printed = capsys.readouterr().out
+    assert "40.00\u202f% (2/5)" in printed
+    assert f"Report: {out}" in printed
+
+
+def test_a_run_without_anything_but_metrics_gets_a_report(run_dir, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    out = write_report(empty, metrics_paths=metrics_files(run_dir)[:1])
+    assert "No DFT results of this run yet" in out.read_text()
+
+
+def test_rejections_are_counted_where_they_happened(run_dir):
+    assert read_rejections(run_dir) == [
+        ("source rows", "too_many_atoms", 2),
+        ("source rows", "disordered", 1),
+        ("base FlowLLM-test: drafts", "bad_number", 2),
+        ("base FlowLLM-test: drafts", "truncated", 1),
+        ("base FlowLLM-test: given up", "max_attempts", 1),
+    ]
+
+
+def write_record(folder, output, stage, seconds, memory, **counts):
+    path = folder / f"{output}.provenance.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"stage": stage, "seconds": seconds, "peak_memory_mb": memory, "counts": counts}
+    path.write_text(json.dumps(record))
+
+
+def test_costs_are_summed_by_stage(tmp_path):
+    write_record(tmp_path, "generated/a/shard-0", "refine", 2.0, 10, rows_in=5, rows_failed=0)
+    write_record(tmp_path, "base/t/shard-0", "sample_base", 10.0, 100, rows_in=5, rows_failed=1)
+    write_record(tmp_path, "base/t/shard-1", "sample_base", 30.0, 50, rows_in=5, rows_failed=2)
+    write_record(tmp_path, "base/t/.x.partial/y", "sample_base", 99.0, 999)
+    write_record(tmp_path, "report/index.html", "report", 99.0, 999)
+    records = read_records(tmp_path)
+    sample, refine = stage_costs(records)
+    assert (sample.stage, sample.jobs, sample.seconds, sample.longest) == ("sample_base", 2, 40, 30)
+    assert sample.peak_memory_mb == 100
+    assert sample.rows == {"rows_in": 10, "rows_out": None, "rows_failed": 3}
+    assert refine.rows["rows_failed"] == 0
+    assert generation_seconds(records, "t", "a") == 42
+    assert generation_seconds(records, "t", "unknown") is None
+
+
+def test_histogram_counts_what_lies_beyond_its_ends(run_dir):
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    result.e_above_hull[:] = [-7.0, -0.5, 0.01, 0.99, 1.0, 55.0]
+    figure = figures.e_hull_histogram([result], figures.looks(["FlowLLM-test"], "#0072B2"))
+    heights = figure.axes[0].patches[0].get_data().values
+    drawn = result.numbers["counts"]["drawn"]
+    assert heights.sum() == pytest.approx(100 * 6 / drawn)
+    assert heights[0] == pytest.approx(100 * 2 / drawn)
+    assert heights[-1] == pytest.approx(100 * 3 / drawn)
+
+
+def test_settings_keep_their_look_in_every_figure():
+    style = figures.looks(["a", "b", "a", "c"], "#D55E00")
+    assert style["a"].color == "#D55E00"
+    assert len({look.color for look in style.values()}) == 3
+    assert len({look.line_style for look in style.values()}) == 3
+
+
+def test_markdown_has_one_line_a_row(page_path):
+    text = (page_path.parent / "tables" / "validity.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines[0].startswith("| Setting | Crystals | Structural validity |")
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 2 + len(read_csv(page_path, "validity"))
+
+
+def test_no_metrics_is_an_error(tmp_path):
+    with pytest.raises(FlowllmError, match="no metrics given"):
+        write_report(tmp_path, metrics_paths=[])
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("{}", "expected 1")])
+def test_a_bad_metrics_file_is_named(tmp_path, text, message):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(FlowllmError, match=rf"bad\.json.*{message}"):
+        write_report(tmp_path, metrics_paths=[path])
