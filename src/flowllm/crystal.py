@@ -50,8 +50,10 @@ class Crystal:
         """
         numbers = np.asarray(atomic_numbers, dtype=np.int64)
         coords = np.asarray(frac_coords, dtype=np.float64)
-        abc = np.asarray(lengths, dtype=np.float64)
-        degrees = np.asarray(angles, dtype=np.float64)
+        with np.errstate(over="ignore"):
+            # Rounded first and checked then: a length of 1e39 is none in float32.
+            abc = np.asarray(lengths, dtype=np.float64).astype(np.float32)
+            degrees = np.asarray(angles, dtype=np.float64).astype(np.float32)
         if numbers.ndim != 1 or numbers.size == 0:
             raise FlowllmError(
                 f"atomic_numbers has shape {numbers.shape}, expected (n,) with n >= 1"
@@ -77,8 +79,8 @@ class Crystal:
         return cls(
             atomic_numbers=numbers.astype(np.uint8),
             frac_coords=wrap(coords),
-            lengths=abc.astype(np.float32),
-            angles=degrees.astype(np.float32),
+            lengths=abc,
+            angles=degrees,
         )
 
     @classmethod
@@ -123,8 +125,7 @@ def wrap(frac_coords: np.ndarray) -> np.ndarray:
     The float32 nearest to a number just below 1 can be 1 itself; it becomes 0, the same point.
     """
     wrapped = np.mod(np.asarray(frac_coords, dtype=np.float64), 1.0).astype(np.float32)
-    wrapped[wrapped >= 1.0] = 0.0
-    return wrapped
+    return np.where(wrapped >= 1.0, np.float32(0.0), wrapped)
 
 
 def lattice_has_volume(angles: np.ndarray) -> bool:
@@ -135,7 +136,7 @@ def lattice_has_volume(angles: np.ndarray) -> bool:
     """
     if np.any(angles <= 0) or np.any(angles >= 180):
         return False
-    cosines = np.cos(np.radians(angles))
+    cosines = np.cos(np.radians(np.asarray(angles, dtype=np.float64)))
     return bool(1 + 2 * np.prod(cosines) - np.sum(cosines**2) > 1e-6)
 
 

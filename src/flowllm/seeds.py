@@ -20,7 +20,9 @@ def derive(seed: int, *keys: Key) -> int:
     Returns:
         An integer in [0, 2**63), stable across platforms and Python versions.
     """
-    text = "\x1f".join([str(seed), *(f"{type(key).__name__}:{key}" for key in keys)])
+    # An integer of numpy names the same use as Python's.
+    named = [f"str:{key}" if isinstance(key, str) else f"int:{int(key)}" for key in keys]
+    text = "\x1f".join([str(seed), *named])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
