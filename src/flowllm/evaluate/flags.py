@@ -94,13 +94,27 @@ def match_samples(
             stable=stable & set(relaxed[composition]),
             references={name: known[name].get(composition, {}) for name in references},
         )
-        for composition in sorted(relaxed)
+        # The largest first, so that no worker is left alone with one at the end.
+        for composition in sorted(relaxed, key=lambda one: (-len(relaxed[one]), one))
     ]
+    return match_buckets(buckets, list(references), workers)
+
+
+def match_buckets(
+    buckets: Sequence[Bucket], reference_sets: Sequence[str], workers: int
+) -> BucketMatches:
+    """Match the crystals of every bucket and merge what was found.
+
+    Args:
+        buckets: one a reduced composition.
+        reference_sets: names of the sets of known crystals that every bucket has.
+        workers: worker processes; the result does not depend on it.
+    """
     found = ordered_map(match_bucket, buckets, workers=workers, what="matching, compositions")
     return BucketMatches(
         classes=_merged(one.classes for one in found),
         stable_classes=_merged(one.stable_classes for one in found),
-        known={name: _merged(one.known[name] for one in found) for name in references},
+        known={name: _merged(one.known[name] for one in found) for name in reference_sets},
         failed=_merged(one.failed for one in found),
     )
 

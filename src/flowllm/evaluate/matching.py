@@ -149,6 +149,10 @@ class BucketMatches:
 
 def match_bucket(bucket: Bucket) -> BucketMatches:
     """Find the equivalence classes of a bucket's samples, and which of them are known."""
+    if len(bucket.samples) == 1 and not any(bucket.references.values()):
+        alone = dict.fromkeys(bucket.samples, *bucket.samples)
+        stable = {name: name for name in bucket.stable}
+        return BucketMatches(alone, stable, {name: {} for name in bucket.references}, {})
     samples, failed = _candidates(bucket.samples)
     known = {}
     for set_name, crystals in bucket.references.items():

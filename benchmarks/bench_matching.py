@@ -1,0 +1,105 @@
+"""Uniqueness and novelty against StructureMatcher on all pairs, whose time is extrapolated.
+
+    python benchmarks/bench_matching.py --samples 2000 --references 27136 --workers 2
+
+The crystals are the real MP-20 rows beside the repository. Where more are asked for than there are,
+copies with other elements are added, and 5 % of the samples are moved copies of others, so that
+there is something to find. All pairs would take hours, so a sample of pairs is timed. `--references 0` is uniqueness alone.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Structure
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from crystals import mp_20_sample, rattled
+from flowllm.crystal import Crystal
+from flowllm.evaluate.flags import match_buckets
+from flowllm.evaluate.matching import Bucket
+from flowllm.evaluate.validity import reduced_composition
+
+
+def with_other_elements(crystal: Crystal, rng: np.random.Generator) -> Crystal:
+    """The crystal with each element replaced by a random one."""
+    numbers = np.unique(crystal.atomic_numbers)
+    new = rng.choice(np.arange(3, 84), numbers.size, replace=False)
+    mapping = dict(zip(numbers.tolist(), new.tolist(), strict=True))
+    atomic_numbers = [mapping[number] for number in crystal.atomic_numbers.tolist()]
+    return Crystal.from_arrays(atomic_numbers, crystal.frac_coords, crystal.lengths, crystal.angles)
+
+
+def enough(crystals: list[Crystal], count: int, rng: np.random.Generator) -> list[Crystal]:
+    """The first crystals, filled up with copies of other elements."""
+    chosen = crystals[:count]
+    while len(chosen) < count:
+        chosen.append(with_other_elements(crystals[rng.integers(len(crystals))], rng))
+    return chosen
+
+
+def seconds_a_pair(
+    first: list[Structure], second: list[Structure], count: int, rng: np.random.Generator
+) -> float:
+    """Mean time of StructureMatcher.fit on random pairs."""
+    matcher = StructureMatcher()
+    pairs = [(rng.integers(len(first)), rng.integers(len(second))) for _ in range(count)]
+    started = time.perf_counter()
+    for i, j in pairs:
+        matcher.fit(first[i], second[j])
+    return (time.perf_counter() - started) / count
+
+
+def main() -> None:
+    """Time both ways and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--references", type=int, default=27136)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=2000, help="pairs timed for all-pairs")
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    train = list(mp_20_sample("train", 1200).values())
+    others = [*mp_20_sample("test", 300).values(), *mp_20_sample("val", 300).values(), *train]
+    references = enough(train, options.references, rng)
+    planted = options.samples // 20
+    samples = enough(others, options.samples - planted, rng)
+    samples += [rattled(samples[rng.integers(len(samples))], 0.05, i) for i in range(planted)]
+
+    started = time.perf_counter()
+    by_composition: dict[tuple, tuple[dict, dict]] = {}
+    for index, crystal in enumerate(samples):
+        key = reduced_composition(crystal.atomic_numbers)
+        by_composition.setdefault(key, ({}, {}))[0][f"s{index:05d}"] = crystal
+    for index, crystal in enumerate(references):
+        key = reduced_composition(crystal.atomic_numbers)
+        if key in by_composition:
+            by_composition[key][1][f"r{index:05d}"] = crystal
+    buckets = [
+        Bucket(found, frozenset(), {"train": known}) for found, known in by_composition.values()
+    ]
+    matches = match_buckets(buckets, ["train"], options.workers)
+    ours = time.perf_counter() - started
+
+    classes = len(set(matches.classes.values()))
+    print(
+        f"{options.samples} samples, {options.references} references, {len(buckets)} compositions"
+    )
+    print(f"{classes} classes, {len(matches.known['train'])} samples known")
+    print(f"ours, {options.workers} workers: {ours:.1f} s")
+    sample_structures = [crystal.to_structure() for crystal in samples]
+    within = seconds_a_pair(sample_structures, sample_structures, options.pairs, rng)
+    expected = options.samples * (options.samples - 1) / 2 * within
+    if references:
+        reference_structures = [crystal.to_structure() for crystal in references[:3000]]
+        across = seconds_a_pair(sample_structures, reference_structures, options.pairs, rng)
+        expected += options.samples * options.references * across
+    print(f"all pairs, 1 worker, extrapolated: {expected:.0f} s; {expected / ours:.0f} times ours")
+
+
+if __name__ == "__main__":
+    main()
