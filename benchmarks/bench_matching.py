@@ -4,7 +4,8 @@
 
 The crystals are the real MP-20 rows beside the repository. Where more are asked for than there are,
 copies with other elements are added, and 5 % of the samples are moved copies of others, so that
-there is something to find. All pairs would take hours, so a sample of pairs is timed. `--references 0` is uniqueness alone.
+there is something to find. All pairs would take hours, so a sample of pairs is timed.
+`--references 0` is uniqueness alone.
 """
 
 import argparse
