@@ -37,7 +37,7 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -353,7 +353,7 @@ def load_config(paths: Sequence[Path]) -> Config:
     merged: dict[str, Any] = {}
     for path in paths:
         try:
-            loaded = yaml.safe_load(path.read_text())
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise FlowllmError(f"{path}: {error.strerror}") from error
         except yaml.YAMLError as error:
@@ -441,12 +441,23 @@ class StageSettings:
                 raise FlowllmError(f"settings of {stage}:\n{_explain(error, name)}") from error
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"a job of {self.stage} is not given {name!r}; see config.STAGES")
+        stage = self.__dict__.get("stage")  # missing while a copy is being made
+        raise AttributeError(f"a job of {stage} is not given {name!r}; see config.STAGES")
 
     @classmethod
     def from_json(cls, stage: str, text: str) -> "StageSettings":
-        """Parse the JSON that a rule passes."""
-        return cls(stage, json.loads(text))
+        """Parse the JSON that a rule passes.
+
+        Raises:
+            FlowllmError: it is not a JSON object, or as the constructor.
+        """
+        try:
+            given = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise FlowllmError(f"--settings of {stage}: not JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise FlowllmError(f"--settings of {stage}: expected an object, got {text!r}")
+        return cls(stage, given)
 
     @classmethod
     def from_config(cls, stage: str, config: Config, row: str | None = None) -> "StageSettings":

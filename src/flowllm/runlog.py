@@ -55,7 +55,9 @@ def setup_logging(log_path: Path | None) -> None:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_path, mode="a"))
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
-    log.handlers.clear()
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
     for handler in handlers:
         handler.setFormatter(formatter)
         log.addHandler(handler)
@@ -73,6 +75,8 @@ class StageRun:
         settings: the sections of the configuration that the stage was given.
         seed: the configuration's seed.
         inputs: input files by role; their digests are part of the record.
+        work: which part of the whole this job does (split, start, count), where the settings and
+            the inputs do not say; partial results of another part are not resumed.
         counts: rows in, out, failed, and whatever else the stage counts.
     """
 
@@ -81,6 +85,7 @@ class StageRun:
     settings: Mapping[str, Any]
     seed: int
     inputs: Mapping[str, Path | Sequence[Path]]
+    work: Mapping[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
     _digests: dict[str, Any] | None = None
 
@@ -103,6 +108,7 @@ class StageRun:
             "settings": dict(self.settings),
             "seed": self.seed,
             "inputs": self.input_digests(),
+            "work": dict(self.work),
         }
 
     def fingerprint(self) -> str:
@@ -120,6 +126,7 @@ def stage_run(
     seed: int,
     inputs: Mapping[str, Path | Sequence[Path]],
     output: Path,
+    work: Mapping[str, Any] | None = None,
 ) -> Iterator[StageRun]:
     """Open a stage's run; at the end write its record to `<output>.provenance.json`.
 
@@ -130,8 +137,9 @@ def stage_run(
         seed: the configuration's seed.
         inputs: input files or folders by role.
         output: the main output (a file or a folder); the record lies beside it.
+        work: the part of the whole that a scattered job does (split, start, count).
     """
-    run = StageRun(stage, version, settings, seed, inputs)
+    run = StageRun(stage, version, settings, seed, inputs, work or {})
     started = datetime.now(UTC)
     clock = time.perf_counter()
     log.info("%s: started, output %s", stage, output)

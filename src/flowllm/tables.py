@@ -7,6 +7,7 @@ is renamed at the end: a reader never sees half a file.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -292,7 +293,8 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
         return pq.read_table(path, columns=list(columns or schema.names))
     except FileNotFoundError as error:
         raise FlowllmError(f"{path}: no such file") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        # Arrow reports a broken footer or page as either.
         raise FlowllmError(
             f"{path}: not a readable Parquet file ({error}); delete it and run its stage again"
         ) from error
@@ -310,7 +312,7 @@ def read_tables(
     if "id" in table.column_names:
         ids = table.column("id").to_pylist()
         if len(set(ids)) != len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
+            twice, _ = Counter(ids).most_common(1)[0]
             raise FlowllmError(f"{paths[0].parent}: id {twice!r} stands in more than one row")
     return table
 
@@ -337,4 +339,4 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,290 @@
+"""The configuration: strict, with the key's path in every complaint."""
+
+import copy
+import math
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from flowllm.cli import app
+from flowllm.config import (
+    STAGES,
+    Config,
+    StageSettings,
+    check_config,
+    load_config,
+    merge,
+    stage_json,
+    stage_values,
+)
+from flowllm.errors import FlowllmError
+
+ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "config.yaml"
+OVERLAYS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def values() -> dict:
+    return yaml.safe_load(PAPER.read_text())
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config([PAPER])
+
+
+def changed(values: dict, path: str, value: object) -> dict:
+    """A copy with one key set, by its path."""
+    result = copy.deepcopy(values)
+    at = result
+    *parents, last = (int(key) if key.isdecimal() else key for key in path.split("."))
+    for key in parents:
+        at = at[key]
+    at[last] = value
+    return result
+
+
+def test_paper_values(config):
+    # Paper, appendices B and C, section 5.3.
+    assert config.finetune_llm.base_model == "meta-llama/Llama-2-70b-hf"
+    assert (config.finetune_llm.lora_rank, config.finetune_llm.lora_alpha) == (8, 32)
+    assert (config.finetune_llm.epochs, config.finetune_llm.batch_size) == (10, 16)
+    assert config.finetune_llm.learning_rate == 5e-4
+    assert config.sizes.num_pairs == 3_300_000
+    assert (config.sample_pairs.temperature, config.sample_pairs.top_p) == (0.9, 0.99)
+    assert (config.train_rfm.lambda_f, config.train_rfm.lambda_l) == (200, 1)
+    assert config.sizes.num_samples == 10_000
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_overlays_load(overlay):
+    loaded = load_config([PAPER, overlay])
+    given = yaml.safe_load(overlay.read_text())
+    dumped = loaded.model_dump(mode="json")
+    for section, keys in given.items():
+        if isinstance(keys, dict):
+            for key, value in keys.items():
+                assert dumped[section][key] == value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("dta", {}),
+        ("prepare.max_atom", 20),
+        ("bases.1.temprature", 0.7),
+        ("resources.prepare.gpu", 1),
+    ],
+)
+def test_unknown_keys_are_named_with_their_path(values, path, value):
+    with pytest.raises(FlowllmError, match=rf"\n  {re.escape(path)}: Extra inputs"):
+        check_config(changed(values, path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("seed", -1, "greater than or equal to 0"),
+        ("data.source", None, "valid string"),
+        ("prepare.cell", "conventional", "'primitive' or 'as_given'"),
+        ("prepare.max_atoms", 0, "greater than 0"),
+        ("prepare.max_rows", "all", "valid integer"),
+        ("prepare.split_shares", [0.6, 0.2, 0.3], r"must sum to 1"),
+        ("prepare.split_shares.1", 1.2, "less than or equal to 1"),
+        ("prompts.formula", "no field", r"must contain \{formula\}"),
+        ("sample_pairs.top_p", 0, "greater than 0"),
+        ("bases.0.name", "a/b", "should match pattern"),
+        ("bases.0.name", "../up", "should match pattern"),
+        ("bases.0.name", "two words", "should match pattern"),
+        ("bases.0.name", "line\n", "should match pattern"),
+        ("bases.0.temperature", 0.0, "greater than 0"),
+        ("settings.0.num_steps", -1, "greater than or equal to 0"),
+        ("stability.stable_below", math.nan, "finite number"),
+        ("train_rfm.clip_value", math.inf, "finite number"),
+        ("report.color", "blue", "should match pattern"),
+        ("resources.prepare.cpus", 0, "greater than 0"),
+    ],
+)
+def test_bad_values_are_named_with_their_path(values, path, value, message):
+    where = re.escape(path)
+    if "sum to 1" in message or "{formula}" in str(message).replace("\\", ""):
+        where = path.split(".")[0]  # a rule over the whole section
+    with pytest.raises(FlowllmError, match=rf"\n  {where}: .*{message}"):
+        check_config(changed(values, path, value))
+
+
+def test_missing_key_is_named(values):
+    without = copy.deepcopy(values)
+    del without["prerelax"]["max_force"]
+    with pytest.raises(FlowllmError, match=r"\n  prerelax\.max_force: Field required"):
+        check_config(without)
+
+
+def test_all_problems_at_once(values):
+    bad = changed(changed(values, "prepare.max_atoms", 0), "seed", "x")
+    with pytest.raises(FlowllmError) as caught:
+        check_config(bad, "config.yaml + mine.yaml")
+    assert str(caught.value).startswith("config.yaml + mine.yaml:\n")
+    assert "\n  prepare.max_atoms: " in str(caught.value)
+    assert "\n  seed: " in str(caught.value)
+    assert "(got 'x')" in str(caught.value)
+
+
+def test_names_must_fit_together(values):
+    with pytest.raises(FlowllmError, match=r"uses base 'gone', which is not among the bases"):
+        check_config(changed(values, "settings.0.base", "gone"))
+    twice = changed(values, "settings", [values["settings"][0]] * 2)
+    with pytest.raises(FlowllmError, match="settings: a name stands twice"):
+        check_config(twice)
+    fewer = copy.deepcopy(values)
+    del fewer["resources"]["report"]
+    fewer["resources"]["cook"] = values["resources"]["report"]
+    with pytest.raises(FlowllmError, match=r"missing \['report'\], unknown \['cook'\]"):
+        check_config(fewer)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1", "not YAML"), ("- a", "expected sections"), ("", "expected sections")],
+)
+def test_files_that_are_no_configuration(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(FlowllmError, match=rf"mine\.yaml: {message}"):
+        load_config([PAPER, path])
+    with pytest.raises(FlowllmError, match=r"gone\.yaml: No such file"):
+        load_config([PAPER, tmp_path / "gone.yaml"])
+
+
+trees = st.recursive(
+    st.one_of(st.integers(), st.none(), st.lists(st.integers(), max_size=2)),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+).filter(lambda tree: isinstance(tree, dict))
+
+
+def leaves(tree: object, path: tuple = ()) -> dict:
+    if isinstance(tree, dict) and tree:
+        found = {}
+        for key, value in tree.items():
+            found |= leaves(value, (*path, key))
+        return found
+    return {path: tree}
+
+
+@given(trees, trees)
+def test_merge_takes_the_overlay_and_keeps_the_rest(below, above):
+    before = copy.deepcopy((below, above))
+    merged = merge(below, above)
+    found = leaves(merged)
+    for path, value in leaves(above).items():
+        if value != {}:
+            assert found[path] == value
+    for path, value in leaves(below).items():
+        covered = any(path[: len(other)] == other for other in leaves(above) if other)
+        if path and not covered and not any(other[: len(path)] == path for other in leaves(above)):
+            assert found[path] == value
+    assert (below, above) == before
+    assert merge(merged, above) == merged
+    assert merge(below, {}) == below
+
+
+def test_overlay_merges_sections_and_replaces_lists(values):
+    merged = merge(values, {"prepare": {"max_rows": 5}, "bases": [{"name": "one"}]})
+    assert merged["prepare"] == {**values["prepare"], "max_rows": 5}
+    assert merged["bases"] == [{"name": "one"}]
+    assert merged["data"] == values["data"]
+
+
+def row_of(config: Config, stage: str) -> str | None:
+    return {"base": config.bases[0].name, "setting": config.settings[0].name}.get(STAGES[stage].row)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_given_its_sections_and_nothing_else(config, stage):
+    row = row_of(config, stage)
+    given = StageSettings.from_json(stage, stage_json(config, stage, row))
+    allowed = {*STAGES[stage].sections, *filter(None, [STAGES[stage].row])}
+    assert set(given.values) == allowed
+    for name in allowed:
+        assert isinstance(getattr(given, name), BaseModel)
+    others = {name for name in Config.model_fields if name not in allowed and name != "seed"}
+    for name in others:
+        with pytest.raises(AttributeError, match=f"{stage} is not given '{name}'"):
+            getattr(given, name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_settings_survive_json_and_match_those_by_hand(config, stage):
+    row = row_of(config, stage)
+    passed = StageSettings.from_json(stage, stage_json(config, stage, row))
+    by_hand = StageSettings.from_config(stage, config, row)
+    assert passed.values == by_hand.values
+    assert (passed.seed, passed.version) == (config.seed, STAGES[stage].version)
+    for name in passed.values:
+        assert getattr(passed, name) == getattr(by_hand, name)
+
+
+def test_a_change_reaches_only_the_stages_that_use_it(values, config):
+    for section in Config.model_fields:
+        stages = {name for name, stage in STAGES.items() if section in stage.sections}
+        key = {"train_rfm": "learning_rate", "prerelax": "max_force", "refine": "anneal_slope"}
+        if section not in key:
+            continue
+        other = check_config(changed(values, f"{section}.{key[section]}", 0.0123))
+        differ = {
+            name
+            for name in STAGES
+            if stage_json(config, name, row_of(config, name))
+            != stage_json(other, name, row_of(other, name))
+        }
+        assert differ == stages != set()
+
+
+def test_sizes_reach_no_stage(values, config):
+    other = check_config(changed(values, "sizes.num_samples", 7))
+    for stage in STAGES:
+        row = row_of(config, stage)
+        assert stage_values(config, stage, row) == stage_values(other, stage, row)
+
+
+def test_every_stage_is_a_command():
+    commands = {
+        command.name or command.callback.__name__.replace("_", "-")
+        for command in app.registered_commands
+    }
+    assert set(STAGES) <= commands
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "expected an object"),
+        ("{}", r"expected \['prepare', 'seed', 'version'\], got \[\]"),
+        ('{"seed": 1, "version": 1, "prepare": {}, "data": {}}', "got .*'data'"),
+        ('{"seed": 1, "version": 1, "prepare": {}}', r"\n  prepare\.cell: Field required"),
+    ],
+)
+def test_bad_settings_of_a_job(text, message):
+    with pytest.raises(FlowllmError, match=message):
+        StageSettings.from_json("prepare", text)
+
+
+def test_settings_can_go_to_another_process(config):
+    given = StageSettings.from_config("prepare", config)
+    again = pickle.loads(pickle.dumps(given))
+    assert again.prepare == given.prepare
+    assert copy.deepcopy(given).values == given.values
+
+
+def test_values_do_not_change(config):
+    with pytest.raises(ValueError, match="frozen"):
+        config.prepare.max_atoms = 30

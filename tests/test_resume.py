@@ -1,0 +1,169 @@
+"""Partial results: a real process is killed with SIGKILL, and what it had finished is used."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from flowllm import tables
+from flowllm.resume import drop_partial, partial_folder, write_in_parts
+from flowllm.runlog import StageRun
+
+SCHEMA = tables.CRYSTALS
+NUM_ROWS, ROWS_PER_PART = 23, 5
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from flowllm.resume import write_in_parts
+from flowllm.runlog import StageRun
+from test_resume import SCHEMA, NUM_ROWS, ROWS_PER_PART, make_row
+
+output, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+
+def make_rows(items):
+    with log.open("a") as handle:
+        handle.write(f"{items.start}\\n")
+    if items.start:  # slow from the second part on
+        time.sleep(seconds)
+    return [make_row(i) for i in items]
+
+run = StageRun("prerelax", 1, {"max_steps": 3}, 42, {})
+write_in_parts(output, run, SCHEMA, NUM_ROWS, ROWS_PER_PART, make_rows)
+"""
+
+
+def make_row(i: int) -> dict:
+    return {"id": f"row-{i}", "num_atoms": i, "band_gap": i / 7}
+
+
+def a_run(work: dict | None = None, seed: int = 42, **changes) -> StageRun:
+    return StageRun("prerelax", 1, {"max_steps": 3, **changes}, seed, {}, work or {})
+
+
+def write(output: Path, run: StageRun, made: list[int] | None = None) -> pa.Table:
+    def make_rows(items: range) -> list[dict]:
+        if made is not None:
+            made.append(items.start)
+        return [make_row(i) for i in items]
+
+    return write_in_parts(output, run, SCHEMA, NUM_ROWS, ROWS_PER_PART, make_rows)
+
+
+def partial_parts(output: Path) -> list[str]:
+    folder = output.with_name(f".{output.name}.partial")
+    return sorted(path.name for path in folder.glob("part-*.parquet"))
+
+
+def test_parts_make_the_whole(tmp_path):
+    output, made = tmp_path / "out.parquet", []
+    table = write(output, a_run(), made)
+    assert made == [0, 5, 10, 15, 20]
+    assert table.column("id").to_pylist() == [f"row-{i}" for i in range(NUM_ROWS)]
+    assert tables.read_table(output, SCHEMA).equals(table)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+
+
+@pytest.mark.parametrize("rows_per_part", [1, 7, 23, 100])
+def test_bytes_do_not_depend_on_the_parts(tmp_path, rows_per_part):
+    write(tmp_path / "a.parquet", a_run())
+    write_in_parts(
+        tmp_path / "b.parquet",
+        a_run(),
+        SCHEMA,
+        NUM_ROWS,
+        rows_per_part,
+        lambda items: [make_row(i) for i in items],
+    )
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_no_work_gives_an_empty_table(tmp_path):
+    write_in_parts(tmp_path / "out.parquet", a_run(), SCHEMA, 0, 5, list)
+    assert tables.read_table(tmp_path / "out.parquet", SCHEMA).num_rows == 0
+
+
+def test_killed_process_is_resumed_to_the_same_bytes(tmp_path):
+    output, log = tmp_path / "killed.parquet", tmp_path / "log"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", PROGRAM, str(output), str(log)]
+    process = subprocess.Popen([*command, "0.4"], env=environment)
+    deadline = time.monotonic() + 60
+    while len(partial_parts(output)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not output.exists()
+    finished = len(partial_parts(output))
+    assert 2 <= finished < 5
+    log.unlink()
+    subprocess.run([*command, "0"], env=environment, check=True)
+    assert log.read_text().split() == [str(start) for start in (0, 5, 10, 15, 20)[finished:]]
+    write(tmp_path / "undisturbed.parquet", a_run())
+    assert output.read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
+    assert not output.with_name(".killed.parquet.partial").exists()
+
+
+def stop_after_two_parts(output: Path, run: StageRun) -> None:
+    def make_rows(items: range) -> list[dict]:
+        if items.start == 10:
+            raise KeyboardInterrupt
+        return [{**make_row(i), "num_atoms": -1} for i in items]
+
+    with pytest.raises(KeyboardInterrupt):
+        write_in_parts(output, run, SCHEMA, NUM_ROWS, ROWS_PER_PART, make_rows)
+    assert partial_parts(output) == ["part-00000000.parquet", "part-00000005.parquet"]
+
+
+def test_finished_parts_of_the_same_run_are_kept(tmp_path):
+    output, made = tmp_path / "out.parquet", []
+    stop_after_two_parts(output, a_run())
+    table = write(output, a_run(), made)
+    assert made == [10, 15, 20]
+    assert table.column("num_atoms").to_pylist() == [-1] * 10 + list(range(10, NUM_ROWS))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        a_run(max_steps=4),
+        a_run(seed=43),
+        a_run(work={"start": 64, "count": 32}),
+        StageRun("prerelax", 2, {"max_steps": 3}, 42, {}),
+        StageRun("refine", 1, {"max_steps": 3}, 42, {}),
+    ],
+    ids=["settings", "seed", "work", "version", "stage"],
+)
+def test_parts_of_another_run_are_dropped(tmp_path, other):
+    output, made = tmp_path / "out.parquet", []
+    stop_after_two_parts(output, other)
+    table = write(output, a_run(), made)
+    assert made == [0, 5, 10, 15, 20]
+    assert table.column("num_atoms").to_pylist() == list(range(NUM_ROWS))
+
+
+def test_parts_made_from_other_inputs_are_dropped(tmp_path):
+    output, source = tmp_path / "out.parquet", tmp_path / "input"
+    source.write_text("one")
+    run = StageRun("prerelax", 1, {}, 42, {"generated": source})
+    (partial_folder(output, run) / "state").write_text("x")
+    assert (partial_folder(output, run) / "state").exists()
+    source.write_text("two")
+    again = StageRun("prerelax", 1, {}, 42, {"generated": source})
+    assert not (partial_folder(output, again) / "state").exists()
+
+
+def test_folder_without_its_key_is_dropped(tmp_path):
+    """As a kill between making the folder and writing the key leaves it."""
+    output = tmp_path / "out.parquet"
+    folder = output.with_name(".out.parquet.partial")
+    folder.mkdir()
+    (folder / "part-00000000.parquet").write_text("of whom?")
+    assert list(partial_folder(output, a_run()).glob("part-*")) == []
+    drop_partial(folder)
+    assert list(tmp_path.iterdir()) == []
