@@ -21,9 +21,11 @@ include: "workflow/rules/sample_base.smk"
 include: "workflow/rules/refine.smk"
 include: "workflow/rules/prerelax.smk"
 include: "workflow/rules/reference_hull.smk"
+include: "workflow/rules/dft_hull.smk"
 include: "workflow/rules/stability.smk"
 include: "workflow/rules/dft_inputs.smk"
 include: "workflow/rules/dft_collect.smk"
+include: "workflow/rules/fingerprints.smk"
 include: "workflow/rules/metrics.smk"
 include: "workflow/rules/report.smk"
 
@@ -33,6 +35,7 @@ wildcard_constraints:
     shard=r"\d{5}",
     base="|".join(BASES),
     setting="|".join(SETTINGS),
+    sample="|".join(["test", *SETTINGS]),
     kind="potential|dft",
 
 

@@ -116,6 +116,18 @@ def finished_runs(wildcards):
     return sorted(str(path) for path in folder.rglob("vasprun.xml*"))
 
 
+def dft_entries(wildcards):
+    return [CONFIG.dft_hull.source] if CONFIG.dft_hull.source else []
+
+
+def fingerprinted(wildcards):
+    """The test split's crystals, or the generated ones of a setting."""
+    if wildcards.sample == "test":
+        return [f"{RUN}/crystals/test.parquet"]
+    paths = f"{RUN}/generated/{wildcards.sample}/shard-{{shard}}.parquet"
+    return expand(paths, shard=SAMPLE_SHARDS)
+
+
 def report_metrics(wildcards):
     """Metrics with the potential's energies; with DFT's beside them in the second report."""
     kinds = ["potential", "dft"] if wildcards.report == "report_dft" else ["potential"]

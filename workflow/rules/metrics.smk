@@ -4,6 +4,8 @@ rule metrics:
         generated=sample_shards("generated"),
         relaxed=energies,
         stability=f"{RUN}/stability/{{kind}}/{{setting}}.parquet",
+        fingerprints=f"{RUN}/fingerprints/{{setting}}.parquet",
+        test_fingerprints=f"{RUN}/fingerprints/test.parquet",
         crystals=expand(
             f"{RUN}/crystals/{{split}}.parquet", split=["train", "val", "test"]
         ),
@@ -30,5 +32,6 @@ rule metrics:
     shell:
         "python -m flowllm metrics "
         "{params.shards:q} --stability {input.stability:q} --crystals {params.crystals:q} "
+        "--fingerprints {input.fingerprints:q} --test-fingerprints {input.test_fingerprints:q} "
         "--workers {threads} --out {output.json:q} "
         "--settings {params.settings:q} --log {log:q}"

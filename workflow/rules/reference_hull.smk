@@ -2,7 +2,7 @@ rule reference_hull:
     input:
         crystals=f"{RUN}/crystals/train.parquet",
     output:
-        f"{RUN}/hull/reference.parquet",
+        f"{RUN}/hull/potential.parquet",
     log:
         f"{RUN}/logs/reference_hull.log",
     benchmark:

@@ -1,7 +1,7 @@
 rule stability:
     input:
         energies=energies,
-        hull=f"{RUN}/hull/reference.parquet",
+        hull=f"{RUN}/hull/{{kind}}.parquet",
     output:
         f"{RUN}/stability/{{kind}}/{{setting}}.parquet",
     log:
