@@ -180,6 +180,7 @@ class Setting(Section):
 class Refine(Section):
     """Integration of the learned velocity field."""
 
+    integrator: Literal["euler", "midpoint", "heun", "rk4"]
     batch_size: PositiveInt
     anneal_slope: NonNegativeFloat = Field(description="coordinate velocity times 1 + slope * t")
 

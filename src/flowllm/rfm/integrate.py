@@ -1,35 +1,87 @@
 """Integration of the learned velocity field from t = 0 to t = 1."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from flowllm.rfm.manifold import torus_exp
 
-Velocity = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From coordinates (B, n, 3), lattices (B, 6) and times (B,) to their velocities."""
+Point = tuple[Tensor, Tensor]
+"""Coordinates (B, n, 3) and lattices (B, 6), of points or of tangents."""
+
+Velocity = Callable[[Tensor, Tensor, Tensor], Point]
+"""From coordinates, lattices and times (B,) to their velocities."""
 
 
-def integrate_euler(
-    velocity: Velocity, coords: Tensor, lattice: Tensor, num_steps: int, anneal_slope: float
-) -> tuple[Tensor, Tensor]:
-    """Follow the velocity with Euler steps of equal length, on torus and lattice space.
+@dataclass(frozen=True)
+class Integrator:
+    """An explicit Runge-Kutta method by its Butcher tableau.
+
+    Attributes:
+        stages: coefficients of the earlier stages' velocities, a row a stage; a row's sum is
+            the stage's share of the step.
+        weights: of the stages in the step.
+    """
+
+    stages: Sequence[Sequence[float]]
+    weights: Sequence[float]
+
+
+INTEGRATORS = {
+    "euler": Integrator(stages=[[]], weights=[1.0]),
+    "midpoint": Integrator(stages=[[], [1 / 2]], weights=[0.0, 1.0]),
+    "heun": Integrator(stages=[[], [1.0]], weights=[1 / 2, 1 / 2]),
+    "rk4": Integrator(
+        stages=[[], [1 / 2], [0.0, 1 / 2], [0.0, 0.0, 1.0]], weights=[1 / 6, 1 / 3, 1 / 3, 1 / 6]
+    ),
+}
+"""By their names in the configuration; orders 1, 2, 2 and 4."""
+
+
+def anneal(velocity: Velocity, slope: float) -> Velocity:
+    """Multiply the coordinates' velocity by 1 + slope * t (FlowMM's anti-annealing)."""
+
+    def annealed(coords: Tensor, lattice: Tensor, time: Tensor) -> Point:
+        coords_velocity, lattice_velocity = velocity(coords, lattice, time)
+        return (1 + slope * time)[:, None, None] * coords_velocity, lattice_velocity
+
+    return annealed
+
+
+def integrate(
+    velocity: Velocity, coords: Tensor, lattice: Tensor, num_steps: int, integrator: Integrator
+) -> Point:
+    """Follow the velocity from t = 0 to t = 1 in steps of equal length.
+
+    On the flat torus and in lattice space a step is the exponential map of the weighted velocity.
 
     Args:
         velocity: the field.
         coords: f0 (B, n, 3).
         lattice: l0 (B, 6).
-        num_steps: number of steps.
-        anneal_slope: the coordinates' velocity is multiplied by 1 + slope * t (anti-annealing).
+        num_steps: number of steps; each evaluates the field once a stage.
+        integrator: the method.
 
     Returns:
         Coordinates in [0, 1) and lattices at t = 1.
     """
     step = 1.0 / num_steps
     for index in range(num_steps):
-        time = index * step
-        moments = coords.new_full((len(coords),), time)
-        coords_velocity, lattice_velocity = velocity(coords, lattice, moments)
-        coords = torus_exp(coords, step * (1 + anneal_slope * time) * coords_velocity)
-        lattice = lattice + step * lattice_velocity
+        found: list[Point] = []
+        for coefficients in integrator.stages:
+            at = _move((coords, lattice), found, coefficients, step)
+            time = (index + sum(coefficients)) * step
+            found.append(velocity(*at, coords.new_full((len(coords),), time)))
+        coords, lattice = _move((coords, lattice), found, integrator.weights, step)
     return coords, lattice
+
+
+def _move(point: Point, tangents: Sequence[Point], weights: Sequence[float], step: float) -> Point:
+    """The point reached from `point` by the step along the weighted tangents."""
+    coords, lattice = point
+    for (coords_velocity, lattice_velocity), weight in zip(tangents, weights, strict=True):
+        if weight:
+            coords = coords + step * weight * coords_velocity
+            lattice = lattice + step * weight * lattice_velocity
+    return torus_exp(coords, coords.new_zeros(())), lattice

@@ -12,7 +12,7 @@ from flowllm.config import Refine, Setting, StageSettings
 from flowllm.crystal import Crystal
 from flowllm.device import pick_device
 from flowllm.errors import FlowllmError
-from flowllm.rfm.integrate import integrate_euler
+from flowllm.rfm.integrate import INTEGRATORS, anneal, integrate
 from flowllm.rfm.manifold import lattice_parameters
 from flowllm.rfm.model import load_model
 from flowllm.rfm.network import MAX_ATOMS, VelocityField
@@ -104,12 +104,14 @@ def refine_batch(
     coords = torch.from_numpy(np.stack([c.frac_coords for c in crystals])).to(device)
     lattices = np.stack([crystal_lattice(c, field.bounds) for c in crystals])
     with torch.inference_mode():
-        ends = integrate_euler(
-            lambda f, lattice, time: field(elements, f, lattice, time),
+        ends = integrate(
+            anneal(
+                lambda f, lattice, time: field(elements, f, lattice, time), section.anneal_slope
+            ),
             coords,
             torch.from_numpy(lattices).to(device),
             num_steps,
-            section.anneal_slope,
+            INTEGRATORS[section.integrator],
         )
         coords, (lengths, angles) = ends[0], lattice_parameters(ends[1], field.bounds)
     arrays = (x.cpu().numpy() for x in (coords, lengths, angles))

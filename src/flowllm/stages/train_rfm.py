@@ -14,9 +14,12 @@ from flowllm.resume import drop_partial, partial_folder
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
 from flowllm.rfm.model import save_model
-from flowllm.rfm.pairs import PairOptions, prepare_shard, read_counts
+from flowllm.rfm.pairs import PairOptions, count_rows, prepare_shard, read_counts
 from flowllm.rfm.train import make_fabric, train
 from flowllm.runlog import Progress, StageRun, log, stage_run
+
+PARALLEL_ROWS = 20_000
+"""Pairs from which it pays to start processes that prepare them (about 1 ms a pair)."""
 
 
 def run(
@@ -76,7 +79,7 @@ def prepare_split(
     missing = [(s, p) for s, p in zip(shards, prepared, strict=True) if not p.exists()]
     progress = Progress(f"train_rfm: {split} shards prepared", len(missing))
     workers = min(len(os.sched_getaffinity(0)), len(missing))
-    if workers > 1:
+    if workers > 1 and count_rows([shard for shard, _ in missing]) >= PARALLEL_ROWS:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             for _ in pool.map(partial(_prepare, options), missing):
                 progress.advance()
