@@ -1,0 +1,287 @@
+"""CHGNet behind torch-sim's model interface, so that torch-sim can relax crystals in batches.
+
+The network and its weights are the chgnet package's own. What is written here is how a batch of
+crystals becomes the network's input: chgnet's converter makes Python objects bond by bond and
+differentiates twice with a graph of the gradient, which at inference costs most of the time. Here
+the graphs of a batch are made with array operations and one backward pass gives forces and stress.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import chgnet
+import numpy as np
+import torch
+from chgnet.model.model import BatchedGraph, CHGNet
+from pymatgen.optimization.neighbors import find_points_in_spheres
+from torch_sim.models.interface import ModelInterface
+from torch_sim.state import SimState
+
+from flowllm.relax.models import Fault
+
+_WEIGHTS = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
+"""In the chgnet package: version 0.3.0, fitted to MPtrj."""
+
+_TOLERANCE = 1e-8
+"""Angstrom, of the cutoff and of an atom's distance to itself; as in chgnet's converter."""
+
+MIN_DISTANCE = 0.01
+"""Angstrom; two atoms nearer than this are one place, and their bond has no direction."""
+
+MAX_ANGLES = 100_000
+"""Angles a crystal, about 1.5 GB in the network; MP-20 crystals have some hundreds."""
+
+
+@dataclass(frozen=True)
+class NeighborGraph:
+    """Bonds and angles of one crystal.
+
+    Attributes:
+        edges: int64 (num_edges, 2), center and neighbour of every directed bond.
+        images: int64 (num_edges, 3), the cell the neighbour is in.
+        undirected: int64 (num_edges,), the undirected bond of each directed one.
+        representatives: int64 (num_undirected,), one directed bond of each undirected one.
+        angles: int64 (num_angles, 5): center, undirected and directed first bond, undirected and
+            directed second bond.
+    """
+
+    edges: np.ndarray
+    images: np.ndarray
+    undirected: np.ndarray
+    representatives: np.ndarray
+    angles: np.ndarray
+
+
+_EMPTY = np.zeros(0, dtype=np.int64)
+NO_NEIGHBORS = NeighborGraph(
+    _EMPTY.reshape(0, 2), _EMPTY.reshape(0, 3), _EMPTY, _EMPTY, _EMPTY.reshape(0, 5)
+)
+
+
+class CHGNetModel(ModelInterface):
+    """CHGNet 0.3.0 (Deng et al. 2023) as a torch-sim model: energies, forces and stresses.
+
+    States are in float64, the network computes in float32 as it was trained.
+
+    Attributes:
+        max_atomic_number: the heaviest element it has an embedding for, plutonium.
+    """
+
+    max_atomic_number = 94
+
+    def __init__(self, device: torch.device) -> None:
+        """Load the weights that the chgnet package ships."""
+        super().__init__()
+        self._device = device
+        self._dtype = torch.float64
+        self._compute_forces = True
+        self._compute_stress = True
+        path = Path(chgnet.__file__).parent / _WEIGHTS
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.network = CHGNet.from_dict(state["model"], mlp_out_bias=False, version="0.3.0")
+        self.network.to(device).eval().requires_grad_(False)
+        # eV per atom of each element, added to what the network gives.
+        self.element_energies = self.network.composition_model.fc.weight.view(-1)
+        self.cutoff = float(self.network.graph_converter.atom_graph_cutoff)
+        self.bond_cutoff = float(self.network.graph_converter.bond_graph_cutoff)
+
+    def forward(self, state: SimState) -> dict[str, torch.Tensor]:
+        """Compute a batch.
+
+        Args:
+            state: n_systems crystals with n_atoms atoms in all.
+
+        Returns:
+            `energy` (n_systems,) in eV, `forces` (n_atoms, 3) in eV/angstrom, `stress`
+            (n_systems, 3, 3) in eV/angstrom^3, and `faults`, by place in the batch, of the crystals
+            that cannot be evaluated, whose numbers mean nothing.
+        """
+        counts = torch.bincount(state.system_idx, minlength=state.n_systems)
+        cells = state.row_vector_cell.to(torch.float32)
+        positions = state.positions.to(torch.float32).requires_grad_(True)
+        strain = torch.zeros_like(cells, requires_grad=True)
+        graphs, faults = self._graphs(state, counts)
+        if len(faults) == len(graphs):
+            nothing = torch.zeros_like(state.cell)
+            return {
+                "energy": nothing[:, 0, 0],
+                "forces": torch.zeros_like(state.positions),
+                "stress": nothing,
+                "faults": faults,
+            }
+        batch = self._batch(state, graphs, counts, positions, cells, strain)
+        per_atom = self.network._compute(batch)["e"]
+        energy = per_atom * counts
+        references = torch.zeros_like(per_atom).index_add_(
+            0, state.system_idx, self.element_energies[state.atomic_numbers.long() - 1]
+        )
+        gradient, strain_gradient = torch.autograd.grad(energy.sum(), (positions, strain))
+        volumes = torch.linalg.det(cells).abs()
+        return {
+            "energy": (energy.detach() + references).to(self._dtype),
+            "forces": -gradient.to(self._dtype),
+            "stress": (strain_gradient / volumes[:, None, None]).to(self._dtype),
+            "faults": faults,
+        }
+
+    def _graphs(
+        self, state: SimState, counts: torch.Tensor
+    ) -> tuple[list[NeighborGraph], dict[int, Fault]]:
+        """Bonds and angles of each crystal; a crystal with a fault has none."""
+        positions = state.positions.detach().cpu().numpy()
+        points = np.split(positions, np.cumsum(counts.cpu().numpy())[:-1])
+        cells = state.row_vector_cell.detach().cpu().numpy()
+        graphs, faults = [], {}
+        for place, (atoms, cell) in enumerate(zip(points, cells, strict=True)):
+            found = neighbor_graph(atoms, cell, self.cutoff, self.bond_cutoff)
+            if isinstance(found, Fault):
+                faults[place] = found
+                found = NO_NEIGHBORS
+            graphs.append(found)
+        return graphs, faults
+
+    def _batch(
+        self,
+        state: SimState,
+        graphs: list[NeighborGraph],
+        counts: torch.Tensor,
+        positions: torch.Tensor,
+        cells: torch.Tensor,
+        strain: torch.Tensor,
+    ) -> BatchedGraph:
+        """Join the crystals' graphs and expand bonds and angles in the network's basis."""
+        strained_cells = cells + cells @ strain
+        positions = positions + (positions[:, None] @ strain[state.system_idx])[:, 0]
+        first_atom = np.concatenate([[0], np.cumsum(counts.cpu().numpy())])
+        first_edge = np.cumsum([0] + [len(graph.edges) for graph in graphs])
+        first_bond = np.cumsum([0] + [len(graph.representatives) for graph in graphs])
+
+        def joined(arrays: list[np.ndarray]) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate(arrays)).to(self._device)
+
+        edges = joined([g.edges + first_atom[i] for i, g in enumerate(graphs)])
+        undirected = joined([g.undirected + first_bond[i] for i, g in enumerate(graphs)])
+        representatives = joined([g.representatives + first_edge[i] for i, g in enumerate(graphs)])
+        angles = joined(
+            [
+                g.angles
+                + np.array([first_atom[i], *2 * [first_bond[i], first_edge[i]]], dtype=np.int64)
+                for i, g in enumerate(graphs)
+            ]
+        )
+        images = joined([g.images for g in graphs]).to(torch.float32)
+        shifts = (images[:, None] @ strained_cells[state.system_idx[edges[:, 0]]])[:, 0]
+        vectors = positions[edges[:, 0]] - positions[edges[:, 1]] - shifts
+        lengths = torch.linalg.vector_norm(vectors, dim=1)
+        directions = vectors / lengths[:, None]
+        bond_lengths = lengths[representatives]
+        encoder = self.network.bond_basis_expansion
+        angle_bases = self.network.angle_basis_expansion(
+            directions[angles[:, 2]], directions[angles[:, 4]]
+        )
+        return BatchedGraph(
+            atomic_numbers=state.atomic_numbers.long(),
+            bond_bases_ag=encoder.rbf_expansion_ag(bond_lengths),
+            bond_bases_bg=encoder.rbf_expansion_bg(bond_lengths),
+            angle_bases=angle_bases,
+            batched_atom_graph=edges,
+            batched_bond_graph=angles[:, [0, 1, 3]],
+            atom_owners=state.system_idx,
+            directed2undirected=undirected,
+            atom_positions=[],
+            strains=[],
+            volumes=[],
+        )
+
+
+def neighbor_graph(
+    positions: np.ndarray, cell: np.ndarray, cutoff: float, bond_cutoff: float
+) -> NeighborGraph | Fault:
+    """Find the bonds up to `cutoff` and the angles between bonds up to `bond_cutoff`.
+
+    Args:
+        positions: float64 (n, 3), angstrom.
+        cell: float64 (3, 3), rows are the lattice vectors.
+        cutoff: angstrom.
+        bond_cutoff: angstrom.
+
+    Returns:
+        The graph, or why there is none that the network could be given.
+    """
+    points = np.ascontiguousarray(positions)
+    centers, neighbors, images, distances = find_points_in_spheres(
+        points,
+        points,
+        r=cutoff,
+        pbc=np.ones(3, dtype=np.int64),
+        lattice=np.ascontiguousarray(cell),
+        tol=_TOLERANCE,
+    )
+    others = np.flatnonzero((centers != neighbors) | (distances > _TOLERANCE))
+    # Sorted by center, for the angles; stable, so that the order is the same on every run.
+    order = others[np.argsort(centers[others], kind="stable")]
+    distances = distances[order]
+    edges = np.stack([centers[order], neighbors[order]], axis=1).astype(np.int64)
+    short = np.flatnonzero(distances < bond_cutoff)
+    fault = _graph_fault(edges, distances, edges[short, 0], len(points), cutoff)
+    if fault is not None:
+        return fault
+    images = np.rint(images[order]).astype(np.int64)
+    representatives, undirected = _undirected(edges, images, len(points))
+    first, second = _pairs_of_one_center(edges[short, 0], len(points))
+    first, second = short[first], short[second]
+    angles = np.stack(
+        [edges[first, 0], undirected[first], first, undirected[second], second], axis=1
+    )
+    return NeighborGraph(edges, images, undirected, representatives, angles)
+
+
+def _graph_fault(
+    edges: np.ndarray,
+    distances: np.ndarray,
+    short_centers: np.ndarray,
+    num_atoms: int,
+    cutoff: float,
+) -> Fault | None:
+    """Why bonds of these lengths are nothing to compute with, if so."""
+    lonely = num_atoms - len(np.unique(edges[:, 0]))
+    if lonely:
+        detail = f"{lonely} of {num_atoms} atoms have no neighbour within {cutoff:g} angstrom"
+        return Fault("isolated_atoms", detail)
+    if distances.min() < MIN_DISTANCE:
+        detail = f"two atoms are {distances.min():.2g} angstrom apart, limit {MIN_DISTANCE:g}"
+        return Fault("overlapping_atoms", detail)
+    degrees = np.bincount(short_centers, minlength=num_atoms)
+    num_angles = int((degrees * (degrees - 1)).sum())
+    if num_angles > MAX_ANGLES:
+        return Fault("too_dense", f"{num_angles} angles between bonds, limit {MAX_ANGLES}")
+    return None
+
+
+def _undirected(
+    edges: np.ndarray, images: np.ndarray, num_atoms: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number the bonds without direction: (i, j, image) and (j, i, -image) are one bond."""
+    base = 2 * int(np.abs(images).max(initial=0)) + 1
+    weights = base ** np.arange(3)
+    shift = images @ weights
+    offset = weights.sum() * (base // 2)
+    span = base**3
+    forward = (edges[:, 0] * num_atoms + edges[:, 1]) * span + shift + offset
+    backward = (edges[:, 1] * num_atoms + edges[:, 0]) * span - shift + offset
+    _, representatives, undirected = np.unique(
+        np.minimum(forward, backward), return_index=True, return_inverse=True
+    )
+    return representatives, undirected
+
+
+def _pairs_of_one_center(centers: np.ndarray, num_atoms: int) -> tuple[np.ndarray, np.ndarray]:
+    """All ordered pairs of different bonds with the same center; `centers` is sorted."""
+    degrees = np.bincount(centers, minlength=num_atoms)
+    starts = np.concatenate([[0], np.cumsum(degrees)])[:-1]
+    repeats = degrees[centers]
+    first = np.repeat(np.arange(len(centers)), repeats)
+    within = np.arange(len(first)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    second = starts[centers[first]] + within
+    different = first != second
+    return first[different], second[different]

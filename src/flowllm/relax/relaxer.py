@@ -1,0 +1,440 @@
+"""Relaxation of a batch of crystals whatever they are: each ends relaxed, or with a reason.
+
+torch-sim's FIRE with the Frechet cell filter moves the atoms and the cells of a batch; what has
+finished makes room for what waits. Around it stands what generated crystals need: before every
+evaluation of the potential each crystal is checked, and one that fails is taken out with its
+reason while the others go on.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch_sim as ts
+from pymatgen.core.periodic_table import Element
+from torch_sim.autobatching import determine_max_batch_size
+from torch_sim.models.interface import ModelInterface
+from torch_sim.optimizers import FrechetCellFIREState, frechet_cell_fire
+
+from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
+from flowllm.relax.models import Fault
+from flowllm.runlog import log
+
+CPU_BATCH_LOAD = 10_000.0
+"""Load of a batch on the CPU, about 16 MP-20 crystals: benchmarks/bench_prerelax.py finds larger
+batches no faster. On a GPU torch-sim measures what fits."""
+
+MAX_IMAGES = 20_000
+"""Cells within `SEARCH_RADIUS` of a cell; above it the cell is too flat or too small to search."""
+
+SEARCH_RADIUS = 6.0
+"""Angstrom, the longest cutoff among the potentials."""
+
+MAX_DENSITY = 1.0
+"""Atoms per cubic angstrom; diamond has 0.18."""
+
+MAX_VOLUME_PER_ATOM = 1000.0
+"""Cubic angstrom; solid caesium has 110."""
+
+MIN_FINAL_DISTANCE = 0.5
+"""Angstrom; a relaxed crystal with nearer atoms has left what the potential was fitted to, and its
+energy means nothing (the same bound as structural validity's)."""
+
+_DT_START = 0.1
+"""FIRE's first time step, ASE's default."""
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """What became of one crystal.
+
+    Attributes:
+        crystal: the relaxed crystal, None where it failed.
+        fault: why it failed, None where it did not.
+        initial_energy_per_atom: eV.
+        final_energy_per_atom: eV.
+        max_force: largest force on an atom at the end, eV/angstrom.
+        num_steps: recorded energies as chgnet's relaxer counts them: optimiser steps plus 2, since
+            it records the first state before them and the last state once more.
+        converged: whether the forces on atoms and cell are below the threshold.
+        seconds: wall time of its share of the batches it was in.
+    """
+
+    crystal: Crystal | None = None
+    fault: Fault | None = None
+    initial_energy_per_atom: float | None = None
+    final_energy_per_atom: float | None = None
+    max_force: float | None = None
+    num_steps: int | None = None
+    converged: bool | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """When a relaxation ends: eV/angstrom, optimiser steps, seconds."""
+
+    max_force: float
+    max_steps: int
+    max_seconds: float
+
+
+@dataclass
+class _Running:
+    """A crystal in the batch."""
+
+    index: int
+    num_atoms: int
+    load: float
+    initial_energy: float
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class GuardedModel(ModelInterface):
+    """A potential that no crystal of a batch can break for the others.
+
+    Crystals that cannot be evaluated get zeros, and `faults` says why, by their place in the batch
+    of the last call.
+    """
+
+    def __init__(self, model: ModelInterface) -> None:
+        """Guard a potential."""
+        super().__init__()
+        self.model = model
+        self._device, self._dtype = model.device, model.dtype
+        self._compute_forces = self._compute_stress = True
+        self._memory_scales_with = model.memory_scales_with
+        self.faults: dict[int, Fault] = {}
+
+    def forward(self, state: ts.SimState) -> dict[str, torch.Tensor]:
+        """Evaluate the crystals that can be; see `ModelInterface.forward`."""
+        self.faults = geometry_faults(state)
+        good = [place for place in range(state.n_systems) if place not in self.faults]
+        output = {
+            "energy": torch.zeros(state.n_systems, dtype=self._dtype, device=self._device),
+            "forces": torch.zeros_like(state.positions),
+            "stress": torch.zeros_like(state.cell),
+        }
+        if not good:
+            return output
+        found = self.model(state if len(good) == state.n_systems else state[good])
+        self.faults |= {good[place]: fault for place, fault in found.get("faults", {}).items()}
+        systems = torch.tensor(good, device=self._device)
+        output["energy"][systems] = found["energy"]
+        output["forces"][torch.isin(state.system_idx, systems)] = found["forces"]
+        output["stress"][systems] = found["stress"]
+        self._drop_faulty(state, output)
+        return output
+
+    def _drop_faulty(self, state: ts.SimState, output: dict[str, torch.Tensor]) -> None:
+        """Note the crystals with a NaN or an infinity, and zero what was found for all faulty."""
+        bad = ~torch.isfinite(output["energy"]) | ~torch.isfinite(output["stress"]).all(dim=(1, 2))
+        bad[state.system_idx[~torch.isfinite(output["forces"]).all(dim=1)]] = True
+        for place in torch.where(bad)[0].tolist():
+            fault = Fault("not_finite", "the potential gave a number that is not finite")
+            self.faults.setdefault(place, fault)
+        faulty = torch.tensor(sorted(self.faults), dtype=torch.long, device=self._device)
+        output["energy"][faulty] = 0.0
+        output["stress"][faulty] = 0.0
+        output["forces"][torch.isin(state.system_idx, faulty)] = 0.0
+
+
+def _nothing(_: int) -> None:
+    """Nobody to tell of progress."""
+
+
+def geometry_faults(state: ts.SimState) -> dict[int, Fault]:
+    """Find the crystals whose cell no potential can be evaluated in, in time and memory.
+
+    Returns:
+        Faults by the crystal's place in the batch.
+    """
+    cells = state.row_vector_cell.detach()
+    volumes = torch.linalg.det(cells)
+    counts = torch.bincount(state.system_idx, minlength=state.n_systems)
+    regular = torch.where((volumes > 1e-9)[:, None, None], cells, torch.eye(3).to(cells))
+    # Distance between opposite faces of the cell: one over the length of the reciprocal vector.
+    heights = 1 / torch.linalg.inv(regular).norm(dim=1)
+    images = torch.prod(2 * torch.ceil(SEARCH_RADIUS / heights) + 1, dim=1)
+    rows = zip(volumes.tolist(), counts.tolist(), images.tolist(), strict=True)
+    found = {place: _geometry_fault(*row) for place, row in enumerate(rows)}
+    return {place: fault for place, fault in found.items() if fault is not None}
+
+
+def _geometry_fault(volume: float, num_atoms: int, num_images: float) -> Fault | None:
+    """The fault of one cell: volume in cubic angstrom, cells within the search radius."""
+    if not 1e-9 < volume < float("inf"):
+        return Fault("no_volume", f"the cell's volume is {volume:.3g} cubic angstrom")
+    if volume / num_atoms > MAX_VOLUME_PER_ATOM:
+        detail = f"{volume / num_atoms:.3g} cubic angstrom an atom, limit {MAX_VOLUME_PER_ATOM:g}"
+        return Fault("too_sparse", detail)
+    if num_atoms / volume > MAX_DENSITY:
+        detail = f"{num_atoms} atoms in {volume:.3g} cubic angstrom, limit {MAX_DENSITY:g} each"
+        return Fault("too_dense", detail)
+    if num_images > MAX_IMAGES:
+        detail = f"{num_images:.0f} cells within {SEARCH_RADIUS:g} angstrom, limit {MAX_IMAGES}"
+        return Fault("flat_cell", detail)
+    return None
+
+
+def single_points(
+    model: ModelInterface,
+    crystals: Sequence[Crystal],
+    advance: Callable[[int], None] = _nothing,
+) -> list[Relaxation]:
+    """Evaluate crystals as they are: `relax` without a step, the crystals come back as given."""
+    infinite = float("inf")
+    return relax(
+        model,
+        crystals,
+        max_force=infinite,
+        max_steps=0,
+        max_seconds=infinite,
+        advance=advance,
+    )
+
+
+def relax(
+    model: ModelInterface,
+    crystals: Sequence[Crystal],
+    *,
+    max_force: float,
+    max_steps: int,
+    max_seconds: float,
+    advance: Callable[[int], None] = _nothing,
+) -> list[Relaxation]:
+    """Relax cells and positions by FIRE.
+
+    Args:
+        model: the potential.
+        crystals: any crystals; one that cannot be relaxed is given back with its fault.
+        max_force: eV/angstrom; the threshold on the forces on atoms and on the cell.
+        max_steps: optimiser steps a crystal.
+        max_seconds: wall time a crystal; of a batch's time it is charged its share of the atoms.
+        advance: called with the number of crystals that have just finished.
+
+    Returns:
+        One `Relaxation` a crystal, in the given order. A crystal that is not converged after
+        `max_steps` is no fault.
+    """
+    limits = _Limits(max_force, max_steps, max_seconds)
+    results: dict[int, Relaxation] = {}
+    for index, crystal in enumerate(crystals):
+        fault = _known_fault(model, crystal)
+        if fault is not None:
+            results[index] = Relaxation(fault=fault)
+    advance(len(results))
+    waiting = [index for index in range(len(crystals)) if index not in results]
+    _relax_or_halve(GuardedModel(model), crystals, waiting, limits, results, advance)
+    return [results[index] for index in range(len(crystals))]
+
+
+def _known_fault(model: ModelInterface, crystal: Crystal) -> Fault | None:
+    """What can be said of a crystal before anything is computed."""
+    largest = int(crystal.atomic_numbers.max())
+    if largest > model.max_atomic_number:
+        symbol = Element.from_Z(largest).symbol
+        limit = Element.from_Z(model.max_atomic_number).symbol
+        return Fault("unknown_element", f"{symbol}; the potential knows H to {limit}")
+    return None
+
+
+def _relax_or_halve(
+    model: GuardedModel,
+    crystals: Sequence[Crystal],
+    indices: list[int],
+    limits: _Limits,
+    results: dict[int, Relaxation],
+    advance: Callable[[int], None],
+) -> None:
+    """Relax together; where that raises, relax the halves, down to the crystal at fault."""
+    if not indices:
+        return
+    try:
+        _relax_together(model, crystals, indices, limits, results, advance)
+    # Whatever one crystal makes the potential raise (out of memory, a library's assertion) must
+    # not take the others with it; the reason becomes its row.
+    except Exception as error:
+        left = [index for index in indices if index not in results]
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        if len(left) == 1:
+            results[left[0]] = Relaxation(fault=Fault("failed", reason))
+            advance(1)
+            return
+        log.warning("relaxation: %s; %d crystals are relaxed in halves", reason, len(left))
+        middle = len(left) // 2
+        _relax_or_halve(model, crystals, left[:middle], limits, results, advance)
+        _relax_or_halve(model, crystals, left[middle:], limits, results, advance)
+
+
+def _relax_together(
+    model: GuardedModel,
+    crystals: Sequence[Crystal],
+    indices: list[int],
+    limits: _Limits,
+    results: dict[int, Relaxation],
+    advance: Callable[[int], None],
+) -> None:
+    """Relax the crystals of the given indices in one batch that is filled up as it empties."""
+    init, step = frechet_cell_fire(model, dt_start=_DT_START)
+    queue = deque(indices)
+    limit = _batch_limit(model, crystals[indices[0]])
+    state: FrechetCellFIREState | None = None
+    running: list[_Running] = []
+    while queue or running:
+        clock = time.perf_counter()
+        taken = _take(queue, crystals, limit - sum(one.load for one in running), not running)
+        if taken:
+            fresh = _at_rest(init(_state_of([crystals[index] for index in taken], model)))
+            faults = {len(running) + place: fault for place, fault in model.faults.items()}
+            state = fresh if state is None else ts.concatenate_states([state, fresh])
+            running += [
+                _Running(index, crystals[index].num_atoms, _load(crystals[index]), float(energy))
+                for index, energy in zip(taken, fresh.energy, strict=True)
+            ]
+        else:
+            state = step(state)
+            faults = model.faults
+            for one in running:
+                one.steps += 1
+        elapsed = time.perf_counter() - clock
+        for one in running:
+            one.seconds += elapsed * one.num_atoms / state.n_atoms
+        finished = _finished(state, running, faults, limits, crystals)
+        if finished:
+            results.update((running[place].index, result) for place, result in finished.items())
+            kept = [place for place in range(len(running)) if place not in finished]
+            running = [running[place] for place in kept]
+            state = state[kept] if kept else None
+            advance(len(finished))
+
+
+def _batch_limit(model: GuardedModel, example: Crystal) -> float:
+    """Largest load of a batch: fixed on the CPU, what torch-sim finds to fit on a GPU."""
+    if model.device.type == "cpu":
+        return CPU_BATCH_LOAD
+    copies = determine_max_batch_size(_state_of([example], model), model)
+    return 0.8 * copies * _load(example)  # cells shrink on the way and neighbours become more
+
+
+def _load(crystal: Crystal) -> float:
+    """What a crystal takes in memory and time: atoms times atoms per nm^3, so its neighbours."""
+    return 1000 * crystal.num_atoms**2 / max(_volume(crystal), 1e-9)
+
+
+def _volume(crystal: Crystal) -> float:
+    """Volume of the cell in cubic angstrom."""
+    return float(crystal.to_structure().lattice.volume)
+
+
+def _take(queue: deque[int], crystals: Sequence[Crystal], room: float, alone: bool) -> list[int]:
+    """Take crystals off the queue while there is room; if `alone`, the first whatever its load."""
+    taken: list[int] = []
+    while queue:
+        load = _load(crystals[queue[0]])
+        if load > room and not (alone and not taken):
+            break
+        room -= load
+        taken.append(queue.popleft())
+    return taken
+
+
+def _state_of(crystals: Sequence[Crystal], model: ModelInterface) -> ts.SimState:
+    """The crystals as one torch-sim state."""
+    structures = [crystal.to_structure() for crystal in crystals]
+    return ts.initialize_state(structures, model.device, model.dtype)
+
+
+def _at_rest(state: FrechetCellFIREState) -> FrechetCellFIREState:
+    """Start with zero velocities instead of torch-sim's NaN.
+
+    A NaN makes its step treat the whole batch as new, which would let a crystal that joins disturb
+    those under way. Zero velocities halve the first time step, so it is doubled: ASE's course.
+    """
+    state.velocities = torch.zeros_like(state.velocities)
+    state.cell_velocities = torch.zeros_like(state.cell_velocities)
+    state.dt = torch.full_like(state.dt, 2 * _DT_START)
+    return state
+
+
+def _finished(
+    state: FrechetCellFIREState,
+    running: list[_Running],
+    faults: Mapping[int, Fault],
+    limits: _Limits,
+    crystals: Sequence[Crystal],
+) -> dict[int, Relaxation]:
+    """Results of the crystals that have come to an end, by their place in the batch."""
+    atom_forces = state.forces.norm(dim=1)
+    max_forces = torch.zeros(state.n_systems).to(atom_forces)
+    max_forces = max_forces.scatter_reduce(0, state.system_idx, atom_forces, "amax").tolist()
+    cell_forces = state.cell_forces.norm(dim=2).amax(dim=1).tolist()
+    finished = {}
+    for place, one in enumerate(running):
+        converged = max(max_forces[place], cell_forces[place]) < limits.max_force
+        if place in faults:
+            finished[place] = Relaxation(fault=faults[place], seconds=one.seconds)
+        elif converged or one.steps >= limits.max_steps:
+            finished[place] = _result(state, place, one, max_forces[place], converged, crystals)
+        elif one.seconds > limits.max_seconds:
+            detail = f"stopped after {one.steps} steps at max_seconds {limits.max_seconds:g}"
+            finished[place] = Relaxation(fault=Fault("too_slow", detail), seconds=one.seconds)
+    return finished
+
+
+def _result(
+    state: FrechetCellFIREState,
+    place: int,
+    one: _Running,
+    max_force: float,
+    converged: bool,
+    crystals: Sequence[Crystal],
+) -> Relaxation:
+    """Take a crystal out of the batch: its record, or the fault of what it has become."""
+    crystal = crystals[one.index]
+    if one.steps:
+        try:
+            crystal = _crystal_of(state, place)
+        except FlowllmError as error:
+            return Relaxation(fault=Fault("no_volume", str(error)), seconds=one.seconds)
+    nearest = _nearest_distance(crystal)
+    if nearest < MIN_FINAL_DISTANCE:
+        detail = f"atoms are {nearest:.2f} angstrom apart, limit {MIN_FINAL_DISTANCE:g}"
+        return Relaxation(fault=Fault("overlapping_atoms", detail), seconds=one.seconds)
+    return Relaxation(
+        crystal=crystal,
+        initial_energy_per_atom=one.initial_energy / one.num_atoms,
+        final_energy_per_atom=float(state.energy[place]) / one.num_atoms,
+        max_force=max_force,
+        num_steps=one.steps + 2,
+        converged=converged,
+        seconds=one.seconds,
+    )
+
+
+def _crystal_of(state: FrechetCellFIREState, place: int) -> Crystal:
+    """One crystal of a batch as our record."""
+    atoms = state.system_idx == place
+    cell = state.row_vector_cell[place].cpu().numpy()
+    lengths = np.linalg.norm(cell, axis=1)
+    cosines = np.clip((cell @ cell.T) / np.outer(lengths, lengths), -1, 1)
+    angles = np.degrees(np.arccos(cosines[[1, 0, 0], [2, 2, 1]]))
+    frac_coords = np.linalg.solve(cell.T, state.positions[atoms].cpu().numpy().T).T
+    return Crystal.from_arrays(
+        state.atomic_numbers[atoms].cpu().numpy(), frac_coords, lengths, angles
+    )
+
+
+def _nearest_distance(crystal: Crystal) -> float:
+    """Smallest distance between two atoms, images included, in angstrom."""
+    structure = crystal.to_structure()
+    nearest = min(structure.lattice.abc)
+    if crystal.num_atoms > 1:
+        distances = structure.distance_matrix[np.triu_indices(crystal.num_atoms, k=1)]
+        nearest = min(nearest, float(distances.min()))
+    return nearest

@@ -1,0 +1,115 @@
+"""Choose relaxed crystals and write a folder of DFT inputs for each."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowllm import tables
+from flowllm.config import DftInputs, StageSettings
+from flowllm.dft.inputs import (
+    folder_name,
+    input_set_version,
+    missing_pseudopotentials,
+    write_folder,
+)
+from flowllm.errors import FlowllmError
+from flowllm.runlog import Progress, stage_run
+
+Row = Mapping[str, Any]
+
+
+def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, out: Path) -> None:
+    """Write the manifest, one row a relaxed row, and the folders beside it.
+
+    A row without a folder has the reason as its status: what it failed of before, a
+    `no_pseudopotential`, or `not_selected`.
+    """
+    section: DftInputs = settings.dft_inputs
+    with stage_run(
+        "dft_inputs",
+        version=settings.version,
+        settings=settings.values,
+        seed=settings.seed,
+        inputs={"relaxed": relaxed, "stability": stability},
+        output=out,
+    ) as run:
+        rows = tables.read_tables(relaxed, tables.RELAXED).to_pylist()
+        distances = _distances(stability, rows)
+        manifest = [_first_row(row, section) for row in rows]
+        chosen = _select(manifest, distances, section)
+        progress = Progress("dft_inputs", len(chosen))
+        for number, place in enumerate(chosen):
+            directory = f"{number // section.folders_per_directory:05d}"
+            path = Path(directory) / folder_name(rows[place]["id"])
+            crystal = tables.crystal_of(rows[place])
+            written = write_folder(crystal, section.input_set, out.parent / path)
+            manifest[place] |= {
+                "path": path.as_posix(),
+                "input_set": section.input_set,
+                "input_set_version": input_set_version(),
+                "potcar_symbols": written.potcar_symbols,
+                "structure_hash": written.structure_hash,
+            }
+            progress.advance()
+        for place in set(range(len(rows))) - set(chosen):
+            if manifest[place]["status"] == "ok":
+                manifest[place] |= _why_not(distances[rows[place]["id"]], section)
+        tables.write_table(out, manifest, tables.DFT_MANIFEST, run.metadata())
+        run.count(rows_in=len(rows), rows_out=len(chosen), rows_failed=0, **_counts(manifest))
+
+
+def _distances(stability: Path, rows: Sequence[Row]) -> dict[str, float | None]:
+    """E_above_hull by the potential for each id, None where there is none."""
+    columns = ("id", "e_above_hull")
+    table = tables.read_table(stability, tables.STABILITY, columns).to_pylist()
+    distances = {row["id"]: row["e_above_hull"] for row in table}
+    missing = [row["id"] for row in rows if row["id"] not in distances]
+    if missing:
+        raise FlowllmError(
+            f"{stability}: no row for id {missing[0]} and {len(missing) - 1} more; "
+            "it was made from other crystals, run stability again"
+        )
+    return distances
+
+
+def _first_row(row: Row, section: DftInputs) -> dict[str, Any]:
+    """The manifest's row before selection: failed before, without pseudopotential, or ok."""
+    first = {name: row[name] for name in ("id", "formula", "status", "error")}
+    if row["status"] == "ok":
+        missing = missing_pseudopotentials(tables.crystal_of(row), section.input_set)
+        if missing:
+            detail = f"{section.input_set} has no POTCAR for {', '.join(missing)}"
+            first |= {"status": "no_pseudopotential", "error": detail}
+    return first
+
+
+def _select(
+    manifest: Sequence[Row], distances: Mapping[str, float | None], section: DftInputs
+) -> list[int]:
+    """Places of the rows that get a folder, in the order of the rows."""
+    places = [place for place, row in enumerate(manifest) if row["status"] == "ok"]
+    if section.selection == "e_above_hull":
+        known = {place: distances[manifest[place]["id"]] for place in places}
+        places = [
+            place
+            for place in places
+            if known[place] is not None and known[place] <= section.max_e_above_hull
+        ]
+        # Nearest to the hull first where there are more than max_crystals.
+        places.sort(key=lambda place: (known[place], manifest[place]["id"]))
+    if section.selection != "all":
+        places = places[: section.max_crystals]
+    return sorted(places)
+
+
+def _why_not(distance: float | None, section: DftInputs) -> dict[str, str]:
+    """Status of a crystal that could have had a folder."""
+    shown = "unknown" if distance is None else f"{distance:.3f} eV/atom"
+    detail = f"selection {section.selection}, e_above_hull {shown}"
+    return {"status": "not_selected", "error": detail}
+
+
+def _counts(manifest: Sequence[Row]) -> dict[str, Any]:
+    statuses = [row["status"] for row in manifest]
+    reasons = {name: statuses.count(name) for name in sorted(set(statuses)) if name != "ok"}
+    return {"without_folder": reasons}

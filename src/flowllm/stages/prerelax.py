@@ -1,0 +1,118 @@
+"""Relax generated crystals with the potential: one row a crystal, relaxed or with its reason."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from flowllm import tables
+from flowllm.config import Potential, Prerelax, StageSettings
+from flowllm.device import pick_device
+from flowllm.relax.models import LABELS, load_model
+from flowllm.relax.relaxer import Relaxation, relax
+from flowllm.resume import write_in_parts
+from flowllm.runlog import Progress, stage_run
+
+Row = Mapping[str, Any]
+
+
+def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
+    """Relax one shard of generated crystals.
+
+    Crystals that failed before stay failed, with the reason they had. Beside `out` lies a table of
+    wall times (`times_path`).
+    """
+    section: Prerelax = settings.prerelax
+    potential: Potential = settings.potential
+    rows = tables.read_table(generated, tables.GENERATED).to_pylist()
+    with stage_run(
+        "prerelax",
+        version=settings.version,
+        settings=settings.values,
+        seed=settings.seed,
+        inputs={"generated": generated},
+        output=out,
+    ) as run:
+        progress = Progress("prerelax", len(rows))
+        model = load_model(potential.name, pick_device())
+
+        def make_rows(items: range) -> list[dict[str, Any]]:
+            chunk = [rows[item] for item in items]
+            return _relax_rows(chunk, LABELS[potential.name], model, section, progress.advance)
+
+        seconds = tables.TIMES.field("seconds")
+        table = write_in_parts(
+            out, run, tables.RELAXED, len(rows), section.chunk_size, make_rows, side=seconds
+        )
+        tables.write_table(
+            times_path(out), table.select(tables.TIMES.names), tables.TIMES, run.metadata()
+        )
+        run.count(**_counts(table))
+
+
+def times_path(out: Path) -> Path:
+    """Where the wall times of a relaxed shard lie."""
+    return out.with_name(out.name + ".times")
+
+
+def _relax_rows(
+    rows: Sequence[Row],
+    label: str,
+    model: Any,
+    section: Prerelax,
+    advance: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Relax the crystals among some rows; rows without one are passed on."""
+    places = [place for place, row in enumerate(rows) if row["status"] == "ok"]
+    advance(len(rows) - len(places))
+    relaxed = relax(
+        model,
+        [tables.crystal_of(rows[place]) for place in places],
+        max_force=section.max_force,
+        max_steps=section.max_steps,
+        max_seconds=section.max_seconds,
+        advance=advance,
+    )
+    results: list[Relaxation | None] = [None] * len(rows)
+    for place, result in zip(places, relaxed, strict=True):
+        results[place] = result
+    return [_row(row, result, label) for row, result in zip(rows, results, strict=True)]
+
+
+def _row(row: Row, result: Relaxation | None, label: str) -> dict[str, Any]:
+    """The row of one crystal."""
+    if result is None:
+        status, error = row["status"], row["error"]
+        result = Relaxation()
+    elif result.fault is not None:
+        status, error = result.fault.reason, result.fault.detail
+    else:
+        status, error = "ok", None
+    return {
+        "id": row["id"],
+        **tables.crystal_columns(result.crystal),
+        "formula": row["formula"],
+        "potential": label,
+        "initial_energy_per_atom": result.initial_energy_per_atom,
+        "final_energy_per_atom": result.final_energy_per_atom,
+        "max_force": result.max_force,
+        "num_steps": result.num_steps,
+        "converged": result.converged,
+        "seconds": result.seconds,
+        "status": status,
+        "error": error,
+    }
+
+
+def _counts(table: pa.Table) -> dict[str, Any]:
+    """What the record says of a shard: rows, failures by reason, convergence."""
+    statuses = table.column("status").to_pylist()
+    reasons = {name: statuses.count(name) for name in sorted(set(statuses)) if name != "ok"}
+    return {
+        "rows_in": len(statuses),
+        "rows_out": len(statuses),
+        "rows_failed": sum(reasons.values()),
+        "reasons": reasons,
+        "not_converged": table.column("converged").to_pylist().count(False),
+    }

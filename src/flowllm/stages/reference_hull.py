@@ -1,0 +1,90 @@
+"""Make the reference entries that the potential's energies are measured against."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pymatgen.core import Composition
+
+from flowllm import tables
+from flowllm.config import Potential, ReferenceHull, StageSettings
+from flowllm.device import pick_device
+from flowllm.dft.entries import ReferenceEntry, read_entries
+from flowllm.errors import FlowllmError
+from flowllm.evaluate.hull import entry_row
+from flowllm.relax.models import LABELS, load_model
+from flowllm.relax.relaxer import Relaxation, relax
+from flowllm.resume import write_in_parts
+from flowllm.runlog import Progress, StageRun, log, stage_run
+
+
+def run(settings: StageSettings, *, crystals: Path, out: Path) -> None:
+    """Write the reference entries: the training crystals by the potential, or those of a file.
+
+    Raises:
+        FlowllmError: the file of entries cannot be read, or no training crystal has an energy.
+    """
+    section: ReferenceHull = settings.reference_hull
+    potential: Potential = settings.potential
+    inputs = {"crystals": crystals}
+    if section.source != "train":
+        inputs["source"] = Path(section.source)
+    with stage_run(
+        "reference_hull",
+        version=settings.version,
+        settings=settings.values,
+        seed=settings.seed,
+        inputs=inputs,
+        output=out,
+    ) as run:
+        label = LABELS[potential.name]
+        if section.source == "train":
+            _write_from_train(section, potential, crystals, out, run)
+        else:
+            entries = read_entries(Path(section.source))
+            rows = [entry_row(entry, kind="potential", source=label) for entry in entries]
+            tables.write_table(out, rows, tables.HULL_ENTRIES, run.metadata())
+            run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0)
+
+
+def _write_from_train(
+    section: ReferenceHull, potential: Potential, crystals: Path, out: Path, run: StageRun
+) -> None:
+    """Evaluate the training crystals part by part; those that fail are counted and left out."""
+    rows = tables.read_table(crystals, tables.CRYSTALS).to_pylist()
+    progress = Progress("reference_hull", len(rows))
+    model = load_model(potential.name, pick_device())
+    evaluate = partial(
+        relax,
+        model,
+        max_force=section.max_force,
+        max_steps=section.relax_steps,
+        max_seconds=float("inf"),
+        advance=progress.advance,
+    )
+
+    def make_rows(items: range) -> list[dict[str, Any]]:
+        chunk = [rows[item] for item in items]
+        results = evaluate([tables.crystal_of(row) for row in chunk])
+        return _entry_rows(chunk, results, LABELS[potential.name])
+
+    table = write_in_parts(out, run, tables.HULL_ENTRIES, len(rows), section.chunk_size, make_rows)
+    if not table.num_rows:
+        raise FlowllmError(f"{crystals}: the potential could evaluate none of {len(rows)} crystals")
+    run.count(rows_in=len(rows), rows_out=table.num_rows, rows_failed=len(rows) - table.num_rows)
+
+
+def _entry_rows(
+    rows: Sequence[Mapping[str, Any]], results: Sequence[Relaxation], label: str
+) -> list[dict[str, Any]]:
+    """One entry a crystal that has an energy; the others are named in the log."""
+    entries = []
+    for row, result in zip(rows, results, strict=True):
+        if result.fault is not None:
+            log.warning("reference_hull: %s left out: %s", row["id"], result.fault.detail)
+            continue
+        amounts = Composition(row["formula"]).get_el_amt_dict()
+        entry = ReferenceEntry(row["id"], amounts, result.final_energy_per_atom)
+        entries.append(entry_row(entry, kind="potential", source=label))
+    return entries

@@ -1,0 +1,125 @@
+"""E_above_hull of every generated crystal, by the potential or by DFT."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pymatgen.core import Composition
+
+from flowllm import tables
+from flowllm.config import Stability, StageSettings
+from flowllm.errors import FlowllmError
+from flowllm.evaluate.hull import MissingReference, ReferenceHull, dft_label, read_hull
+from flowllm.runlog import Progress, stage_run
+
+Row = Mapping[str, Any]
+
+
+def run(
+    settings: StageSettings, *, energies: Sequence[Path], hull: Path, kind: str, out: Path
+) -> None:
+    """Write one row for each row of the energies, in their order.
+
+    Args:
+        settings: the stage's part of the configuration.
+        energies: shards of relaxed crystals (kind potential), or the table of DFT results.
+        hull: reference entries of the same kind.
+        kind: potential or dft.
+        out: the table to write.
+
+    Raises:
+        FlowllmError: the energies are not those that the hull is made of.
+    """
+    section: Stability = settings.stability
+    readers = {"potential": _potential_rows, "dft": _dft_rows}
+    if kind not in readers:
+        raise FlowllmError(f"--kind {kind!r}: potential or dft")
+    with stage_run(
+        "stability",
+        version=settings.version,
+        settings=settings.values,
+        seed=settings.seed,
+        inputs={"energies": energies, "hull": hull},
+        work={"kind": kind},
+        output=out,
+    ) as run:
+        reference, sources = read_hull(hull, kind)
+        given = list(readers[kind](energies))
+        _check_same_energies(given, sources, hull)
+        progress = Progress("stability", len(given))
+        rows = []
+        for row in given:
+            rows.append(_stability(row, reference, " + ".join(sources), section))
+            progress.advance()
+        tables.write_table(out, rows, tables.STABILITY, run.metadata())
+        failed = sum(row["status"] != "ok" for row in rows)
+        run.count(
+            rows_in=len(rows),
+            rows_out=len(rows),
+            rows_failed=failed,
+            stable=sum(row["stable"] for row in rows),
+            metastable=sum(row["metastable"] for row in rows),
+        )
+
+
+def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Rows of relaxed crystals with their energy and whose it is."""
+    for row in tables.read_tables(paths, tables.RELAXED).to_pylist():
+        yield row | {
+            "energy_per_atom": row["final_energy_per_atom"],
+            "energy_source": row["potential"],
+        }
+
+
+def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Rows of DFT results with their corrected energy and its correction scheme."""
+    for row in tables.read_tables(paths, tables.DFT_RESULTS).to_pylist():
+        scheme = row["correction_scheme"]
+        yield row | {
+            "energy_per_atom": row["corrected_energy_per_atom"],
+            "energy_source": dft_label(scheme) if scheme else None,
+        }
+
+
+def _check_same_energies(rows: Sequence[Row], sources: Sequence[str], hull: Path) -> None:
+    """Refuse energies on another scale than the hull's."""
+    labels = {row["energy_source"] for row in rows if row["status"] == "ok"}
+    if labels - {sources[0]}:
+        raise FlowllmError(
+            f"{hull}: the hull is of {sources[0]} and the energies are of "
+            f"{', '.join(sorted(labels))}; make both with the same potential or correction scheme"
+        )
+
+
+def _stability(
+    row: Row, hull: ReferenceHull, hull_source: str, section: Stability
+) -> dict[str, Any]:
+    """The row of one crystal; without an energy or a reference it is not stable, with a reason."""
+    amounts = Composition(row["formula"]).get_el_amt_dict() if row["formula"] else {}
+    status, error, distance = row["status"], row["error"], None
+    if status == "ok":
+        try:
+            distance = hull.e_above_hull(amounts, row["energy_per_atom"])
+        except MissingReference as missing:
+            status, error = "no_reference", str(missing)
+    enough = len(amounts) >= section.min_elements
+    return {
+        "id": row["id"],
+        "formula": row["formula"],
+        "num_elements": len(amounts) or None,
+        "energy_per_atom": row["energy_per_atom"],
+        "energy_source": row["energy_source"],
+        "hull_source": hull_source,
+        "e_above_hull": distance,
+        "stable": distance is not None and enough and is_stable(distance, section),
+        "metastable": distance is not None and enough and distance < section.metastable_below,
+        "status": status,
+        "error": error,
+    }
+
+
+def is_stable(e_above_hull: float, section: Stability) -> bool:
+    """Whether a distance to the hull in eV per atom counts as stable (paper, appendix D)."""
+    if section.inclusive:
+        return e_above_hull <= section.stable_below
+    return e_above_hull < section.stable_below

@@ -1,0 +1,172 @@
+"""dft_inputs: folders as pymatgen's sets make them, a manifest row for every relaxed row."""
+
+import re
+
+import numpy as np
+import pytest
+from pymatgen.io.vasp import Incar, Kpoints, Poscar
+from pymatgen.io.vasp.sets import MPRelaxSet
+
+from crystals import fcc, perovskite, rocksalt
+from energy_rows import relaxed_row, settings
+from flowllm import tables
+from flowllm.dft.inputs import folder_name
+from flowllm.errors import FlowllmError
+from flowllm.runlog import read_provenance
+from flowllm.stages import dft_inputs
+
+ROWS = [
+    relaxed_row(rocksalt(), "base-000000", -3.4),
+    relaxed_row(None, "base-000001"),
+    relaxed_row(fcc("Po", 3.3), "base-000002", -1.0),
+    relaxed_row(perovskite("Sr", "Fe"), "base-000003", -6.0),
+    relaxed_row(fcc(), "base-000004", -4.0),
+]
+DISTANCES = [0.02, None, 0.0, 0.3, -0.01]
+
+
+@pytest.fixture(autouse=True)
+def _no_pseudopotentials(monkeypatch):
+    """Whoever runs the tests may have pymatgen configured with POTCARs."""
+    monkeypatch.setattr("flowllm.dft.inputs.SETTINGS", {})
+
+
+def run(tmp_path, rows=ROWS, distances=DISTANCES, **changes):
+    relaxed, stability = tmp_path / "relaxed.parquet", tmp_path / "stability.parquet"
+    tables.write_table(relaxed, rows, tables.RELAXED, {})
+    stable = [
+        {"id": row["id"], "e_above_hull": distance, "status": row["status"]}
+        for row, distance in zip(rows, distances, strict=True)
+    ]
+    tables.write_table(stability, stable, tables.STABILITY, {})
+    out = tmp_path / "dft_inputs" / "manifest.parquet"
+    given = settings("dft_inputs", dft_inputs=changes)
+    dft_inputs.run(given, relaxed=[relaxed], stability=stability, out=out)
+    return out, tables.read_table(out, tables.DFT_MANIFEST).to_pylist()
+
+
+def test_every_relaxed_row_has_a_row_with_a_folder_or_a_reason(tmp_path):
+    out, rows = run(tmp_path)
+    assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+    statuses = ["ok", "bad_number", "no_pseudopotential", "ok", "ok"]
+    assert [row["status"] for row in rows] == statuses
+    assert rows[2]["error"] == "MPRelaxSet has no POTCAR for Po"
+    for row in rows:
+        assert (row["path"] is not None) == (row["status"] == "ok")
+    counts = read_provenance(out)["counts"]
+    assert counts["without_folder"] == {"bad_number": 1, "no_pseudopotential": 1}
+    assert (counts["rows_in"], counts["rows_out"]) == (5, 3)
+
+
+def test_the_folder_holds_what_pymatgens_set_makes(tmp_path):
+    out, rows = run(tmp_path)
+    folder = out.parent / rows[3]["path"]
+    assert sorted(p.name for p in folder.iterdir()) == ["INCAR", "KPOINTS", "POSCAR", "POTCAR.spec"]
+    crystal = tables.crystal_of(ROWS[3])
+    expected = MPRelaxSet(crystal.to_structure())
+    incar = Incar.from_file(folder / "INCAR")
+    assert incar == expected.incar
+    # The set's own choices for an oxide of iron: +U and a high-spin start.
+    assert incar["LDAUU"] == [0, 5.3, 0]
+    assert incar["MAGMOM"] == [0.6, 5.0, 0.6, 0.6, 0.6]
+    assert Kpoints.from_file(folder / "KPOINTS").kpts == expected.kpoints.kpts
+    structure = Poscar.from_file(folder / "POSCAR").structure
+    assert structure.composition == crystal.to_structure().composition
+    np.testing.assert_allclose(structure.lattice.abc, crystal.lengths, atol=1e-5)
+    spec = (folder / "POTCAR.spec").read_text().split()
+    assert spec == rows[3]["potcar_symbols"] == ["Sr_sv", "Fe_pv", "O"]
+    assert re.fullmatch(r"pymatgen \d+\.\d+\.\d+", rows[3]["input_set_version"])
+
+
+@pytest.mark.parametrize("input_set", ["MPRelaxSet", "MPScanRelaxSet", "MPStaticSet"])
+def test_each_input_set(tmp_path, input_set):
+    out, rows = run(tmp_path, [ROWS[0]], [0.0], input_set=input_set)
+    assert rows[0]["input_set"] == input_set
+    incar = Incar.from_file(out.parent / rows[0]["path"] / "INCAR")
+    assert ("METAGGA" in incar) == (input_set == "MPScanRelaxSet")
+    assert (incar["NSW"] == 0) == (input_set == "MPStaticSet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen"),
+    [
+        ({"selection": "all"}, [0, 3, 4]),
+        ({"selection": "all", "max_crystals": 1}, [0, 3, 4]),
+        ({"selection": "first", "max_crystals": 2}, [0, 3]),
+        ({"selection": "e_above_hull", "max_e_above_hull": 0.1}, [0, 4]),
+        # Nearest to the hull first.
+        ({"selection": "e_above_hull", "max_e_above_hull": 0.1, "max_crystals": 1}, [4]),
+    ],
+)
+def test_selection(tmp_path, changes, chosen):
+    _, rows = run(tmp_path, **changes)
+    assert [n for n, row in enumerate(rows) if row["path"]] == chosen
+    for place in {0, 3, 4} - set(chosen):
+        assert rows[place]["status"] == "not_selected"
+        assert f"{DISTANCES[place]:.3f} eV/atom" in rows[place]["error"]
+
+
+def test_no_directory_holds_more_than_its_share(tmp_path):
+    rows = [relaxed_row(rocksalt(), f"base-{n:06d}", -3.4) for n in range(5)]
+    _, manifest = run(tmp_path, rows, [0.0] * 5, folders_per_directory=2)
+    assert [row["path"] for row in manifest] == [f"{n // 2:05d}/base-{n:06d}" for n in range(5)]
+
+
+def all_bytes(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "provenance" not in path.name
+    }
+
+
+def test_the_same_bytes_again_and_finished_runs_stay(tmp_path):
+    out, rows = run(tmp_path)
+    before = all_bytes(out.parent)
+    result = out.parent / rows[0]["path"] / "vasprun.xml"
+    result.write_text("<modeling/>")
+    run(tmp_path)
+    assert result.exists()
+    result.unlink()
+    assert all_bytes(out.parent) == before
+    # No temporary folder is left.
+    assert not list(out.parent.rglob(".*"))
+
+
+def test_results_of_other_inputs_are_not_overwritten(tmp_path):
+    out, rows = run(tmp_path)
+    folder = out.parent / rows[0]["path"]
+    run(tmp_path, input_set="MPStaticSet")  # nothing computed there yet: replaced
+    (folder / "vasprun.xml").write_text("<modeling/>")
+    with pytest.raises(FlowllmError, match=r"base-000000 holds other inputs and vasprun\.xml"):
+        run(tmp_path)
+    assert (folder / "vasprun.xml").exists()
+
+
+def test_stability_of_other_crystals_is_refused(tmp_path):
+    relaxed, stability = tmp_path / "relaxed.parquet", tmp_path / "stability.parquet"
+    tables.write_table(relaxed, ROWS, tables.RELAXED, {})
+    tables.write_table(stability, [{"id": "x", "status": "ok"}], tables.STABILITY, {})
+    with pytest.raises(FlowllmError, match="no row for id base-000000 and 4 more"):
+        dft_inputs.run(
+            settings("dft_inputs"),
+            relaxed=[relaxed],
+            stability=stability,
+            out=tmp_path / "manifest.parquet",
+        )
+
+
+@pytest.mark.parametrize("crystal_id", ["../../etc", "a/b", ".hidden", "a b", "x" * 300, "é"])
+def test_any_id_gives_a_folder_name_that_stays_below(crystal_id):
+    name = folder_name(crystal_id)
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,110}", name)
+    assert name not in (".", "..")
+    assert folder_name("base-000001") == "base-000001"
+    assert folder_name("a/b") != folder_name("a_b")
+
+
+def test_missing_pseudopotential_files_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("flowllm.dft.inputs.SETTINGS", {"PMG_VASP_PSP_DIR": str(tmp_path)})
+    monkeypatch.setattr("pymatgen.io.vasp.inputs.SETTINGS", {"PMG_VASP_PSP_DIR": str(tmp_path)})
+    with pytest.raises(FlowllmError, match="a POTCAR is missing under PMG_VASP_PSP_DIR"):
+        run(tmp_path)

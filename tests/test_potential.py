@@ -1,0 +1,243 @@
+"""CHGNet behind torch-sim against chgnet itself, and what generated crystals can do to it."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+import torch
+import torch_sim as ts
+from chgnet.model import CHGNet, StructOptimizer
+from torch_sim.models.interface import validate_model_outputs
+
+from crystals import caesium_chloride, fcc, mp_20_sample, perovskite, rattled, rocksalt, supercell
+from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
+from flowllm.relax import chgnet as adapter
+from flowllm.relax.models import load_model
+from flowllm.relax.relaxer import relax, single_points
+
+LIMITS = {"max_force": 0.1, "max_steps": 100, "max_seconds": float("inf")}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("chgnet", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def chgnet():
+    with contextlib.redirect_stdout(io.StringIO()):
+        return CHGNet.load(use_device="cpu")
+
+
+def textbook() -> list[Crystal]:
+    return [
+        rattled(rocksalt(), 0.1, 1),
+        rattled(perovskite(), 0.1, 2),
+        fcc(),
+        rattled(supercell(caesium_chloride(), (2, 2, 1)), 0.2, 3),
+    ]
+
+
+def state_of(crystals):
+    structures = [crystal.to_structure() for crystal in crystals]
+    return ts.initialize_state(structures, torch.device("cpu"), torch.float64)
+
+
+def check_against_chgnet(model, chgnet, crystals):
+    """Energies, forces and stresses of a batch against chgnet's own of each crystal."""
+    output = model(state_of(crystals))
+    first = 0
+    for place, crystal in enumerate(crystals):
+        theirs = chgnet.predict_structure(crystal.to_structure(), task="efs")
+        forces = output["forces"][first : first + crystal.num_atoms].numpy()
+        first += crystal.num_atoms
+        energy = float(output["energy"][place]) / crystal.num_atoms
+        assert energy == pytest.approx(float(theirs["e"]), abs=1e-5)
+        np.testing.assert_allclose(forces, theirs["f"], atol=2e-3)
+        stress = output["stress"][place].numpy() * 160.21766208  # GPa
+        np.testing.assert_allclose(stress, theirs["s"], atol=5e-3)
+
+
+def test_a_batch_has_chgnets_energies_forces_and_stresses(model, chgnet):
+    check_against_chgnet(model, chgnet, textbook())
+
+
+def test_real_crystals_have_chgnets_energies_forces_and_stresses(model, chgnet):
+    crystals = mp_20_sample("val", 12).values()
+    check_against_chgnet(model, chgnet, [rattled(c, 0.1, n) for n, c in enumerate(crystals)])
+
+
+def test_torch_sim_accepts_the_model(model):
+    validate_model_outputs(model, torch.device("cpu"), torch.float64)
+
+
+def test_the_graph_is_that_of_chgnets_converter(chgnet):
+    """Bonds and angles as sets, since their order is free."""
+    crystal = rattled(perovskite(), 0.2, 5)
+    structure = crystal.to_structure()
+    theirs = chgnet.graph_converter(structure)
+    ours = adapter.neighbor_graph(
+        np.array(structure.cart_coords), np.array(structure.lattice.matrix), 6.0, 3.0
+    )
+
+    def bonds(edges, images):
+        return [(*map(int, e), *map(int, i)) for e, i in zip(edges, images, strict=True)]
+
+    our_bonds = bonds(ours.edges, ours.images)
+    their_bonds = bonds(theirs.atom_graph.tolist(), theirs.neighbor_image.tolist())
+    assert sorted(our_bonds) == sorted(their_bonds)
+    our_angles = {(our_bonds[a[2]], our_bonds[a[4]]) for a in ours.angles}
+    their_angles = {(their_bonds[a[2]], their_bonds[a[4]]) for a in theirs.bond_graph.tolist()}
+    assert our_angles == their_angles
+    assert len(ours.angles) == len(theirs.bond_graph)
+    # Each undirected bond is two directed ones, there and back.
+    for number, bond in enumerate(ours.undirected):
+        i, j, *image = our_bonds[number]
+        back = our_bonds.index((j, i, *(-x for x in image)))
+        assert ours.undirected[back] == bond
+    assert len(ours.representatives) * 2 == len(our_bonds)
+
+
+def test_relaxation_takes_the_course_of_chgnets_own_relaxer(model, chgnet):
+    """Batched FIRE against ASE's, one by one: steps, energies, final structures."""
+    crystals = textbook()
+    relaxed = relax(model, crystals, **LIMITS)
+    with contextlib.redirect_stdout(io.StringIO()):
+        relaxer = StructOptimizer(model=chgnet, use_device="cpu")
+    for crystal, ours in zip(crystals, relaxed, strict=True):
+        theirs = relaxer.relax(crystal.to_structure(), fmax=0.1, steps=100, verbose=False)
+        energies = theirs["trajectory"].energies
+        num_atoms = crystal.num_atoms
+        assert ours.converged
+        assert ours.num_steps == len(energies)
+        assert ours.initial_energy_per_atom == pytest.approx(energies[0] / num_atoms, abs=1e-5)
+        assert ours.final_energy_per_atom == pytest.approx(energies[-1] / num_atoms, abs=1e-4)
+        forces = np.linalg.norm(theirs["trajectory"].forces[-1], axis=1)
+        assert ours.max_force == pytest.approx(forces.max(), abs=2e-3)
+        final = theirs["final_structure"].lattice
+        np.testing.assert_allclose(sorted(ours.crystal.lengths), sorted(final.abc), atol=2e-3)
+        assert ours.crystal.formula == crystal.formula
+
+
+def test_a_batch_changes_nothing_for_its_members(model):
+    """Alone or together with others that join and leave: the same steps and energies."""
+    crystals = textbook()
+    together = relax(model, crystals * 2, **LIMITS)
+    for crystal, first, second in zip(crystals, together[:4], together[4:], strict=True):
+        (alone,) = relax(model, [crystal], **LIMITS)
+        for other in (first, second):
+            assert other.num_steps == alone.num_steps
+            assert other.final_energy_per_atom == pytest.approx(
+                alone.final_energy_per_atom, abs=2e-5
+            )
+
+
+def test_small_batches_fill_up_again(model, monkeypatch):
+    crystals = textbook()
+    expected = relax(model, crystals, **LIMITS)
+    monkeypatch.setattr("flowllm.relax.relaxer.CPU_BATCH_LOAD", 1.0)  # one crystal at a time
+    found = relax(model, crystals, **LIMITS)
+    assert [one.num_steps for one in found] == [one.num_steps for one in expected]
+
+
+def test_single_points_give_crystals_back_as_they_are(model):
+    crystals = textbook()
+    for crystal, result in zip(crystals, single_points(model, crystals), strict=True):
+        assert result.crystal is crystal
+        assert result.final_energy_per_atom == result.initial_energy_per_atom
+
+
+def crystal(numbers, coords, lengths, angles=(90, 90, 90)):
+    return Crystal.from_arrays(numbers, coords, lengths, angles)
+
+
+HOPELESS = {
+    "unknown_element": crystal([95, 8], [[0, 0, 0], [0.5, 0.5, 0.5]], [4, 4, 4]),
+    "overlapping_atoms": crystal([11, 17], [[0, 0, 0], [0, 0, 0]], [4, 4, 4]),
+    "isolated_atoms": crystal([11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]], [8, 8, 8]),
+    "too_sparse": crystal([11], [[0, 0, 0]], [60, 60, 60]),
+    "too_dense": crystal([11] * 20, np.linspace(0, 0.95, 60).reshape(20, 3), [2, 2, 2]),
+    "flat_cell": crystal([11], [[0, 0, 0]], [0.1, 0.1, 2000.0]),
+    "no_volume": crystal([11], [[0, 0, 0]], [0.0005, 0.0005, 0.0005]),
+}
+
+
+@pytest.mark.parametrize("reason", HOPELESS)
+def test_what_cannot_be_computed_has_a_reason_and_the_others_go_on(model, reason):
+    good = rattled(rocksalt(), 0.1, 1)
+    first, bad, last = relax(model, [good, HOPELESS[reason], good], **LIMITS)
+    assert bad.fault is not None
+    assert bad.fault.reason == reason
+    assert bad.crystal is None
+    assert bad.fault.detail
+    (alone,) = relax(model, [good], **LIMITS)
+    for result in (first, last):
+        assert result.converged
+        assert result.num_steps == alone.num_steps
+        assert result.final_energy_per_atom == pytest.approx(alone.final_energy_per_atom, abs=1e-5)
+
+
+def test_nothing_but_hopeless_crystals(model):
+    results = relax(model, list(HOPELESS.values()), **LIMITS)
+    assert [result.fault.reason for result in results] == list(HOPELESS)
+
+
+def test_step_limit_is_no_fault_and_time_limit_is_one(model):
+    far = rattled(supercell(rocksalt(), (2, 2, 2)), 0.3, 4)
+    (short,) = relax(model, [far], **LIMITS | {"max_steps": 3})
+    assert (short.converged, short.num_steps, short.fault) == (False, 5, None)
+    assert short.final_energy_per_atom < short.initial_energy_per_atom
+    (slow,) = relax(model, [far], **LIMITS | {"max_force": 1e-9, "max_seconds": 0.2})
+    assert slow.fault.reason == "too_slow"
+    assert slow.seconds > 0.2
+
+
+class Faulty(torch.nn.Module):
+    """CHGNet that gives NaN or raises where an element is present."""
+
+    def __init__(self, model, element, error=None):
+        super().__init__()
+        self.model, self.element, self.error = model, element, error
+        self.device, self.dtype = model.device, model.dtype
+        self.memory_scales_with = model.memory_scales_with
+        self.max_atomic_number = model.max_atomic_number
+
+    def forward(self, state):
+        present = state.atomic_numbers == self.element
+        if present.any() and self.error is not None:
+            raise self.error
+        output = self.model(state)
+        output["forces"][present] = float("nan")
+        return output
+
+
+def test_nan_forces_are_one_crystals_fault(model):
+    crystals = [rocksalt(), rocksalt("K"), rattled(rocksalt(), 0.1, 1)]
+    fine, bad, also_fine = relax(Faulty(model, 19), crystals, **LIMITS)
+    assert bad.fault.reason == "not_finite"
+    assert fine.fault is None
+    assert also_fine.converged
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: no memory"), ValueError("x")])
+def test_an_exception_ends_one_crystal_only(model, error):
+    crystals = [rocksalt(), rattled(rocksalt(), 0.1, 1), rocksalt("K"), fcc(), fcc("Al", 4.05)]
+    results = relax(Faulty(model, 19, error), crystals, **LIMITS)
+    assert [result.fault is None for result in results] == [True, True, False, True, True]
+    assert results[2].fault.reason == "failed"
+    assert str(error) in results[2].fault.detail
+
+
+def test_a_crystal_that_collapses_has_no_energy(model):
+    """The network's energies at tiny distances mean nothing, so the end state is looked at."""
+    close = crystal([1, 1], [[0, 0, 0], [0.05, 0, 0]], [5, 5, 5])
+    (result,) = single_points(model, [close])
+    assert result.fault.reason == "overlapping_atoms"
+    assert "0.25 angstrom" in result.fault.detail
+
+
+def test_no_such_potential():
+    with pytest.raises(FlowllmError, match=r"potential\.name: no potential 'lj'"):
+        load_model("lj", torch.device("cpu"))

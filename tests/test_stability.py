@@ -1,0 +1,129 @@
+"""stability: thresholds, failed rows, and the refusal to mix energies."""
+
+import pytest
+
+from crystals import fcc, rocksalt
+from energy_rows import hull_row, relaxed_row, settings
+from flowllm import tables
+from flowllm.errors import FlowllmError
+from flowllm.runlog import read_provenance
+from flowllm.stages import stability
+
+HULL = [hull_row("Na", -1.0), hull_row("Cl", -2.0), hull_row("NaCl", -3.5)]
+
+
+def write(path, rows, schema):
+    tables.write_table(path, rows, schema, {})
+    return path
+
+
+def run(tmp_path, rows, hull=HULL, kind="potential", **changes):
+    schema = tables.RELAXED if kind == "potential" else tables.DFT_RESULTS
+    energies = write(tmp_path / "energies.parquet", rows, schema)
+    reference = write(tmp_path / "hull.parquet", hull, tables.HULL_ENTRIES)
+    out = tmp_path / "stability.parquet"
+    given = settings("stability", stability=changes)
+    stability.run(given, energies=[energies], hull=reference, kind=kind, out=out)
+    return tables.read_table(out, tables.STABILITY).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("energy", "distance", "stable", "metastable"),
+    [
+        (-3.6, -0.1, True, True),
+        (-3.45, 0.05, False, True),
+        (-3.41, 0.09, False, False),
+    ],
+)
+def test_stable_below_zero_metastable_below_threshold(
+    tmp_path, energy, distance, stable, metastable
+):
+    (row,) = run(tmp_path, [relaxed_row(rocksalt(), "a", energy)])
+    assert row["e_above_hull"] == pytest.approx(distance, abs=1e-9)
+    assert (row["stable"], row["metastable"]) == (stable, metastable)
+    assert row["energy_source"] == row["hull_source"] == "CHGNet 0.3.0"
+    assert (row["num_elements"], row["formula"]) == (2, "Na1Cl1")
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_on_the_hull_is_stable_only_where_the_bound_is_included(tmp_path, inclusive):
+    # -4 and -2 are exact in binary, and so is the hull at NaCl itself.
+    hull = [hull_row("Na", -2.0), hull_row("Cl", -2.0), hull_row("NaCl", -4.0)]
+    (row,) = run(tmp_path, [relaxed_row(rocksalt(), "a", -4.0)], hull, inclusive=inclusive)
+    assert row["e_above_hull"] == 0
+    assert row["stable"] is inclusive
+
+
+def test_an_element_is_never_stable(tmp_path):
+    (row,) = run(tmp_path, [relaxed_row(fcc("Na", 5.3), "a", -1.5)])
+    assert row["e_above_hull"] == pytest.approx(-0.5)
+    assert not row["stable"]
+    assert not row["metastable"]
+    (row,) = run(tmp_path, [relaxed_row(fcc("Na", 5.3), "a", -1.5)], min_elements=1)
+    assert row["stable"]
+
+
+def test_rows_without_energy_or_reference_stay_with_their_reason(tmp_path):
+    rows = [
+        relaxed_row(None, "failed", status="isolated_atoms", error="1 of 2 atoms"),
+        relaxed_row(rocksalt("K", "Cl"), "no-potassium", -3.0),
+        relaxed_row(rocksalt(), "fine", -3.6),
+    ]
+    found = run(tmp_path, rows)
+    assert [row["id"] for row in found] == ["failed", "no-potassium", "fine"]
+    assert [row["status"] for row in found] == ["isolated_atoms", "no_reference", "ok"]
+    assert found[1]["error"] == "no elemental reference entry for K"
+    assert [row["e_above_hull"] is None for row in found] == [True, True, False]
+    assert [row["stable"] for row in found] == [False, False, True]
+    counts = read_provenance(tmp_path / "stability.parquet")["counts"]
+    assert (counts["rows_in"], counts["rows_failed"], counts["stable"]) == (3, 2, 1)
+
+
+def dft_row(scheme: str = "MP2020") -> dict:
+    return {
+        "id": "a",
+        "formula": "Na1Cl1",
+        "corrected_energy_per_atom": -3.6,
+        "correction_scheme": scheme,
+        "status": "ok",
+    }
+
+
+def dft_hull(scheme: str = "MP2020") -> list[dict]:
+    label = f"DFT, correction {scheme}"
+    return [row | {"kind": "dft", "source": label} for row in HULL]
+
+
+def test_dft_energies_against_a_dft_hull(tmp_path):
+    (row,) = run(tmp_path, [dft_row()], dft_hull(), kind="dft")
+    assert row["e_above_hull"] == pytest.approx(-0.1)
+    assert row["energy_source"] == row["hull_source"] == "DFT, correction MP2020"
+
+
+@pytest.mark.parametrize(
+    ("rows", "hull", "kind", "message"),
+    [
+        ([dft_row()], HULL, "dft", "the file of dft_hull"),
+        ([relaxed_row(rocksalt(), "a", -3.6)], dft_hull(), "potential", "file of reference_hull"),
+        ([dft_row("none")], dft_hull(), "dft", "the hull is of DFT, correction MP2020 and the"),
+        (
+            [relaxed_row(rocksalt(), "a", -3.6, potential="MACE")],
+            HULL,
+            "potential",
+            "CHGNet 0.3.0 and the energies are of MACE",
+        ),
+        ([relaxed_row(rocksalt(), "a", -3.6)], [], "potential", "holds no energies"),
+    ],
+)
+def test_energies_on_different_scales_are_refused(tmp_path, rows, hull, kind, message):
+    with pytest.raises(FlowllmError, match=message):
+        run(tmp_path, rows, hull, kind=kind)
+
+
+def test_the_order_of_rows_and_entries_changes_nothing(tmp_path):
+    rows = [relaxed_row(rocksalt(), f"{n}", -3.6 + 0.01 * n) for n in range(5)]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    forward = run(tmp_path / "a", rows)
+    backward = run(tmp_path / "b", rows[::-1], HULL[::-1])
+    assert forward == backward[::-1]
