@@ -206,16 +206,26 @@ def reference_hull(
     config: Configs = None,
     log_path: Log = None,
 ) -> None:
-    """Make the reference entries that E_above_hull is measured against."""
+    """Make the reference entries for the potential's energies."""
     from flowllm.stages import reference_hull as stage
 
     stage.run(_settings("reference_hull", settings, config, log_path), crystals=crystals, out=out)
 
 
+@app.command("dft_hull")
+def dft_hull(
+    out: Out, settings: Settings = None, config: Configs = None, log_path: Log = None
+) -> None:
+    """Take the reference entries for DFT energies from the file that dft_hull.source names."""
+    from flowllm.stages import dft_hull as stage
+
+    stage.run(_settings("dft_hull", settings, config, log_path), out=out)
+
+
 @app.command()
 def stability(
     energies: Annotated[list[Path], typer.Option(help="Shards of relaxed crystals, or DFT's.")],
-    hull: Annotated[Path, typer.Option(help="hull/reference.parquet")],
+    hull: Annotated[Path, typer.Option(help="hull/{kind}.parquet")],
     kind: Annotated[str, typer.Option(help="Whose energies: potential or dft.")],
     out: Out,
     settings: Settings = None,
@@ -260,11 +270,29 @@ def dft_collect(
 
 
 @app.command()
+def fingerprints(
+    crystals: Annotated[list[Path], typer.Option(help="The test split, or generated shards.")],
+    out: Out,
+    workers: Workers = 1,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Compute the fingerprints that coverage is measured with."""
+    from flowllm.stages import fingerprints as stage
+
+    given = _settings("fingerprints", settings, config, log_path)
+    stage.run(given, crystals=crystals, out=out, workers=workers)
+
+
+@app.command()
 def metrics(
     base: Annotated[list[Path], typer.Option(help="Shards of base crystals.")],
     generated: Annotated[list[Path], typer.Option(help="Shards of generated crystals.")],
     relaxed: Annotated[list[Path], typer.Option(help="Relaxed shards, or DFT's file.")],
     stability: Annotated[Path, typer.Option(help="Stability of the same energies.")],
+    fingerprints: Annotated[Path, typer.Option(help="Fingerprints of the generated crystals.")],
+    test_fingerprints: Annotated[Path, typer.Option(help="Fingerprints of the test split.")],
     crystals: Annotated[Path, typer.Option(help="Folder of the three splits.")],
     out: Out,
     workers: Workers = 1,
@@ -281,6 +309,8 @@ def metrics(
         generated=generated,
         relaxed=relaxed,
         stability=stability,
+        fingerprints=fingerprints,
+        test_fingerprints=test_fingerprints,
         crystals=crystals,
         out=out,
         workers=workers,

@@ -197,6 +197,7 @@ class Prerelax(Section):
     max_force: PositiveFloat = Field(description="eV/angstrom")
     max_steps: PositiveInt
     max_seconds: PositiveFloat = Field(description="wall time a crystal")
+    chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
 
 
 class DftInputs(Section):
@@ -216,11 +217,19 @@ class DftCollect(Section):
 
 
 class ReferenceHull(Section):
-    """The reference that stability is measured against."""
+    """The reference for the potential's energies."""
 
-    source: str = Field(description="train (energies by the potential) or a file of MP entries")
+    source: str = Field(description="train, or a JSON file of entries by the same potential")
     relax_steps: NonNegativeInt = Field(description="relax the training crystals this far first")
     max_force: PositiveFloat = Field(description="eV/angstrom, where relax_steps > 0")
+    chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
+
+
+class DftHull(Section):
+    """The reference for DFT energies."""
+
+    source: str | None = Field(description="JSON file of DFT ComputedEntries; null: no DFT hull")
+    correction_scheme: Literal["MP2020", "none"] = Field(description="of the file's energies")
 
 
 class Stability(Section):
@@ -230,6 +239,12 @@ class Stability(Section):
     inclusive: bool = Field(description="<= instead of <")
     metastable_below: PositiveFloat = Field(description="eV/atom")
     min_elements: PositiveInt
+
+
+class Fingerprints(Section):
+    """Fingerprints for coverage."""
+
+    max_seconds: PositiveFloat = Field(description="wall time a crystal; CrystalNN can hang")
 
 
 class Metrics(Section):
@@ -274,9 +289,11 @@ class Config(Section):
     potential: Potential
     prerelax: Prerelax
     reference_hull: ReferenceHull
+    dft_hull: DftHull
     stability: Stability
     dft_inputs: DftInputs
     dft_collect: DftCollect
+    fingerprints: Fingerprints
     metrics: Metrics
     report: Report
     resources: dict[str, Resources]
@@ -288,12 +305,16 @@ class Config(Section):
         for names, where in ((bases, "bases"), (settings, "settings")):
             if len(set(names)) != len(names):
                 raise ValueError(f"{where}: a name stands twice in {names}")
+        if "test" in settings:
+            raise ValueError("settings: the name test is the test split's, take another")
         for setting in self.settings:
             if setting.base not in bases:
                 raise ValueError(
                     f"settings: {setting.name} uses base {setting.base!r}, "
                     f"which is not among the bases {bases}"
                 )
+        if "test" in settings:
+            raise ValueError("settings: the name 'test' is the test split's")
         missing = set(STAGES) - set(self.resources)
         unknown = set(self.resources) - set(STAGES)
         if missing or unknown:
@@ -336,6 +357,8 @@ STAGES: dict[str, Stage] = {
     "stability": Stage(("stability",)),
     "dft_inputs": Stage(("dft_inputs",)),
     "dft_collect": Stage(("dft_collect",)),
+    "dft_hull": Stage(("dft_hull",)),
+    "fingerprints": Stage(("fingerprints",)),
     "metrics": Stage(("metrics",)),
     "report": Stage(("report",)),
 }

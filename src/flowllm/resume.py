@@ -53,6 +53,7 @@ def write_in_parts(
     num_rows: int,
     rows_per_part: int,
     make_rows: Callable[[range], Sequence[Mapping[str, Any]]],
+    side: pa.Field | None = None,
 ) -> pa.Table:
     """Make a table part by part, each saved when finished, and write it whole at the end.
 
@@ -64,19 +65,23 @@ def write_in_parts(
         rows_per_part: work items a part; what a kill can cost.
         make_rows: from a range of work items to their rows, in order. It is called only for parts
             not yet on disk, and must not depend on the parts before it.
+        side: one more column of the rows that is kept with the parts and returned, but not written
+            to the output (a wall time, which would make the output's bytes differ).
 
     Returns:
-        The table that was written.
+        The table that was written, with the side column if there is one.
     """
     folder = partial_folder(output, run)
+    part_schema = schema if side is None else schema.append(side)
     parts = []
     for start in range(0, num_rows, rows_per_part):
         items = range(start, min(start + rows_per_part, num_rows))
         part = folder / f"part-{start:08d}.parquet"
         if not part.exists():
-            write_table(part, make_rows(items), schema, run.metadata())
+            write_table(part, make_rows(items), part_schema, run.metadata())
         parts.append(part)
-    table = pa.concat_tables([read_table(part, schema) for part in parts] or [schema.empty_table()])
-    write_table(output, table, schema, run.metadata())
+    tables = [read_table(part, part_schema) for part in parts]
+    table = pa.concat_tables(tables or [part_schema.empty_table()])
+    write_table(output, table.select(schema.names), schema, run.metadata())
     drop_partial(folder)
     return table

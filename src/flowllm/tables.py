@@ -122,11 +122,14 @@ RELAXED = _extend(
         pa.field("max_force", pa.float64()),  # eV/angstrom, at the end
         pa.field("num_steps", pa.int32()),
         pa.field("converged", pa.bool_()),
-        pa.field("seconds", pa.float64()),
     ],
     _OUTCOME,
 )
 """relaxed/{setting}/shard-*.parquet: after the potential's relaxation; same ids."""
+
+TIMES = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("seconds", pa.float64())])
+"""relaxed/{setting}/shard-*.parquet.times: wall time of each crystal, beside its table and not in
+it, since the table's bytes repeat from run to run and times do not. Parquet like the table."""
 
 HULL_ENTRIES = pa.schema(
     [
@@ -134,9 +137,12 @@ HULL_ENTRIES = pa.schema(
         pa.field("formula", pa.string(), nullable=False),
         pa.field("num_atoms", pa.int32(), nullable=False),
         pa.field("energy_per_atom", pa.float64(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # potential or dft, one in a file
+        # Whose energy it is, e.g. CHGNet 0.3.0, or DFT with its correction scheme.
+        pa.field("source", pa.string(), nullable=False),
     ]
 )
-"""hull/reference.parquet: the entries of the reference hull; energies in eV per atom."""
+"""hull/{kind}.parquet: the entries of a reference hull; energies in eV per atom."""
 
 STABILITY = pa.schema(
     [
@@ -160,8 +166,9 @@ DFT_MANIFEST = pa.schema(
         pa.field("path", pa.string()),  # of the run's folder, relative to the manifest's
         pa.field("formula", pa.string()),
         pa.field("input_set", pa.string()),
+        pa.field("input_set_version", pa.string()),  # pymatgen's, which defines the set
         pa.field("potcar_symbols", pa.list_(pa.string())),
-        pa.field("structure_hash", pa.string()),
+        pa.field("structure_hash", pa.string()),  # SHA-256 of the POSCAR as written
         *_OUTCOME,
     ]
 )
@@ -185,6 +192,19 @@ DFT_RESULTS = _extend(
 )
 """dft/{setting}.parquet; one row a manifest row, crystal columns are the DFT-relaxed crystal."""
 
+FINGERPRINTS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        # Null where status is not ok.
+        pa.field("structure_fingerprint", pa.list_(pa.float64())),  # CrystalNN "ops", 61
+        pa.field("composition_fingerprint", pa.list_(pa.float64())),  # Magpie, 132, not scaled
+        pa.field("density", pa.float64()),  # g/cm3
+        pa.field("num_elements", pa.int32()),
+        *_OUTCOME,
+    ]
+)
+"""fingerprints/test.parquet and fingerprints/{setting}.parquet, before any relaxation."""
+
 METRICS_PER_CRYSTAL = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -193,6 +213,9 @@ METRICS_PER_CRYSTAL = pa.schema(
         pa.field("num_elements", pa.int32()),
         pa.field("structurally_valid", pa.bool_(), nullable=False),
         pa.field("compositionally_valid", pa.bool_(), nullable=False),
+        # Whether it has fingerprints, and whether they are near some of the test split's.
+        pa.field("fingerprinted", pa.bool_(), nullable=False),
+        pa.field("covered", pa.bool_(), nullable=False),
         pa.field("relaxed", pa.bool_(), nullable=False),
         pa.field("e_above_hull", pa.float64()),
         pa.field("stable", pa.bool_(), nullable=False),
