@@ -6,6 +6,7 @@ from pathlib import Path
 from flowllm import tables
 from flowllm.config import StageSettings, load_config
 from flowllm.crystal import Crystal
+from flowllm.stages import fingerprints
 from flowllm.tables import crystal_columns, write_table
 
 REPOSITORY = Path(__file__).parents[1]
@@ -53,6 +54,8 @@ class EvaluatedRun:
     generated: list[Path]
     relaxed: list[Path]
     stability: Path
+    fingerprints: Path
+    test_fingerprints: Path
     crystals: Path
     kind: str
 
@@ -66,16 +69,18 @@ class EvaluatedRun:
             "generated": self.generated,
             "relaxed": self.relaxed,
             "stability": self.stability,
+            "fingerprints": self.fingerprints,
+            "test_fingerprints": self.test_fingerprints,
             "crystals": self.crystals,
         }
 
 
-def metrics_settings(**changes):
-    """The metrics stage's settings from config.yaml, some changed."""
+def stage_settings(stage, **changes):
+    """Settings from config.yaml of a stage with a section of its name, some changed."""
     config = load_config([REPOSITORY / "config.yaml"])
-    given = StageSettings.from_config("metrics", config)
-    values = {"metrics": given.values["metrics"] | changes}
-    return StageSettings("metrics", {"seed": 1, "version": 1, **values})
+    given = StageSettings.from_config(stage, config)
+    values = {stage: given.values[stage] | changes}
+    return StageSettings(stage, {"seed": 1, "version": 1, **values})
 
 
 def write_run(folder, draws, splits, kind="potential", shards=2):
@@ -115,9 +120,15 @@ def write_run(folder, draws, splits, kind="potential", shards=2):
     stability = folder / "stability" / kind / f"{SETTING}.parquet"
     write_table(stability, [row["stability"] for row in rows], tables.STABILITY, metadata)
     write_splits(folder / "crystals", splits)
-    return EvaluatedRun(
-        folder, **paths, stability=stability, crystals=folder / "crystals", kind=kind
-    )
+    paths |= {"stability": stability, "crystals": folder / "crystals"}
+    for name, tables_of in {
+        "fingerprints": paths["generated"],
+        "test_fingerprints": [folder / "crystals" / "test.parquet"],
+    }.items():
+        paths[name] = folder / "fingerprints" / f"{name}.parquet"
+        settings = stage_settings("fingerprints")
+        fingerprints.run(settings, crystals=tables_of, out=paths[name], workers=1)
+    return EvaluatedRun(folder, **paths, kind=kind)
 
 
 def write_splits(folder, splits):
@@ -148,7 +159,6 @@ def _rows(name, draw, kind):
             "initial_energy_per_atom": initial if done else None,
             "final_energy_per_atom": final if done else None,
             "converged": done,
-            "seconds": 0.5,
         },
         "dft": {
             "raw_energy_per_atom": final if done else None,

@@ -11,13 +11,13 @@ from scipy.stats import binomtest
 from crystals import (
     caesium_chloride,
     fcc,
-    mp_20_sample,
     perovskite,
     rattled,
     rocksalt,
+    small_mp_20_sample,
     translated_and_permuted,
 )
-from evaluated_run import Draw, metrics_settings, write_run
+from evaluated_run import Draw, stage_settings, write_run
 from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
@@ -28,7 +28,7 @@ from flowllm.tables import read_table
 
 
 def run_metrics(run, workers=1, **changes):
-    metrics.run(metrics_settings(**changes), **run.paths(), out=run.out, workers=workers)
+    metrics.run(stage_settings("metrics", **changes), **run.paths(), out=run.out, workers=workers)
     numbers = json.loads(run.out.read_text())
     flags = read_table(run.out.with_suffix(".parquet"), tables.METRICS_PER_CRYSTAL)
     return numbers, flags.to_pandas().set_index("id")
@@ -177,7 +177,7 @@ def test_nothing_generated_gives_rates_of_zero(tmp_path):
 
 def test_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "IN_PROCESS", 4)  # so that 20 draws go to worker processes
-    crystals = list(mp_20_sample("train", 10).values())
+    crystals = list(small_mp_20_sample("train", 10).values())
     draws = [Draw(one, rattled(one, 0.03, i), 0.05 - 0.01 * i) for i, one in enumerate(crystals)]
     draws += [Draw(translated_and_permuted(one, 5), one, -0.02) for one in crystals]
     run = write_run(tmp_path, draws, {"train": dict(zip("abc", crystals, strict=False))})

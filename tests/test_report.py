@@ -9,9 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from crystals import caesium_chloride, perovskite, rattled, rocksalt
-from evaluated_run import REPOSITORY, Draw, metrics_settings, write_run
+from evaluated_run import Draw, stage_settings, write_run
 from flowllm import tables as schemas
-from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
 from flowllm.report import figures, tables
 from flowllm.report.records import (
@@ -63,7 +62,7 @@ def run_dir(tmp_path_factory):
     splits = {"train": {"mp-1": rocksalt()}}
     for kind in ("potential", "dft"):
         run = write_run(folder, draws(), splits, kind=kind)
-        metrics.run(metrics_settings(), **run.paths(), out=run.out, workers=1)
+        metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
     for place in ("llm/adapter", "rfm/model"):
         (folder / place).mkdir(parents=True)
         curve = "step,train_loss,val_loss\n1,2.0,\n2,1.0,1.5\n"
@@ -81,12 +80,9 @@ def metrics_files(run_dir):
 
 
 def write_report(run_dir, out=None, metrics_paths=None, **changes):
-    config = load_config([REPOSITORY / "config.yaml"])
-    values = StageSettings.from_config("report", config).values["report"] | changes
-    settings = StageSettings("report", {"seed": 1, "version": 1, "report": values})
     out = out or run_dir / "report" / "index.html"
     paths = metrics_files(run_dir) if metrics_paths is None else metrics_paths
-    report.run(settings, metrics=paths, run_dir=run_dir, out=out)
+    report.run(stage_settings("report", **changes), metrics=paths, run_dir=run_dir, out=out)
     return out
 
 

@@ -11,8 +11,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flowllm import tables
 from flowllm.config import Metrics
+from flowllm.evaluate.coverage import (
+    COMPOSITION_CUTOFF,
+    STRUCTURE_CUTOFF,
+    Fingerprints,
+    covered,
+    drawn_for_distances,
+    property_distance,
+)
 from flowllm.evaluate.flags import first_of_each_class, novel_names
 from flowllm.evaluate.matching import DEFAULT, LOOSE, BucketMatches
 from flowllm.evaluate.rates import rate, summary
@@ -45,6 +55,8 @@ def protocol(sources: Sources, settings: Metrics) -> dict[str, Any]:
         "oxidation_states": settings.oxidation_states,
         "min_distance": MIN_DISTANCE,
         "min_volume": MIN_VOLUME,
+        "coverage_cutoffs": {"structure": STRUCTURE_CUTOFF, "composition": COMPOSITION_CUTOFF},
+        "matminer": version("matminer"),
         "pymatgen": version("pymatgen"),
         "smact": version("SMACT"),
     }
@@ -76,13 +88,62 @@ def rates(
 
 def _validity_rates(rows: Rows) -> dict[str, Any]:
     total = len(rows)
-    valid = sum(row["structurally_valid"] and row["compositionally_valid"] for row in rows)
+    valid = sum(map(is_valid, rows))
     return {
         "generated": rate(_count(rows, "generated"), total, ALL),
         "structural_validity": rate(_count(rows, "structurally_valid"), total, ALL),
         "compositional_validity": rate(_count(rows, "compositionally_valid"), total, ALL),
         "validity": rate(valid, total, ALL),
     }
+
+
+def is_valid(row: Mapping[str, Any]) -> bool:
+    """Whether a crystal counts as valid: structure, composition, and it has fingerprints.
+
+    That a crystal without fingerprints is invalid is CDVAE's rule and its successors'.
+    """
+    return row["structurally_valid"] and row["compositionally_valid"] and row["fingerprinted"]
+
+
+def coverage_rates(rows: Rows, generated: Fingerprints, test: Fingerprints) -> dict[str, Any]:
+    """Return coverage seen from the test split (recall) and from the generated side (precision)."""
+    valid = [row for row in rows if is_valid(row)]
+    precise, precise_valid = _count(rows, "covered"), _count(valid, "covered")
+    recalled = int(covered(test, generated).sum())
+    return {
+        "coverage_recall": rate(recalled, len(test.names), "test split"),
+        "coverage_precision": rate(precise, len(rows), ALL),
+        # crystal-text-llm's more lenient denominator.
+        "coverage_precision_of_valid": rate(precise_valid, len(valid), "valid"),
+        "fingerprinted": rate(_count(rows, "fingerprinted"), len(rows), ALL),
+    }
+
+
+def property_distances(
+    rows: Rows, generated: Fingerprints, test: Fingerprints, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Return Wasserstein distances of density and number of elements to the test split.
+
+    Args:
+        rows: flags, in the order of `generated`.
+        generated: properties of the generated crystals.
+        test: properties of the test split.
+        rng: draws the peers' 1,000 valid crystals.
+    """
+    valid = [index for index, row in enumerate(rows) if is_valid(row)]
+    drawn = drawn_for_distances(valid, rng)
+    found = {}
+    for name, unit in (("density", "g/cm3"), ("num_elements", "elements")):
+        values, reference = getattr(generated, name), getattr(test, name)
+        reference = reference[np.isfinite(reference)]
+        for suffix, indices in (("", drawn), ("_all_valid", np.array(valid, dtype=np.int64))):
+            found[f"wasserstein_{name}{suffix}"] = {
+                "value": property_distance(values[indices], reference),
+                "unit": unit,
+                "count": len(indices),
+                "reference_count": len(reference),
+            }
+    return found
 
 
 def _stability_rates(rows: Rows, matches: BucketMatches) -> dict[str, Any]:

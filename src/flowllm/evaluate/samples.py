@@ -1,6 +1,6 @@
 """One record a generated crystal, joined from what every stage before the metrics wrote of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,9 +95,9 @@ def read_samples(
     relaxed_rows = _by_id(relaxed_table)
     stability_table = read_table(stability, tables.STABILITY)
     stability_rows = _by_id(stability_table)
-    _check_ids(set(base_rows), set(generated_rows), generated[0], complete=True)
-    _check_ids(set(base_rows), set(relaxed_rows), relaxed[0], complete=kind == "potential")
-    _check_ids(set(base_rows), set(stability_rows), stability, complete=kind == "potential")
+    check_ids(base_rows, generated_rows, generated[0], complete=True)
+    check_ids(base_rows, relaxed_rows, relaxed[0], complete=kind == "potential")
+    check_ids(base_rows, stability_rows, stability, complete=kind == "potential")
     samples = [
         _join(
             base_rows[name], generated_rows[name], relaxed_rows.get(name), stability_rows.get(name)
@@ -128,10 +128,20 @@ def _by_id(table: pa.Table) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in table.to_pylist()}
 
 
-def _check_ids(drawn: set[str], found: set[str], path: Path, *, complete: bool) -> None:
-    """Refuse files of different runs: their ids do not fit together."""
-    foreign = sorted(found - drawn)
-    missing = sorted(drawn - found)
+def check_ids(drawn: Iterable[str], found: Iterable[str], path: Path, *, complete: bool) -> None:
+    """Refuse files of different runs: their ids do not fit together.
+
+    Args:
+        drawn: ids of the base crystals.
+        found: ids in the file.
+        path: the file.
+        complete: whether every base crystal must be in it.
+
+    Raises:
+        FlowllmError: the file holds an id that was never drawn, or lacks one that it must have.
+    """
+    foreign = sorted(set(found) - set(drawn))
+    missing = sorted(set(drawn) - set(found))
     if foreign:
         raise FlowllmError(
             f"{path}: id {foreign[0]!r} ({len(foreign)} in all) is not among the base crystals; "

@@ -8,10 +8,12 @@ from pathlib import Path
 from flowllm import tables
 from flowllm.config import Metrics, StageSettings
 from flowllm.evaluate import results
+from flowllm.evaluate.coverage import add_coverage, read_fingerprints
 from flowllm.evaluate.flags import add_matches, match_samples, measure
 from flowllm.evaluate.parallel import ordered_map
-from flowllm.evaluate.samples import read_samples
+from flowllm.evaluate.samples import check_ids, read_samples
 from flowllm.runlog import log, stage_run
+from flowllm.seeds import generator
 from flowllm.tables import write_table, write_text
 
 
@@ -22,6 +24,8 @@ def run(
     generated: Sequence[Path],
     relaxed: Sequence[Path],
     stability: Path,
+    fingerprints: Path,
+    test_fingerprints: Path,
     crystals: Path,
     out: Path,
     workers: int,
@@ -34,6 +38,8 @@ def run(
         generated: shards of the crystals after flow matching.
         relaxed: shards of the potential's relaxed crystals, or the one file of DFT's results.
         stability: E_above_hull by the same energies.
+        fingerprints: of the generated crystals.
+        test_fingerprints: of the test split.
         crystals: folder of train.parquet, val.parquet and test.parquet.
         out: the JSON of the numbers; the flags of each crystal go to the same name in .parquet.
         workers: worker processes; the results do not depend on it.
@@ -53,6 +59,8 @@ def run(
             "generated": generated,
             "relaxed": relaxed,
             "stability": stability,
+            "fingerprints": fingerprints,
+            "test_fingerprints": test_fingerprints,
             **splits,
         },
         output=out,
@@ -67,14 +75,25 @@ def run(
         known = {name: splits[name] for name in ("train", "val")}
         matches = match_samples(samples, known, workers)
         rows = add_matches(measured, matches, results.NOVELTY_SETS[section.novelty_against])
+        names = [row["id"] for row in rows]
+        prints, test_prints = (
+            read_fingerprints(path) for path in (fingerprints, test_fingerprints)
+        )
+        check_ids(names, prints.names, fingerprints, complete=True)
+        prints = prints.in_order(names)
+        rows = add_coverage(rows, prints, test_prints)
         numbers = {
             "format": results.FORMAT,
             "setting": out.stem,
             "protocol": results.protocol(sources, section),
             "sampling": {"base": sources.base_row, "setting": sources.setting_row},
             "counts": results.counts(samples),
-            "rates": results.rates(rows, matches, sources, section),
+            "rates": results.rates(rows, matches, sources, section)
+            | results.coverage_rates(rows, prints, test_prints),
             "means": results.means(rows, samples),
+            "distances": results.property_distances(
+                rows, prints, test_prints, generator(settings.seed, "metrics", "distances")
+            ),
             "histograms": results.histograms(rows, splits["test"]),
         }
         run.count(

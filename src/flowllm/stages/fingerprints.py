@@ -1,0 +1,60 @@
+"""Fingerprints of the generated crystals and of the test split, for coverage."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flowllm import tables
+from flowllm.config import Fingerprints, StageSettings
+from flowllm.evaluate.fingerprints import fingerprint
+from flowllm.evaluate.parallel import ordered_map
+from flowllm.resume import write_in_parts
+from flowllm.runlog import stage_run
+from flowllm.tables import crystal_of, read_tables
+
+ROWS_PER_PART = 500
+"""Crystals that a kill can cost, per run of the stage."""
+
+_COLUMNS = ("id", "atomic_numbers", "frac_coords", "lengths", "angles")
+
+
+def run(settings: StageSettings, *, crystals: Sequence[Path], out: Path, workers: int) -> None:
+    """Compute the fingerprints of every crystal of some tables.
+
+    Args:
+        settings: the stage's settings.
+        crystals: any tables of crystals: the test split, or the shards of one setting.
+        out: the table of fingerprints, one row a row of the inputs, in their order.
+        workers: worker processes; the fingerprints do not depend on it.
+
+    Raises:
+        FlowllmError: an input is missing or has another schema.
+    """
+    section: Fingerprints = settings.fingerprints
+    with stage_run(
+        "fingerprints",
+        version=settings.version,
+        settings=settings.values,
+        seed=settings.seed,
+        inputs={"crystals": crystals},
+        output=out,
+    ) as run:
+        rows = read_tables(crystals, tables.GENERATED, _COLUMNS).to_pylist()
+
+        def make_rows(items: range) -> list[dict[str, Any]]:
+            return ordered_map(
+                partial(fingerprint, max_seconds=section.max_seconds),
+                [(rows[index]["id"], crystal_of(rows[index])) for index in items],
+                workers=workers,
+                what=f"fingerprints {items.start} to {items.stop}",
+            )
+
+        table = write_in_parts(out, run, tables.FINGERPRINTS, len(rows), ROWS_PER_PART, make_rows)
+        status = table.column("status").to_pylist()
+        run.count(
+            rows_in=len(rows),
+            rows_out=status.count("ok"),
+            rows_failed=status.count("failed") + status.count("timeout"),
+            timeouts=status.count("timeout"),
+        )

@@ -1,0 +1,103 @@
+"""The fingerprints stage against matminer's own averages, and what becomes of failures."""
+
+import time
+
+import numpy as np
+import pytest
+from matminer.featurizers.composition import ElementProperty
+from matminer.featurizers.site import CrystalNNFingerprint
+from matminer.featurizers.structure import SiteStatsFingerprint
+
+from crystals import fcc, perovskite, rocksalt, small_mp_20_sample
+from evaluated_run import Draw, stage_settings, write_run
+from flowllm import tables
+from flowllm.evaluate import parallel
+from flowllm.evaluate.fingerprints import (
+    COMPOSITION_FEATURES,
+    STRUCTURE_FEATURES,
+    fingerprint,
+    time_limit,
+)
+from flowllm.stages import fingerprints
+from flowllm.tables import crystal_columns, read_table, write_table
+
+
+def write_generated(path, crystals):
+    rows = [
+        {"id": name, **crystal_columns(one), "status": "ok" if one else "rejected"}
+        for name, one in crystals.items()
+    ]
+    write_table(path, rows, tables.GENERATED, {})
+    return path
+
+
+def run_fingerprints(paths, out, workers=1, **changes):
+    settings = stage_settings("fingerprints", **changes)
+    fingerprints.run(settings, crystals=paths, out=out, workers=workers)
+    return read_table(out, tables.FINGERPRINTS).to_pandas().set_index("id")
+
+
+def test_fingerprints_are_matminers_means(tmp_path):
+    crystals = small_mp_20_sample("test", 6) | {"perovskite": perovskite()}
+    path = write_generated(tmp_path / "shard.parquet", crystals)
+    found = run_fingerprints([path], tmp_path / "out.parquet")
+    mean = SiteStatsFingerprint(CrystalNNFingerprint.from_preset("ops"), stats=("mean",))
+    magpie = ElementProperty.from_preset("magpie", impute_nan=False)
+    for name, crystal in crystals.items():
+        structure = crystal.to_structure()
+        row = found.loc[name]
+        assert row.structure_fingerprint == pytest.approx(mean.featurize(structure), abs=1e-12)
+        assert row.composition_fingerprint == pytest.approx(
+            magpie.featurize(structure.composition), nan_ok=True
+        )
+        assert row.density == pytest.approx(structure.density)
+    assert found.status.eq("ok").all()
+
+
+def test_known_coordination_and_composition():
+    row = fingerprint(("salt", rocksalt()), 60)
+    labels = CrystalNNFingerprint.from_preset("ops").feature_labels()
+    assert len(row["structure_fingerprint"]) == STRUCTURE_FEATURES
+    assert dict(zip(labels, row["structure_fingerprint"], strict=True))[
+        "octahedral CN_6"
+    ] == pytest.approx(1, abs=1e-3)
+    labels = ElementProperty.from_preset("magpie").feature_labels()
+    assert len(row["composition_fingerprint"]) == COMPOSITION_FEATURES
+    by_label = dict(zip(labels, row["composition_fingerprint"], strict=True))
+    assert by_label["MagpieData mean Number"] == (11 + 17) / 2
+    assert row["num_elements"] == 2
+    assert row["density"] == pytest.approx(2.16, abs=0.01)  # halite
+
+
+def test_failures_are_rows_with_their_reason(tmp_path):
+    crystals = {"a": rocksalt(), "b": None, "c": fcc()}
+    path = write_generated(tmp_path / "shard.parquet", crystals)
+    found = run_fingerprints([path], tmp_path / "out.parquet", max_seconds=1e-4)
+    assert found.status.to_list() == ["timeout", "no_crystal", "timeout"]
+    assert found.error["a"] == "not finished after 0.0001 s"
+    assert np.isnan(found.density["b"])
+
+
+def test_time_limit_stops_and_clears_itself():
+    with pytest.raises(TimeoutError), time_limit(0.05):
+        time.sleep(10)
+    with time_limit(0.05):
+        pass
+    time.sleep(0.1)  # longer than the limit that was cleared
+
+
+def test_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "IN_PROCESS", 1)
+    path = write_generated(tmp_path / "shard.parquet", {"a": rocksalt(), "b": fcc(), "c": None})
+    written = []
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}" / "out.parquet"
+        run_fingerprints([path], out, workers)
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_the_test_split_is_a_table_it_reads(tmp_path):
+    run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), 0.1)], {"test": {"mp-1": fcc()}})
+    found = read_table(run.test_fingerprints, tables.FINGERPRINTS).to_pylist()
+    assert [(row["id"], row["status"]) for row in found] == [("mp-1", "ok")]
