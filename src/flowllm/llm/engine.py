@@ -1,0 +1,179 @@
+"""The sampling engine: vLLM in offline batch mode, the CPU and the CUDA build with the same code.
+
+What repeats: every request carries its own seed, so its random numbers do not depend on what else
+is in the batch. The logits do, in their last bits: how sums are ordered follows from the batch's
+composition, and once in many tokens that decides between two of nearly equal chance. So vLLM
+guarantees the same texts for the same requests in the same order on the same machine and build, and
+the same distribution otherwise.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoConfig
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+CPU_BATCH = 128
+"""Texts at once on a CPU; more do not raise the throughput of its few cores."""
+
+CPU_BLOCK = 32
+"""Tokens of a cache block on the CPU; vLLM's 128 is longer than a prompt and would share none."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to be written.
+
+    Attributes:
+        prompt: tokens of the prompt.
+        seed: of this text's own random numbers.
+        regex: expression that the text must match, None for a free text.
+    """
+
+    prompt: tuple[int, ...]
+    seed: int
+    regex: str | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A written text.
+
+    Attributes:
+        tokens: the sampled tokens, with the end token where it came to that.
+        truncated: whether it stopped for want of tokens.
+    """
+
+    tokens: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: of the softmax.
+        top_p: nucleus probability.
+        max_tokens: the most tokens of a text.
+        end_token_id: what ends a text.
+    """
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    end_token_id: int
+
+
+class VllmEngine:
+    """vLLM holding one model."""
+
+    def __init__(
+        self, model: Path, *, gpus: int, max_prompt_tokens: int, sampling: Sampling
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: a plain Hugging Face folder.
+            gpus: GPUs to spread it over; 0 for the CPU.
+            max_prompt_tokens: the longest prompt.
+            sampling: how all texts are drawn.
+        """
+        max_model_len = max_prompt_tokens + sampling.max_tokens
+        _set_environment(gpus)
+        # Imported after the environment is set: vLLM reads it while it is imported.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            from vllm import LLM
+
+            from flowllm.llm.nucleus import NucleusProcessor
+
+        options = {} if gpus else _cpu_options(model, max_model_len)
+        self._sampling = sampling
+        self._llm = LLM(
+            model=str(model),
+            tensor_parallel_size=max(1, gpus),
+            max_model_len=max_model_len,
+            enable_prefix_caching=True,
+            logits_processors=[NucleusProcessor],
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            seed=0,
+            **options,
+        )
+
+    def generate(self, requests: Sequence[Request]) -> list[Draft]:
+        """Write all texts, in the order of the requests."""
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(request.prompt)} for request in requests],
+            [self._params(request) for request in requests],
+            use_tqdm=False,
+        )
+        completions = [output.outputs[0] for output in outputs]
+        return [
+            Draft(tuple(completion.token_ids), completion.finish_reason == "length")
+            for completion in completions
+        ]
+
+    def _params(self, request: Request) -> "SamplingParams":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        from flowllm.llm.nucleus import EXTRA_ARG
+
+        structured = request.regex and StructuredOutputsParams(regex=request.regex)
+        return SamplingParams(
+            temperature=self._sampling.temperature,
+            extra_args={EXTRA_ARG: self._sampling.top_p},
+            max_tokens=self._sampling.max_tokens,
+            stop_token_ids=[self._sampling.end_token_id],
+            seed=request.seed,
+            structured_outputs=structured or None,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def _set_environment(gpus: int) -> None:
+    """Set what vLLM reads from the environment, where the user has not."""
+    defaults = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if not gpus:
+        defaults |= {
+            # One process: the engine's own would have to load everything again.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # Else vLLM goes on with one thread, whatever there are.
+            "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+
+
+def _cpu_options(model: Path, max_model_len: int) -> dict[str, object]:
+    """Options for the CPU: no compilation (it takes minutes), and a cache of just the batch's size.
+
+    vLLM would otherwise take a share of all memory, and refuse to start where others use it.
+    """
+    config = AutoConfig.from_pretrained(model)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    value_bytes = torch.finfo(config.dtype).bits // 8
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * value_bytes
+    blocks = CPU_BATCH * -(-max_model_len // CPU_BLOCK) + 1
+    return {
+        "enforce_eager": True,
+        "max_num_seqs": CPU_BATCH,
+        "block_size": CPU_BLOCK,
+        "kv_cache_memory_bytes": blocks * CPU_BLOCK * token_bytes,
+    }

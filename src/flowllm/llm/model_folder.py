@@ -1,0 +1,73 @@
+"""Opening a merged model's folder for sampling."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from flowllm.config import Prompts
+from flowllm.llm.base_model import load_tokenizer
+from flowllm.llm.engine import Sampling, VllmEngine
+from flowllm.llm.model_record import ModelRecord, read_record
+from flowllm.llm.prompts import PromptTokens
+from flowllm.llm.sampling import Sampler
+from flowllm.runlog import log
+
+
+class ModelFolder:
+    """A merged model: its record, and its prompts as tokens.
+
+    Attributes:
+        record: how it was fine-tuned.
+        prompts: prompts as tokens.
+    """
+
+    def __init__(self, folder: Path, prompts: Prompts) -> None:
+        """Read the record and the tokenizer.
+
+        Raises:
+            FlowllmError: the folder is not one of merge_adapter's, or its model was trained on
+                other prompts.
+        """
+        self._folder = folder
+        self.record: ModelRecord = read_record(folder)
+        self.record.check_prompts(prompts, folder)
+        self.prompts = PromptTokens(prompts, load_tokenizer(str(folder)))
+
+    def sampler(
+        self,
+        formulas: Iterable[str | None],
+        *,
+        temperature: float,
+        top_p: float,
+        max_attempts: int,
+        gpus: int,
+    ) -> Sampler:
+        """Return what draws crystals with this model.
+
+        Args:
+            formulas: all that will stand in prompts, for the length of the longest.
+            temperature: of the softmax.
+            top_p: nucleus probability.
+            max_attempts: drafts a crystal before it is given up.
+            gpus: GPUs of the job, 0 for the CPU.
+        """
+        record = self.record
+        longest_prompt = max(len(self.prompts.prompt(formula)) for formula in formulas)
+        sampling = Sampling(
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=self.prompts.most_answer_tokens(record.elements, record.max_atoms),
+            end_token_id=self.prompts.end_token_id,
+        )
+
+        def start_engine() -> VllmEngine:
+            started = time.perf_counter()
+            engine = VllmEngine(
+                self._folder, gpus=gpus, max_prompt_tokens=longest_prompt, sampling=sampling
+            )
+            log.info("vLLM started in %.1f s", time.perf_counter() - started)
+            return engine
+
+        return Sampler(
+            start_engine, self.prompts, max_atoms=record.max_atoms, max_attempts=max_attempts
+        )

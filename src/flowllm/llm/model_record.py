@@ -1,0 +1,85 @@
+"""What an adapter's and a merged model's folder tell of how they were made (`flowllm.json`)."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flowllm.config import Prompts
+from flowllm.errors import FlowllmError
+
+RECORD = "flowllm.json"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """How a language model was fine-tuned, as far as sampling from it must know.
+
+    Attributes:
+        base_model: name of the base model as the configuration gives it.
+        precision: of the merged weights.
+        prompts: the prompts it was trained on.
+        elements: atomic numbers of the training crystals, ascending.
+        max_atoms: the most atoms of a training crystal.
+    """
+
+    base_model: str
+    precision: str
+    prompts: dict[str, str]
+    elements: tuple[int, ...]
+    max_atoms: int
+
+    def check_prompts(self, prompts: Prompts, folder: Path) -> None:
+        """Check that a model is asked what it was trained on.
+
+        Raises:
+            FlowllmError: the prompts differ.
+        """
+        asked = prompts.model_dump()
+        if differing := sorted(key for key in asked if asked[key] != self.prompts.get(key)):
+            raise FlowllmError(
+                f"{folder}: was trained on other prompts ({', '.join(differing)} differ); sample "
+                "with the prompts of its training, or fine-tune again"
+            )
+
+
+def write_record(folder: Path, record: ModelRecord) -> None:
+    """Write a model folder's record."""
+    (folder / RECORD).write_text(json.dumps(asdict(record), indent=2, sort_keys=True) + "\n")
+
+
+def read_record(folder: Path) -> ModelRecord:
+    """Read a model folder's record.
+
+    Raises:
+        FlowllmError: there is none, or it is not one of this package's.
+    """
+    path = folder / RECORD
+    try:
+        values = json.loads(path.read_text())
+        return ModelRecord(**{**values, "elements": tuple(values["elements"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FlowllmError(
+            f"{path}: not the record of a fine-tuned model ({error}); "
+            "run finetune_llm and merge_adapter again"
+        ) from error
+
+
+@contextmanager
+def folder_in_place(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of `folder` when the block ends without error.
+
+    A reader never sees half a folder.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,155 @@
+"""Training texts of the language model, and the order in which they are seen.
+
+All of it follows from the seed, the epoch and the row, so a resumed run sees what an undisturbed
+one sees.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowllm.crystal import Crystal
+from flowllm.llm.prompts import Example, PromptTokens, prompt_formula
+from flowllm.llm.text import encode
+from flowllm.seeds import generator
+from flowllm.tables import crystal_of
+
+IGNORED = -100
+"""Label of a token that the loss leaves out; torch's own convention."""
+
+GROUPED_BATCHES = 50
+"""Batches within which texts are sorted by length: enough to pad little, few enough to mix."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Padded texts that go through the model at once.
+
+    Attributes:
+        input_ids: int64 (b, t).
+        attention_mask: int64 (b, t), 0 where padded.
+        labels: int64 (b, t), the tokens that count in the loss, IGNORED elsewhere.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that count in the loss; nothing predicts a text's first token."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+
+class TrainingTexts:
+    """The crystals of one split as examples.
+
+    Attributes:
+        too_long: rows left out since prompt and crystal need more than `max_tokens` tokens.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        prompts: PromptTokens,
+        *,
+        max_tokens: int,
+        formula_share: float,
+        key: tuple[int, str],
+    ) -> None:
+        """Encode the crystals.
+
+        Args:
+            rows: rows of `tables.CRYSTALS`.
+            prompts: prompts as tokens.
+            max_tokens: the most tokens of a text.
+            formula_share: share of examples whose prompt gives the formula.
+            key: the seed, and a name for these texts.
+        """
+        self._prompts = prompts
+        self._formula_share = formula_share
+        self._seed, self._name = key
+        self._rows: list[tuple[str, str]] = []
+        self.too_long = 0
+        for row in rows:
+            crystal = crystal_of(row)
+            assert isinstance(crystal, Crystal)
+            formula = prompt_formula(prompts.prompts, crystal.atomic_numbers)
+            text = encode(crystal)
+            if len(prompts.example(formula, text).tokens) > max_tokens:
+                self.too_long += 1
+            else:
+                self._rows.append((formula, text))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def epoch(self, epoch: int) -> list[Example]:
+        """Return one example a row; which prompts give the formula is drawn anew every epoch."""
+        draws = generator(self._seed, "finetune_llm", self._name, "formula", epoch)
+        with_formula = draws.random(len(self._rows)) < self._formula_share
+        return [
+            self._prompts.example(formula if given else None, text)
+            for given, (formula, text) in zip(with_formula, self._rows, strict=True)
+        ]
+
+
+def order_of_epoch(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a shuffled order in which neighbouring texts, and so batches, have similar lengths.
+
+    A random order is cut into stretches of some batches; each is sorted by length, with its
+    batches in random order again. An incomplete last batch is left to another epoch's order.
+
+    Args:
+        lengths: tokens of each text.
+        batch_size: texts a batch; at most the number of texts.
+        rng: source of the order.
+
+    Returns:
+        Indices of the texts, int64 (batches, batch_size).
+    """
+    num_batches = len(lengths) // batch_size
+    order = rng.permutation(len(lengths))[: num_batches * batch_size]
+    tokens = np.asarray(lengths)
+    batches = []
+    for start in range(0, order.size, GROUPED_BATCHES * batch_size):
+        stretch = order[start : start + GROUPED_BATCHES * batch_size]
+        ascending = stretch[np.argsort(tokens[stretch], kind="stable")]
+        batches.append(ascending.reshape(-1, batch_size))
+    return rng.permutation(np.concatenate(batches))
+
+
+def padding_share(batches: np.ndarray, lengths: Sequence[int], micro_batch_size: int) -> float:
+    """Share of padding among all tokens that go through the model."""
+    tokens = np.asarray(lengths)[batches]
+    parts = np.split(tokens, range(micro_batch_size, tokens.shape[1], micro_batch_size), axis=1)
+    padded = sum((part.max(axis=1) * part.shape[1]).sum() for part in parts)
+    return float(1 - tokens.sum() / padded)
+
+
+def collate(examples: Sequence[Example], loss_on_prompt: bool, pad_token_id: int) -> MicroBatch:
+    """Pad examples on the right to the longest of them.
+
+    The padding is a token that exists already, hidden by the attention mask and left out of the
+    loss by its label, so that the vocabulary stays as it was and an end token of an answer counts.
+
+    Args:
+        examples: prompts with answers.
+        loss_on_prompt: whether the prompt's tokens count in the loss too.
+        pad_token_id: any token.
+    """
+    shape = (len(examples), max(len(example.tokens) for example in examples))
+    input_ids = torch.full(shape, pad_token_id)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED)
+    for i, example in enumerate(examples):
+        tokens = torch.tensor(example.tokens)
+        first = 0 if loss_on_prompt else example.prompt_length
+        input_ids[i, : tokens.numel()] = tokens
+        attention_mask[i, : tokens.numel()] = 1
+        labels[i, first : tokens.numel()] = tokens[first:]
+    return MicroBatch(input_ids, attention_mask, labels)

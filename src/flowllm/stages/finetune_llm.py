@@ -1,0 +1,143 @@
+"""Fine-tune the base language model on crystal text with LoRA (paper, section 4.1)."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from flowllm.config import FinetuneLlm, StageSettings
+from flowllm.device import pick_device, pick_dtype
+from flowllm.errors import FlowllmError
+from flowllm.llm.base_model import (
+    load_base_model,
+    load_tokenizer,
+    plain_base_model,
+    quiet_transformers,
+)
+from flowllm.llm.finetuning import State, add_lora, curve_csv, train_adapter
+from flowllm.llm.model_record import ModelRecord, folder_in_place, write_record
+from flowllm.llm.prompts import PromptTokens
+from flowllm.llm.training_texts import TrainingTexts
+from flowllm.resume import drop_partial, partial_folder
+from flowllm.runlog import stage_run
+from flowllm.tables import CRYSTALS, read_table
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
+    """Fine-tune on the training crystals and write the adapter's folder.
+
+    The folder holds the adapter (safetensors), its configuration, the tokenizer, the training curve
+    and `flowllm.json` (base model, prompts, elements). A killed run goes on from its last
+    checkpoint, and on the same machine ends with the same bytes as an undisturbed one.
+
+    Args:
+        settings: sections `finetune_llm` and `prompts`.
+        train: training crystals.
+        val: crystals of the validation loss.
+        out: folder of the adapter.
+
+    Raises:
+        FlowllmError: the base model is not found, no text is short enough, or training diverges.
+    """
+    section: FinetuneLlm = settings.finetune_llm
+    quiet_transformers()
+    with stage_run(
+        "finetune_llm",
+        version=settings.version,
+        settings=settings.values,
+        seed=settings.seed,
+        inputs={"train": train, "val": val},
+        output=out,
+    ) as run:
+        train_rows = read_table(train, CRYSTALS).to_pylist()
+        val_rows = read_table(val, CRYSTALS).slice(0, section.validation_rows).to_pylist()
+        checkpoints = partial_folder(out, run)
+        with plain_base_model(section.base_model) as source:
+            tokenizer = load_tokenizer(source)
+            prompts = PromptTokens(settings.prompts, tokenizer)
+            texts = _texts("train", train, train_rows, prompts, settings)
+            val_texts = _texts("val", val, val_rows, prompts, settings)
+            base = load_base_model(
+                source,
+                dtype=pick_dtype(section.precision),
+                quantization=section.quantization,
+                device=pick_device(),
+            )
+        model = add_lora(base, section, settings.seed)
+        started = time.perf_counter()
+        state = train_adapter(
+            model, texts, val_texts, section, settings.seed, checkpoints, prompts.end_token_id
+        )
+        seconds = time.perf_counter() - started
+        _write_adapter(out, model, tokenizer, state, _record(settings, train_rows))
+        drop_partial(checkpoints)
+        run.count(
+            rows_in=len(train_rows),
+            rows_out=len(texts),
+            rows_failed=texts.too_long,
+            steps=state.step,
+            tokens=state.tokens,
+            train_loss=round(state.curve[-1]["train_loss"], 4),
+            val_loss=round(state.curve[-1]["val_loss"], 4),
+            training_seconds=round(seconds, 1),
+        )
+
+
+def _texts(
+    name: str, path: Path, rows: Rows, prompts: PromptTokens, settings: StageSettings
+) -> TrainingTexts:
+    section: FinetuneLlm = settings.finetune_llm
+    texts = TrainingTexts(
+        rows,
+        prompts,
+        max_tokens=section.max_tokens,
+        formula_share=section.formula_share,
+        key=(settings.seed, name),
+    )
+    if len(texts) == 0:
+        raise FlowllmError(
+            f"{path}: none of {len(rows)} crystals fits into finetune_llm.max_tokens "
+            f"({section.max_tokens}) tokens"
+        )
+    return texts
+
+
+def _record(settings: StageSettings, rows: Rows) -> ModelRecord:
+    section: FinetuneLlm = settings.finetune_llm
+    return ModelRecord(
+        base_model=section.base_model,
+        precision=section.precision,
+        prompts=settings.prompts.model_dump(),
+        elements=tuple(sorted({z for row in rows for z in row["atomic_numbers"]})),
+        max_atoms=max(row["num_atoms"] for row in rows),
+    )
+
+
+def _write_adapter(
+    out: Path,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    state: State,
+    record: ModelRecord,
+) -> None:
+    """Write the folder; peft's own writer would put in absolute paths and sets in any order."""
+    config = model.peft_config["default"].to_dict()
+    config |= {
+        "base_model_name_or_path": record.base_model,
+        "inference_mode": True,
+        "target_modules": sorted(config["target_modules"]),
+    }
+    with folder_in_place(out) as folder:
+        save_file(get_peft_model_state_dict(model), folder / "adapter_model.safetensors")
+        text = json.dumps(config, indent=2, sort_keys=True, default=str)
+        (folder / "adapter_config.json").write_text(text + "\n")
+        tokenizer.save_pretrained(folder)
+        (folder / "training_curve.csv").write_text(curve_csv(state.curve))
+        write_record(folder, record)

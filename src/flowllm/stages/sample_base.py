@@ -1,0 +1,87 @@
+"""Sample one shard of unconditional crystals, where generation starts (paper, section 4.3)."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flowllm.config import Base, SampleBase, StageSettings
+from flowllm.llm.grammar import crystal_regex
+from flowllm.llm.model_folder import ModelFolder
+from flowllm.llm.prompts import prompt_text
+from flowllm.llm.sampling import Outcome, Task, sample_columns, sampling_counts
+from flowllm.resume import write_in_parts
+from flowllm.runlog import Progress, stage_run
+from flowllm.seeds import derive
+from flowllm.tables import BASE, crystal_columns
+
+
+def run(
+    settings: StageSettings, *, model: Path, start: int, count: int, out: Path, gpus: int
+) -> None:
+    """Sample the crystals `start` to `start + count` of one base.
+
+    Args:
+        settings: sections `sample_base` and `prompts`, and the row `base`.
+        model: folder of the merged model.
+        start: number of the first crystal.
+        count: number of crystals.
+        out: the shard (`tables.BASE`), one row a crystal.
+        gpus: GPUs of this job, 0 for the CPU.
+
+    Raises:
+        FlowllmError: the model was trained on other prompts.
+    """
+    section: SampleBase = settings.sample_base
+    base: Base = settings.base
+    with stage_run(
+        "sample_base",
+        version=settings.version,
+        settings={**settings.values, "start": start, "count": count},
+        seed=settings.seed,
+        inputs={"model": model},
+        output=out,
+    ) as run:
+        opened = ModelFolder(model, settings.prompts)
+        sampler = opened.sampler(
+            [None],
+            temperature=base.temperature,
+            top_p=base.top_p,
+            max_attempts=section.max_attempts,
+            gpus=gpus,
+        )
+        record = opened.record
+        regex = crystal_regex(record.elements, record.max_atoms) if section.structured else None
+        prompt = prompt_text(settings.prompts, None)
+        progress = Progress(f"sample_base: {base.name}", count)
+
+        def make_rows(items: range) -> list[dict[str, Any]]:
+            numbers = [start + i for i in items]
+            outcomes = sampler.draw([_task(settings, regex, number) for number in numbers])
+            progress.advance(len(items))
+            return [
+                _row(base.name, number, prompt, outcome)
+                for number, outcome in zip(numbers, outcomes, strict=True)
+            ]
+
+        table = write_in_parts(out, run, BASE, count, section.chunk_size, make_rows)
+        columns = ["status", "attempts", "rejections"]
+        run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
+
+
+def _task(settings: StageSettings, regex: str | None, number: int) -> Task:
+    return Task(
+        formula=None,
+        composition=None,
+        regex=regex,
+        seed=partial(derive, settings.seed, "sample_base", settings.base.name, number),
+    )
+
+
+def _row(base: str, number: int, prompt: str, outcome: Outcome) -> dict[str, Any]:
+    crystal = outcome.crystal
+    return {
+        "id": f"{base}-{number:06d}",
+        **crystal_columns(crystal),
+        "formula": None if crystal is None else crystal.formula,
+        **sample_columns(outcome, prompt),
+    }

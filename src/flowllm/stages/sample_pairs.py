@@ -1,0 +1,141 @@
+"""Sample one shard of pairs (c0, c1): a training crystal, and the model's draft of its formula.
+
+The flow learns to carry the language model's distribution to the data's (paper, section 4.3). The
+draft of a pair is accepted if it has exactly the atoms of c1's cell, so that atoms correspond.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flowllm.config import SamplePairs, StageSettings
+from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
+from flowllm.llm.grammar import cell_regex
+from flowllm.llm.model_folder import ModelFolder
+from flowllm.llm.pairing import by_species
+from flowllm.llm.prompts import prompt_formula, prompt_text
+from flowllm.llm.sampling import Outcome, Task, sample_columns, sampling_counts
+from flowllm.llm.text import composition_of
+from flowllm.resume import write_in_parts
+from flowllm.runlog import Progress, stage_run
+from flowllm.seeds import derive, generator
+from flowllm.tables import CRYSTALS, PAIRS, crystal_columns, crystal_of, read_table
+
+
+def run(
+    settings: StageSettings,
+    *,
+    model: Path,
+    crystals: Path,
+    split: str,
+    start: int,
+    count: int,
+    out: Path,
+    gpus: int,
+) -> None:
+    """Sample the draws `start` to `start + count`.
+
+    A draw's training crystal, its seeds and so its row depend on the seed, the split and the number
+    of the draw, not on how draws are cut into shards; for what vLLM adds to that see `llm.engine`.
+
+    Args:
+        settings: sections `sample_pairs` and `prompts`.
+        model: folder of the merged model.
+        crystals: training or validation crystals.
+        split: name of the split.
+        start: number of the first draw.
+        count: number of draws.
+        out: the shard (`tables.PAIRS`), one row a draw.
+        gpus: GPUs of this job, 0 for the CPU.
+
+    Raises:
+        FlowllmError: the model was trained on other prompts, or there are no crystals.
+    """
+    section: SamplePairs = settings.sample_pairs
+    with stage_run(
+        "sample_pairs",
+        version=settings.version,
+        settings={**settings.values, "split": split, "start": start, "count": count},
+        seed=settings.seed,
+        inputs={"model": model, "crystals": crystals},
+        output=out,
+    ) as run:
+        targets = _draw_targets(settings.seed, crystals, split, range(start, start + count))
+        opened = ModelFolder(model, settings.prompts)
+        formulas = [prompt_formula(settings.prompts, c1.atomic_numbers) for _, _, c1 in targets]
+        sampler = opened.sampler(
+            formulas,
+            temperature=section.temperature,
+            top_p=section.top_p,
+            max_attempts=section.max_attempts,
+            gpus=gpus,
+        )
+        tasks = [
+            _task(settings, split, target, formula)
+            for target, formula in zip(targets, formulas, strict=True)
+        ]
+        progress = Progress(f"sample_pairs: {split} pairs", count)
+
+        def make_rows(items: range) -> list[dict[str, Any]]:
+            outcomes = sampler.draw([tasks[i] for i in items])
+            progress.advance(len(items))
+            return [
+                _row(settings, split, targets[i], formulas[i], outcome)
+                for i, outcome in zip(items, outcomes, strict=True)
+            ]
+
+        table = write_in_parts(out, run, PAIRS, count, section.chunk_size, make_rows)
+        columns = ["status", "attempts", "rejections"]
+        run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
+
+
+Target = tuple[int, str, Crystal]
+"""Number of the draw, material_id and crystal of c1."""
+
+
+def _draw_targets(seed: int, path: Path, split: str, draws: range) -> list[Target]:
+    """Draw the training crystal of each pair, with replacement."""
+    columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles"]
+    table = read_table(path, CRYSTALS, columns)
+    if table.num_rows == 0:
+        raise FlowllmError(f"{path}: holds no crystals to sample pairs for")
+    chosen = [
+        int(generator(seed, "sample_pairs", split, draw).integers(table.num_rows)) for draw in draws
+    ]
+    rows: Sequence[Mapping[str, Any]] = table.take(chosen).to_pylist()
+    targets = []
+    for draw, row in zip(draws, rows, strict=True):
+        crystal = crystal_of(row)
+        assert crystal is not None
+        targets.append((draw, row["id"], crystal))
+    return targets
+
+
+def _task(settings: StageSettings, split: str, target: Target, formula: str) -> Task:
+    draw, _, c1 = target
+    # The atoms stand in the order in which the training text of c1 has them.
+    regex = cell_regex(c1.atomic_numbers.tolist()) if settings.sample_pairs.structured else None
+    return Task(
+        formula=formula,
+        composition=composition_of(c1.atomic_numbers),
+        regex=regex,
+        seed=partial(derive, settings.seed, "sample_pairs", split, draw),
+    )
+
+
+def _row(
+    settings: StageSettings, split: str, target: Target, formula: str, outcome: Outcome
+) -> dict[str, Any]:
+    draw, material_id, c1 = target
+    c0 = outcome.crystal
+    return {
+        "id": f"{split}-{draw:08d}",
+        **crystal_columns(None if c0 is None else by_species(c0)),
+        **crystal_columns(None if c0 is None else by_species(c1), prefix="target_"),
+        "material_id": material_id,
+        "draw": draw,
+        "formula": c1.formula,
+        **sample_columns(outcome, prompt_text(settings.prompts, formula)),
+    }

@@ -1,0 +1,54 @@
+"""The expressions of structured decoding, against Python's own `re` and the codec."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crystals import perovskite, rocksalt
+from flowllm.crystal import Crystal
+from flowllm.llm.grammar import cell_regex, crystal_regex
+from flowllm.llm.text import Reason, composition_of, decode, encode
+
+
+@given(st.from_regex(crystal_regex([1, 8, 11, 17, 92], 20), fullmatch=True))
+def test_every_match_decodes_or_has_no_volume(text):
+    decoded = decode(text, max_atoms=20)
+    if not isinstance(decoded, Crystal):
+        assert decoded.reason == Reason.NONPHYSICAL_LATTICE
+    else:
+        assert set(decoded.atomic_numbers.tolist()) <= {1, 8, 11, 17, 92}
+
+
+@given(st.from_regex(cell_regex([22, 38, 8, 8, 8]), fullmatch=True))
+def test_the_atoms_of_a_cell_are_fixed(text):
+    decoded = decode(text, max_atoms=5, composition={8: 3, 22: 1, 38: 1})
+    if isinstance(decoded, Crystal):
+        assert decoded.atomic_numbers.tolist() == [22, 38, 8, 8, 8]
+    else:
+        assert decoded.reason == Reason.NONPHYSICAL_LATTICE
+
+
+@pytest.mark.parametrize("crystal", [rocksalt(), perovskite()])
+def test_training_texts_match(crystal):
+    text = encode(crystal)
+    numbers = crystal.atomic_numbers.tolist()
+    assert re.fullmatch(cell_regex(numbers), text)
+    assert re.fullmatch(crystal_regex(sorted(set(numbers)), 5), text)
+    assert not re.fullmatch(crystal_regex(sorted(set(numbers)), 1), text)
+    assert not re.fullmatch(crystal_regex([1], 5), text)
+    assert not re.fullmatch(cell_regex(numbers[::-1]), text)
+    assert composition_of(crystal.atomic_numbers)
+
+
+@pytest.mark.parametrize(
+    ("angle", "allowed"),
+    [
+        *[(angle, True) for angle in range(60, 121)],
+        *[(angle, False) for angle in (0, 9, 59, 121, 130, 200, 600)],
+    ],
+)
+def test_angles_are_those_of_reduced_cells(angle, allowed):
+    text = encode(rocksalt()).replace("60 60 60", f"90 90 {angle}")
+    assert bool(re.fullmatch(cell_regex([11, 17]), text)) == allowed

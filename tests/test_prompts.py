@@ -1,0 +1,112 @@
+"""Prompts as text and tokens, with the tiny tokenizer and those of other families built here."""
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from crystals import caesium_chloride, rocksalt
+from flowllm.config import Prompts
+from flowllm.errors import FlowllmError
+from flowllm.llm.prompts import PromptTokens, prompt_formula, prompt_text, splits_digits
+from flowllm.llm.text import decode, encode
+from tiny_llm import END, make_tokenizer
+
+PROMPTS = Prompts(
+    introduction="A crystal.",
+    formula="Formula {formula}.",
+    instruction="Write it:",
+    formula_style="cell",
+)
+REDUCED = PROMPTS.model_copy(update={"formula_style": "reduced"})
+
+
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """As Llama-2's: a space before every text, <s> in front."""
+    letters = sorted(set("▁\n" + "".join(chr(i) for i in range(33, 127))))
+    words = ["<unk>", "<s>", "</s>", *letters]
+    vocab = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def test_prompt_text_with_and_without_the_formula():
+    assert prompt_text(PROMPTS, None) == "A crystal.\nWrite it:\n"
+    assert prompt_text(PROMPTS, "Na4Cl4") == "A crystal. Formula Na4Cl4.\nWrite it:\n"
+
+
+def test_a_brace_in_a_sentence_is_only_text():
+    prompts = PROMPTS.model_copy(update={"formula": "{formula} {x}"})
+    assert prompt_text(prompts, "NaCl") == "A crystal. NaCl {x}\nWrite it:\n"
+
+
+def test_formula_styles():
+    numbers = np.array([11, 11, 17, 17], dtype=np.uint8)
+    assert prompt_formula(PROMPTS, numbers) == "Na2Cl2"
+    assert prompt_formula(REDUCED, numbers) == "NaCl"
+
+
+@pytest.mark.parametrize("formula", [None, "Na1Cl1"])
+def test_an_example_is_the_prompt_the_answer_and_the_end(formula):
+    tokenizer = make_tokenizer()
+    tokens = PromptTokens(PROMPTS, tokenizer)
+    text = encode(rocksalt())
+    example = tokens.example(formula, text)
+    assert example.tokens[: example.prompt_length] == tokens.prompt(formula)
+    assert example.tokens[-1] == tokenizer.convert_tokens_to_ids(END) == tokens.end_token_id
+    assert tokens.end_token_id not in example.tokens[:-1]
+    assert tokenizer.decode(tokens.prompt(formula)) == prompt_text(PROMPTS, formula)
+    assert tokens.decode(example.tokens[example.prompt_length :]) == text
+
+
+def test_an_answer_of_a_sentencepiece_tokenizer_has_no_space_of_its_own():
+    tokenizer = metaspace_tokenizer()
+    tokens = PromptTokens(PROMPTS, tokenizer)
+    text = encode(rocksalt())
+    answer = tokens.answer(text)
+    pieces = tokenizer.convert_ids_to_tokens(answer)
+    assert pieces[:3] == ["4", ".", "0"]
+    assert pieces[-1] == "</s>"
+    # Prompt and answer are what the two make as one text.
+    whole = tokenizer(prompt_text(PROMPTS, None) + text)["input_ids"]
+    assert [*tokens.prompt(None), *answer[:-1]] == whole
+    assert tokenizer.convert_ids_to_tokens(tokens.prompt(None))[0] == "<s>"
+
+
+def test_a_prompt_does_not_end_the_text():
+    tokenizer = metaspace_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokens = PromptTokens(PROMPTS, tokenizer)
+    assert tokens.end_token_id not in tokens.prompt(None)
+    assert tokens.answer("1.0").count(tokens.end_token_id) == 1
+
+
+def test_the_bound_on_answers_holds_for_the_longest_texts():
+    tokens = PromptTokens(PROMPTS, make_tokenizer())
+    crystal = caesium_chloride(a=99.9)
+    bound = tokens.most_answer_tokens([55, 17], 2)
+    answer = tokens.answer(encode(crystal))
+    assert len(answer) <= bound <= len(answer) + 8
+    assert decode(tokens.decode(answer), max_atoms=2).num_atoms == 2
+
+
+def test_a_tokenizer_without_an_end_token_is_refused():
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(FlowllmError, match="no end token"):
+        PromptTokens(PROMPTS, tokenizer)
+
+
+def test_digit_splitting_is_recognised():
+    assert splits_digits(make_tokenizer())
+    assert splits_digits(metaspace_tokenizer())
+    words = {"<unk>": 0, "1": 1, "2": 2, "12": 3, **{str(i): i + 10 for i in range(3, 10)}, "0": 30}
+    merging = Tokenizer(models.BPE(vocab=words, merges=[("1", "2")], unk_token="<unk>"))
+    assert not splits_digits(PreTrainedTokenizerFast(tokenizer_object=merging, eos_token="<unk>"))
