@@ -1,9 +1,12 @@
 """reference_hull: the training crystals' energies by the potential, or a file's."""
 
+import gzip
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from pymatgen.entries.computed_entries import ComputedEntry
 
 from crystals import fcc, rattled, rocksalt
 from energy_rows import crystal_row, settings
@@ -14,13 +17,17 @@ from flowllm.relax.models import load_model
 from flowllm.relax.relaxer import relax, single_points
 from flowllm.runlog import read_provenance
 from flowllm.stages import reference_hull
+from flowllm.stages.reference_hull import missing_elements
 
+ELEMENTAL = (
+    Path(__file__).parents[2] / "shared/data/mp/2023-02-07-mp-elemental-reference-entries.json.gz"
+)
 LONELY = Crystal.from_arrays([11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]], [8, 8, 8], [90, 90, 90])
 CRYSTALS = {
-    "mp-1": rattled(rocksalt(), 0.05, 1),
-    "mp-2": fcc(),
-    "mp-3": LONELY,
-    "mp-4": rocksalt("K", "Cl", 6.3),
+    "row-1": rattled(rocksalt(), 0.05, 1),
+    "row-2": fcc(),
+    "row-3": LONELY,
+    "row-4": rocksalt("K", "Cl", 6.3),
 }
 
 
@@ -43,26 +50,68 @@ def test_entries_are_the_potentials_energies(tmp_path):
         if result.fault is None:
             assert energies[name] == pytest.approx(result.final_energy_per_atom, abs=1e-6)
     # The crystal the potential cannot evaluate is counted.
-    assert "mp-3" not in energies
+    assert "row-3" not in energies
     counts = read_provenance(tmp_path / "hull" / "potential.parquet")["counts"]
     assert (counts["rows_in"], counts["rows_failed"]) == (4, 1)
     assert {row["kind"] for row in rows} == {"potential"}
 
 
+def test_elements_without_a_crystal_take_the_materials_projects_energies(tmp_path):
+    rows = run(tmp_path, relax_steps=0)
+    by_source = {}
+    for row in rows:
+        by_source.setdefault(row["source"], []).append(row)
+    ours, theirs = by_source.values()
+    assert [row["entry_id"] for row in ours] == ["row-1", "row-2", "row-4"]
+    assert {row["source"] for row in ours} == {"CHGNet 0.3.0"}
+    symbols = [row["formula"] for row in theirs]
+    # All of the 89 elements but copper, which is among the crystals.
+    assert len(symbols) == len(set(symbols)) == 88
+    assert "Cu1" not in symbols
+    counts = read_provenance(tmp_path / "hull" / "potential.parquet")["counts"]
+    assert counts["elemental_references"] == 88
+
+
+def test_the_elemental_energies_are_those_of_the_shared_file():
+    if not ELEMENTAL.exists():
+        pytest.skip("the elemental reference entries are not on this machine")
+    rows = {row["entry_id"]: row["energy_per_atom"] for row in missing_elements([])}
+    entries = json.loads(gzip.decompress(ELEMENTAL.read_bytes()))
+    assert len(rows) == len(entries)
+    for entry in map(ComputedEntry.from_dict, entries.values()):
+        ours = rows[entry.data["material_id"]]
+        assert ours == pytest.approx(entry.energy_per_atom, abs=1e-6)
+
+
+def test_the_potential_and_the_elemental_energies_are_on_one_scale():
+    """Metals in their ground states with textbook lattice constants; the mean and the worst."""
+    metals = {"Cu": 3.61, "Ag": 4.09, "Au": 4.08, "Al": 4.05, "Ni": 3.52, "Pd": 3.89, "Pt": 3.92}
+    model = load_model("chgnet", torch.device("cpu"))
+    crystals = [fcc(symbol, a) for symbol, a in metals.items()]
+    results = relax(model, crystals, max_force=0.05, max_steps=100, max_seconds=1e9)
+    theirs = {row["formula"]: row["energy_per_atom"] for row in missing_elements([])}
+    differences = [
+        result.final_energy_per_atom - theirs[f"{symbol}1"]
+        for symbol, result in zip(metals, results, strict=True)
+    ]
+    assert abs(sum(differences)) / len(differences) < 0.03
+    assert max(map(abs, differences)) < 0.1
+
+
 def test_entries_may_be_relaxed_first(tmp_path):
-    crystals = {"mp-1": CRYSTALS["mp-1"]}
+    crystals = {"row-1": CRYSTALS["row-1"]}
     model = load_model("chgnet", torch.device("cpu"))
     (expected,) = relax(
         model, list(crystals.values()), max_force=0.1, max_steps=50, max_seconds=1e9
     )
     rows = run(tmp_path, crystals, relax_steps=50)
     found = {row["entry_id"]: row["energy_per_atom"] for row in rows}
-    assert found["mp-1"] == pytest.approx(expected.final_energy_per_atom, abs=1e-6)
+    assert found["row-1"] == pytest.approx(expected.final_energy_per_atom, abs=1e-6)
 
 
 def test_nothing_to_make_a_hull_of(tmp_path):
     with pytest.raises(FlowllmError, match="the potential could evaluate none of 1 crystals"):
-        run(tmp_path, {"mp-3": LONELY}, relax_steps=0)
+        run(tmp_path, {"row-3": LONELY}, relax_steps=0)
 
 
 def test_a_file_of_the_potentials_entries(tmp_path):

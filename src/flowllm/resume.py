@@ -26,7 +26,7 @@ def partial_folder(output: Path, run: StageRun) -> Path:
         output: the final output of the stage.
         run: the run; its fingerprint decides whether what lies there can be used.
     """
-    folder = output.with_name(f".{output.name}.partial")
+    folder = partial_path(output)
     key = {"fingerprint": run.fingerprint()}
     key_path = folder / _KEY_FILE
     if folder.exists():
@@ -41,9 +41,49 @@ def partial_folder(output: Path, run: StageRun) -> Path:
     return folder
 
 
+def partial_path(output: Path) -> Path:
+    """Where the partial results of an output lie."""
+    return output.with_name(f".{output.name}.partial")
+
+
 def drop_partial(folder: Path) -> None:
     """Remove the partial results once the final output is in place."""
     shutil.rmtree(folder)
+
+
+def make_parts(
+    output: Path,
+    run: StageRun,
+    schema: pa.Schema,
+    num_rows: int,
+    rows_per_part: int,
+    make_rows: Callable[[range], Sequence[Mapping[str, Any]]],
+) -> pa.Table:
+    """Make a table part by part, each saved when finished.
+
+    The parts stay in `partial_path(output)` until the caller, who writes the output, drops them.
+
+    Args:
+        output: the file that the table is made for.
+        run: the stage's run.
+        schema: schema of the rows.
+        num_rows: number of work items.
+        rows_per_part: work items a part; what a kill can cost.
+        make_rows: from a range of work items to their rows, in order. It is called only for parts
+            not yet on disk, and must not depend on the parts before it.
+
+    Returns:
+        All parts as one table.
+    """
+    folder = partial_folder(output, run)
+    parts = []
+    for start in range(0, num_rows, rows_per_part):
+        items = range(start, min(start + rows_per_part, num_rows))
+        part = folder / f"part-{start:08d}.parquet"
+        if not part.exists():
+            write_table(part, make_rows(items), schema, run.metadata())
+        parts.append(part)
+    return pa.concat_tables([read_table(part, schema) for part in parts] or [schema.empty_table()])
 
 
 def write_in_parts(
@@ -53,35 +93,13 @@ def write_in_parts(
     num_rows: int,
     rows_per_part: int,
     make_rows: Callable[[range], Sequence[Mapping[str, Any]]],
-    side: pa.Field | None = None,
 ) -> pa.Table:
-    """Make a table part by part, each saved when finished, and write it whole at the end.
-
-    Args:
-        output: the Parquet file to write.
-        run: the stage's run.
-        schema: schema of the rows.
-        num_rows: number of work items.
-        rows_per_part: work items a part; what a kill can cost.
-        make_rows: from a range of work items to their rows, in order. It is called only for parts
-            not yet on disk, and must not depend on the parts before it.
-        side: one more column of the rows that is kept with the parts and returned, but not written
-            to the output (a wall time, which would make the output's bytes differ).
+    """Make a table part by part (see `make_parts`), and write it whole at the end.
 
     Returns:
-        The table that was written, with the side column if there is one.
+        The table that was written.
     """
-    folder = partial_folder(output, run)
-    part_schema = schema if side is None else schema.append(side)
-    parts = []
-    for start in range(0, num_rows, rows_per_part):
-        items = range(start, min(start + rows_per_part, num_rows))
-        part = folder / f"part-{start:08d}.parquet"
-        if not part.exists():
-            write_table(part, make_rows(items), part_schema, run.metadata())
-        parts.append(part)
-    tables = [read_table(part, part_schema) for part in parts]
-    table = pa.concat_tables(tables or [part_schema.empty_table()])
-    write_table(output, table.select(schema.names), schema, run.metadata())
-    drop_partial(folder)
+    table = make_parts(output, run, schema, num_rows, rows_per_part, make_rows)
+    write_table(output, table, schema, run.metadata())
+    drop_partial(partial_path(output))
     return table

@@ -7,7 +7,6 @@ facet is ever built, so a crystal of ten elements costs what one of two does, an
 takes no part: below the hull the distance is negative.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import combinations
@@ -135,7 +134,7 @@ def read_hull(path: Path, kind: Kind) -> tuple[ReferenceHull, list[str]]:
     """Read a table of reference entries, which must be of one kind.
 
     Returns:
-        The hull, and the sources of its entries, the most frequent first.
+        The hull, and the sources of its entries, in the order of the table.
 
     Raises:
         FlowllmError: the file is missing, not such a table, empty, or of the other kind.
@@ -150,5 +149,5 @@ def read_hull(path: Path, kind: Kind) -> tuple[ReferenceHull, list[str]]:
         )
     formulas = [Composition(text).get_el_amt_dict() for text in table.column("formula").to_pylist()]
     energies = table.column("energy_per_atom").to_pylist()
-    sources = [source for source, _ in Counter(table.column("source").to_pylist()).most_common()]
+    sources = list(dict.fromkeys(table.column("source").to_pylist()))
     return ReferenceHull(zip(formulas, energies, strict=True)), sources

@@ -11,7 +11,7 @@ from flowllm.config import Potential, Prerelax, StageSettings
 from flowllm.device import pick_device
 from flowllm.relax.models import LABELS, load_model
 from flowllm.relax.relaxer import Relaxation, relax
-from flowllm.resume import write_in_parts
+from flowllm.resume import drop_partial, make_parts, partial_path
 from flowllm.runlog import Progress, stage_run
 
 Row = Mapping[str, Any]
@@ -41,13 +41,11 @@ def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
             chunk = [rows[item] for item in items]
             return _relax_rows(chunk, LABELS[potential.name], model, section, progress.advance)
 
-        seconds = tables.TIMES.field("seconds")
-        table = write_in_parts(
-            out, run, tables.RELAXED, len(rows), section.chunk_size, make_rows, side=seconds
-        )
-        tables.write_table(
-            times_path(out), table.select(tables.TIMES.names), tables.TIMES, run.metadata()
-        )
+        schema = tables.RELAXED.append(tables.TIMES.field("seconds"))
+        table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
+        for path, part in ((times_path(out), tables.TIMES), (out, tables.RELAXED)):
+            tables.write_table(path, table.select(part.names), part, run.metadata())
+        drop_partial(partial_path(out))
         run.count(**_counts(table))
 
 

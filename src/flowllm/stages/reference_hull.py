@@ -1,12 +1,15 @@
 """Make the reference entries that the potential's energies are measured against."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import yaml
 from pymatgen.core import Composition
 
+from flowllm import relax as relax_package
 from flowllm import tables
 from flowllm.config import Potential, ReferenceHull, StageSettings
 from flowllm.device import pick_device
@@ -15,8 +18,10 @@ from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import entry_row
 from flowllm.relax.models import LABELS, load_model
 from flowllm.relax.relaxer import Relaxation, relax
-from flowllm.resume import write_in_parts
+from flowllm.resume import drop_partial, make_parts, partial_path
 from flowllm.runlog import Progress, StageRun, log, stage_run
+
+_ELEMENTS = Path(relax_package.__file__).parent / "mp_elements.yaml"
 
 
 def run(settings: StageSettings, *, crystals: Path, out: Path) -> None:
@@ -69,10 +74,41 @@ def _write_from_train(
         results = evaluate([tables.crystal_of(row) for row in chunk])
         return _entry_rows(chunk, results, LABELS[potential.name])
 
-    table = write_in_parts(out, run, tables.HULL_ENTRIES, len(rows), section.chunk_size, make_rows)
+    schema = tables.HULL_ENTRIES
+    table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
     if not table.num_rows:
         raise FlowllmError(f"{crystals}: the potential could evaluate none of {len(rows)} crystals")
-    run.count(rows_in=len(rows), rows_out=table.num_rows, rows_failed=len(rows) - table.num_rows)
+    elements = missing_elements(table.column("formula").to_pylist())
+    whole = pa.concat_tables([table, pa.Table.from_pylist(elements, schema=schema)])
+    tables.write_table(out, whole, schema, run.metadata())
+    drop_partial(partial_path(out))
+    run.count(
+        rows_in=len(rows),
+        rows_out=table.num_rows,
+        rows_failed=len(rows) - table.num_rows,
+        elemental_references=len(elements),
+    )
+
+
+def missing_elements(formulas: Iterable[str]) -> list[dict[str, Any]]:
+    """Entries by the Materials Project for the elements that no formula is of alone.
+
+    A hull needs an entry for each element, and a training set has few elemental crystals. CHGNet
+    was fitted to the Materials Project's corrected energies, and so the scale is the same: relaxed
+    elemental crystals lie DIFFERENCE.
+    """
+    given = yaml.safe_load(_ELEMENTS.read_text())
+    pure = {formula for formula in map(Composition, formulas) if len(formula) == 1}
+    present = {next(iter(formula)).symbol for formula in pure}
+    return [
+        entry_row(
+            ReferenceEntry(entry["entry_id"], {symbol: 1.0}, entry["energy_per_atom"]),
+            kind="potential",
+            source=given["label"],
+        )
+        for symbol, entry in given["elements"].items()
+        if symbol not in present
+    ]
 
 
 def _entry_rows(

@@ -84,9 +84,9 @@ def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 def _check_same_energies(rows: Sequence[Row], sources: Sequence[str], hull: Path) -> None:
     """Refuse energies on another scale than the hull's."""
     labels = {row["energy_source"] for row in rows if row["status"] == "ok"}
-    if labels - {sources[0]}:
+    if labels - set(sources):
         raise FlowllmError(
-            f"{hull}: the hull is of {sources[0]} and the energies are of "
+            f"{hull}: the hull is of {' + '.join(sources)} and the energies are of "
             f"{', '.join(sorted(labels))}; make both with the same potential or correction scheme"
         )
 
