@@ -94,6 +94,22 @@ def test_rates_worked_by_hand(ten, name, numerator, denominator):
     assert found["value"] == pytest.approx(numerator / denominator)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "name", "numerator"),
+    [
+        ("MatterGen", "stability_rate", 6),  # 0 to 5: copper too, and 0.05 above the hull
+        ("MatterGen", "sun_rate", 3),  # 2, 4, 5
+        ("LeMat-GenBench", "stability_rate", 5),  # not 4
+        ("LeMat-GenBench", "sun_rate", 2),  # 2, 5
+        ("LeMat-GenBench", "metastability_rate", 1),
+        ("LeMat-GenBench", "metastable_sun_rate", 1),  # 4
+    ],
+)
+def test_protocols_worked_by_hand(ten, protocol, name, numerator):
+    found = ten[0]["protocols"][protocol][name]
+    assert (found["numerator"], found["denominator"]) == (numerator, 10)
+
+
 def test_flags_say_which_crystals(ten):
     flags = ten[1]
     names = [f"FlowLLM-test-{index:06d}" for index in range(10)]

@@ -121,6 +121,11 @@ def test_tables_hold_the_numbers_of_the_metrics(run_dir, page_path):
     ground = read_csv(page_path, "ground_state")[0]
     assert float(ground["rmsd"]) == numbers["means"]["rmsd"]["mean"]
     assert int(ground["num_steps_count"]) == 3
+    proxy = read_csv(page_path, "proxy")[0]
+    assert float(proxy["coverage_recall"]) == numbers["rates"]["coverage_recall"]["value"]
+    distance = numbers["distances"]["wasserstein_density"]
+    assert float(proxy["wasserstein_density"]) == distance["value"]
+    assert int(proxy["wasserstein_density_reference_count"]) == distance["reference_count"]
 
 
 def test_page_shows_counts_and_interval(page_path):
@@ -137,6 +142,20 @@ def test_estimates_and_dft_stand_in_separate_tables(page_path):
     text = " ".join(Page(page_path.read_text()).words)
     assert "Estimates, not DFT. Energies: CHGNet 0.3.0" in text
     assert "Energies: DFT MP2020" in text
+
+
+def test_other_protocols_have_tables_of_their_own(run_dir, page_path):
+    numbers = json.loads(metrics_files(run_dir)[0].read_text())["protocols"]
+    rows = {
+        name: read_csv(page_path, f"protocol_{name}_potential")
+        for name in ("mattergen", "lemat_genbench")
+    }
+    assert [len(found) for found in rows.values()] == [1, 1]
+    mattergen = rows["mattergen"][0]
+    assert int(mattergen["sun_rate_numerator"]) == numbers["MatterGen"]["sun_rate"]["numerator"]
+    assert "metastable_sun_rate" not in mattergen
+    lemat = numbers["LeMat-GenBench"]["metastable_sun_rate"]
+    assert float(rows["lemat_genbench"][0]["metastable_sun_rate"]) == lemat["value"]
 
 
 def test_published_rows_are_marked_and_sourced(page_path):
@@ -244,11 +263,33 @@ def test_settings_keep_their_look_in_every_figure():
 
 
 def test_markdown_has_one_line_a_row(page_path):
-    text = (page_path.parent / "tables" / "validity.md").read_text()
+    text = (page_path.parent / "tables" / "proxy.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines[0].startswith("| Setting | Crystals | Structural validity |")
     assert len({line.count("|") for line in lines}) == 1
-    assert len(lines) == 2 + len(read_csv(page_path, "validity"))
+    assert len(lines) == 2 + len(read_csv(page_path, "proxy"))
+
+
+def test_latex_is_escaped_and_has_one_line_a_row():
+    table = tables.Table(
+        "a_b",
+        "50 % & more",
+        "E_hull ≤ 0",
+        [tables.Column("setting", "Setting"), tables.Column("n", "Count_1", "count")],
+        [{"setting": "tau_0.7", "n": 12000}, {"setting": "x{y}\\z", "n": None, "published": True}],
+    )
+    lines = tables.to_latex(table).splitlines()
+    assert lines[1] == r"\caption{50 \% \& more. E\_hull $\leq$ 0}"
+    assert lines[5] == r"Setting & Count\_1 \\"
+    assert lines[7] == r"tau\_0.7 & 12\,000 \\"
+    assert lines[8] == r"\textit{x\{y\}\textbackslash{}z} & \textit{--} \\"
+
+
+def test_every_table_has_its_three_files(page_path):
+    names = {path.stem for path in (page_path.parent / "tables").iterdir()}
+    for name in names:
+        for suffix in ("csv", "md", "tex"):
+            assert (page_path.parent / "tables" / f"{name}.{suffix}").exists()
 
 
 def test_no_metrics_is_an_error(tmp_path):

@@ -11,6 +11,7 @@ from flowllm.evaluate import results
 from flowllm.evaluate.coverage import add_coverage, read_fingerprints
 from flowllm.evaluate.flags import add_matches, match_samples, measure
 from flowllm.evaluate.parallel import ordered_map
+from flowllm.evaluate.protocols import protocol_rates
 from flowllm.evaluate.samples import check_ids, read_samples
 from flowllm.runlog import log, stage_run
 from flowllm.seeds import generator
@@ -90,6 +91,7 @@ def run(
             "counts": results.counts(samples),
             "rates": results.rates(rows, matches, sources, section)
             | results.coverage_rates(rows, prints, test_prints),
+            "protocols": protocol_rates(rows),
             "means": results.means(rows, samples),
             "distances": results.property_distances(
                 rows, prints, test_prints, generator(settings.seed, "metrics", "distances")

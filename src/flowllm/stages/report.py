@@ -22,6 +22,8 @@ from flowllm.report.tables import Shown, Table
 from flowllm.runlog import stage_run
 from flowllm.tables import atomic_path, write_text
 
+TABLE_FORMATS = {"csv": tables.to_csv, "md": tables.to_markdown, "tex": tables.to_latex}
+
 
 def run(settings: StageSettings, *, metrics: Sequence[Path], run_dir: Path, out: Path) -> None:
     """Write the report of a run.
@@ -93,6 +95,7 @@ def make_sections(results: Sequence[Result], run_dir: Path, color: str) -> list[
                 tables.proxy_table(results),
                 tables.ground_state_table(results),
                 *(tables.variant_table(results, kind) for kind in kinds),
+                *(table for kind in kinds for table in tables.protocol_tables(results, kind)),
             ],
         ),
         Section(
@@ -148,7 +151,7 @@ def _seconds(result: Result, records: Sequence[dict]) -> float | None:
 
 
 def _write_files(sections: Sequence[Section], folder: Path) -> None:
-    """Write every figure as SVG and PNG, every table as CSV and Markdown."""
+    """Write every figure as SVG and PNG, every table as CSV, Markdown and LaTeX."""
     for section in sections:
         for figure in section.figures:
             for suffix, content in figure.files.items():
@@ -156,8 +159,8 @@ def _write_files(sections: Sequence[Section], folder: Path) -> None:
                 with atomic_path(path) as temporary:
                     temporary.write_bytes(content)
         for table in section.tables:
-            write_text(folder / "tables" / f"{table.name}.csv", tables.to_csv(table))
-            write_text(folder / "tables" / f"{table.name}.md", tables.to_markdown(table))
+            for suffix, convert in TABLE_FORMATS.items():
+                write_text(folder / "tables" / f"{table.name}.{suffix}", convert(table))
 
 
 def _print_table(table: Table) -> None:

@@ -1,0 +1,75 @@
+"""Other groups' definitions of stable and S.U.N., by name, so that they are never mixed with ours.
+
+Only the rules that count crystals are theirs; energies, hull and known crystals are this run's.
+Both take one crystal, the first, of each class of duplicates before they ask whether it is novel
+and stable, and neither asks for two elements.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flowllm.evaluate.rates import rate
+
+ALL = "all generated"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A group's thresholds.
+
+    Attributes:
+        name: whose.
+        source: where they are stated.
+        stable_at_most: eV/atom above the hull, inclusive.
+        metastable_at_most: eV/atom; a metastable crystal is not stable. None: not asked.
+    """
+
+    name: str
+    source: str
+    stable_at_most: float
+    metastable_at_most: float | None
+
+
+PROTOCOLS = (
+    Protocol("MatterGen", "mattergen/evaluation, version of 2026-07", 0.1, None),
+    Protocol("LeMat-GenBench", "lemat_genbench/metrics, version of 2026-02", 0.0, 0.1),
+)
+
+
+def protocol_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the rates of every protocol by its name, with its thresholds.
+
+    Args:
+        rows: completed rows of `tables.METRICS_PER_CRYSTAL`.
+    """
+    return {protocol.name: _rates(rows, protocol) for protocol in PROTOCOLS}
+
+
+def _rates(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str, Any]:
+    total = len(rows)
+    low, high = protocol.stable_at_most, protocol.metastable_at_most
+    stable = [_within(row, None, low) for row in rows]
+    first_and_novel = [row["unique"] and row["novel"] for row in rows]
+    found = {
+        "source": protocol.source,
+        "stable_at_most": low,
+        "metastable_at_most": high,
+        "stability_rate": rate(sum(stable), total, ALL),
+        "sun_rate": rate(_both(stable, first_and_novel), total, ALL),
+    }
+    if high is not None:
+        metastable = [_within(row, low, high) for row in rows]
+        found["metastability_rate"] = rate(sum(metastable), total, ALL)
+        found["metastable_sun_rate"] = rate(_both(metastable, first_and_novel), total, ALL)
+    return found
+
+
+def _within(row: Mapping[str, Any], above: float | None, at_most: float) -> bool:
+    """Whether E_hull is above one bound and at most another; not, where it is unknown."""
+    energy = row["e_above_hull"]
+    return energy is not None and energy <= at_most and (above is None or energy > above)
+
+
+def _both(first: Sequence[bool], second: Sequence[bool]) -> int:
+    return sum(one and other for one, other in zip(first, second, strict=True))
