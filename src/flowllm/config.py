@@ -204,8 +204,8 @@ class DftInputs(Section):
     """Which relaxed crystals go to DFT, and with what inputs."""
 
     input_set: Literal["MPRelaxSet", "MPScanRelaxSet", "MPStaticSet"]
-    selection: Literal["all", "first", "e_above_hull"]
-    max_crystals: PositiveInt
+    selection: Literal["all", "first", "random", "n_ary", "e_above_hull"]
+    max_crystals: PositiveInt = Field(description="for every selection but all")
     max_e_above_hull: float = Field(description="eV/atom, for selection e_above_hull")
     folders_per_directory: PositiveInt
 
@@ -213,7 +213,10 @@ class DftInputs(Section):
 class DftCollect(Section):
     """How DFT energies are corrected."""
 
-    correction_scheme: Literal["MP2020", "none"]
+    correction_scheme: Literal["MP2020", "MP2020_plus_u_only", "none"]
+    strict_anions: Literal["require_bound", "require_exact", "no_check"] = Field(
+        description="which oxidation states let pymatgen correct an anion"
+    )
 
 
 class ReferenceHull(Section):

@@ -1,6 +1,7 @@
 """Energies and crystals from finished VASP runs, corrected as the Materials Project corrects."""
 
 import gzip
+import re
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 from pymatgen.io.vasp.outputs import Vasprun
 
-CorrectionScheme = Literal["MP2020", "none"]
+CorrectionScheme = Literal["MP2020", "MP2020_plus_u_only", "none"]
+StrictAnions = Literal["require_bound", "require_exact", "no_check"]
 
-OUTPUTS = ("vasprun.xml", "vasprun.xml.gz")
-"""Where a run's results are looked for in its folder."""
+_LEG = re.compile(r"vasprun\.xml\.relax(\d+)(?:\.gz)?")
 
 _RUN_TYPES = {"GGA": "GGA", "PBE": "GGA", "GGA+U": "GGA+U", "PBE+U": "GGA+U"}
 """pymatgen's name of a run, and the name under which MP2020 knows it. Anything else (a metaGGA, a
@@ -59,8 +60,17 @@ class DftRun:
 
 
 def find_output(folder: Path) -> Path | None:
-    """The run's vasprun.xml, plain or gzipped; None where there is none."""
-    return next((folder / name for name in OUTPUTS if (folder / name).exists()), None)
+    """The run's last vasprun.xml, plain or gzipped; None where there is none.
+
+    A run in two legs (custodian's double relaxation) leaves vasprun.xml.relax1 and .relax2; without
+    a plain vasprun.xml the last leg counts.
+    """
+    for name in ("vasprun.xml", "vasprun.xml.gz"):
+        if (folder / name).exists():
+            return folder / name
+    legs = {path: _LEG.fullmatch(path.name) for path in folder.glob("vasprun.xml.relax*")}
+    numbers = {path: int(match[1]) for path, match in legs.items() if match}
+    return max(numbers, key=numbers.__getitem__, default=None)
 
 
 def read_run(path: Path) -> DftRun:
@@ -96,7 +106,18 @@ def _check_finished(path: Path) -> None:
     except (gzip.BadGzipFile, zlib.error) as error:
         raise RunProblem("unreadable", f"{path.name}: {error}") from error
     if not tail.rstrip().endswith(b"</modeling>"):
-        raise RunProblem("unfinished", f"{path.name} does not end with </modeling>")
+        steps = _finished_steps(path)
+        raise RunProblem(
+            "unfinished", f"{path.name} does not end with </modeling>; {steps} finished"
+        )
+
+
+def _finished_steps(path: Path) -> str:
+    """How many ionic steps a run that was cut short has finished, for whoever restarts it."""
+    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    with opened as handle:
+        count = sum(line.count(b"</calculation>") for line in handle)
+    return f"{count} ionic step" + "s" * (count != 1)
 
 
 def _run_of(vasprun: Vasprun) -> DftRun:
@@ -124,19 +145,22 @@ def _run_of(vasprun: Vasprun) -> DftRun:
     )
 
 
-def corrected_energy(run: DftRun, scheme: CorrectionScheme) -> float:
+def corrected_energy(run: DftRun, scheme: CorrectionScheme, strict_anions: StrictAnions) -> float:
     """Energy of the cell in eV with the scheme's correction.
 
     MP2020 (Wang et al. 2021) is given the run type of every entry: without it pymatgen drops an
-    entry that is not GGA+U, and plain oxides and halides would stay uncorrected.
+    entry that is not GGA+U, and plain oxides and halides stay uncorrected. That is what the public
+    codes' published rates have; `MP2020_plus_u_only` does the same, for comparison with them.
 
     Raises:
         RunProblem: the scheme has no correction for the run (`no_correction`).
     """
-    if scheme == "none":
+    if scheme == "none" or (scheme == "MP2020_plus_u_only" and run.run_type != "GGA+U"):
         return run.energy
     entry = ComputedStructureEntry(run.structure, run.energy, parameters=run.parameters)
-    compatibility = MaterialsProject2020Compatibility(check_potcar=False)
+    compatibility = MaterialsProject2020Compatibility(
+        check_potcar=False, strict_anions=strict_anions
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # guessed oxidation states
         processed = compatibility.process_entry(entry)

@@ -118,6 +118,15 @@ def dft_label(correction_scheme: str) -> str:
     return f"DFT, correction {correction_scheme}"
 
 
+def measured_against(energy_source: str) -> str:
+    """The label a hull must have for energies of a label: its own.
+
+    The exception is `MP2020_plus_u_only`, which exists to show what energies without their
+    correction come to against the hull that has it.
+    """
+    return energy_source.removesuffix("_plus_u_only")
+
+
 def entry_row(entry: ReferenceEntry, *, kind: Kind, source: str) -> dict[str, Any]:
     """The row of a reference entry in `tables.HULL_ENTRIES`."""
     return {

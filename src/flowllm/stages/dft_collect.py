@@ -92,7 +92,7 @@ def _read(folder: Path, formula: str, section: DftCollect) -> dict[str, Any]:
     if not (found.converged_electronic and found.converged_ionic):
         which = "electronic" if not found.converged_electronic else "ionic"
         return columns | {"status": "not_converged", "error": f"the {which} loop hit its limit"}
-    energy = corrected_energy(found, section.correction_scheme)
+    energy = corrected_energy(found, section.correction_scheme, section.strict_anions)
     return columns | {
         **tables.crystal_columns(Crystal.from_structure(found.structure)),
         "corrected_energy_per_atom": energy / num_atoms,

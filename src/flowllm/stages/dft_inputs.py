@@ -1,10 +1,14 @@
 """Choose relaxed crystals and write a folder of DFT inputs for each."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowllm import tables
+from pymatgen.core import Composition
+
+from flowllm import seeds, tables
 from flowllm.config import DftInputs, StageSettings
 from flowllm.dft.inputs import (
     folder_name,
@@ -36,7 +40,7 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
         rows = tables.read_tables(relaxed, tables.RELAXED).to_pylist()
         distances = _distances(stability, rows)
         manifest = [_first_row(row, section) for row in rows]
-        chosen = _select(manifest, distances, section)
+        chosen = _select(manifest, distances, section, settings.seed)
         progress = Progress("dft_inputs", len(chosen))
         for number, place in enumerate(chosen):
             directory = f"{number // section.folders_per_directory:05d}"
@@ -84,22 +88,47 @@ def _first_row(row: Row, section: DftInputs) -> dict[str, Any]:
 
 
 def _select(
-    manifest: Sequence[Row], distances: Mapping[str, float | None], section: DftInputs
+    manifest: Sequence[Row],
+    distances: Mapping[str, float | None],
+    section: DftInputs,
+    seed: int,
 ) -> list[int]:
     """Places of the rows that get a folder, in the order of the rows."""
     places = [place for place, row in enumerate(manifest) if row["status"] == "ok"]
+    ids = {place: manifest[place]["id"] for place in places}
     if section.selection == "e_above_hull":
-        known = {place: distances[manifest[place]["id"]] for place in places}
-        places = [
-            place
-            for place in places
-            if known[place] is not None and known[place] <= section.max_e_above_hull
-        ]
+        known = {place: distances[ids[place]] for place in places}
+        near = [place for place in places if known[place] is not None]
+        near = [place for place in near if known[place] <= section.max_e_above_hull]
         # Nearest to the hull first where there are more than max_crystals.
-        places.sort(key=lambda place: (known[place], manifest[place]["id"]))
+        places = sorted(near, key=lambda place: (known[place], ids[place]))
+    elif section.selection in ("random", "n_ary"):
+        formulas = [manifest[place]["formula"] for place in places]
+        weights = n_ary_weights(formulas) if section.selection == "n_ary" else [1.0] * len(places)
+        keys = {
+            place: _draw_key(seed, ids[place], weight)
+            for place, weight in zip(places, weights, strict=True)
+        }
+        places.sort(key=keys.__getitem__)
     if section.selection != "all":
         places = places[: section.max_crystals]
     return sorted(places)
+
+
+def n_ary_weights(formulas: Sequence[str]) -> list[float]:
+    """Weights that give each number of elements the same chance, however rare it is."""
+    numbers = [len(Composition(formula)) for formula in formulas]
+    counts = Counter(numbers)
+    return [1 / counts[number] for number in numbers]
+
+
+def _draw_key(seed: int, crystal_id: str, weight: float) -> float:
+    """Sort key of a weighted draw without replacement (Efraimidis and Spirakis 2006).
+
+    It depends on the crystal alone, so that a larger sample holds the smaller one.
+    """
+    uniform = seeds.generator(seed, "dft_inputs", crystal_id).random()
+    return -math.log1p(-uniform) / weight
 
 
 def _why_not(distance: float | None, section: DftInputs) -> dict[str, str]:

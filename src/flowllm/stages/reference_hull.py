@@ -94,8 +94,11 @@ def missing_elements(formulas: Iterable[str]) -> list[dict[str, Any]]:
     """Entries by the Materials Project for the elements that no formula is of alone.
 
     A hull needs an entry for each element, and a training set has few elemental crystals. CHGNet
-    was fitted to the Materials Project's corrected energies, and so the scale is the same: relaxed
-    elemental crystals lie DIFFERENCE.
+    was fitted to the Materials Project's corrected energies, so the scale is the same. How well it
+    is met: elemental crystals relaxed by CHGNet less the Materials Project's energy of the same
+    crystal, for 16 of MP-20, mean 0.016, standard deviation 0.036 eV/atom, the largest Cr 0.112;
+    ground states among the AFLOW prototypes less these energies, 25 elements, median 0.032, the
+    largest W 0.195, U 0.123, B 0.111 and I -0.091 eV/atom.
     """
     given = yaml.safe_load(_ELEMENTS.read_text())
     pure = {formula for formula in map(Composition, formulas) if len(formula) == 1}

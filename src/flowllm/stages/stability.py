@@ -9,7 +9,13 @@ from pymatgen.core import Composition
 from flowllm import tables
 from flowllm.config import Stability, StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.hull import MissingReference, ReferenceHull, dft_label, read_hull
+from flowllm.evaluate.hull import (
+    MissingReference,
+    ReferenceHull,
+    dft_label,
+    measured_against,
+    read_hull,
+)
 from flowllm.runlog import Progress, stage_run
 
 Row = Mapping[str, Any]
@@ -84,7 +90,7 @@ def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 def _check_same_energies(rows: Sequence[Row], sources: Sequence[str], hull: Path) -> None:
     """Refuse energies on another scale than the hull's."""
     labels = {row["energy_source"] for row in rows if row["status"] == "ok"}
-    if labels - set(sources):
+    if {measured_against(label) for label in labels} - set(sources):
         raise FlowllmError(
             f"{hull}: the hull is of {' + '.join(sources)} and the energies are of "
             f"{', '.join(sorted(labels))}; make both with the same potential or correction scheme"
