@@ -114,8 +114,7 @@ def _check_finished(path: Path) -> None:
 
 def _finished_steps(path: Path) -> str:
     """How many ionic steps a run that was cut short has finished, for whoever restarts it."""
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-    with opened as handle:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
         count = sum(line.count(b"</calculation>") for line in handle)
     return f"{count} ionic step" + "s" * (count != 1)
 

@@ -51,7 +51,7 @@ def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
 
 def times_path(out: Path) -> Path:
     """Where the wall times of a relaxed shard lie."""
-    return out.with_name(out.name + ".times")
+    return out.with_name(f"_{out.name}.times")
 
 
 def _relax_rows(
