@@ -163,7 +163,7 @@ def test_fetches_checks_and_lists(tmp_path, server):
             "origin": "in git" if name == "train.csv" else "lfs",
         }
     assert [path.name for path in out.parent.glob(".*")] == []
-    record = json.loads((out.parent / "manifest.json.provenance.json").read_text())
+    record = json.loads((out.parent / "_manifest.json.provenance.json").read_text())
     assert record["settings"]["data"]["url"] == server.url
 
 

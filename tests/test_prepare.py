@@ -109,6 +109,7 @@ def check_reduced(given: Structure, crystal: Crystal) -> None:
     assert crystal.angles.max() < 120.02
     niggli = Lattice(spglib.niggli_reduce(made.lattice.matrix, eps=1e-3))
     np.testing.assert_allclose(sorted(niggli.abc), sorted(crystal.lengths), atol=2e-3)
+    np.testing.assert_allclose(sorted(niggli.angles), sorted(crystal.angles), atol=0.05)
     assert crystal.frac_coords.dtype == np.float32
     assert crystal.frac_coords.min() >= 0
     assert crystal.frac_coords.max() < 1
@@ -156,7 +157,7 @@ def test_bundled_source(tmp_path):
     assert sum(len(parts[name]) for name in ("train", "val", "test")) == 250
     assert set(parts["rejected"]["reason"]) == {"too_many_atoms"}
     assert len(parts["rejected"]) == 38
-    record = json.loads((tmp_path / "crystals.provenance.json").read_text())
+    record = json.loads((tmp_path / "_crystals.provenance.json").read_text())
     assert record["counts"]["rows_in"] == 288
     assert record["counts"]["rows_failed"] == 38
     assert record["counts"]["rejected"] == {"too_many_atoms": 38}
@@ -291,7 +292,7 @@ def test_rejected_cif_file_keeps_its_name(tmp_path):
     prepare.run(settings(), manifest=manifest, out=tmp_path / "out", workers=1)
     (row,) = tables.read_table(tmp_path / "out" / "rejected.parquet", tables.REJECTED).to_pylist()
     assert (row["file"], row["material_id"], row["reason"]) == ("broken.cif", "broken", "bad_cif")
-    record = json.loads((tmp_path / "out.provenance.json").read_text())
+    record = json.loads((tmp_path / "_out.provenance.json").read_text())
     assert record["counts"]["rows_in"] == 7
     assert record["counts"]["rows_out"] == 6
 
@@ -347,7 +348,7 @@ def test_max_rows_takes_the_first(tmp_path):
     manifest = fetch(write_csvs(tmp_path / "source", rows), tmp_path / "download")
     prepare.run(settings(max_rows=2), manifest=manifest, out=tmp_path / "out", workers=1)
     assert list(splits_of(tmp_path / "out")) == ["t0", "t1", "v0", "v1", "e0"]
-    record = json.loads((tmp_path / "out.provenance.json").read_text())
+    record = json.loads((tmp_path / "_out.provenance.json").read_text())
     assert record["counts"]["rows_unused"] == 5
 
 

@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import pyarrow as pa
 import pytest
 
 from crystals import caesium_chloride, perovskite, rattled, rocksalt
@@ -20,6 +22,7 @@ from flowllm.report.records import (
     read_results,
     stage_costs,
 )
+from flowllm.runlog import provenance_path
 from flowllm.stages import metrics, report
 from flowllm.tables import write_table
 
@@ -107,7 +110,7 @@ def test_page_fetches_nothing(page_path):
 def test_page_links_lead_to_sections(page_path):
     text = page_path.read_text()
     targets = re.findall(r'href="#([^"]+)"', text)
-    assert targets == ["results", "fates", "training", "cost", "provenance"]
+    assert targets == ["results", "gallery", "fates", "training", "cost", "provenance"]
     assert all(f'id="{target}"' in text for target in targets)
 
 
@@ -222,7 +225,7 @@ def test_rejections_are_counted_where_they_happened(run_dir):
 
 
 def write_record(folder, output, stage, seconds, memory, **counts):
-    path = folder / f"{output}.provenance.json"
+    path = provenance_path(folder / output)
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"stage": stage, "seconds": seconds, "peak_memory_mb": memory, "counts": counts}
     path.write_text(json.dumps(record))
@@ -246,7 +249,8 @@ def test_costs_are_summed_by_stage(tmp_path):
 
 def test_histogram_counts_what_lies_beyond_its_ends(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
-    result.e_above_hull[:] = [-7.0, -0.5, 0.01, 0.99, 1.0, 55.0]
+    values = pa.table({"e_above_hull": [-7.0, -0.5, 0.01, 0.99, 1.0, 55.0]})
+    result = replace(result, flags=values)
     figure = figures.e_hull_histogram([result], figures.looks(["FlowLLM-test"], "#0072B2"))
     heights = figure.axes[0].patches[0].get_data().values
     drawn = result.numbers["counts"]["drawn"]

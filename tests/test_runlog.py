@@ -43,7 +43,7 @@ def test_record_holds_what_a_reader_asks(tmp_path):
         run.count(rows_in=10, rows_out=9)
         run.count(rows_failed=1)
         time.sleep(0.05)
-    record = json.loads((tmp_path / "crystals.provenance.json").read_text())
+    record = json.loads((tmp_path / "_crystals.provenance.json").read_text())
     assert record == read_provenance(output)
     assert record["stage"] == "prepare"
     assert record["stage_version"] == 3

@@ -73,7 +73,7 @@ def test_writes_model_curve_and_counts(config_path, shards, tmp_path):
         assert float(row["val_loss"]) == pytest.approx(whole)
     assert record["validation_loss"] == min(float(row["val_loss"]) for row in rows)
     assert not list(tmp_path.glob(".*"))  # no partial or temporary folder is left
-    counts = json.loads((tmp_path / "flow.provenance.json").read_text())["counts"]
+    counts = json.loads((tmp_path / "_flow.provenance.json").read_text())["counts"]
     assert (counts["rows_in"], counts["rows_out"], counts["rows_failed"]) == (31, 28, 3)
 
 

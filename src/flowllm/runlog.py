@@ -1,7 +1,7 @@
 """What people see of a running stage, and the record it leaves beside its output.
 
 `stage_run` opens a stage: it sets up logging (terminal and log file), times the work, and writes
-`<output>.provenance.json` at the end. Facts that repeat exactly (settings, seed, versions, digests
+`_<output>.provenance.json` at the end. Facts that repeat exactly (settings, seed, versions, digests
 of the inputs) also go into the artefact's own metadata; facts that do not (times, memory, machine)
 go only into the record, so that the artefact's bytes depend on nothing but what it is made of.
 """
@@ -128,7 +128,7 @@ def stage_run(
     output: Path,
     work: Mapping[str, Any] | None = None,
 ) -> Iterator[StageRun]:
-    """Open a stage's run; at the end write its record to `<output>.provenance.json`.
+    """Open a stage's run; at the end write its record to `_<output>.provenance.json`.
 
     Args:
         stage: the stage's name.
@@ -163,8 +163,12 @@ def stage_run(
 
 
 def provenance_path(output: Path) -> Path:
-    """Where the record of an output lies."""
-    return output.with_name(output.name + ".provenance.json")
+    """Where the record of an output lies: beside it.
+
+    Its name begins with an underscore, so that pandas and pyarrow, when they open a folder of
+    shards, take it for no table.
+    """
+    return output.with_name(f"_{output.name}.provenance.json")
 
 
 def read_provenance(output: Path) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from flowllm.errors import FlowllmError
 from flowllm.evaluate.results import FORMAT
 from flowllm.tables import read_table
 
+FLAGS = ("id", "num_elements", "e_above_hull", "unique", "novel", "sun")
+"""What the report reads of each crystal."""
+
 RECORD_SUFFIX = ".provenance.json"
 
 
@@ -30,16 +33,21 @@ class Result:
 
     Attributes:
         numbers: the JSON of the metrics stage.
-        e_above_hull: eV per atom, of the crystals that have one.
+        flags: the columns `FLAGS` of every crystal.
     """
 
     numbers: dict[str, Any]
-    e_above_hull: list[float]
+    flags: pa.Table
 
     @property
     def setting(self) -> str:
         """Name of the setting."""
         return str(self.numbers["setting"])
+
+    @property
+    def e_above_hull(self) -> list[float]:
+        """E_hull in eV per atom, of the crystals that have one."""
+        return self.flags.column("e_above_hull").drop_null().to_pylist()
 
     @property
     def kind(self) -> str:
@@ -97,9 +105,8 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
                 f"{path}: format {numbers.get('format')!r}, expected {FORMAT}; "
                 "run the stage metrics again"
             )
-        flags = path.with_suffix(".parquet")
-        column = read_table(flags, tables.METRICS_PER_CRYSTAL, ["e_above_hull"]).column(0)
-        results.append(Result(numbers, column.drop_null().to_pylist()))
+        flags = read_table(path.with_suffix(".parquet"), tables.METRICS_PER_CRYSTAL, FLAGS)
+        results.append(Result(numbers, flags))
     return results
 
 
@@ -112,7 +119,8 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
         record = json.loads(path.read_text())
         if record["stage"] == "report":
             continue
-        record["output"] = str(path.relative_to(run_dir)).removesuffix(RECORD_SUFFIX)
+        name = path.name.removeprefix("_").removesuffix(RECORD_SUFFIX)
+        record["output"] = str(path.relative_to(run_dir).with_name(name))
         records.append(record)
     return records
 
