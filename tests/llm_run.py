@@ -1,0 +1,64 @@
+"""What the tests of the language model's stages share: crystals, settings, a merged tiny model."""
+
+from pathlib import Path
+from typing import Any
+
+from crystals import caesium_chloride, fcc, perovskite, rocksalt
+from flowllm.config import StageSettings, check_config, load_config, merge
+from flowllm.crystal import Crystal
+from flowllm.tables import CRYSTALS, crystal_columns, write_table
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "demo.yaml"]
+
+SMALL = {
+    "precision": "fp32",
+    "quantization": "none",
+    "lora_rank": 4,
+    "lora_dropout": 0.0,
+    "epochs": 1000,
+    "max_steps": 6,
+    "batch_size": 4,
+    "micro_batch_size": 4,
+    "warmup_steps": 1,
+    "eval_steps": 100,
+    "save_steps": 100,
+}
+
+
+def settings_for(
+    stage: str, base: Path, *, row: str | None = None, **changes: Any
+) -> StageSettings:
+    """A stage's settings: the demo's, a small fine-tuning of `base`, and the changes."""
+    config = load_config(CONFIGS).model_dump(mode="json")
+    config = merge(config, {"finetune_llm": {"base_model": str(base), **SMALL}})
+    return StageSettings.from_config(stage, check_config(merge(config, changes)), row)
+
+
+def small_crystals() -> list[Crystal]:
+    """Eight cells of one to five atoms."""
+    return [
+        rocksalt(),
+        caesium_chloride(),
+        perovskite(),
+        fcc(),
+        rocksalt("Na", "O", 5.1),
+        caesium_chloride("Na", "O", 3.3),
+        fcc("Ti", 4.1),
+        perovskite("Na", "Cu", "Cl", 4.8),
+    ]
+
+
+def crystal_table(path: Path, crystals: list[Crystal]) -> Path:
+    """Write crystals as `prepare` does."""
+    rows = [
+        {
+            "id": f"crystal-{i}",
+            **crystal_columns(crystal),
+            "num_atoms": crystal.num_atoms,
+            "formula": crystal.formula,
+        }
+        for i, crystal in enumerate(crystals)
+    ]
+    write_table(path, rows, CRYSTALS, {})
+    return path

@@ -1,0 +1,248 @@
+"""Fine-tuning on a tiny model: the loop, its loss against transformers' own, kill and resume."""
+
+import csv
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from flowllm.errors import FlowllmError
+from flowllm.llm.finetuning import learning_rate, summed_loss
+from flowllm.llm.model_record import read_record
+from flowllm.llm.prompts import Example, PromptTokens
+from flowllm.llm.training_texts import (
+    IGNORED,
+    TrainingTexts,
+    collate,
+    order_of_epoch,
+    padding_share,
+)
+from flowllm.runlog import read_provenance
+from flowllm.stages import finetune_llm
+from llm_run import crystal_table, settings_for, small_crystals
+from tiny_llm import make_model, make_tokenizer, write_tiny_llm
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_tiny_llm(folder / "base")
+    return {
+        "base": folder / "base",
+        "train": crystal_table(folder / "train.parquet", small_crystals()),
+        "val": crystal_table(folder / "val.parquet", small_crystals()[:3]),
+    }
+
+
+def run(inputs, out: Path, **changes) -> Path:
+    settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
+    finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=out)
+    return out
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "training_curve.csv").open()))
+
+
+def test_training_lowers_both_losses(inputs, tmp_path):
+    out = run(inputs, tmp_path / "adapter", max_steps=40, learning_rate=0.02, eval_steps=20)
+    rows = curve(out)
+    assert [int(row["step"]) for row in rows] == list(range(1, 41))
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"]) - 1
+    validated = {int(row["step"]): float(row["val_loss"]) for row in rows if row["val_loss"]}
+    assert set(validated) == {20, 40}
+    assert validated[40] < validated[20]
+
+
+def test_the_folder_loads_and_tells_how_it_was_made(inputs, tmp_path):
+    out = run(inputs, tmp_path / "adapter", max_steps=3)
+    base = AutoModelForCausalLM.from_pretrained(inputs["base"])
+    model = PeftModel.from_pretrained(base, out)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 32)
+    assert len(config["target_modules"]) == 2 * 7  # every linear layer of the two blocks
+    changed = [value for name, value in model.named_parameters() if "lora_B" in name]
+    assert len(changed) == 14
+    assert all(value.abs().max() > 0 for value in changed)
+    record = read_record(out)
+    assert record.elements == (8, 11, 17, 22, 29, 38, 55)
+    assert record.max_atoms == 5
+    counts = read_provenance(out)["counts"]
+    assert counts["rows_in"] == counts["rows_out"] == 8
+    assert not list(out.glob("*.bin"))
+
+
+def test_micro_batches_do_not_change_the_step(inputs, tmp_path):
+    losses = [
+        [
+            float(row["train_loss"])
+            for row in curve(run(inputs, tmp_path / str(size), max_steps=4, micro_batch_size=size))
+        ]
+        for size in (1, 3, 4)
+    ]
+    np.testing.assert_allclose(losses[0], losses[2], rtol=1e-4)
+    np.testing.assert_allclose(losses[1], losses[2], rtol=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(inputs, tmp_path):
+    plain = run(inputs, tmp_path / "plain", max_steps=3)
+    saving = run(inputs, tmp_path / "saving", max_steps=3, gradient_checkpointing=True)
+    np.testing.assert_allclose(
+        [float(row["train_loss"]) for row in curve(plain)],
+        [float(row["train_loss"]) for row in curve(saving)],
+        rtol=1e-4,
+    )
+
+
+def test_too_long_texts_are_left_out_and_counted(inputs, tmp_path):
+    out = run(inputs, tmp_path / "adapter", max_steps=1, max_tokens=290)
+    counts = read_provenance(out)["counts"]
+    assert counts["rows_out"] + counts["rows_failed"] == counts["rows_in"] == 8
+    assert counts["rows_failed"] == 2  # the perovskites
+    with pytest.raises(FlowllmError, match="max_tokens"):
+        run(inputs, tmp_path / "none", max_tokens=20)
+
+
+def test_a_diverging_run_says_so(inputs, tmp_path):
+    with pytest.raises(FlowllmError, match="learning_rate"):
+        run(inputs, tmp_path / "adapter", max_steps=20, learning_rate=1e30, max_grad_norm=1e30)
+
+
+def test_a_missing_base_model_says_so(inputs, tmp_path):
+    with pytest.raises(FlowllmError, match="base_model"):
+        run({**inputs, "base": tmp_path / "nowhere"}, tmp_path / "adapter")
+
+
+def test_four_bit_training_runs_on_the_cpu(inputs, tmp_path):
+    out = run(inputs, tmp_path / "adapter", max_steps=4, quantization="nf4", learning_rate=0.02)
+    rows = curve(out)
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+
+
+def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(inputs, tmp_path):
+    changes = {"max_steps": 12, "save_steps": 3, "lora_dropout": 0.1}
+    settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
+    values = {"seed": settings.seed, "version": settings.version, **settings.values}
+    killed = tmp_path / "killed" / "adapter"
+    command = [sys.executable, "-m", "flowllm", "finetune_llm", "--settings", json.dumps(values)]
+    command += ["--train", str(inputs["train"]), "--val", str(inputs["val"]), "--out", str(killed)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    checkpoints = killed.with_name(f".{killed.name}.partial")
+    try:
+        wait_for(lambda: any(checkpoints.glob("checkpoint-*")) or process.poll() is not None)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not killed.exists()
+    assert any(checkpoints.glob("checkpoint-*"))
+    finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=killed)
+    whole = tmp_path / "whole" / "adapter"
+    finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=whole)
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == sorted(path.name for path in killed.iterdir())
+    for name in names:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not checkpoints.exists()
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.002)
+
+
+def test_another_seed_trains_another_adapter(inputs, tmp_path):
+    first = run(inputs, tmp_path / "first", max_steps=2)
+    settings = settings_for("finetune_llm", inputs["base"], seed=1, finetune_llm={"max_steps": 2})
+    second = tmp_path / "second"
+    finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=second)
+    name = "adapter_model.safetensors"
+    assert (first / name).read_bytes() != (second / name).read_bytes()
+
+
+def test_the_loss_is_transformers_own():
+    model = make_model(len(make_tokenizer()))
+    examples = [Example(tuple(range(1, 30)), 12), Example(tuple(range(40, 60)), 5)]
+    for on_prompt in (False, True):
+        batch = collate(examples, on_prompt, pad_token_id=0)
+        theirs = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+        ).loss
+        ours = summed_loss(model, batch, torch.device("cpu")) / batch.num_targets
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_padding_counts_nowhere_and_the_end_token_counts():
+    end = 7
+    examples = [Example((1, 2, 3, 4, end), 2), Example((1, 2, end), 2)]
+    batch = collate(examples, loss_on_prompt=False, pad_token_id=end)
+    assert batch.labels.tolist() == [
+        [IGNORED, IGNORED, 3, 4, end],
+        [IGNORED, IGNORED, end, IGNORED, IGNORED],
+    ]
+    assert batch.attention_mask.tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+    assert batch.num_targets == 4
+
+
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=300), st.integers(1, 16), st.integers(0, 99)
+)
+def test_an_epoch_sees_every_text_once_at_most(lengths, batch_size, seed):
+    batch_size = min(batch_size, len(lengths))
+    order = order_of_epoch(lengths, batch_size, np.random.default_rng(seed))
+    assert order.shape == (len(lengths) // batch_size, batch_size)
+    assert np.unique(order).size == order.size
+
+
+def test_grouping_by_length_saves_padding():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(60, 420, 4000)
+    grouped = order_of_epoch(lengths, 8, np.random.default_rng(1))
+    mixed = rng.permutation(4000).reshape(-1, 8)
+    assert padding_share(mixed, lengths, 8) > 0.25
+    assert padding_share(grouped, lengths, 8) < 0.02
+    # The share by hand: (4 + 2) of 8 tokens are text.
+    assert padding_share(np.array([[0, 1]]), [4, 2], 2) == pytest.approx(1 - 6 / 8)
+    assert padding_share(np.array([[0, 1]]), [4, 2], 1) == 0
+
+
+def test_the_share_of_prompts_with_the_formula():
+    prompts = PromptTokens(settings_for("finetune_llm", Path("x")).prompts, make_tokenizer())
+    rows = crystal_rows() * 60
+    for share, low, high in ((0.0, 0, 0), (1.0, 1, 1), (0.5, 0.4, 0.6)):
+        texts = TrainingTexts(rows, prompts, max_tokens=999, formula_share=share, key=(0, "train"))
+        plain = len(prompts.prompt(None))
+        given_formula = [example.prompt_length > plain for example in texts.epoch(0)]
+        assert low <= np.mean(given_formula) <= high
+        assert texts.epoch(3) == texts.epoch(3)
+        assert share != 0.5 or texts.epoch(0) != texts.epoch(1)
+
+
+def crystal_rows() -> list[dict]:
+    from flowllm.tables import crystal_columns
+
+    return [crystal_columns(crystal) for crystal in small_crystals()]
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    section = settings_for(
+        "finetune_llm", Path("x"), finetune_llm={"learning_rate": 2.0, "warmup_steps": 4}
+    ).finetune_llm
+    rates = [learning_rate(step, 24, section) for step in range(24)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert rates[4] == 2.0
+    assert rates[14] == pytest.approx(1.0)  # half way through the cosine
+    assert rates[-1] == pytest.approx(1 + math.cos(math.pi * 19 / 20))
+    assert rates[4:] == sorted(rates[4:], reverse=True)
