@@ -153,7 +153,7 @@ def test_left_handed_cell_is_not_turned_into_its_mirror_image():
     """Four atoms at a chiral arrangement: the mirror image has another signed volume."""
     matrix = np.array([[0, 4, 0], [5, 0, 0], [0, 0, 6]])
     assert np.linalg.det(matrix) < 0
-    coords = [[0.1, 0.1, 0.1], [0.3, 0.1, 0.1], [0.1, 0.4, 0.1], [0.1, 0.1, 0.6]]
+    coords = [[0.1, 0.1, 0.1], [0.3, 0.1, 0.1], [0.1, 0.4, 0.1], [0.1, 0.1, 0.5]]
     given = Structure(Lattice(matrix), ["Li", "Na", "K", "Rb"], coords)
     made = Crystal.from_structure(given).to_structure()
     assert signed_volume(made) == pytest.approx(signed_volume(given), rel=1e-4)
