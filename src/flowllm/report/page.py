@@ -9,9 +9,11 @@ from typing import Any
 
 import jinja2
 
+from flowllm.report.gallery import Candidate
 from flowllm.report.tables import Column, Table, show
 
 TEMPLATE = "page.html.j2"
+VIEWER = Path(__file__).with_name("viewer.js")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Section:
 
     name: str
     title: str
+    note: str = ""
+    gallery: Sequence[Candidate] = field(default_factory=list)
     figures: Sequence[Drawn] = field(default_factory=list)
     tables: Sequence[Table] = field(default_factory=list)
     details: Sequence[Detail] = field(default_factory=list)
@@ -101,7 +105,7 @@ def render(
     cards: Sequence[dict[str, str]],
     sections: Sequence[Section],
 ) -> str:
-    """Return the page: one file, nothing fetched, no script.
+    """Return the page: one file, nothing fetched; its only script turns the gallery's crystals.
 
     Args:
         title: heading.
@@ -123,5 +127,5 @@ def render(
         color=color,
         cards=cards,
         sections=sections,
-        table_files="tables",
+        viewer=VIEWER.read_text() if any(section.gallery for section in sections) else "",
     )

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from flowllm.config import Report, StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.report import figures, tables
+from flowllm.report.gallery import find_candidates
 from flowllm.report.page import Drawn, Section, headline_cards, provenance_details, render
 from flowllm.report.records import (
     Result,
@@ -96,6 +97,19 @@ def make_sections(results: Sequence[Result], run_dir: Path, color: str) -> list[
                 tables.ground_state_table(results),
                 *(tables.variant_table(results, kind) for kind in kinds),
                 *(table for kind in kinds for table in tables.protocol_tables(results, kind)),
+            ],
+        ),
+        Section(
+            "gallery",
+            "Best candidates",
+            note="The novel crystals lowest above the hull, as relaxed, one a class of duplicates, "
+            "S.U.N. first. Drag to turn. E_hull by a potential is an estimate.",
+            gallery=[
+                candidate
+                for kind in reversed(kinds)
+                for candidate in find_candidates(
+                    [result for result in results if result.kind == kind], run_dir
+                )
             ],
         ),
         Section(

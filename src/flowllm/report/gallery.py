@@ -1,0 +1,206 @@
+"""The best candidates as structures that a reader can turn and take away as CIF."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
+from pymatgen.core import Element, Structure
+
+from flowllm import tables
+from flowllm.crystal import Crystal
+from flowllm.report.records import Result
+from flowllm.tables import crystal_of, read_table
+
+LIMIT = 12
+"""Candidates shown."""
+
+SYMPREC = 0.1
+"""Angstrom; tolerance of the space group, as the Materials Project has it."""
+
+BOND_FACTOR = 1.2
+"""Atoms nearer than this times the sum of their covalent radii are joined by a line."""
+
+EDGE = 1e-3
+"""Fractional; atoms this near to a face of the cell are drawn on the opposite face too."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One crystal of the gallery.
+
+    Attributes:
+        name: its id.
+        setting: its setting.
+        energies: whose energy places it.
+        formula: reduced formula.
+        e_above_hull: eV per atom.
+        sun: whether it is stable, unique and novel.
+        space_group: symbol and number.
+        cif: the relaxed crystal as CIF.
+        scene: atoms, bonds and cell for the page's viewer.
+    """
+
+    name: str
+    setting: str
+    energies: str
+    formula: str
+    e_above_hull: float
+    sun: bool
+    space_group: str
+    cif: str
+    scene: dict[str, Any]
+
+
+def find_candidates(
+    results: Sequence[Result], run_dir: Path, limit: int = LIMIT
+) -> list[Candidate]:
+    """Return the novel crystals lowest above the hull: S.U.N. first, then the nearest to it.
+
+    Args:
+        results: settings by one kind of energies.
+        run_dir: folder of the run, with the relaxed crystals.
+        limit: number of candidates.
+    """
+    ranked = []
+    for order, result in enumerate(results):
+        for row in result.flags.to_pylist():
+            placed = row["e_above_hull"] is not None and (row["num_elements"] or 0) >= 2
+            if placed and row["novel"] and (row["sun"] or row["unique"]):
+                ranked.append((not row["sun"], row["e_above_hull"], order, row["id"]))
+    chosen = sorted(ranked)[:limit]
+    crystals = {
+        order: _relaxed_crystals(
+            results[order], run_dir, [name for _, _, other, name in chosen if other == order]
+        )
+        for order in sorted({order for _, _, order, _ in chosen})
+    }
+    return [
+        _candidate(crystals[order][name], name, results[order], energy, not other)
+        for other, energy, order, name in chosen
+        if name in crystals[order]
+    ]
+
+
+def _relaxed_crystals(result: Result, run_dir: Path, names: Sequence[str]) -> dict[str, Crystal]:
+    """Read some relaxed crystals of a setting; empty where their files are not in the run."""
+    if result.kind == "potential":
+        paths = sorted((run_dir / "relaxed" / result.setting).glob("shard-*.parquet"))
+        schema = tables.RELAXED
+    else:
+        paths = [run_dir / "dft" / f"{result.setting}.parquet"]
+        schema = tables.DFT_RESULTS
+    found = {}
+    for path in paths:
+        if path.exists():
+            columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles"]
+            table = read_table(path, schema, columns)
+            wanted = table.filter(pc.is_in(table.column("id"), pa.array(names, pa.string())))
+            found |= {row["id"]: crystal_of(row) for row in wanted.to_pylist()}
+    return {name: crystal for name, crystal in found.items() if crystal is not None}
+
+
+def _candidate(
+    crystal: Crystal, name: str, result: Result, e_above_hull: float, sun: bool
+) -> Candidate:
+    structure = crystal.to_structure()
+    try:
+        symbol, number = structure.get_space_group_info(symprec=SYMPREC)
+        space_group = f"{symbol} ({number})"
+    except Exception:  # spglib finds none in a crystal that is distorted badly
+        space_group = "not found"
+    return Candidate(
+        name=name,
+        setting=result.setting,
+        energies=", ".join(result.numbers["protocol"]["energy_sources"]),
+        formula=structure.composition.reduced_formula,
+        e_above_hull=e_above_hull,
+        sun=sun,
+        space_group=space_group,
+        cif=structure.to(fmt="cif"),
+        scene=scene(structure),
+    )
+
+
+def scene(structure: Structure) -> dict[str, Any]:
+    """Return a structure as numbers to draw, in angstrom, the cell's centre at the origin.
+
+    Args:
+        structure: the crystal; atoms on the cell's faces are repeated on the opposite ones.
+
+    Returns:
+        `atoms` [x, y, z, kind], `kinds` [symbol, colour, radius], `bonds` [atom, atom], `edges`
+        [x, y, z, x, y, z] and `size`, the distance of the farthest corner.
+    """
+    matrix = structure.lattice.matrix
+    centre = matrix.sum(axis=0) / 2
+    symbols = sorted({site.specie.symbol for site in structure})
+    positions, kinds = [], []
+    for site in structure:
+        wrapped = np.mod(site.frac_coords + EDGE, 1) - EDGE
+        for shift in itertools.product((0, 1), repeat=3):
+            shifted = wrapped + shift
+            if (shifted <= 1 + EDGE).all():
+                positions.append(shifted @ matrix - centre)
+                kinds.append(symbols.index(site.specie.symbol))
+    corners = np.array(list(itertools.product((0, 1), repeat=3))) @ matrix - centre
+    edges = [
+        [*corners[first], *corners[second]]
+        for first, second in itertools.combinations(range(8), 2)
+        if (first ^ second).bit_count() == 1
+    ]
+    return {
+        "atoms": [[*_rounded(xyz), kind] for xyz, kind in zip(positions, kinds, strict=True)],
+        "kinds": [[symbol, _color(symbol), _radius(symbol)] for symbol in symbols],
+        "bonds": _bonds(np.array(positions), [symbols[kind] for kind in kinds]),
+        "edges": [_rounded(edge) for edge in edges],
+        "size": round(float(np.linalg.norm(corners, axis=1).max()), 3),
+    }
+
+
+def _bonds(positions: np.ndarray, symbols: Sequence[str]) -> list[list[int]]:
+    """Return the pairs of atoms that a line joins: near ones, two metals only where all are."""
+    metals = {symbol for symbol in symbols if Element(symbol).is_metal}
+    only_metals = metals == set(symbols)
+    bonds = []
+    for first, second in itertools.combinations(range(len(symbols)), 2):
+        if {symbols[first], symbols[second]} <= metals and not only_metals:
+            continue
+        reach = BOND_FACTOR * (_covalent(symbols[first]) + _covalent(symbols[second]))
+        if math.dist(positions[first], positions[second]) < reach:
+            bonds.append([first, second])
+    return bonds
+
+
+def _covalent(symbol: str) -> float:
+    return float(CovalentRadius.radius.get(symbol, 1.5))
+
+
+def _radius(symbol: str) -> float:
+    """Radius that an atom is drawn with, a part of its atomic radius, angstrom."""
+    radius = Element(symbol).atomic_radius
+    return round(0.38 * float(radius), 3) if radius else 0.5
+
+
+@cache
+def _colors() -> dict[str, list[int]]:
+    text = files("pymatgen.vis").joinpath("ElementColorSchemes.yaml").read_text()
+    return yaml.safe_load(text)["VESTA"]
+
+
+def _color(symbol: str) -> str:
+    red, green, blue = _colors().get(symbol, (150, 150, 150))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(float(value), 3) for value in values]

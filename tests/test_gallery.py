@@ -1,0 +1,97 @@
+"""The gallery's choice of crystals, and its drawings against the structures they show."""
+
+import json
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Structure
+
+from crystals import caesium_chloride, fcc, perovskite, rattled, rocksalt
+from evaluated_run import Draw, stage_settings, write_run
+from flowllm.report.gallery import find_candidates, scene
+from flowllm.report.records import read_results
+from flowllm.stages import metrics, report
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    known, caesium, oxide = rocksalt(), caesium_chloride(), perovskite()
+    draws = [
+        Draw(known, known, -0.9),  # in train
+        Draw(oxide, rattled(oxide, 0.01, 1), 0.02),  # novel, not stable
+        Draw(caesium, caesium, -0.1),  # S.U.N.
+        Draw(caesium, caesium, -0.2),  # the same again, a later id
+        Draw(fcc(), fcc(), -0.5),  # one element
+        Draw(rocksalt("Mg", "O", 4.2), rocksalt("Mg", "O", 4.2), None),  # no reference
+    ]
+    run = write_run(tmp_path_factory.mktemp("gallery"), draws, {"train": {"mp-1": known}})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    return run
+
+
+def test_sun_crystals_come_first_then_the_nearest_to_the_hull(run):
+    found = find_candidates(read_results([run.out]), run.folder)
+    assert [(one.formula, one.e_above_hull, one.sun) for one in found] == [
+        ("CsCl", -0.1, True),
+        ("SrTiO3", 0.02, False),
+    ]
+    assert found[0].space_group == "Pm-3m (221)"
+    assert found[0].energies == "CHGNet 0.3.0"
+
+
+def test_limit_and_missing_files(run, tmp_path):
+    results = read_results([run.out])
+    assert len(find_candidates(results, run.folder, limit=1)) == 1
+    assert find_candidates(results, tmp_path) == []
+
+
+def test_cif_is_the_relaxed_crystal(run):
+    found = find_candidates(read_results([run.out]), run.folder)[0]
+    assert StructureMatcher().fit(
+        Structure.from_str(found.cif, fmt="cif"), caesium_chloride().to_structure()
+    )
+
+
+def test_scene_of_caesium_chloride():
+    drawn = scene(caesium_chloride(a=4.0).to_structure())
+    symbols = [drawn["kinds"][kind][0] for *_, kind in drawn["atoms"]]
+    assert sorted(symbols) == ["Cl"] + ["Cs"] * 8  # the corners, and the centre
+    assert drawn["atoms"][symbols.index("Cl")][:3] == [0, 0, 0]
+    assert drawn["size"] == pytest.approx(2 * np.sqrt(3), abs=1e-3)
+    assert len(drawn["edges"]) == 12
+    for edge in drawn["edges"]:
+        assert np.linalg.norm(np.subtract(edge[:3], edge[3:])) == pytest.approx(4, abs=1e-3)
+    # Each bond joins the centre and a corner: 8 of them, and no metal to metal.
+    assert len(drawn["bonds"]) == 8
+    for pair in drawn["bonds"]:
+        ends = [drawn["atoms"][index][:3] for index in pair]
+        assert np.linalg.norm(np.subtract(*ends)) == pytest.approx(2 * np.sqrt(3), abs=1e-2)
+
+
+class Gallery(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.scenes, self.downloads = [], {}
+        self.feed(text)
+
+    def handle_starttag(self, _tag, attrs):
+        given = dict(attrs)
+        if "data-scene" in given:
+            self.scenes.append(json.loads(given["data-scene"]))
+        if "download" in given:
+            self.downloads[given["download"]] = given["href"]
+
+
+def test_page_holds_scenes_and_downloads(run):
+    out = run.folder / "report" / "index.html"
+    report.run(stage_settings("report"), metrics=[run.out], run_dir=run.folder, out=out)
+    gallery = Gallery(out.read_text())
+    assert [len(drawn["edges"]) for drawn in gallery.scenes] == [12, 12]
+    name, address = next(iter(gallery.downloads.items()))
+    assert name == "FlowLLM-test-000002.cif"
+    head, text = address.split(",", 1)
+    assert head == "data:chemical/x-cif;charset=utf-8"
+    assert len(Structure.from_str(unquote(text), fmt="cif")) == 2
