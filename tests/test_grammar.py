@@ -12,7 +12,7 @@ from flowllm.llm.grammar import cell_regex, crystal_regex
 from flowllm.llm.text import Reason, composition_of, decode, encode
 
 
-@given(st.from_regex(crystal_regex([1, 8, 11, 17, 92], 20), fullmatch=True))
+@given(st.from_regex(crystal_regex([1, 8, 11, 17, 92], 20, 99), fullmatch=True))
 def test_every_match_decodes_or_has_no_volume(text):
     decoded = decode(text, max_atoms=20)
     if not isinstance(decoded, Crystal):
@@ -21,7 +21,7 @@ def test_every_match_decodes_or_has_no_volume(text):
         assert set(decoded.atomic_numbers.tolist()) <= {1, 8, 11, 17, 92}
 
 
-@given(st.from_regex(cell_regex([22, 38, 8, 8, 8]), fullmatch=True))
+@given(st.from_regex(cell_regex([22, 38, 8, 8, 8], 99), fullmatch=True))
 def test_the_atoms_of_a_cell_are_fixed(text):
     decoded = decode(text, max_atoms=5, composition={8: 3, 22: 1, 38: 1})
     if isinstance(decoded, Crystal):
@@ -34,11 +34,11 @@ def test_the_atoms_of_a_cell_are_fixed(text):
 def test_training_texts_match(crystal):
     text = encode(crystal)
     numbers = crystal.atomic_numbers.tolist()
-    assert re.fullmatch(cell_regex(numbers), text)
-    assert re.fullmatch(crystal_regex(sorted(set(numbers)), 5), text)
-    assert not re.fullmatch(crystal_regex(sorted(set(numbers)), 1), text)
-    assert not re.fullmatch(crystal_regex([1], 5), text)
-    assert not re.fullmatch(cell_regex(numbers[::-1]), text)
+    assert re.fullmatch(cell_regex(numbers, 9), text)
+    assert re.fullmatch(crystal_regex(sorted(set(numbers)), 5, 9), text)
+    assert not re.fullmatch(crystal_regex(sorted(set(numbers)), 1, 9), text)
+    assert not re.fullmatch(crystal_regex([1], 5, 9), text)
+    assert not re.fullmatch(cell_regex(numbers[::-1], 9), text)
     assert composition_of(crystal.atomic_numbers)
 
 
@@ -51,4 +51,14 @@ def test_training_texts_match(crystal):
 )
 def test_angles_are_those_of_reduced_cells(angle, allowed):
     text = encode(rocksalt()).replace("60 60 60", f"90 90 {angle}")
-    assert bool(re.fullmatch(cell_regex([11, 17]), text)) == allowed
+    assert bool(re.fullmatch(cell_regex([11, 17], 9), text)) == allowed
+
+
+@pytest.mark.parametrize("longest", [1, 5, 9, 10, 14, 19, 20, 38, 90, 99])
+def test_lengths_go_to_the_longest(longest):
+    regex = cell_regex([11, 17], longest)
+    a = encode(rocksalt()).split()[0]
+    for whole in range(120):
+        text = encode(rocksalt()).replace(f"{a} {a} {a}", f"{whole}.9 {a} {a}")
+        allowed = 1 <= whole <= longest and float(a) < longest + 1
+        assert bool(re.fullmatch(regex, text)) == allowed, whole

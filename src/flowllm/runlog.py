@@ -155,7 +155,7 @@ def stage_run(
         "commit": _commit(),
         "versions": _versions(),
         "hardware": _hardware(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "slurm": _slurm_job(),
     }
     write_text(provenance_path(output), json.dumps(record, indent=2, sort_keys=True) + "\n")
     counted = ", ".join(f"{name} {value}" for name, value in run.counts.items())
@@ -282,6 +282,14 @@ def _hardware() -> dict[str, Any]:
     if torch is not None and torch.cuda.is_available():
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return hardware
+
+
+def _slurm_job() -> dict[str, str | None] | None:
+    """Job, partition and GPUs that SLURM gave this process; None outside of it."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    names = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "CUDA_VISIBLE_DEVICES")
+    return {name: os.environ.get(name) for name in names}
 
 
 def _clock(seconds: float) -> str:

@@ -2,8 +2,9 @@
 
 With structured decoding the engine lets through just the tokens that continue a match. That changes
 the model's distribution, so it is an option. Numbers are bounded so that nearly every match is a
-cell: lengths 1.0 to 99.9 angstrom, angles 60 to 120 degrees, as Niggli-reduced cells have them.
-Angles can still span no volume (60, 60, 120); decoding turns these away.
+cell like those of the training crystals: lengths from 1 angstrom to their longest, angles 60 to 120
+degrees, as Niggli-reduced cells have them. Angles can still span no volume (60, 60, 120); decoding
+turns these away.
 """
 
 from collections.abc import Sequence
@@ -11,34 +12,44 @@ from itertools import groupby
 
 from flowllm.llm.text import element_symbol
 
-_LENGTH = r"[1-9][0-9]?\.[0-9]"
 _ANGLE = r"(6[0-9]|[7-9][0-9]|1[01][0-9]|120)"
 _COORDINATE = r"0\.[0-9][0-9]"
 
 
-def crystal_regex(elements: Sequence[int], max_atoms: int) -> str:
+def crystal_regex(elements: Sequence[int], max_atoms: int, max_length: int) -> str:
     """Return the expression of any crystal text.
 
     Args:
         elements: atomic numbers that may occur.
         max_atoms: the most atoms of a cell.
+        max_length: whole angstrom of the longest lattice vector, 1 to 99.
     """
     symbols = "|".join(element_symbol(z) for z in sorted(elements))
     atom = rf"\n({symbols})\n{_three(_COORDINATE)}"
-    return rf"{_lattice()}({atom}){{1,{max_atoms}}}"
+    return rf"{_lattice(max_length)}({atom}){{1,{max_atoms}}}"
 
 
-def cell_regex(atomic_numbers: Sequence[int]) -> str:
+def cell_regex(atomic_numbers: Sequence[int], max_length: int) -> str:
     """Return the expression of a crystal text with exactly these atoms in this order."""
-    parts = [_lattice()]
+    parts = [_lattice(max_length)]
     for z, run in groupby(int(z) for z in atomic_numbers):
         atom = rf"(\n{element_symbol(z)}\n{_three(_COORDINATE)})"
         parts.append(rf"{atom}{{{len(list(run))}}}")
     return "".join(parts)
 
 
-def _lattice() -> str:
-    return rf"{_three(_LENGTH)}\n{_three(_ANGLE)}"
+def _lattice(max_length: int) -> str:
+    length = rf"({_whole_numbers(max_length)})\.[0-9]"
+    return rf"{_three(length)}\n{_three(_ANGLE)}"
+
+
+def _whole_numbers(last: int) -> str:
+    """Expression of the whole numbers from 1 to `last`, at most 99."""
+    if last < 10:
+        return f"[1-{last}]"
+    tens, ones = divmod(last, 10)
+    full_tens = f"|[1-{tens - 1}][0-9]" if tens > 1 else ""
+    return f"[1-9]{full_tens}|{tens}[0-{ones}]"
 
 
 def _three(number: str) -> str:

@@ -24,6 +24,7 @@ class ModelRecord:
         prompts: the prompts it was trained on.
         elements: atomic numbers of the training crystals, ascending.
         max_atoms: the most atoms of a training crystal.
+        max_length: whole angstrom of their longest lattice vector, at most 99.
     """
 
     base_model: str
@@ -31,6 +32,7 @@ class ModelRecord:
     prompts: dict[str, str]
     elements: tuple[int, ...]
     max_atoms: int
+    max_length: int
 
     def check_prompts(self, prompts: Prompts, folder: Path) -> None:
         """Check that a model is asked what it was trained on.

@@ -17,6 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from flowllm.crystal import Crystal
+from flowllm.data.cif import niggli_reduced
 from flowllm.errors import FlowllmError
 from flowllm.rfm.manifold import AngleBounds, lattice_vector
 from flowllm.rfm.network import MAX_ATOMS
@@ -63,7 +64,7 @@ def bring_angles_within(crystal: Crystal, bounds: AngleBounds) -> Crystal:
     if angles_within(crystal, bounds):
         return crystal
     try:
-        reduced = Crystal.from_structure(crystal.to_structure().get_reduced_structure("niggli"))
+        reduced = Crystal.from_structure(niggli_reduced(crystal.to_structure()))
     except (ValueError, ArithmeticError, FlowllmError, np.linalg.LinAlgError) as error:
         raise RejectedCrystalError("not_reducible") from error
     if not angles_within(reduced, bounds) or reduced.num_atoms != crystal.num_atoms:

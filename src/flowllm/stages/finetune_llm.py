@@ -1,6 +1,7 @@
 """Fine-tune the base language model on crystal text with LoRA (paper, section 4.1)."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -117,6 +118,7 @@ def _record(settings: StageSettings, rows: Rows) -> ModelRecord:
         prompts=settings.prompts.model_dump(),
         elements=tuple(sorted({z for row in rows for z in row["atomic_numbers"]})),
         max_atoms=max(row["num_atoms"] for row in rows),
+        max_length=min(99, math.ceil(max(max(row["lengths"]) for row in rows))),
     )
 
 

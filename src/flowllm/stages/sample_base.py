@@ -50,7 +50,8 @@ def run(
             gpus=gpus,
         )
         record = opened.record
-        regex = crystal_regex(record.elements, record.max_atoms) if section.structured else None
+        bounds = (record.elements, record.max_atoms, record.max_length)
+        regex = crystal_regex(*bounds) if section.structured else None
         prompt = prompt_text(settings.prompts, None)
         progress = Progress(f"sample_base: {base.name}", count)
 

@@ -73,7 +73,7 @@ def run(
             gpus=gpus,
         )
         tasks = [
-            _task(settings, split, target, formula)
+            _task(settings, split, target, formula, opened.record.max_length)
             for target, formula in zip(targets, formulas, strict=True)
         ]
         progress = Progress(f"sample_pairs: {split} pairs", count)
@@ -113,10 +113,13 @@ def _draw_targets(seed: int, path: Path, split: str, draws: range) -> list[Targe
     return targets
 
 
-def _task(settings: StageSettings, split: str, target: Target, formula: str) -> Task:
+def _task(
+    settings: StageSettings, split: str, target: Target, formula: str, max_length: int
+) -> Task:
     draw, _, c1 = target
     # The atoms stand in the order in which the training text of c1 has them.
-    regex = cell_regex(c1.atomic_numbers.tolist()) if settings.sample_pairs.structured else None
+    numbers = c1.atomic_numbers.tolist()
+    regex = cell_regex(numbers, max_length) if settings.sample_pairs.structured else None
     return Task(
         formula=formula,
         composition=composition_of(c1.atomic_numbers),
