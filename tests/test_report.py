@@ -14,6 +14,7 @@ from crystals import caesium_chloride, perovskite, rattled, rocksalt
 from evaluated_run import Draw, stage_settings, write_run
 from flowllm import tables as schemas
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.rates import rate
 from flowllm.report import figures, tables
 from flowllm.report.records import (
     generation_seconds,
@@ -117,13 +118,24 @@ def test_page_fetches_nothing(page_path):
 def test_page_links_lead_to_sections(page_path):
     text = page_path.read_text()
     targets = re.findall(r'href="#([^"]+)"', text)
-    assert targets == ["results", "gallery", "fates", "training", "cost", "provenance"]
+    assert targets == [
+        "results",
+        "gallery_potential",
+        "gallery_dft",
+        "fates",
+        "training",
+        "cost",
+        "provenance",
+    ]
     assert all(f'id="{target}"' in text for target in targets)
 
 
 def test_tables_hold_the_numbers_of_the_metrics(run_dir, page_path):
     numbers = json.loads(metrics_files(run_dir)[0].read_text())
     row = read_csv(page_path, "stability_potential")[0]
+    readings = {line["reading"]: line for line in read_csv(page_path, "readings_potential")}
+    found = readings["E_hull ≤ bound (code)"]["FlowLLM-test"]
+    assert float(found) == numbers["rates"]["stability_rate_at_most"]["value"]
     for name in ("stability_rate", "sun_rate", "novel_of_stable"):
         assert float(row[name]) == numbers["rates"][name]["value"]
         assert int(row[f"{name}_numerator"]) == numbers["rates"][name]["numerator"]
@@ -264,6 +276,26 @@ def test_histogram_counts_what_lies_beyond_its_ends(run_dir):
     assert heights.sum() == pytest.approx(100 * 6 / drawn)
     assert heights[0] == pytest.approx(100 * 2 / drawn)
     assert heights[-1] == pytest.approx(100 * 3 / drawn)
+
+
+def sweep_of(result, steps_and_valid):
+    swept = []
+    for steps, valid in steps_and_valid:
+        numbers = json.loads(json.dumps(result.numbers))
+        numbers["sampling"]["setting"] |= {"name": f"s{steps}", "num_steps": steps}
+        numbers["rates"]["structural_validity"] = rate(valid, 50, "all generated")
+        swept.append(replace(result, numbers=numbers))
+    return swept
+
+
+def test_validity_against_steps_draws_a_sweep_only(run_dir):
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    assert figures.validity_against_steps([result], "#0072B2") is None
+    swept = sweep_of(result, [(250, 48), (0, 30), (50, 47)])
+    axes = figures.validity_against_steps(swept, "#0072B2").axes[0]
+    line = axes.containers[0].lines[0]
+    assert line.get_xdata().tolist() == [0, 50, 250]
+    assert line.get_ydata().tolist() == [60, 94, 96]
 
 
 def test_settings_keep_their_look_in_every_figure():

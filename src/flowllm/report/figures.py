@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from flowllm.report.records import Curve, Result
 
@@ -139,6 +140,56 @@ def num_elements_bars(results: Sequence[Result], style: Mapping[str, Look]) -> F
     axes.set_xticks(positions)
     axes.set_xlabel("distinct elements")
     axes.set_ylabel("% of the crystals")
+    _legend_below(figure, axes)
+    return figure
+
+
+def validity_against_steps(results: Sequence[Result], main: str) -> Figure | None:
+    """Structural validity against the number of integration steps (paper, figure 3c).
+
+    Args:
+        results: one a setting; settings that differ in their steps only make a line.
+        main: the configured colour.
+
+    Returns:
+        The figure, or None where no base has settings of two numbers of steps.
+    """
+    lines: dict[str, list[tuple[int, dict]]] = {}
+    for result in results:
+        row = dict(result.numbers["sampling"]["setting"])
+        if "num_steps" not in row:
+            continue
+        steps = row.pop("num_steps")
+        row.pop("name", None)
+        name = ", ".join(f"{key} {value}" for key, value in sorted(row.items()))
+        lines.setdefault(name, []).append((steps, result.numbers["rates"]["structural_validity"]))
+    lines = {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
+    lines = {name: points for name, points in lines.items() if len({n for n, _ in points}) > 1}
+    if not lines:
+        return None
+    figure, axes = _figure()
+    style = looks(lines, main)
+    for name, points in lines.items():
+        values = np.array(
+            [[100 * rate[key] for key in ("value", "low", "high")] for _, rate in points]
+        )
+        axes.errorbar(
+            [steps for steps, _ in points],
+            values[:, 0],
+            yerr=[values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]],
+            color=style[name].color,
+            linestyle=style[name].line_style,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=name,
+        )
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_xticks(sorted({steps for points in lines.values() for steps, _ in points}))
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("integration steps")
+    axes.set_ylabel("structural validity, %")
     _legend_below(figure, axes)
     return figure
 

@@ -4,7 +4,7 @@
 for (const canvas of document.querySelectorAll("canvas[data-scene]")) {
   const scene = JSON.parse(canvas.dataset.scene);
   const context = canvas.getContext("2d");
-  let turn = [1, 0, 0, 0, 1, 0, 0, 0, 1];
+  let turn = [1, 0, 0, 0, 0, 1, 0, -1, 0]; // the third axis points up
 
   function multiply(a, b) {
     const out = [];
@@ -101,5 +101,6 @@ for (const canvas of document.querySelectorAll("canvas[data-scene]")) {
     event.preventDefault();
   });
   window.addEventListener("resize", draw);
-  rotate(0.35, -0.5);
+  rotate(0, 0.4);
+  rotate(0.25, 0);
 }

@@ -95,21 +95,15 @@ def make_sections(results: Sequence[Result], run_dir: Path, color: str) -> list[
                 tables.sun_table(results, "dft"),
                 tables.proxy_table(results),
                 tables.ground_state_table(results),
-                *(tables.variant_table(results, kind) for kind in kinds),
-                *(table for kind in kinds for table in tables.protocol_tables(results, kind)),
             ],
         ),
+        *(_gallery(results, kind, run_dir) for kind in kinds),
         Section(
-            "gallery",
-            "Best candidates",
-            note="The novel crystals lowest above the hull, as relaxed, one a class of duplicates, "
-            "S.U.N. first. Drag to turn. E_hull by a potential is an estimate.",
-            gallery=[
-                candidate
-                for kind in reversed(kinds)
-                for candidate in find_candidates(
-                    [result for result in results if result.kind == kind], run_dir
-                )
+            "counting",
+            "Other ways of counting",
+            tables=[
+                *(tables.reading_table(results, kind) for kind in kinds),
+                *(table for kind in kinds for table in tables.protocol_tables(results, kind)),
             ],
         ),
         Section(
@@ -130,6 +124,18 @@ def make_sections(results: Sequence[Result], run_dir: Path, color: str) -> list[
     ]
 
 
+def _gallery(results: Sequence[Result], kind: str, run_dir: Path) -> Section:
+    ours = [result for result in results if result.kind == kind]
+    whose = "by DFT" if kind == "dft" else "estimated by the potential"
+    return Section(
+        f"gallery_{kind}",
+        f"Best candidates, {whose}",
+        note="The novel crystals lowest above the hull, as relaxed, one a class of duplicates in a "
+        "setting, S.U.N. first. Drag or use the arrow keys to turn.",
+        gallery=find_candidates(ours, run_dir),
+    )
+
+
 def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str) -> list[Drawn]:
     style = figures.looks((result.setting for result in results), color)
     drawn = []
@@ -144,6 +150,13 @@ def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str)
             )
         )
     once = list({result.setting: result for result in results}.values())
+    drawn.append(
+        _draw(
+            "num_steps",
+            "Structural validity against integration steps, one line a base; 95 % intervals.",
+            lambda: figures.validity_against_steps(once, color),
+        )
+    )
     drawn.append(
         _draw(
             "num_elements",
@@ -178,11 +191,12 @@ def _write_files(sections: Sequence[Section], folder: Path) -> None:
 
 
 def _print_table(table: Table) -> None:
-    """Print a table's own rows on the terminal, if there are any; lines are not broken."""
-    lines = [[column.title for column in table.columns]]
-    for row, cells in zip(table.rows, table.shown(), strict=True):
+    """Print the main columns of a table's own rows, if there are any; lines are not broken."""
+    columns = [column for column in table.columns if column.key in tables.MAIN_KEYS]
+    lines = [[column.title for column in columns]]
+    for row in table.rows:
         if not row.get("published"):
-            lines.append([_one_line(cell) for cell in cells])
+            lines.append([_one_line(tables.show(row[column.key], column)) for column in columns])
     if len(lines) == 1:
         return
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
