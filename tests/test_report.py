@@ -122,6 +122,7 @@ def test_page_links_lead_to_sections(page_path):
         "results",
         "gallery_potential",
         "gallery_dft",
+        "counting",
         "fates",
         "training",
         "cost",
