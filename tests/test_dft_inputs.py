@@ -1,9 +1,13 @@
 """dft_inputs: folders as pymatgen's sets make them, a manifest row for every relaxed row."""
 
+import json
+import os
 import re
+import subprocess
 
 import numpy as np
 import pytest
+from pymatgen.io.pwscf import PWInput
 from pymatgen.io.vasp import Incar, Kpoints, Poscar
 from pymatgen.io.vasp.sets import MPRelaxSet
 
@@ -51,7 +55,7 @@ def test_every_relaxed_row_has_a_row_with_a_folder_or_a_reason(tmp_path):
     assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
     statuses = ["ok", "bad_number", "no_pseudopotential", "ok", "ok"]
     assert [row["status"] for row in rows] == statuses
-    assert rows[2]["error"] == "MPRelaxSet has no POTCAR for Po"
+    assert rows[2]["error"] == "MPRelaxSet has no pseudopotential for Po"
     for row in rows:
         assert (row["path"] is not None) == (row["status"] == "ok")
     counts = read_provenance(out)["counts"]
@@ -86,6 +90,54 @@ def test_each_input_set(tmp_path, input_set):
     incar = Incar.from_file(out.parent / rows[0]["path"] / "INCAR")
     assert ("METAGGA" in incar) == (input_set == "MPScanRelaxSet")
     assert (incar["NSW"] == 0) == (input_set == "MPStaticSet")
+
+
+def test_gpaw_inputs(tmp_path):
+    out, rows = run(tmp_path, input_set="GPAWStatic", kpoint_density=64.0)
+    given = json.loads((out.parent / rows[3]["path"] / "gpaw.json").read_text())
+    structure = tables.crystal_of(ROWS[3]).to_structure()
+    assert given["atomic_numbers"] == list(structure.atomic_numbers)
+    np.testing.assert_allclose(given["cell"], structure.lattice.matrix)
+    assert given["cutoff_ev"] == 520
+    # The Materials Project's mesh for the same cell, and its start: iron in high spin.
+    assert given["kpoints"] == list(MPRelaxSet(structure).kpoints.kpts[0])
+    assert given["magnetic_moments"] == [0.6, 5.0, 0.6, 0.6, 0.6]
+    assert rows[3]["potcar_symbols"] == ["Sr.PBE", "Fe.PBE", "O.PBE"]
+    assert rows[2]["error"] == "GPAWStatic has no pseudopotential for Po"
+
+
+def test_quantum_espresso_inputs(tmp_path):
+    out, rows = run(tmp_path, input_set="EspressoRelax")
+    found = PWInput.from_file(out.parent / rows[3]["path"] / "pw.in")
+    crystal = tables.crystal_of(ROWS[3])
+    assert found.structure.composition == crystal.to_structure().composition
+    np.testing.assert_allclose(found.structure.lattice.abc, crystal.lengths, atol=1e-5)
+    assert found.sections["control"]["calculation"] == "vc-relax"
+    assert found.sections["system"]["ecutwfc"] == pytest.approx(520 / 13.605693, abs=1e-3)
+    assert rows[3]["potcar_symbols"] == ["Sr.UPF", "Fe.UPF", "O.UPF"]
+
+
+def test_scripts_run_each_folder_once(tmp_path):
+    """The array's task for each line calls DFT in that folder; finished runs are passed over."""
+    out, rows = run(tmp_path)
+    folders = (out.parent / "folders.txt").read_text().splitlines()
+    assert folders == [row["path"] for row in rows if row["path"]]
+    for folder in folders:
+        (out.parent / folder / "POTCAR").write_text("made by the user")
+    (out.parent / folders[1] / "vasprun.xml").write_text("<modeling>\n</modeling>\n")
+    (out.parent / folders[2] / "vasprun.xml").write_text("<modeling>\n")
+    (out.parent / folders[2] / "CONTCAR").write_text("further")
+    for task in range(1, 4):
+        subprocess.run(
+            ["bash", "job_array.sh"],
+            cwd=out.parent,
+            env={"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": str(task)}
+            | {"VASP_COMMAND": "echo ran"},
+            check=True,
+        )
+    ran = [(out.parent / folder / "vasp.out").exists() for folder in folders]
+    assert ran == [True, False, True]
+    assert (out.parent / folders[2] / "POSCAR").read_text() == "further"
 
 
 @pytest.mark.parametrize(

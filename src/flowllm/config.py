@@ -203,7 +203,11 @@ class Prerelax(Section):
 class DftInputs(Section):
     """Which relaxed crystals go to DFT, and with what inputs."""
 
-    input_set: Literal["MPRelaxSet", "MPScanRelaxSet", "MPStaticSet"]
+    input_set: Literal[
+        "MPRelaxSet", "MPScanRelaxSet", "MPStaticSet", "GPAWStatic", "EspressoRelax"
+    ]
+    plane_wave_cutoff: PositiveFloat = Field(description="eV; GPAW and Quantum ESPRESSO")
+    kpoint_density: PositiveFloat = Field(description="angstrom^3; GPAW and Quantum ESPRESSO")
     selection: Literal["all", "first", "random", "n_ary", "e_above_hull"]
     max_crystals: PositiveInt = Field(description="for every selection but all")
     max_e_above_hull: float = Field(description="eV/atom, for selection e_above_hull")
@@ -232,7 +236,9 @@ class DftHull(Section):
     """The reference for DFT energies."""
 
     source: str | None = Field(description="JSON file of DFT ComputedEntries; null: no DFT hull")
-    correction_scheme: Literal["MP2020", "none"] = Field(description="of the file's energies")
+    correction_scheme: Literal["MP2020", "none", "GPAW"] = Field(
+        description="of the file's energies; GPAW for entries by that code"
+    )
 
 
 class Stability(Section):

@@ -113,7 +113,8 @@ def base_shard(wildcards):
 def finished_runs(wildcards):
     """The runs that have written output, so that a new one is collected."""
     folder = Path(RUN) / "dft_inputs" / wildcards.setting
-    return sorted(str(path) for path in folder.rglob("vasprun.xml*"))
+    names = ("vasprun.xml*", "gpaw_result.json")
+    return sorted(str(path) for name in names for path in folder.rglob(name))
 
 
 def dft_entries(wildcards):

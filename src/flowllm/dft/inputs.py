@@ -1,6 +1,11 @@
-"""VASP input folders for relaxed crystals, by pymatgen's input sets."""
+"""DFT input folders for relaxed crystals, of VASP (pymatgen's sets), GPAW and Quantum ESPRESSO.
+
+The two open codes get the cutoff and the mesh of the configuration, and GPAW the Materials
+Project's initial magnetic moments. Their energies are on scales of their own, never on VASP's.
+"""
 
 import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -9,18 +14,30 @@ from functools import cache
 from importlib import metadata as package_metadata
 from pathlib import Path
 
-from pymatgen.core import SETTINGS
+from pymatgen.core import SETTINGS, Structure
 from pymatgen.core.periodic_table import Element
+from pymatgen.io.pwscf import PWInput
+from pymatgen.io.vasp import Kpoints, Poscar
 from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet, MPStaticSet, VaspInputSet
 
-from flowllm.crystal import Crystal
+from flowllm.config import DftInputs
+from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal
 from flowllm.errors import FlowllmError
 
-INPUT_SETS: dict[str, type[VaspInputSet]] = {
+VASP_SETS: dict[str, type[VaspInputSet]] = {
     "MPRelaxSet": MPRelaxSet,
     "MPScanRelaxSet": MPScanRelaxSet,
     "MPStaticSet": MPStaticSet,
 }
+
+GPAW_INPUT = "gpaw.json"
+
+_GPAW_SETUPS = frozenset(
+    Element.from_Z(z).symbol for z in (*range(1, 43), *range(44, 57), *range(72, 84), 86)
+)
+"""Elements with a PBE setup in gpaw-setups 0.9.20000: no technetium, no lanthanides."""
+
+_EV_PER_RYDBERG = 13.605693
 
 
 @dataclass(frozen=True)
@@ -42,15 +59,19 @@ def input_set_version() -> str:
 
 
 def missing_pseudopotentials(crystal: Crystal, input_set: str) -> list[str]:
-    """Symbols of the crystal's elements for which the set names no POTCAR."""
-    known = _potcar_elements(input_set)
+    """Symbols of the crystal's elements for which the set has no pseudopotential."""
     symbols = {Element.from_Z(int(number)).symbol for number in set(crystal.atomic_numbers)}
-    return sorted(symbols - known)
+    return sorted(symbols - _known_elements(input_set))
 
 
 @cache
-def _potcar_elements(input_set: str) -> frozenset[str]:
-    return frozenset(INPUT_SETS[input_set].CONFIG["POTCAR"])
+def _known_elements(input_set: str) -> frozenset[str]:
+    if input_set in VASP_SETS:
+        return frozenset(VASP_SETS[input_set].CONFIG["POTCAR"])
+    if input_set == "GPAWStatic":
+        return _GPAW_SETUPS
+    # Quantum ESPRESSO's are the user's own: whether one is there is seen when it runs.
+    return frozenset(Element.from_Z(z).symbol for z in range(1, MAX_ATOMIC_NUMBER + 1))
 
 
 def folder_name(crystal_id: str) -> str:
@@ -61,8 +82,8 @@ def folder_name(crystal_id: str) -> str:
     return f"{safe}-{hashlib.sha256(crystal_id.encode()).hexdigest()[:12]}"
 
 
-def write_folder(crystal: Crystal, input_set: str, folder: Path) -> InputFolder:
-    """Write INCAR, KPOINTS, POSCAR and POTCAR.spec, or POTCAR where pymatgen has them.
+def write_folder(crystal: Crystal, section: DftInputs, folder: Path) -> InputFolder:
+    """Write the inputs of one calculation.
 
     A folder with the same inputs is left as it is, with whatever results it holds.
 
@@ -70,17 +91,18 @@ def write_folder(crystal: Crystal, input_set: str, folder: Path) -> InputFolder:
         FlowllmError: pymatgen is configured with pseudopotentials and one is missing, or the folder
             is there with other inputs and with files that are not ours.
     """
-    spec_only = not SETTINGS.get("PMG_VASP_PSP_DIR")
+    structure = crystal.to_structure()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        inputs = INPUT_SETS[input_set](crystal.to_structure())
-        inputs.write_input(str(temporary), potcar_spec=spec_only)
-        written = InputFolder(
-            potcar_symbols=list(inputs.potcar_symbols),
-            structure_hash=hashlib.sha256((temporary / "POSCAR").read_bytes()).hexdigest(),
-        )
+        if section.input_set == "GPAWStatic":
+            pseudopotentials = _write_gpaw(structure, section, temporary)
+        elif section.input_set == "EspressoRelax":
+            pseudopotentials = _write_espresso(structure, section, temporary)
+        else:
+            pseudopotentials = _write_vasp(structure, section, temporary)
         temporary.chmod(0o755)
+        structure_hash = hashlib.sha256(Poscar(structure).get_str().encode()).hexdigest()
         _put_in_place(temporary, folder)
     except FileNotFoundError as error:
         raise FlowllmError(
@@ -88,7 +110,64 @@ def write_folder(crystal: Crystal, input_set: str, folder: Path) -> InputFolder:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return written
+    return InputFolder(pseudopotentials, structure_hash)
+
+
+def _write_vasp(structure: Structure, section: DftInputs, folder: Path) -> list[str]:
+    """INCAR, KPOINTS, POSCAR, and POTCAR.spec, or POTCAR where pymatgen has them."""
+    inputs = VASP_SETS[section.input_set](structure)
+    inputs.write_input(str(folder), potcar_spec=not SETTINGS.get("PMG_VASP_PSP_DIR"))
+    return list(inputs.potcar_symbols)
+
+
+def _write_gpaw(structure: Structure, section: DftInputs, folder: Path) -> list[str]:
+    """What `gpaw_static.py` reads."""
+    calculation = {
+        "atomic_numbers": list(structure.atomic_numbers),
+        "cell": structure.lattice.matrix.tolist(),
+        "frac_coords": structure.frac_coords.tolist(),
+        "magnetic_moments": _magnetic_moments(structure),
+        "cutoff_ev": section.plane_wave_cutoff,
+        "kpoints": _kpoints(structure, section),
+        "xc": "PBE",
+    }
+    (folder / GPAW_INPUT).write_text(json.dumps(calculation, indent=1, sort_keys=True) + "\n")
+    return [f"{element.symbol}.PBE" for element in structure.elements]
+
+
+def _write_espresso(structure: Structure, section: DftInputs, folder: Path) -> list[str]:
+    """pw.in, a variable-cell relaxation; the pseudopotentials are looked for as {symbol}.UPF."""
+    names = {element.symbol: f"{element.symbol}.UPF" for element in structure.elements}
+    cutoff = section.plane_wave_cutoff / _EV_PER_RYDBERG
+    inputs = PWInput(
+        structure,
+        pseudo=names,
+        control={"calculation": "vc-relax", "pseudo_dir": "../../pseudopotentials"},
+        # Ultrasoft pseudopotentials need the density up to eight times the cutoff.
+        system={
+            "ecutwfc": round(cutoff, 3),
+            "ecutrho": round(8 * cutoff, 3),
+            "occupations": "smearing",
+            "smearing": "mv",
+            "degauss": 0.01,
+        },
+        electrons={"conv_thr": 1e-8},
+        kpoints_grid=_kpoints(structure, section),
+    )
+    inputs.write_file(str(folder / "pw.in"))
+    return list(names.values())
+
+
+def _kpoints(structure: Structure, section: DftInputs) -> list[int]:
+    """Mesh of a density of k-points in reciprocal space, as the Materials Project's sets choose."""
+    mesh = Kpoints.automatic_density_by_vol(structure, section.kpoint_density)
+    return [int(number) for number in mesh.kpts[0]]
+
+
+def _magnetic_moments(structure: Structure) -> list[float]:
+    """Initial moments by element as in MPRelaxSet, in Bohr magnetons."""
+    moments = MPRelaxSet.CONFIG["INCAR"]["MAGMOM"]
+    return [float(moments.get(site.specie.symbol, 0.6)) for site in structure]
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:

@@ -1,6 +1,8 @@
-"""Energies and crystals from finished VASP runs, corrected as the Materials Project corrects."""
+"""Energies and crystals from finished DFT runs, corrected as the Materials Project corrects."""
 
 import gzip
+import json
+import math
 import re
 import warnings
 import zlib
@@ -15,6 +17,9 @@ from pymatgen.io.vasp.outputs import Vasprun
 
 CorrectionScheme = Literal["MP2020", "MP2020_plus_u_only", "none"]
 StrictAnions = Literal["require_bound", "require_exact", "no_check"]
+
+GPAW_OUTPUT = "gpaw_result.json"
+"""Written by `gpaw_static.py`."""
 
 _LEG = re.compile(r"vasprun\.xml\.relax(\d+)(?:\.gz)?")
 
@@ -38,12 +43,12 @@ class RunProblem(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class DftRun:
-    """One finished VASP run.
+    """One finished run.
 
     Attributes:
         structure: the last structure.
         energy: eV of the cell, uncorrected.
-        run_type: GGA or GGA+U.
+        run_type: GGA or GGA+U, by VASP; or GPAW.
         parameters: what the correction scheme needs to know of the run.
         converged_electronic: the last electronic loop reached its threshold.
         converged_ionic: the relaxation reached its threshold, or there was none to do.
@@ -60,12 +65,14 @@ class DftRun:
 
 
 def find_output(folder: Path) -> Path | None:
-    """The run's last vasprun.xml, plain or gzipped; None where there is none.
+    """The run's result; None where there is none.
+
+    For VASP the last vasprun.xml, plain or gzipped.
 
     A run in two legs (custodian's double relaxation) leaves vasprun.xml.relax1 and .relax2; without
     a plain vasprun.xml the last leg counts.
     """
-    for name in ("vasprun.xml", "vasprun.xml.gz"):
+    for name in (GPAW_OUTPUT, "vasprun.xml", "vasprun.xml.gz"):
         if (folder / name).exists():
             return folder / name
     legs = {path: _LEG.fullmatch(path.name) for path in folder.glob("vasprun.xml.relax*")}
@@ -74,12 +81,30 @@ def find_output(folder: Path) -> Path | None:
 
 
 def read_run(path: Path) -> DftRun:
-    """Read a vasprun.xml.
+    """Read a result that `find_output` found.
 
     Raises:
-        RunProblem: it is cut short (`unfinished`), not a vasprun (`unreadable`), or another
-            functional's than the input sets ask for (`wrong_functional`).
+        RunProblem: it is cut short (`unfinished`), not what its name says (`unreadable`), or
+            another functional's than the input sets ask for (`wrong_functional`).
     """
+    return _read_gpaw(path) if path.name == GPAW_OUTPUT else _read_vasp(path)
+
+
+def _read_gpaw(path: Path) -> DftRun:
+    try:
+        result = json.loads(path.read_text())
+        structure = Structure(result["cell"], result["atomic_numbers"], result["frac_coords"])
+        energy = float(result["energy"])
+        converged = bool(result["converged"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunProblem("unreadable", f"{path.name}: {type(error).__name__}: {error}") from error
+    if not math.isfinite(energy):
+        raise RunProblem("unreadable", f"{path.name}: energy {energy}")
+    return DftRun(structure, energy, "GPAW", {}, converged, converged, 1)
+
+
+def _read_vasp(path: Path) -> DftRun:
+    """Read a vasprun.xml."""
     _check_finished(path)
     try:
         with warnings.catch_warnings():
@@ -144,6 +169,11 @@ def _run_of(vasprun: Vasprun) -> DftRun:
     )
 
 
+def scheme_of(run: DftRun, scheme: CorrectionScheme) -> str:
+    """The correction scheme of a run: the given one, or GPAW's, which has no corrections."""
+    return "GPAW" if run.run_type == "GPAW" else scheme
+
+
 def corrected_energy(run: DftRun, scheme: CorrectionScheme, strict_anions: StrictAnions) -> float:
     """Energy of the cell in eV with the scheme's correction.
 
@@ -154,7 +184,9 @@ def corrected_energy(run: DftRun, scheme: CorrectionScheme, strict_anions: Stric
     Raises:
         RunProblem: the scheme has no correction for the run (`no_correction`).
     """
-    if scheme == "none" or (scheme == "MP2020_plus_u_only" and run.run_type != "GGA+U"):
+    if run.run_type == "GPAW" or scheme == "none":
+        return run.energy
+    if scheme == "MP2020_plus_u_only" and run.run_type != "GGA+U":
         return run.energy
     entry = ComputedStructureEntry(run.structure, run.energy, parameters=run.parameters)
     compatibility = MaterialsProject2020Compatibility(

@@ -115,6 +115,8 @@ def _fractions(amounts: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 
 def dft_label(correction_scheme: str) -> str:
     """What corrected DFT energies are called: energies with one label are on one scale."""
+    if correction_scheme == "GPAW":
+        return "DFT by GPAW"
     return f"DFT, correction {correction_scheme}"
 
 

@@ -9,7 +9,14 @@ from pymatgen.core import Composition
 from flowllm import tables
 from flowllm.config import DftCollect, StageSettings
 from flowllm.crystal import Crystal
-from flowllm.dft.results import RunProblem, corrected_energy, find_output, read_run
+from flowllm.dft.results import (
+    GPAW_OUTPUT,
+    RunProblem,
+    corrected_energy,
+    find_output,
+    read_run,
+    scheme_of,
+)
 from flowllm.runlog import Progress, log, stage_run
 
 Row = Mapping[str, Any]
@@ -53,9 +60,10 @@ def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
 
 
 def _foreign_folders(root: Path, entries: Sequence[Row]) -> list[str]:
-    """Folders with a VASP output or input below `root` that no row names, relative to it."""
+    """Folders with an output or input below `root` that no row names, relative to it."""
     known = {entry["path"] for entry in entries if entry["path"]}
-    found = {path.parent for name in ("POSCAR", "vasprun.xml*") for path in root.rglob(name)}
+    names = ("POSCAR", "vasprun.xml*", GPAW_OUTPUT)
+    found = {path.parent for name in names for path in root.rglob(name)}
     return sorted({path.relative_to(root).as_posix() for path in found} - known)
 
 
@@ -74,7 +82,7 @@ def _read(folder: Path, formula: str, section: DftCollect) -> dict[str, Any]:
     """Columns of a run that can be read; status not_converged where it is not."""
     output = find_output(folder)
     if output is None:
-        raise RunProblem("missing", "no vasprun.xml in the folder")
+        raise RunProblem("missing", "no result in the folder")
     found = read_run(output)
     if found.structure.composition != Composition(formula):
         raise RunProblem(
@@ -96,7 +104,7 @@ def _read(folder: Path, formula: str, section: DftCollect) -> dict[str, Any]:
     return columns | {
         **tables.crystal_columns(Crystal.from_structure(found.structure)),
         "corrected_energy_per_atom": energy / num_atoms,
-        "correction_scheme": section.correction_scheme,
+        "correction_scheme": scheme_of(found, section.correction_scheme),
         "status": "ok",
         "error": None,
     }

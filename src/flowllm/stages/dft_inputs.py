@@ -8,7 +8,7 @@ from typing import Any
 
 from pymatgen.core import Composition
 
-from flowllm import seeds, tables
+from flowllm import dft, seeds, tables
 from flowllm.config import DftInputs, StageSettings
 from flowllm.dft.inputs import (
     folder_name,
@@ -46,7 +46,7 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
             directory = f"{number // section.folders_per_directory:05d}"
             path = Path(directory) / folder_name(rows[place]["id"])
             crystal = tables.crystal_of(rows[place])
-            written = write_folder(crystal, section.input_set, out.parent / path)
+            written = write_folder(crystal, section, out.parent / path)
             manifest[place] |= {
                 "path": path.as_posix(),
                 "input_set": section.input_set,
@@ -58,8 +58,17 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
         for place in set(range(len(rows))) - set(chosen):
             if manifest[place]["status"] == "ok":
                 manifest[place] |= _why_not(distances[rows[place]["id"]], section)
+        _write_scripts(out.parent, manifest)
         tables.write_table(out, manifest, tables.DFT_MANIFEST, run.metadata())
         run.count(rows_in=len(rows), rows_out=len(chosen), rows_failed=0, **_counts(manifest))
+
+
+def _write_scripts(folder: Path, manifest: Sequence[Row]) -> None:
+    """The folders' names one a line, and the scripts that run them on a cluster."""
+    paths = [row["path"] for row in manifest if row.get("path")]
+    tables.write_text(folder / "folders.txt", "".join(f"{path}\n" for path in paths))
+    for name in ("job_array.sh", "gpaw_static.py"):
+        tables.write_text(folder / name, (Path(dft.__file__).parent / name).read_text())
 
 
 def _distances(stability: Path, rows: Sequence[Row]) -> dict[str, float | None]:
@@ -82,7 +91,7 @@ def _first_row(row: Row, section: DftInputs) -> dict[str, Any]:
     if row["status"] == "ok":
         missing = missing_pseudopotentials(tables.crystal_of(row), section.input_set)
         if missing:
-            detail = f"{section.input_set} has no POTCAR for {', '.join(missing)}"
+            detail = f"{section.input_set} has no pseudopotential for {', '.join(missing)}"
             first |= {"status": "no_pseudopotential", "error": detail}
     return first
 

@@ -1,0 +1,47 @@
+"""Compute one crystal's energy with GPAW: `python3 gpaw_static.py FOLDER`.
+
+It stands alone, so that any Python with GPAW and ASE runs it (Debian: packages gpaw, gpaw-data),
+also under MPI (`mpirun gpaw python gpaw_static.py FOLDER`). It reads FOLDER/gpaw.json, which
+dft_inputs wrote, and writes FOLDER/gpaw_result.json, which dft_collect reads.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main(folder: Path) -> None:
+    """Run one self-consistent calculation at the given geometry."""
+    from ase import Atoms
+    from gpaw import GPAW, PW, FermiDirac, KohnShamConvergenceError, __version__
+
+    given = json.loads((folder / "gpaw.json").read_text())
+    moments = given["magnetic_moments"]
+    atoms = Atoms(
+        numbers=given["atomic_numbers"],
+        cell=given["cell"],
+        scaled_positions=given["frac_coords"],
+        magmoms=moments if max(moments) > 1 else None,  # else not spin-polarised
+        pbc=True,
+    )
+    atoms.calc = GPAW(
+        mode=PW(given["cutoff_ev"]),
+        xc=given["xc"],
+        kpts={"size": given["kpoints"], "gamma": True},
+        occupations=FermiDirac(0.05),
+        txt=str(folder / "gpaw.txt"),
+    )
+    try:
+        energy, converged = atoms.get_potential_energy(), True
+    except KohnShamConvergenceError:
+        energy, converged = 0.0, False
+    result = {name: given[name] for name in ("atomic_numbers", "cell", "frac_coords", "xc")}
+    result.update(energy=float(energy), converged=converged, version=__version__)
+    if atoms.calc.wfs.world.rank == 0:
+        temporary = folder / ".gpaw_result.json.tmp"
+        temporary.write_text(json.dumps(result, indent=1))
+        temporary.replace(folder / "gpaw_result.json")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
