@@ -333,6 +333,23 @@ def report(
     stage.run(given, metrics=metrics, run_dir=run_dir, out=out)
 
 
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A Parquet file of the pipeline.")],
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to show.")] = 3,
+    cif: Annotated[
+        str | None, typer.Option("--cif", help="Print this id's crystal as CIF.")
+    ] = None,
+) -> None:
+    """Show a file's schema, origin, counts and a few rows, or one of its crystals as CIF."""
+    from flowllm.inspection import cif_of, describe
+
+    if cif is not None:
+        typer.echo(cif_of(file, cif), nl=False)
+    else:
+        typer.echo("\n".join(describe(file, rows)))
+
+
 def main() -> None:
     """Run the command; what the user can mend is printed without a traceback."""
     try:
