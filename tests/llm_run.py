@@ -6,7 +6,9 @@ from typing import Any
 from crystals import caesium_chloride, fcc, perovskite, rocksalt
 from flowllm.config import StageSettings, check_config, load_config, merge
 from flowllm.crystal import Crystal
+from flowllm.stages import finetune_llm, merge_adapter
 from flowllm.tables import CRYSTALS, crystal_columns, write_table
+from tiny_llm import write_tiny_llm
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "demo.yaml"]
@@ -62,3 +64,14 @@ def crystal_table(path: Path, crystals: list[Crystal]) -> Path:
     ]
     write_table(path, rows, CRYSTALS, {})
     return path
+
+
+def merged_model(folder: Path) -> dict[str, Path]:
+    """Fine-tune and merge a tiny model; returns the paths of `base`, `train` and `model`."""
+    base = write_tiny_llm(folder / "base")
+    train = crystal_table(folder / "train.parquet", small_crystals())
+    settings = settings_for("finetune_llm", base)
+    finetune_llm.run(settings, train=train, val=train, out=folder / "adapter")
+    settings = settings_for("merge_adapter", base)
+    merge_adapter.run(settings, adapter=folder / "adapter", out=folder / "model")
+    return {"base": base, "train": train, "model": folder / "model"}

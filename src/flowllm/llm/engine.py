@@ -96,19 +96,18 @@ class VllmEngine:
 
             from flowllm.llm.nucleus import NucleusProcessor
 
-        options = {} if gpus else _cpu_options(model, max_model_len)
+            self._llm = LLM(
+                model=str(model),
+                tensor_parallel_size=max(1, gpus),
+                max_model_len=max_model_len,
+                enable_prefix_caching=True,
+                logits_processors=[NucleusProcessor],
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                seed=0,
+                **({} if gpus else _cpu_options(model, max_model_len)),
+            )
         self._sampling = sampling
-        self._llm = LLM(
-            model=str(model),
-            tensor_parallel_size=max(1, gpus),
-            max_model_len=max_model_len,
-            enable_prefix_caching=True,
-            logits_processors=[NucleusProcessor],
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            seed=0,
-            **options,
-        )
 
     def generate(self, requests: Sequence[Request]) -> list[Draft]:
         """Write all texts, in the order of the requests."""
@@ -122,6 +121,11 @@ class VllmEngine:
             Draft(tuple(completion.token_ids), completion.finish_reason == "length")
             for completion in completions
         ]
+
+    def close(self) -> None:
+        """Give back memory and process groups; a process holds one engine at a time."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
 
     def _params(self, request: Request) -> "SamplingParams":
         from vllm import SamplingParams

@@ -22,6 +22,10 @@ class Engine(Protocol):
         """Write all texts, in the order of the requests."""
         ...
 
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
 
 @dataclass(frozen=True)
 class Task:
@@ -73,7 +77,7 @@ class Speed:
 
 
 class Sampler:
-    """Draws crystals with one engine.
+    """Draws crystals with one engine; as a context manager it closes the engine at the end.
 
     Attributes:
         speed: drafts, tokens and seconds so far.
@@ -99,6 +103,13 @@ class Sampler:
         self._max_atoms, self._max_attempts = max_atoms, max_attempts
         self._engine: Engine | None = None
         self.speed = Speed()
+
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._engine is not None:
+            self._engine.close()
 
     def draw(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Draw all tasks, in rounds: each round draws again what the one before rejected."""

@@ -64,7 +64,8 @@ def run(
                 for number, outcome in zip(numbers, outcomes, strict=True)
             ]
 
-        table = write_in_parts(out, run, BASE, count, section.chunk_size, make_rows)
+        with sampler:
+            table = write_in_parts(out, run, BASE, count, section.chunk_size, make_rows)
         columns = ["status", "attempts", "rejections"]
         run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
 

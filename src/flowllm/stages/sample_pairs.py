@@ -86,7 +86,8 @@ def run(
                 for i, outcome in zip(items, outcomes, strict=True)
             ]
 
-        table = write_in_parts(out, run, PAIRS, count, section.chunk_size, make_rows)
+        with sampler:
+            table = write_in_parts(out, run, PAIRS, count, section.chunk_size, make_rows)
         columns = ["status", "attempts", "rejections"]
         run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
 

@@ -1,0 +1,73 @@
+"""Sampling of unconditional crystals with real vLLM on a tiny model, killed and resumed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flowllm.stages import sample_base
+from flowllm.tables import BASE, crystal_of, read_table
+from llm_run import merged_model, settings_for
+
+BASE_NAME = "tau0.7-p0.9"
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> dict[str, Path]:
+    return merged_model(tmp_path_factory.mktemp("base"))
+
+
+def settings(paths):
+    changes = {"structured": True, "chunk_size": 2}
+    return settings_for("sample_base", paths["base"], row=BASE_NAME, sample_base=changes)
+
+
+def run(paths, out: Path, start: int = 0, count: int = COUNT) -> Path:
+    sample_base.run(
+        settings(paths), model=paths["model"], start=start, count=count, out=out, gpus=0
+    )
+    return out
+
+
+def test_every_crystal_is_within_what_was_trained(paths, tmp_path):
+    out = run(paths, tmp_path / "shard.parquet", start=10)
+    rows = read_table(out, BASE).to_pylist()
+    assert [row["id"] for row in rows] == [f"{BASE_NAME}-{i:06d}" for i in range(10, 10 + COUNT)]
+    for row in rows:
+        crystal = crystal_of(row)
+        assert row["status"] == "ok"
+        assert row["formula"] == crystal.formula
+        assert 1 <= crystal.num_atoms <= 5
+        assert set(crystal.atomic_numbers.tolist()) <= {8, 11, 17, 22, 29, 38, 55}
+        assert ((crystal.angles >= 60) & (crystal.angles <= 120)).all()
+        assert "formula" not in row["prompt"]
+    assert len({row["text"] for row in rows}) == COUNT
+
+
+def test_a_killed_shard_ends_as_an_undisturbed_one(paths, tmp_path):
+    given = settings(paths)
+    values = {"seed": given.seed, "version": given.version, **given.values}
+    killed = tmp_path / "killed" / "shard.parquet"
+    command = [sys.executable, "-m", "flowllm", "sample_base", "--settings", json.dumps(values)]
+    command += ["--model", str(paths["model"]), "--out", str(killed)]
+    command += ["--start", "0", "--count", str(COUNT)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    partial = killed.with_name(f".{killed.name}.partial")
+    try:
+        end = time.monotonic() + 300
+        while not any(partial.glob("part-*.parquet")) and process.poll() is None:
+            assert time.monotonic() < end, "no part was written"
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not killed.exists()
+    assert any(partial.glob("part-*.parquet"))
+    run(paths, killed)
+    whole = run(paths, tmp_path / "whole" / "shard.parquet")
+    assert killed.read_bytes() == whole.read_bytes()

@@ -1,0 +1,142 @@
+"""Rounds of drafts and their judgement, with an engine that writes given texts."""
+
+from collections.abc import Callable, Sequence
+
+from crystals import caesium_chloride, rocksalt
+from flowllm.config import Prompts
+from flowllm.llm.engine import Draft, Request
+from flowllm.llm.pairing import by_species
+from flowllm.llm.prompts import PromptTokens
+from flowllm.llm.sampling import Sampler, Speed, Task, sample_columns, sampling_counts
+from flowllm.llm.text import composition_of, encode
+from tiny_llm import make_tokenizer
+
+PROMPTS = PromptTokens(
+    Prompts(
+        introduction="A crystal.",
+        formula="Formula {formula}.",
+        instruction="Write it:",
+        formula_style="cell",
+    ),
+    make_tokenizer(),
+)
+SALT, CAESIUM = encode(rocksalt()), encode(caesium_chloride())
+
+
+class Typist:
+    """An engine that writes what it is told to, and remembers what it was asked."""
+
+    def __init__(self, write: Callable[[Request], str]) -> None:
+        self.write = write
+        self.rounds: list[list[Request]] = []
+        self.closed = False
+
+    def generate(self, requests: Sequence[Request]) -> list[Draft]:
+        self.rounds.append(list(requests))
+        return [Draft(PROMPTS.answer(self.write(request)), truncated=False) for request in requests]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def sampler(typist: Typist, max_attempts: int = 3) -> Sampler:
+    return Sampler(lambda: typist, PROMPTS, max_atoms=4, max_attempts=max_attempts)
+
+
+def salt_task(seed: int, regex: str | None = None) -> Task:
+    composition = composition_of(rocksalt().atomic_numbers)
+    return Task("Na1Cl1", composition, regex, lambda attempt: 100 * seed + attempt)
+
+
+def test_only_what_was_rejected_is_drawn_again_with_the_next_seed():
+    # Draw 1 succeeds at its third attempt, draw 2 never, the others at once.
+    bad = {100, 101, 200, 201, 202}
+    typist = Typist(lambda request: CAESIUM if request.seed in bad else SALT)
+    outcomes = sampler(typist).draw([salt_task(seed) for seed in range(4)])
+    assert [[r.seed for r in requests] for requests in typist.rounds] == [
+        [0, 100, 200, 300],
+        [101, 201],
+        [102, 202],
+    ]
+    assert [outcome.attempts for outcome in outcomes] == [1, 3, 3, 1]
+    assert [outcome.crystal is not None for outcome in outcomes] == [True, True, False, True]
+    reasons = [rejection.reason for rejection in outcomes[1].rejections]
+    assert reasons == ["formula_mismatch", "formula_mismatch"]
+    answer = len(PROMPTS.answer(SALT))
+    assert outcomes[0].num_tokens == answer
+    assert outcomes[1].num_tokens == answer + 2 * len(PROMPTS.answer(CAESIUM))
+    assert outcomes[0].text == SALT
+    assert outcomes[2].text == CAESIUM
+
+
+def test_prompts_and_expressions_reach_the_engine():
+    typist = Typist(lambda _: SALT)
+    sampler(typist).draw([salt_task(0, regex="x+"), Task(None, None, None, lambda _: 7)])
+    first, second = typist.rounds[0]
+    assert first == Request(PROMPTS.prompt("Na1Cl1"), 0, "x+")
+    assert second == Request(PROMPTS.prompt(None), 7, None)
+
+
+def test_a_truncated_draft_is_rejected():
+    class Cut(Typist):
+        def generate(self, requests):
+            return [
+                Draft(draft.tokens[:-1], truncated=True) for draft in super().generate(requests)
+            ]
+
+    outcome = sampler(Cut(lambda _: SALT), 1).draw([salt_task(0)])[0]
+    assert outcome.crystal is None
+    assert [rejection.reason for rejection in outcome.rejections] == ["truncated"]
+
+
+def test_the_engine_starts_when_needed_and_is_closed():
+    started = []
+
+    def start() -> Typist:
+        started.append(Typist(lambda _: SALT))
+        return started[-1]
+
+    with Sampler(start, PROMPTS, max_atoms=2, max_attempts=1) as idle:
+        pass
+    assert idle.speed == Speed()
+    assert started == []
+    with Sampler(start, PROMPTS, max_atoms=2, max_attempts=1) as busy:
+        busy.draw([salt_task(0)])
+        busy.draw([salt_task(1)])
+    assert len(started) == 1
+    assert started[0].closed
+    assert busy.speed.drafts == 2
+    assert busy.speed.tokens == 2 * len(PROMPTS.answer(SALT))
+
+
+def test_columns_and_counts():
+    typist = Typist(lambda request: SALT if request.seed in (0, 101) else "5.0 x")
+    drawn = sampler(typist)
+    outcomes = drawn.draw([salt_task(seed) for seed in range(3)])
+    rows = [sample_columns(outcome, "prompt") for outcome in outcomes]
+    assert [row["status"] for row in rows] == ["ok", "ok", "exhausted"]
+    assert [row["rejections"] for row in rows] == [[], ["wrong_count"], ["wrong_count"] * 3]
+    assert rows[0]["error"] is rows[1]["error"] is None
+    assert rows[2]["error"].startswith("3 drafts, the last wrong_count: 1 lines")
+    counts = sampling_counts(rows, drawn.speed)
+    assert counts["rows_in"] == 3
+    assert counts["rows_out"] == 2
+    assert counts["rows_failed"] == 1
+    assert counts["drafts"] == 6
+    assert counts["acceptance"] == round(2 / 6, 4)
+    assert counts["rejections"] == {"wrong_count": 4}
+    assert counts["generated_tokens"] == sum(row["num_tokens"] for row in rows)
+
+
+def test_by_species_sorts_atoms_and_keeps_the_order_within_an_element():
+    crystal = rocksalt()
+    reversed_crystal = type(crystal)(
+        crystal.atomic_numbers[[1, 0, 1, 0]],
+        crystal.frac_coords[[0, 0, 1, 1]],
+        crystal.lengths,
+        crystal.angles,
+    )
+    ordered = by_species(reversed_crystal)
+    assert ordered.atomic_numbers.tolist() == [11, 11, 17, 17]
+    assert ordered.frac_coords[:, 0].tolist() == [0.0, 0.5, 0.0, 0.5]
+    assert by_species(crystal).atomic_numbers.tolist() == [11, 17]
