@@ -64,9 +64,10 @@ def _origin(path: Path) -> Iterator[str]:
     if not metadata:
         yield "  no metadata of FlowLLM in it"
         return
+    said = {name: metadata.get(name, "?") for name in ("stage", "package_version", "seed")}
     yield (
-        f"  made by {metadata.get('stage', '?')}, "
-        f"flowllm {metadata.get('package_version', '?')}, seed {metadata.get('seed', '?')}, schema {metadata['schema_version']}"
+        f"  made by {said['stage']}, flowllm {said['package_version']}, seed {said['seed']}, "
+        f"schema {metadata['schema_version']}"
     )
     yield f"  settings {json.dumps(metadata.get('settings', {}), sort_keys=True)}"
     for role, digest in metadata.get("inputs", {}).items():
