@@ -6,6 +6,7 @@ imports happen inside the stage that needs them.
 """
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -348,6 +349,28 @@ def inspect(
         typer.echo(cif_of(file, cif), nl=False)
     else:
         typer.echo("\n".join(describe(file, rows)))
+
+
+class ExportFormat(StrEnum):
+    """Formats of `flowllm export`."""
+
+    cif = "cif"
+    csv = "csv"
+    extxyz = "extxyz"
+
+
+@app.command()
+def export(
+    files: Annotated[list[Path], typer.Argument(help="Tables of crystals, e.g. relaxed shards.")],
+    out: Out,
+    form: Annotated[ExportFormat, typer.Option("--format", help="Of --out; cif: a new folder.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many crystals.")] = None,
+) -> None:
+    """Write crystals as a CIF folder, CSV or extended XYZ, e.g. for LeMat-GenBench."""
+    from flowllm.export import export as write
+
+    setup_logging(None)
+    write(files, out, form.value, limit)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from flowllm.tables import crystal_of, read_metadata
 COUNTED_VALUES = 12
 """Distinct values up to which a text or yes-or-no column is counted."""
 
-_CRYSTAL_COLUMNS = ("atomic_numbers", "frac_coords", "lengths", "angles")
+CRYSTAL_COLUMNS = ("atomic_numbers", "frac_coords", "lengths", "angles")
 
 
 def read(path: Path) -> pa.Table:
@@ -110,7 +110,7 @@ def _row(row: dict[str, Any]) -> Iterator[str]:
         angles = " ".join(f"{value:.2f}" for value in crystal.angles)
         yield f"    crystal: {crystal.formula}, {lengths} angstrom, {angles} degrees"
     for name, value in row.items():
-        if value is not None and name not in ("id", *_CRYSTAL_COLUMNS):
+        if value is not None and name not in ("id", *CRYSTAL_COLUMNS):
             yield f"    {name}: {_short(value)}"
 
 
@@ -126,7 +126,7 @@ def cif_of(path: Path, name: str) -> str:
         FlowllmError: the file has no crystals, no row of this id, or no crystal in that row.
     """
     table = read(path)
-    if not {"id", *_CRYSTAL_COLUMNS} <= set(table.column_names):
+    if not {"id", *CRYSTAL_COLUMNS} <= set(table.column_names):
         raise FlowllmError(f"{path}: holds no crystals")
     row = next((row for row in table.to_pylist() if row["id"] == name), None)
     if row is None:
