@@ -85,12 +85,8 @@ class ReferenceNetwork(nn.Module):
 
     def sinusoids(self, displacement):
         """Equation 16 for k = 1 ... K, one direction of the cell after the other."""
-        phases = [
-            2 * math.pi * k * displacement[:, d]
-            for d in range(3)
-            for k in range(1, self.frequencies + 1)
-        ]
-        phases = torch.stack(phases, dim=1)
+        k = torch.arange(1, self.frequencies + 1, dtype=displacement.dtype)
+        phases = torch.cat([2 * math.pi * k * displacement[:, d : d + 1] for d in range(3)], dim=1)
         return torch.sin(phases), torch.cos(phases)
 
 
@@ -98,10 +94,11 @@ def all_edges(num_atoms):
     """Every ordered pair of different atoms of one crystal."""
     edges, offset = [], 0
     for n in num_atoms:
-        atoms = range(offset, offset + n)
-        edges += [(i, j) for i in atoms for j in atoms if i != j]
+        atoms = torch.arange(offset, offset + n)
+        edges.append(torch.cartesian_prod(atoms, atoms).reshape(-1, 2))
         offset += n
-    edges = torch.tensor(edges, dtype=torch.long).reshape(-1, 2)
+    edges = torch.cat(edges)
+    edges = edges[edges[:, 0] != edges[:, 1]]
     return edges[:, 0], edges[:, 1]
 
 

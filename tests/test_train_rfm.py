@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from flow_pairs import prototypes, write_pairs
+from flow_pairs import BOUNDS, prototypes, write_pairs
 from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
+from flowllm.rfm.model import build_field
 from flowllm.rfm.pairs import PREPARED
 from flowllm.rfm.train import make_fabric, train
 from flowllm.stages import train_rfm
@@ -120,6 +122,27 @@ def test_killed_and_resumed_gives_the_same_weights(config_path, shards, tmp_path
         for path in (tmp_path / "whole/training_curve.csv", tmp_path / "cut/training_curve.csv")
     ]
     assert untimed[0] == untimed[1]
+
+
+def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
+    """The batch is shared out, the gradients are averaged: the same but for the sums' rounding."""
+    settings = small_settings(config_path, max_steps=6, batch_size=6, learning_rate=1e-3)
+    section = settings.train_rfm
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, section)
+    scales = standardization_of(pairs)
+    fabric = make_fabric(section)
+    alone = train(section, settings.seed, pairs, pairs, scales, tmp_path / "alone.pt", fabric)
+    values = {"seed": settings.seed, "version": settings.version, **settings.values}
+    script = Path(__file__).with_name("two_processes.py")
+    words = [sys.executable, str(script), str(tmp_path), json.dumps(values), str(tmp_path / "two")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(words, check=True, env=env)
+    together = load_file(tmp_path / "two")
+    for name, value in alone.weights.items():
+        torch.testing.assert_close(together[name], value, atol=1e-5, rtol=1e-4)
+    start = build_field(alone.field.network.size, BOUNDS, scales, seed=1).state_dict()
+    moved = [(value - start[name]).abs().max() for name, value in alone.weights.items()]
+    assert max(moved) > 1e-3
 
 
 def test_no_usable_pair_says_so(config_path, tmp_path):

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowllm.config import TrainRfm
 from flowllm.device import pick_device
@@ -75,11 +75,13 @@ def learning_rate(step: int, num_steps: int, settings: TrainRfm) -> float:
     return low + (high - low) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
 
-def average_weights(average: nn.Module, current: nn.Module, step: int, decay: float) -> None:
+def average_weights(
+    average: Iterable[Tensor], current: Iterable[Tensor], step: int, decay: float
+) -> None:
     """Move averaged weights towards the current ones; decay min(decay, (1 + n) / (10 + n))."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
-        for kept, new in zip(average.parameters(), current.parameters(), strict=True):
+        for kept, new in zip(average, current, strict=True):
             kept.lerp_(new, weight)
 
 
@@ -114,7 +116,10 @@ def train(
     field = build_field(size, settings.angle_bounds, standardization, weight_seed)
     average = deepcopy(field).requires_grad_(False).to(fabric.device)
     optimizer = torch.optim.AdamW(
-        field.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        field.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     loss_module, optimizer = fabric.setup(FlowLoss(field), optimizer)
     steps_per_epoch = batches_per_epoch(pairs.num_atoms, settings.batch_size)
@@ -171,7 +176,7 @@ def train(
             fabric.backward(loss / sum(weights))
             fabric.clip_gradients(loss_module, optimizer, clip_val=settings.clip_value)
             optimizer.step()
-            average_weights(average, field, step, settings.ema_decay)
+            average_weights(average.parameters(), field.parameters(), step, settings.ema_decay)
             sums += torch.cat([errors.detach().double(), sums.new_ones(1)])
         else:
             state["skipped"] += 1

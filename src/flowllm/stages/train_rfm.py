@@ -1,5 +1,6 @@
 """Train the velocity field of Riemannian flow matching on sampled pairs (paper, section 4.2)."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -37,6 +38,10 @@ def run(
         FlowllmError: a split holds no pair that can be used, or training diverges.
     """
     section: TrainRfm = settings.train_rfm
+    fabric = make_fabric(section)
+    fabric.launch()
+    if not fabric.is_global_zero:  # every process runs all that follows; one of them tells of it
+        log.setLevel(logging.WARNING)
     with stage_run(
         "train_rfm",
         version=settings.version,
@@ -45,24 +50,23 @@ def run(
         inputs={"pairs": pairs, "val_pairs": val_pairs},
         output=out,
     ) as run:
-        folder = partial_folder(out, run)
-        train_set, train_counts = prepare_split("train", pairs, folder, section)
-        val_set, val_counts = prepare_split("val", val_pairs, folder, section)
+        with fabric.rank_zero_first():
+            folder = partial_folder(out, run)
+            train_set, train_counts = prepare_split("train", pairs, folder, section)
+            val_set, val_counts = prepare_split("val", val_pairs, folder, section)
         standardization = standardization_of(train_set)
-        fabric = make_fabric(section)
+        checkpoint = folder / "checkpoint.pt"
         trained = train(
-            section,
-            settings.seed,
-            train_set,
-            val_set,
-            standardization,
-            folder / "checkpoint.pt",
-            fabric,
+            section, settings.seed, train_set, val_set, standardization, checkpoint, fabric
         )
-        counts = {"pairs": dict(train_counts), "val_pairs": dict(val_counts)}
-        description = {**trained.summary, "counts": counts, "settings": settings.values}
-        save_model(out, trained.field, trained.weights, description, trained.curve)
-        drop_partial(folder)
+        if fabric.is_global_zero:
+            counts = {"pairs": dict(train_counts), "val_pairs": dict(val_counts)}
+            description = {**trained.summary, "counts": counts, "settings": settings.values}
+            save_model(out, trained.field, trained.weights, description, trained.curve)
+        del train_set, val_set  # their files are mapped, and some file systems keep such a folder
+        fabric.barrier()
+        if fabric.is_global_zero:
+            drop_partial(folder)
         _count(run, train_counts, val_counts, trained.summary)
 
 

@@ -1,0 +1,277 @@
+"""Dense velocity network against the plain edge list: training and sampling steps in crystals/s.
+
+Both versions run on the same crystals with the same weights, in turns, in this one process:
+
+    python benchmarks/bench_network.py ../shared/data/mp_20_sample/train.csv
+
+The sizes are the paper's (14.2 million parameters, float32, batch 64). FLOPs are those of matrix
+products, counted by torch; the peak is the rate of a large float32 matrix product, measured here.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pymatgen.core import Structure
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowllm.crystal import Crystal
+from flowllm.rfm.loader import PairBatch, plan_epoch
+from flowllm.rfm.loss import squared_errors
+from flowllm.rfm.manifold import (
+    geodesic,
+    gram_matrix,
+    lattice_parameters,
+    target_velocity,
+    torus_exp,
+)
+from flowllm.rfm.model import build_field
+from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
+from flowllm.rfm.pairs import angles_within, crystal_lattice
+from flowllm.rfm.train import average_weights
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from reference_network import ReferenceNetwork
+
+BOUNDS = (59.9, 120.1)
+BATCH_SIZE = 64
+FULL_SIZE = NetworkSize(hidden_dim=512, num_layers=6, time_dim=256, num_frequencies=128)
+
+
+def read_crystals(path: Path) -> list[Crystal]:
+    """The usable crystals of a CSV file in MP-20's format."""
+    crystals = []
+    with path.open() as handle, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the CIF parser's rounding
+        for row in csv.DictReader(handle):
+            structure = Structure.from_str(row["cif"], fmt="cif").get_reduced_structure()
+            crystal = Crystal.from_structure(structure)
+            if angles_within(crystal, BOUNDS):
+                crystals.append(crystal)
+    return crystals
+
+
+def make_batches(crystals: Sequence[Crystal], max_batches: int) -> list[list[PairBatch]]:
+    """Batches as training deals them: groups of one number of atoms, few batches of several.
+
+    Args:
+        crystals: the targets; a pair's start is the same crystal, shaken.
+        max_batches: this many batches, drawn from all.
+    """
+    rng = np.random.default_rng(0)
+    plan = list(plan_epoch([np.array([c.num_atoms for c in crystals])], BATCH_SIZE, rng))
+    chosen = rng.permutation(len(plan))[:max_batches]
+    return [
+        [_pair_batch([crystals[row] for _, row in group], rng) for group in plan[index]]
+        for index in chosen
+    ]
+
+
+def _pair_batch(crystals: Sequence[Crystal], rng: np.random.Generator) -> PairBatch:
+    end = torch.tensor(np.stack([c.frac_coords for c in crystals]))
+    shaking = torch.tensor(rng.normal(0, 0.03, end.shape), dtype=torch.float32)
+    lattice = torch.tensor(np.stack([crystal_lattice(c, BOUNDS) for c in crystals]))
+    noise = torch.tensor(rng.normal(0, 0.1, lattice.shape), dtype=torch.float32)
+    elements = torch.tensor(np.stack([c.atomic_numbers for c in crystals])).long()
+    return PairBatch(elements, torus_exp(end, shaking), end, lattice + noise, lattice)
+
+
+class PlainField(torch.nn.Module):
+    """The reference network between the same scalings, on a batch joined to one graph."""
+
+    def __init__(self, field: VelocityField) -> None:
+        super().__init__()
+        self.network = ReferenceNetwork(field.network)
+        self.scales = field
+
+    def forward(self, elements, coords, num_atoms, lattice, time):
+        """Velocities of joined crystals: elements (N,), coords (N, 3), the others (B, ...)."""
+        gram = gram_matrix(*lattice_parameters(lattice, BOUNDS))
+        scaled = (lattice - self.scales.lattice_mean) / self.scales.lattice_std
+        out = self.network(elements, coords, num_atoms, scaled, gram, time)
+        lattice_velocity = self.scales.lattice_velocity_mean
+        lattice_velocity = lattice_velocity + self.scales.lattice_velocity_std * out[1]
+        return self.scales.coords_velocity_std * out[0], lattice_velocity
+
+
+class Steps:
+    """A training step and a sampling step of one version, on batches of its own form."""
+
+    def __init__(self, model: torch.nn.Module, errors: Callable, velocity: Callable) -> None:
+        self.model, self.errors, self.velocity = model, errors, velocity
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6)
+
+    def train(self, batch: list[PairBatch]) -> None:
+        """Forward, loss, backward, clip, AdamW and EMA."""
+        coords, lattice = self.errors(batch)
+        loss = 200 * coords.mean() + lattice.mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_value_(self.parameters, 0.5)
+        self.optimizer.step()
+        average_weights(self.average, self.parameters, 1000, 0.999)
+        self.optimizer.zero_grad()
+
+    def sample(self, batch: list[PairBatch]) -> None:
+        """One Euler step of every crystal."""
+        with torch.inference_mode():
+            self.velocity(batch)
+
+
+def dense_steps(field: VelocityField) -> Steps:
+    """The package's network."""
+
+    def errors(batch):
+        parts = [squared_errors(field, group, torch.rand(len(group))) for group in batch]
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    def velocity(batch):
+        for group in batch:
+            time = torch.full((len(group),), 0.5)
+            v = field(group.elements, group.start_coords, group.start_lattice, time)
+            torus_exp(group.start_coords, 0.01 * v[0])
+
+    return Steps(field, errors, velocity)
+
+
+def plain_steps(field: VelocityField) -> Steps:
+    """The edge list, all crystals of a batch in one graph."""
+    plain = PlainField(field)
+
+    def joined(batch, coords, lattices, time):
+        num_atoms = torch.cat([torch.full((len(g),), g.elements.shape[1]) for g in batch])
+        elements = torch.cat([g.elements.flatten() for g in batch])
+        flat = torch.cat([f.flatten(0, 1) for f in coords])
+        return plain(elements, flat, num_atoms, torch.cat(lattices), time), num_atoms
+
+    def errors(batch):
+        coords, lattices, targets, times = [], [], [], []
+        for group in batch:
+            start = group.start_coords, group.start_lattice
+            target = target_velocity(start[0], group.end_coords, start[1], group.end_lattice)
+            times.append(torch.rand(len(group)))
+            at = geodesic(*start, target, times[-1])
+            coords.append(at[0])
+            lattices.append(at[1])
+            targets.append(target)
+        found, num_atoms = joined(batch, coords, lattices, torch.cat(times))
+        wanted = torch.cat([t[0].flatten(0, 1) for t in targets])
+        square = (found[0] - wanted).square().mean(1)
+        owner = torch.repeat_interleave(torch.arange(len(num_atoms)), num_atoms)
+        per_crystal = torch.zeros(len(num_atoms)).index_add(0, owner, square) / num_atoms
+        return per_crystal, (found[1] - torch.cat([t[1] for t in targets])).square().mean(1)
+
+    def velocity(batch):
+        coords = [g.start_coords for g in batch]
+        time = torch.full((sum(map(len, batch)),), 0.5)
+        found, _ = joined(batch, coords, [g.start_lattice for g in batch], time)
+        torus_exp(torch.cat([f.flatten(0, 1) for f in coords]), 0.01 * found[0])
+
+    return Steps(plain, errors, velocity)
+
+
+def peak_flops(clock: Callable[[], float], rounds: int = 30) -> float:
+    """Rate of a large float32 matrix product of the network's width, FLOP/s."""
+    a, b = torch.rand(8192, 512), torch.rand(512, 512)
+    times = []
+    for _ in range(rounds):
+        start = clock()
+        a @ b
+        times.append(clock() - start)
+    return 2 * 8192 * 512 * 512 / float(np.median(times))
+
+
+def flops_per_crystal(step: Callable, batches: list[list[PairBatch]]) -> float:
+    """FLOPs of matrix products in one pass over the batches, a crystal."""
+    with FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            step(batch)
+    return counter.get_total_flops() / sum(len(group) for batch in batches for group in batch)
+
+
+def compare(
+    batches: list[list[PairBatch]],
+    versions: dict[str, Steps],
+    kind: str,
+    rounds: int,
+    clock: Callable[[], float],
+) -> dict[str, dict[str, float]]:
+    """Time every version's step batch by batch in turns; each batch's median over the rounds."""
+    times = {name: np.zeros((rounds, len(batches))) for name in versions}
+    for turn in range(rounds):
+        for index, batch in enumerate(batches):
+            for name, steps in versions.items():
+                start = clock()
+                getattr(steps, kind)(batch)
+                times[name][turn, index] = clock() - start
+    count = sum(len(group) for batch in batches for group in batch)
+    peak = peak_flops(clock)
+    result = {}
+    for name, steps in versions.items():
+        flops = flops_per_crystal(getattr(steps, kind), batches)
+        rate = count / np.median(times[name], axis=0).sum()
+        result[name] = {
+            "crystals_per_s": rate,
+            "gflop_per_crystal": flops / 1e9,
+            "share_of_peak": flops * rate / peak,
+        }
+    return result
+
+
+def main() -> None:
+    """Print a table, and the numbers as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("crystals", type=Path, help="CSV file in MP-20's format")
+    parser.add_argument("--batches", type=int, default=8, help=f"batches of {BATCH_SIZE}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--by-atoms", action="store_true", help="also by number of atoms")
+    parser.add_argument(
+        "--cpu-clock",
+        action="store_true",
+        help="processor time instead of wall time, for one thread on a busy machine",
+    )
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    clock = time.process_time if given.cpu_clock else time.perf_counter
+    crystals = read_crystals(given.crystals)
+    scales = Standardization([6.0] * 3 + [0.0] * 3, [2.0] * 6, 0.05, [0.0] * 6, [0.1] * 6)
+    field = build_field(FULL_SIZE, BOUNDS, scales)
+    versions = {"edge list": plain_steps(field), "dense": dense_steps(field)}
+    selections = {"all": make_batches(crystals, given.batches)}
+    if given.by_atoms:
+        for size in sorted({c.num_atoms for c in crystals}):
+            members = [c for c in crystals if c.num_atoms == size]
+            selections[f"{size} atoms"] = make_batches(members, 1)
+    results = {}
+    for what, chosen in selections.items():
+        atoms = np.concatenate([np.full(len(g), g.elements.shape[1]) for b in chosen for g in b])
+        edges = (atoms * (atoms - 1)).mean()
+        print(f"{what}: {len(atoms)} crystals, {atoms.mean():.1f} atoms, {edges:.0f} edges each")
+        for kind in ("train", "sample"):
+            found = compare(chosen, versions, kind, given.rounds, clock)
+            results[f"{what}, {kind}"] = found
+            for name, numbers in found.items():
+                print(
+                    f"  {kind:>6} {name:>9}: {numbers['crystals_per_s']:8.1f} crystals/s, "
+                    f"{numbers['gflop_per_crystal']:6.3f} GFLOP a crystal, "
+                    f"{numbers['share_of_peak']:.0%} of peak"
+                )
+            gain = found["dense"]["crystals_per_s"] / found["edge list"]["crystals_per_s"]
+            print(f"  {kind:>6} gain {gain:.2f}", flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
