@@ -351,6 +351,19 @@ def inspect(
         typer.echo("\n".join(describe(file, rows)))
 
 
+@app.command("import_samples")
+def import_samples(
+    file: Annotated[Path, typer.Argument(help="CIF folder, .csv, .extxyz, .json(.gz) or .pt.")],
+    name: Annotated[str, typer.Option(help="Name of the setting that they become.")],
+    run_dir: Annotated[Path, typer.Option(help="Folder of the run that they are measured in.")],
+) -> None:
+    """Read another model's samples into a run's tables, to be measured like ours."""
+    from flowllm.evaluate.external import import_samples as read
+
+    setup_logging(None)
+    read(file, name, run_dir)
+
+
 class ExportFormat(StrEnum):
     """Formats of `flowllm export`."""
 
