@@ -347,3 +347,12 @@ def test_a_bad_metrics_file_is_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(FlowllmError, match=rf"bad\.json.*{message}"):
         write_report(tmp_path, metrics_paths=[path])
+
+
+def test_a_run_in_which_everything_failed_gets_a_report(tmp_path):
+    run = write_run(tmp_path, [Draw(), Draw(rejections=["truncated"])], {})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    out = write_report(tmp_path, metrics_paths=[run.out])
+    cells = next(cells for _, cells in Page(out.read_text()).rows if "FlowLLM-test" in cells)
+    assert "0.00\u202f%" in cells
+    assert "of none" in cells  # novel, of the stable: there are none
