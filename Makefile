@@ -1,7 +1,7 @@
-# make demo   the whole pipeline on two CPU cores, about a quarter of an hour after installation
-# make test   the unit tests and one tiny run of the whole pipeline
-# make lint   what pre-commit checks
-# make help   this
+## make demo   the whole pipeline on two CPU cores, about a quarter of an hour after installation
+## make test   the unit tests and one tiny run of the whole pipeline
+## make lint   what pre-commit checks
+## make help   this
 
 PYTHON ?= python3.11
 CONFIG ?= workflow/config/demo.yaml
@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 .PHONY: help install demo test lint constraints clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^## //p' Makefile
 
 install: $(INSTALLED)
 
@@ -25,8 +25,9 @@ $(INSTALLED): pyproject.toml envs/constraints.txt workflow/install.sh
 demo: install
 	snakemake --cores $(CORES) --configfile $(CONFIG) --rerun-incomplete
 
+# Two workers of one thread each use two cores better than one worker of two.
 test: install
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: install
 	ruff check .
