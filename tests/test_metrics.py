@@ -24,7 +24,7 @@ from flowllm.errors import FlowllmError
 from flowllm.evaluate import parallel
 from flowllm.evaluate.rates import rate, summary
 from flowllm.stages import metrics
-from flowllm.tables import read_table
+from flowllm.tables import read_table, write_table
 
 
 def run_metrics(run, workers=1, **changes):
@@ -212,6 +212,14 @@ def test_files_of_different_runs_are_refused(tmp_path):
     one.stability = two.stability
     with pytest.raises(FlowllmError, match=r"two.*000002.*different runs"):
         run_metrics(one)
+
+
+def test_a_stability_table_without_its_rule_is_refused(tmp_path):
+    run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), 0.1)], {})
+    rows = read_table(run.stability, tables.STABILITY)
+    write_table(run.stability, rows, tables.STABILITY, {})
+    with pytest.raises(FlowllmError, match="does not say its thresholds"):
+        run_metrics(run)
 
 
 def test_a_left_out_shard_is_refused(tmp_path):

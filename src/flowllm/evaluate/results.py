@@ -6,7 +6,7 @@ otherwise. Nothing here depends on when, where or by how many workers it was com
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from flowllm.evaluate.coverage import (
 )
 from flowllm.evaluate.flags import first_of_each_class, novel_names
 from flowllm.evaluate.matching import DEFAULT, LOOSE, BucketMatches
+from flowllm.evaluate.protocols import protocol_rates
 from flowllm.evaluate.rates import rate, summary
 from flowllm.evaluate.samples import Sample, Sources
 from flowllm.evaluate.validity import MIN_DISTANCE, MIN_VOLUME
+from flowllm.seeds import generator
 from flowllm.tables import read_table
 
 FORMAT = 1
@@ -38,6 +40,51 @@ ALL = "all generated"
 NOVELTY_SETS = {"train": ("train",), "train_val": ("train", "val")}
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that a setting's numbers are made from.
+
+    Attributes:
+        samples: the draws.
+        sources: where their energies, hull and settings come from.
+        matches: equivalence classes and known crystals.
+        fingerprints: of the generated crystals, in the order of the samples.
+        test_fingerprints: of the test split.
+        rows: completed rows of `tables.METRICS_PER_CRYSTAL`, in the order of the samples.
+    """
+
+    samples: Sequence[Sample]
+    sources: Sources
+    matches: BucketMatches
+    fingerprints: Fingerprints
+    test_fingerprints: Fingerprints
+    rows: Rows
+
+
+def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path) -> dict[str, Any]:
+    """Return every number of a setting, as its JSON holds them.
+
+    Args:
+        evaluation: what they are made from.
+        settings: the metrics' rules.
+        seed: the configuration's seed; it draws the crystals of the property distances.
+        test: the test split.
+    """
+    rows, sources, samples = evaluation.rows, evaluation.sources, evaluation.samples
+    prints = (evaluation.fingerprints, evaluation.test_fingerprints)
+    rng = generator(seed, "metrics", "distances")
+    return {
+        "protocol": protocol(sources, settings),
+        "sampling": {"base": sources.base_row, "setting": sources.setting_row},
+        "counts": counts(samples),
+        "rates": rates(rows, evaluation.matches, sources, settings) | coverage_rates(rows, *prints),
+        "protocols": protocol_rates(rows),
+        "means": means(rows, samples),
+        "distances": property_distances(rows, *prints, rng),
+        "histograms": histograms(rows, test),
+    }
 
 
 def protocol(sources: Sources, settings: Metrics) -> dict[str, Any]:

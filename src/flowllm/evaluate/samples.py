@@ -98,6 +98,9 @@ def read_samples(
     check_ids(base_rows, generated_rows, generated[0], complete=True)
     check_ids(base_rows, relaxed_rows, relaxed[0], complete=kind == "potential")
     check_ids(base_rows, stability_rows, stability, complete=kind == "potential")
+    rule = _section(stability, "stability")
+    if not rule:
+        raise FlowllmError(f"{stability}: does not say its thresholds; run the stage stability")
     samples = [
         _join(
             base_rows[name], generated_rows[name], relaxed_rows.get(name), stability_rows.get(name)
@@ -110,7 +113,7 @@ def read_samples(
         energy_sources=_distinct(stability_table, "energy_source"),
         hull_sources=_distinct(stability_table, "hull_source"),
         correction_schemes=_distinct(relaxed_table, "correction_scheme") if dft else (),
-        stability_rule=_section(stability, "stability"),
+        stability_rule=rule,
         base_row=_section(base[0], "base"),
         setting_row=_section(generated[0], "setting"),
     )

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from flowllm import tables
 from flowllm.config import Metrics, StageSettings
-from flowllm.evaluate import results
 from flowllm.evaluate.coverage import add_coverage, read_fingerprints
 from flowllm.evaluate.flags import add_matches, match_samples, measure
 from flowllm.evaluate.parallel import ordered_map
-from flowllm.evaluate.protocols import protocol_rates
+from flowllm.evaluate.results import FORMAT, NOVELTY_SETS, Evaluation, all_numbers
 from flowllm.evaluate.samples import check_ids, read_samples
 from flowllm.runlog import log, stage_run
-from flowllm.seeds import generator
 from flowllm.tables import write_table, write_text
 
 
@@ -67,6 +65,7 @@ def run(
         output=out,
     ) as run:
         samples, sources = read_samples(base, generated, relaxed, stability)
+        names = [sample.name for sample in samples]
         measured = ordered_map(
             partial(measure, oxidation_states=section.oxidation_states),
             samples,
@@ -75,29 +74,14 @@ def run(
         )
         known = {name: splits[name] for name in ("train", "val")}
         matches = match_samples(samples, known, workers)
-        rows = add_matches(measured, matches, results.NOVELTY_SETS[section.novelty_against])
-        names = [row["id"] for row in rows]
-        prints, test_prints = (
-            read_fingerprints(path) for path in (fingerprints, test_fingerprints)
-        )
+        prints = read_fingerprints(fingerprints)
         check_ids(names, prints.names, fingerprints, complete=True)
-        prints = prints.in_order(names)
+        prints, test_prints = prints.in_order(names), read_fingerprints(test_fingerprints)
+        rows = add_matches(measured, matches, NOVELTY_SETS[section.novelty_against])
         rows = add_coverage(rows, prints, test_prints)
-        numbers = {
-            "format": results.FORMAT,
-            "setting": out.stem,
-            "protocol": results.protocol(sources, section),
-            "sampling": {"base": sources.base_row, "setting": sources.setting_row},
-            "counts": results.counts(samples),
-            "rates": results.rates(rows, matches, sources, section)
-            | results.coverage_rates(rows, prints, test_prints),
-            "protocols": protocol_rates(rows),
-            "means": results.means(rows, samples),
-            "distances": results.property_distances(
-                rows, prints, test_prints, generator(settings.seed, "metrics", "distances")
-            ),
-            "histograms": results.histograms(rows, splits["test"]),
-        }
+        evaluation = Evaluation(samples, sources, matches, prints, test_prints, rows)
+        numbers = {"format": FORMAT, "setting": out.stem}
+        numbers |= all_numbers(evaluation, section, settings.seed, splits["test"])
         run.count(
             rows_in=len(samples),
             rows_out=len(rows),
