@@ -128,7 +128,7 @@ RELAXED = _extend(
 """relaxed/{setting}/shard-*.parquet: after the potential's relaxation; same ids."""
 
 TIMES = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("seconds", pa.float64())])
-"""relaxed/{setting}/_shard-*.times.parquet: wall time of each crystal, beside its table and not in
+"""relaxed/{setting}/_shard-*.parquet.times: wall time of each crystal, beside its table and not in
 it, since the table's bytes repeat from run to run and times do not."""
 
 HULL_ENTRIES = pa.schema(
