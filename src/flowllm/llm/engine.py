@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -96,8 +96,12 @@ class VllmEngine:
 
             from flowllm.llm.nucleus import NucleusProcessor
 
+            config = AutoConfig.from_pretrained(model)
             self._llm = LLM(
                 model=str(model),
+                # Left to itself vLLM makes float32 weights bfloat16, which a CPU without
+                # instructions for it multiplies many times slower.
+                dtype=config.dtype,
                 tensor_parallel_size=max(1, gpus),
                 max_model_len=max_model_len,
                 enable_prefix_caching=True,
@@ -105,7 +109,7 @@ class VllmEngine:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
-                **({} if gpus else _cpu_options(model, max_model_len)),
+                **({} if gpus else _cpu_options(config, max_model_len)),
             )
         self._sampling = sampling
 
@@ -165,12 +169,11 @@ def _set_environment(gpus: int) -> None:
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
 
 
-def _cpu_options(model: Path, max_model_len: int) -> dict[str, object]:
+def _cpu_options(config: PretrainedConfig, max_model_len: int) -> dict[str, object]:
     """Options for the CPU: no compilation (it takes minutes), and a cache of just the batch's size.
 
     vLLM would otherwise take a share of all memory, and refuse to start where others use it.
     """
-    config = AutoConfig.from_pretrained(model)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     value_bytes = torch.finfo(config.dtype).bits // 8
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * value_bytes
