@@ -25,9 +25,8 @@ $(INSTALLED): pyproject.toml envs/constraints.txt workflow/install.sh
 demo: install
 	snakemake --cores $(CORES) --configfile $(CONFIG) --rerun-incomplete
 
-# Two workers of one thread each use two cores better than one worker of two.
 test: install
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadgroup
+	python -m pytest
 
 lint: install
 	ruff check .
@@ -35,7 +34,6 @@ lint: install
 	snakefmt --check Snakefile workflow
 	codespell
 	snakemake --lint
-	python -m mypy
 
 # Take the versions of the present environment as the tested ones.
 constraints: install

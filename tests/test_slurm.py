@@ -17,7 +17,6 @@ from slurm_cluster import missing_programs, slurm_cluster
 from test_workflow import ROOT, TINY, finished_run, snakemake  # noqa: F401
 
 pytestmark = [
-    pytest.mark.xdist_group("workflow"),
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {missing_programs()}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd needs root"),

@@ -203,9 +203,7 @@ class Prerelax(Section):
 class DftInputs(Section):
     """Which relaxed crystals go to DFT, and with what inputs."""
 
-    input_set: Literal[
-        "MPRelaxSet", "MPScanRelaxSet", "MPStaticSet", "GPAWStatic", "EspressoRelax"
-    ]
+    input_set: Literal["MPRelaxSet", "MPScanRelaxSet", "MPStaticSet", "GPAWStatic", "EspressoRelax"]
     plane_wave_cutoff: PositiveFloat = Field(description="eV; GPAW and Quantum ESPRESSO")
     kpoint_density: PositiveFloat = Field(description="angstrom^3; GPAW and Quantum ESPRESSO")
     selection: Literal["all", "first", "random", "n_ary", "e_above_hull"]

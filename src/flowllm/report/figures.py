@@ -24,6 +24,9 @@ GREY = "#6b6b6b"
 WIDTH, HEIGHT = 5.2, 3.5
 """Inches; small, so that the text stays readable on a phone."""
 
+LOG_SPAN = 20
+"""A loss that falls by more than this factor is drawn on a logarithmic axis."""
+
 E_HULL_RANGE = (-0.5, 1.0)
 """eV/atom; what lies outside is counted in the end bins."""
 
@@ -221,7 +224,8 @@ def training_curve(curve: Curve, main: str) -> Figure | None:
         )
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("loss")
-    if all(value > 0 for values in losses.values() for value in values if math.isfinite(value)):
+    shown = [value for values in losses.values() for value in values if math.isfinite(value)]
+    if min(shown) > 0 and max(shown) > LOG_SPAN * min(shown):
         axes.set_yscale("log")
     _legend_below(figure, axes)
     return figure

@@ -97,7 +97,7 @@ def make_sections(results: Sequence[Result], run_dir: Path, color: str) -> list[
                 tables.ground_state_table(results),
             ],
         ),
-        *(_gallery(results, kind, run_dir) for kind in kinds),
+        *(section for kind in kinds if (section := _gallery(results, kind, run_dir)).gallery),
         Section(
             "counting",
             "Other ways of counting",
