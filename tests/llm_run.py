@@ -23,6 +23,7 @@ SMALL = {
     "batch_size": 4,
     "micro_batch_size": 4,
     "warmup_steps": 1,
+    "max_tokens": 1024,
     "eval_steps": 100,
     "save_steps": 100,
 }
