@@ -63,7 +63,8 @@ def grid_size(num_frequencies: int) -> int:
 def window(displacement: Tensor, num_frequencies: int) -> Window:
     """Return the window around each displacement (E, 3)."""
     size, width = grid_size(num_frequencies), _WIDTHS[displacement.dtype]
-    x = (displacement - displacement.floor()) * size
+    # To [-1/2, 1/2], which is exact; x - floor(x) would round away a small negative x's digits.
+    x = (displacement - displacement.round()) * size
     first = torch.ceil(x - width / 2)
     offsets = torch.arange(width, dtype=x.dtype)
     distance = (first - x).unsqueeze(-1) + offsets  # in grid steps, at most width / 2
