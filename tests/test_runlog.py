@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from flowllm.config import StageSettings
 from flowllm.runlog import (
     Progress,
     StageRun,
@@ -21,10 +22,12 @@ from flowllm.runlog import (
     stage_run,
 )
 
+PREPARE = {"cell": "primitive", "max_atoms": 20, "max_rows": 5, "split_shares": [0.6, 0.2, 0.2]}
 
-def opened(output, inputs, **changes):
-    given = {"version": 3, "settings": {"prepare": {"max_atoms": 20}}, "seed": 42, **changes}
-    return stage_run("prepare", inputs=inputs, output=output, **given)
+
+def opened(output, inputs, **work):
+    settings = StageSettings("prepare", {"version": 3, "seed": 42, "prepare": PREPARE})
+    return stage_run(settings, inputs=inputs, output=output, work=work)
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def test_record_holds_what_a_reader_asks(tmp_path):
     source = tmp_path / "manifest.json"
     source.write_text("{}")
     output = tmp_path / "crystals"
-    with opened(output, {"manifest": source}, work={"start": 5, "count": 7}) as run:
+    with opened(output, {"manifest": source}, start=5, count=7) as run:
         run.count(rows_in=10, rows_out=9)
         run.count(rows_failed=1)
         time.sleep(0.05)
@@ -47,7 +50,7 @@ def test_record_holds_what_a_reader_asks(tmp_path):
     assert record == read_provenance(output)
     assert record["stage"] == "prepare"
     assert record["stage_version"] == 3
-    assert record["settings"] == {"prepare": {"max_atoms": 20}}
+    assert record["settings"] == {"prepare": PREPARE}
     assert record["seed"] == 42
     assert record["work"] == {"start": 5, "count": 7}
     assert record["counts"] == {"rows_in": 10, "rows_out": 9, "rows_failed": 1}

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flowllm import __version__
+from flowllm.config import StageSettings
 from flowllm.tables import write_text
 
 log = logging.getLogger("flowllm")
@@ -119,11 +120,8 @@ class StageRun:
 
 @contextmanager
 def stage_run(
-    stage: str,
+    settings: StageSettings,
     *,
-    version: int,
-    settings: Mapping[str, Any],
-    seed: int,
     inputs: Mapping[str, Path | Sequence[Path]],
     output: Path,
     work: Mapping[str, Any] | None = None,
@@ -131,15 +129,13 @@ def stage_run(
     """Open a stage's run; at the end write its record to `_<output>.provenance.json`.
 
     Args:
-        stage: the stage's name.
-        version: the stage's version.
-        settings: the sections of the configuration it was given, as plain JSON values.
-        seed: the configuration's seed.
+        settings: the stage's settings.
         inputs: input files or folders by role.
         output: the main output (a file or a folder); the record lies beside it.
         work: the part of the whole that a scattered job does (split, start, count).
     """
-    run = StageRun(stage, version, settings, seed, inputs, work or {})
+    stage = settings.stage
+    run = StageRun(stage, settings.version, settings.values, settings.seed, inputs, work or {})
     started = datetime.now(UTC)
     clock = time.perf_counter()
     log.info("%s: started, output %s", stage, output)

@@ -31,14 +31,7 @@ def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
     counted.
     """
     section: DftCollect = settings.dft_collect
-    with stage_run(
-        "dft_collect",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs={"manifest": manifest},
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs={"manifest": manifest}, output=out) as run:
         entries = tables.read_table(manifest, tables.DFT_MANIFEST).to_pylist()
         foreign = _foreign_folders(manifest.parent, entries)
         for folder in foreign:

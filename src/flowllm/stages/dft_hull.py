@@ -23,14 +23,7 @@ def run(settings: StageSettings, *, out: Path) -> None:
             "tells where the Materials Project's are), or run without DFT energies (target all)"
         )
     source = Path(section.source)
-    with stage_run(
-        "dft_hull",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs={"source": source},
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs={"source": source}, output=out) as run:
         label = dft_label(section.correction_scheme)
         rows = [entry_row(entry, kind="dft", source=label) for entry in read_entries(source)]
         if not rows:

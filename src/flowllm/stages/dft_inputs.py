@@ -30,10 +30,7 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
     """
     section: DftInputs = settings.dft_inputs
     with stage_run(
-        "dft_inputs",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
+        settings,
         inputs={"relaxed": relaxed, "stability": stability},
         output=out,
     ) as run:

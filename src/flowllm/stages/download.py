@@ -32,14 +32,7 @@ def run(settings: StageSettings, *, out: Path) -> None:
         FlowllmError: the source cannot be had, or is not what it should be.
     """
     section: Data = settings.data
-    with stage_run(
-        "download",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs={},
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs={}, output=out) as run:
         out.parent.mkdir(parents=True, exist_ok=True)
         if section.source in catalogue():
             manifest = fetch_source(section.source, section.url, out, run)

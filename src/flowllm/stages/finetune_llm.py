@@ -49,14 +49,7 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
     """
     section: FinetuneLlm = settings.finetune_llm
     quiet_transformers()
-    with stage_run(
-        "finetune_llm",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs={"train": train, "val": val},
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs={"train": train, "val": val}, output=out) as run:
         train_rows = read_table(train, CRYSTALS).to_pylist()
         val_rows = read_table(val, CRYSTALS).slice(0, section.validation_rows).to_pylist()
         checkpoints = partial_folder(out, run)

@@ -32,14 +32,7 @@ def run(settings: StageSettings, *, crystals: Sequence[Path], out: Path, workers
         FlowllmError: an input is missing or has another schema.
     """
     section: Fingerprints = settings.fingerprints
-    with stage_run(
-        "fingerprints",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs={"crystals": crystals},
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs={"crystals": crystals}, output=out) as run:
         rows = read_tables(crystals, tables.GENERATED, _COLUMNS).to_pylist()
 
         def make_rows(items: range) -> list[dict[str, Any]]:

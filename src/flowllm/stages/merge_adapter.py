@@ -27,14 +27,7 @@ def run(settings: StageSettings, *, adapter: Path, out: Path) -> None:
         FlowllmError: the folder is not an adapter's, or its base model is not found.
     """
     quiet_transformers()
-    with stage_run(
-        "merge_adapter",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs={"adapter": adapter},
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs={"adapter": adapter}, output=out) as run:
         record = read_record(adapter)
         dtype = pick_dtype(record.precision)
         with plain_base_model(record.base_model) as source:

@@ -49,10 +49,7 @@ def run(
     section: Metrics = settings.metrics
     splits = {name: crystals / f"{name}.parquet" for name in ("train", "val", "test")}
     with stage_run(
-        "metrics",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
+        settings,
         inputs={
             "base": base,
             "generated": generated,

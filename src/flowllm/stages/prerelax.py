@@ -26,14 +26,7 @@ def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
     section: Prerelax = settings.prerelax
     potential: Potential = settings.potential
     rows = tables.read_table(generated, tables.GENERATED).to_pylist()
-    with stage_run(
-        "prerelax",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs={"generated": generated},
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs={"generated": generated}, output=out) as run:
         progress = Progress("prerelax", len(rows))
         model = load_model(potential.name, pick_device())
 

@@ -35,14 +35,7 @@ def run(settings: StageSettings, *, crystals: Path, out: Path) -> None:
     inputs = {"crystals": crystals}
     if section.source != "train":
         inputs["source"] = Path(section.source)
-    with stage_run(
-        "reference_hull",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs=inputs,
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs=inputs, output=out) as run:
         label = LABELS[potential.name]
         if section.source == "train":
             _write_from_train(section, potential, crystals, out, run)

@@ -37,14 +37,7 @@ def run(settings: StageSettings, *, base: Path, model: Path, out: Path) -> None:
     """
     section: Refine = settings.refine
     setting: Setting = settings.setting
-    with stage_run(
-        "refine",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs={"base": base, "model": model},
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs={"base": base, "model": model}, output=out) as run:
         given = read_table(base, tables.BASE).to_pylist()
         if setting.num_steps == 0:
             rows = [_outcome(row, crystal_of(row), 0) for row in given]

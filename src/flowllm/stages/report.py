@@ -41,14 +41,7 @@ def run(settings: StageSettings, *, metrics: Sequence[Path], run_dir: Path, out:
     if not metrics:
         raise FlowllmError("report: no metrics given; name metrics/*/{setting}.json files")
     section: Report = settings.report
-    with stage_run(
-        "report",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs={"metrics": metrics},
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs={"metrics": metrics}, output=out) as run:
         results = read_results(metrics)
         sections = make_sections(results, run_dir, section.color)
         _write_files(sections, out.parent)

@@ -34,12 +34,7 @@ def run(
     section: SampleBase = settings.sample_base
     base: Base = settings.base
     with stage_run(
-        "sample_base",
-        version=settings.version,
-        settings={**settings.values, "start": start, "count": count},
-        seed=settings.seed,
-        inputs={"model": model},
-        output=out,
+        settings, inputs={"model": model}, output=out, work={"start": start, "count": count}
     ) as run:
         opened = ModelFolder(model, settings.prompts)
         sampler = opened.sampler(

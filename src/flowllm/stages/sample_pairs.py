@@ -55,12 +55,10 @@ def run(
     """
     section: SamplePairs = settings.sample_pairs
     with stage_run(
-        "sample_pairs",
-        version=settings.version,
-        settings={**settings.values, "split": split, "start": start, "count": count},
-        seed=settings.seed,
+        settings,
         inputs={"model": model, "crystals": crystals},
         output=out,
+        work={"split": split, "start": start, "count": count},
     ) as run:
         targets = _draw_targets(settings.seed, crystals, split, range(start, start + count))
         opened = ModelFolder(model, settings.prompts)

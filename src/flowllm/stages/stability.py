@@ -41,10 +41,7 @@ def run(
     if kind not in readers:
         raise FlowllmError(f"--kind {kind!r}: potential or dft")
     with stage_run(
-        "stability",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
+        settings,
         inputs={"energies": energies, "hull": hull},
         work={"kind": kind},
         output=out,

@@ -42,14 +42,7 @@ def run(
     fabric.launch()
     if not fabric.is_global_zero:  # every process runs all that follows; one of them tells of it
         log.setLevel(logging.WARNING)
-    with stage_run(
-        "train_rfm",
-        version=settings.version,
-        settings=settings.values,
-        seed=settings.seed,
-        inputs={"pairs": pairs, "val_pairs": val_pairs},
-        output=out,
-    ) as run:
+    with stage_run(settings, inputs={"pairs": pairs, "val_pairs": val_pairs}, output=out) as run:
         with fabric.rank_zero_first():
             folder = partial_folder(out, run)
             train_set, train_counts = prepare_split("train", pairs, folder, section)
