@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata as package_metadata
@@ -118,15 +118,14 @@ class StageRun:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-@contextmanager
 def stage_run(
     settings: StageSettings,
     *,
     inputs: Mapping[str, Path | Sequence[Path]],
     output: Path,
     work: Mapping[str, Any] | None = None,
-) -> Iterator[StageRun]:
-    """Open a stage's run; at the end write its record to `_<output>.provenance.json`.
+) -> AbstractContextManager[StageRun]:
+    """Open a stage's run; at the end its record is written (see `recorded`).
 
     Args:
         settings: the stage's settings.
@@ -134,16 +133,26 @@ def stage_run(
         output: the main output (a file or a folder); the record lies beside it.
         work: the part of the whole that a scattered job does (split, start, count).
     """
-    stage = settings.stage
-    run = StageRun(stage, settings.version, settings.values, settings.seed, inputs, work or {})
+    given = settings.stage, settings.version, settings.values, settings.seed
+    return recorded(StageRun(*given, inputs, work or {}), output)
+
+
+@contextmanager
+def recorded(run: StageRun, output: Path) -> Iterator[StageRun]:
+    """Time a run, and at its end write its record to `_<output>.provenance.json`.
+
+    Args:
+        run: what is made, from what.
+        output: the main output (a file or a folder).
+    """
     started = datetime.now(UTC)
     clock = time.perf_counter()
-    log.info("%s: started, output %s", stage, output)
+    log.info("%s: started, output %s", run.stage, output)
     yield run
     seconds = time.perf_counter() - clock
     record = {
         **run.metadata(),
-        "input_paths": {role: _path_strings(paths) for role, paths in inputs.items()},
+        "input_paths": {role: _path_strings(paths) for role, paths in run.inputs.items()},
         "counts": run.counts,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
@@ -155,7 +164,7 @@ def stage_run(
     }
     write_text(provenance_path(output), json.dumps(record, indent=2, sort_keys=True) + "\n")
     counted = ", ".join(f"{name} {value}" for name, value in run.counts.items())
-    log.info("%s: done in %.1f s%s", stage, seconds, f" ({counted})" if counted else "")
+    log.info("%s: done in %.1f s%s", run.stage, seconds, f" ({counted})" if counted else "")
 
 
 def provenance_path(output: Path) -> Path:

@@ -19,7 +19,7 @@ from pymatgen.core import Structure
 from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.runlog import log, stage_run
+from flowllm.runlog import StageRun, log, recorded
 from flowllm.tables import crystal_columns, write_table
 
 STRUCTURE_COLUMNS = ("cif", "cif_string", "structure", "LeMatStructs")
@@ -48,14 +48,7 @@ def import_samples(path: Path, name: str, run_dir: Path) -> int:
     generated = run_dir / "generated" / name / "shard-00000.parquet"
     base = run_dir / "base" / name / "shard-00000.parquet"
     settings = {"base": {"name": name}, "setting": {"name": name, "base": name, "num_steps": 0}}
-    with stage_run(
-        "import_samples",
-        version=1,
-        settings=settings,
-        seed=0,
-        inputs={"samples": path},
-        output=generated,
-    ) as run:
+    with recorded(StageRun("import_samples", 1, settings, 0, {"samples": path}), generated) as run:
         rows = [_row(f"{name}-{i:06d}", parse) for i, parse in enumerate(read_samples(path))]
         if not rows:
             raise FlowllmError(f"{path}: holds no samples")
