@@ -55,11 +55,15 @@ def test_every_row_is_relaxed_or_keeps_its_reason(undisturbed):
         assert row["potential"] == "CHGNet 0.3.0"
         if crystal is None:
             assert row["final_energy_per_atom"] is None
+            assert row["delta_energy_per_atom"] is row["delta_energy_per_cell"] is None
             continue
         assert row["converged"]
         assert row["max_force"] < 0.1
         assert row["formula"] == crystal.formula
         assert row["final_energy_per_atom"] <= row["initial_energy_per_atom"]
+        delta = row["initial_energy_per_atom"] - row["final_energy_per_atom"]
+        assert row["delta_energy_per_atom"] == delta
+        assert row["delta_energy_per_cell"] == pytest.approx(delta * crystal.num_atoms)
     # Rock salt's experimental lattice constant is 5.64 angstrom.
     assert tables.crystal_of(rows[0]).lengths[0] * 2**0.5 == pytest.approx(5.64, abs=0.1)
 

@@ -359,7 +359,7 @@ STAGES: dict[str, Stage] = {
     "train_rfm": Stage(("train_rfm",)),
     "sample_base": Stage(("sample_base", "prompts"), row="base"),
     "refine": Stage(("refine",), row="setting"),
-    "prerelax": Stage(("prerelax", "potential")),
+    "prerelax": Stage(("prerelax", "potential"), version=2),
     "reference_hull": Stage(("reference_hull", "potential")),
     "stability": Stage(("stability",)),
     "dft_inputs": Stage(("dft_inputs",)),

@@ -119,6 +119,9 @@ RELAXED = _extend(
         # eV per atom, by the named potential.
         pa.field("initial_energy_per_atom", pa.float64()),
         pa.field("final_energy_per_atom", pa.float64()),
+        # Initial less final energy: what the relaxation gained, in eV per atom and eV.
+        pa.field("delta_energy_per_atom", pa.float64()),
+        pa.field("delta_energy_per_cell", pa.float64()),
         pa.field("max_force", pa.float64()),  # eV/angstrom, at the end
         pa.field("num_steps", pa.int32()),
         pa.field("converged", pa.bool_()),

@@ -73,6 +73,20 @@ class Relaxation:
     converged: bool | None = None
     seconds: float = 0.0
 
+    @property
+    def delta_energy_per_atom(self) -> float | None:
+        """Initial less final energy, eV per atom; None for a crystal that failed."""
+        if self.initial_energy_per_atom is None or self.final_energy_per_atom is None:
+            return None
+        return self.initial_energy_per_atom - self.final_energy_per_atom
+
+    @property
+    def delta_energy_per_cell(self) -> float | None:
+        """The same for the whole cell, eV."""
+        if self.delta_energy_per_atom is None or self.crystal is None:
+            return None
+        return self.delta_energy_per_atom * self.crystal.num_atoms
+
 
 @dataclass(frozen=True)
 class _Limits:

@@ -87,6 +87,8 @@ def _row(row: Row, result: Relaxation | None, label: str) -> dict[str, Any]:
         "potential": label,
         "initial_energy_per_atom": result.initial_energy_per_atom,
         "final_energy_per_atom": result.final_energy_per_atom,
+        "delta_energy_per_atom": result.delta_energy_per_atom,
+        "delta_energy_per_cell": result.delta_energy_per_cell,
         "max_force": result.max_force,
         "num_steps": result.num_steps,
         "converged": result.converged,
