@@ -19,6 +19,7 @@ include: "workflow/rules/sample_pairs.smk"
 include: "workflow/rules/train_rfm.smk"
 include: "workflow/rules/sample_base.smk"
 include: "workflow/rules/refine.smk"
+include: "workflow/rules/import_samples.smk"
 include: "workflow/rules/prerelax.smk"
 include: "workflow/rules/reference_hull.smk"
 include: "workflow/rules/dft_hull.smk"
@@ -34,8 +35,9 @@ wildcard_constraints:
     split="train|val",
     shard=r"\d{5}",
     base="|".join(BASES),
-    setting="|".join(SETTINGS),
-    sample="|".join(["test", *SETTINGS]),
+    setting="|".join(ROWS),
+    external="|".join(EXTERNAL) or "(?!)",
+    sample="|".join(["test", *ROWS]),
     kind="potential|dft",
 
 
@@ -51,7 +53,7 @@ rule all:
     default_target: True
     input:
         f"{RUN}/report/index.html",
-        expand(f"{RUN}/dft_inputs/{{setting}}/manifest.parquet", setting=SETTINGS),
+        expand(f"{RUN}/dft_inputs/{{setting}}/manifest.parquet", setting=ROWS),
 
 
 rule all_dft:

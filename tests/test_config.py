@@ -32,12 +32,14 @@ OVERLAYS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def values() -> dict:
-    return yaml.safe_load(PAPER.read_text())
+    """The paper's configuration, and a row of the list that is empty there."""
+    row = {"name": "Other", "file": "other.csv", "shards": 2}
+    return yaml.safe_load(PAPER.read_text()) | {"external_samples": [row]}
 
 
 @pytest.fixture(scope="module")
-def config() -> Config:
-    return load_config([PAPER])
+def config(values) -> Config:
+    return check_config(values)
 
 
 def changed(values: dict, path: str, value: object) -> dict:
@@ -143,6 +145,9 @@ def test_names_must_fit_together(values):
     twice = changed(values, "settings", [values["settings"][0]] * 2)
     with pytest.raises(FlowllmError, match="settings: a name stands twice"):
         check_config(twice)
+    for name in ("test", "tau0.7-p0.9", values["settings"][0]["name"]):
+        with pytest.raises(FlowllmError, match=r"name.* test is|needs a name that no other row"):
+            check_config(changed(values, "external_samples.0.name", name))
     fewer = copy.deepcopy(values)
     del fewer["resources"]["report"]
     fewer["resources"]["cook"] = values["resources"]["report"]
@@ -204,7 +209,9 @@ def test_overlay_merges_sections_and_replaces_lists(values):
 
 
 def row_of(config: Config, stage: str) -> str | None:
-    return {"base": config.bases[0].name, "setting": config.settings[0].name}.get(STAGES[stage].row)
+    rows = {"base": config.bases, "setting": config.settings, "external": config.external_samples}
+    kind = STAGES[stage].row
+    return rows[kind][0].name if kind else None
 
 
 @pytest.mark.parametrize("stage", STAGES)

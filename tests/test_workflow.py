@@ -75,13 +75,29 @@ def test_the_full_configuration_plans_hundreds_of_shards(profile):
     assert jobs["sample_pairs"] == 300 + 3
     assert jobs["sample_base"] == 3 * 20
     assert jobs["prerelax"] == jobs["refine"] == 4 * 20
-    assert set(jobs) == set(STAGES) - {"dft_collect", "dft_hull"} | {"all"}
+    assert set(jobs) == set(STAGES) - {"dft_collect", "dft_hull", "import_samples"} | {"all"}
 
 
 def test_the_second_target_adds_dft():
     jobs = planned(snakemake("-n", "all_dft"))
     assert jobs["dft_collect"] == 4
     assert jobs["stability"] == jobs["metrics"] == 8
+
+
+def test_external_samples_are_branches_like_ours(tmp_path):
+    files = [tmp_path / "a.csv", tmp_path / "b.pt"]
+    rows = []
+    for file, shards in zip(files, (3, 2), strict=True):
+        file.touch()
+        rows.append({"name": file.stem, "file": str(file), "shards": shards})
+    overlay = tmp_path / "external.yaml"
+    overlay.write_text(yaml.safe_dump({"external_samples": rows}))
+    jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), str(overlay)))
+    assert jobs["import_samples"] == 3 + 2
+    assert jobs["prerelax"] == 4 * 20 + 3 + 2
+    assert jobs["refine"] == 4 * 20
+    assert jobs["stability"] == jobs["metrics"] == jobs["dft_inputs"] == 4 + 2
+    assert jobs["fingerprints"] == 4 + 2 + 1
 
 
 @pytest.mark.parametrize(

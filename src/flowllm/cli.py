@@ -185,6 +185,23 @@ def refine(
     stage.run(given, base=base, model=model, out=out)
 
 
+@app.command("import_samples")
+def import_samples(
+    shard: Annotated[int, typer.Option(min=0, help="Number of the shard, from 0.")],
+    base: Annotated[Path, typer.Option(help="Shard to write in the place of base crystals.")],
+    out: Out,
+    row: Row = None,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Read one shard of another model's samples, a row of external_samples, to be measured."""
+    from flowllm.stages import import_samples as stage
+
+    given = _settings("import_samples", settings, config, log_path, row or "")
+    stage.run(given, shard=shard, base=base, out=out)
+
+
 @app.command()
 def prerelax(
     generated: Annotated[Path, typer.Option(help="Shard of generated crystals.")],
@@ -349,19 +366,6 @@ def inspect(
         typer.echo(cif_of(file, cif), nl=False)
     else:
         typer.echo("\n".join(describe(file, rows)))
-
-
-@app.command("import_samples")
-def import_samples(
-    file: Annotated[Path, typer.Argument(help="CIF folder, .csv, .extxyz, .json(.gz) or .pt.")],
-    name: Annotated[str, typer.Option(help="Name of the setting that they become.")],
-    run_dir: Annotated[Path, typer.Option(help="Folder of the run that they are measured in.")],
-) -> None:
-    """Read another model's samples into a run's tables, to be measured like ours."""
-    from flowllm.evaluate.external import import_samples as read
-
-    setup_logging(None)
-    read(file, name, run_dir)
 
 
 class ExportFormat(StrEnum):

@@ -177,6 +177,14 @@ class Setting(Section):
     num_steps: NonNegativeInt = Field(description="integration steps; 0 keeps the LLM's crystal")
 
 
+class External(Section):
+    """Another model's samples, measured like ours."""
+
+    name: Name
+    file: str = Field(description="CIF folder, .csv, .extxyz, .json, .json.gz or .pt")
+    shards: PositiveInt = Field(description="parts that are relaxed at the same time")
+
+
 class Refine(Section):
     """Integration of the learned velocity field."""
 
@@ -277,6 +285,10 @@ class Resources(Section):
     runtime: PositiveInt = Field(description="minutes")
 
 
+Kind = Literal["base", "setting", "external"]
+"""The lists of which a stage's jobs are given one row each."""
+
+
 class Config(Section):
     """The whole configuration."""
 
@@ -292,6 +304,7 @@ class Config(Section):
     bases: tuple[Base, ...] = Field(min_length=1)
     sample_base: SampleBase
     settings: tuple[Setting, ...] = Field(min_length=1)
+    external_samples: tuple[External, ...]
     refine: Refine
     potential: Potential
     prerelax: Prerelax
@@ -312,7 +325,13 @@ class Config(Section):
         for names, where in ((bases, "bases"), (settings, "settings")):
             if len(set(names)) != len(names):
                 raise ValueError(f"{where}: a name stands twice in {names}")
-        if "test" in settings:
+        external = [row.name for row in self.external_samples]
+        if len(set(external)) != len(external) or {*external} & {*bases, *settings}:
+            raise ValueError(
+                f"external_samples: each of {external} needs a name that no other row, base or "
+                "setting has"
+            )
+        if "test" in [*settings, *external]:
             raise ValueError("settings: the name test is the test split's, take another")
         for setting in self.settings:
             if setting.base not in bases:
@@ -320,18 +339,16 @@ class Config(Section):
                     f"settings: {setting.name} uses base {setting.base!r}, "
                     f"which is not among the bases {bases}"
                 )
-        if "test" in settings:
-            raise ValueError("settings: the name 'test' is the test split's")
         missing = set(STAGES) - set(self.resources)
         unknown = set(self.resources) - set(STAGES)
         if missing or unknown:
             raise ValueError(f"resources: missing {sorted(missing)}, unknown {sorted(unknown)}")
         return self
 
-    def row(self, kind: Literal["base", "setting"], name: str) -> Base | Setting:
-        """Return the base or the setting of a name."""
-        rows = self.bases if kind == "base" else self.settings
-        return next(row for row in rows if row.name == name)
+    def row(self, kind: Kind, name: str) -> Base | Setting | External:
+        """Return the row of a name in one of the lists."""
+        rows = {"base": self.bases, "setting": self.settings, "external": self.external_samples}
+        return next(row for row in rows[kind] if row.name == name)
 
 
 @dataclass(frozen=True)
@@ -346,7 +363,7 @@ class Stage:
     """
 
     sections: tuple[str, ...]
-    row: Literal["base", "setting"] | None = None
+    row: Kind | None = None
     version: int = 1
 
 
@@ -359,6 +376,7 @@ STAGES: dict[str, Stage] = {
     "train_rfm": Stage(("train_rfm",)),
     "sample_base": Stage(("sample_base", "prompts"), row="base"),
     "refine": Stage(("refine",), row="setting"),
+    "import_samples": Stage((), row="external"),
     "prerelax": Stage(("prerelax", "potential"), version=2),
     "reference_hull": Stage(("reference_hull", "potential")),
     "stability": Stage(("stability",)),
@@ -366,12 +384,12 @@ STAGES: dict[str, Stage] = {
     "dft_collect": Stage(("dft_collect",)),
     "dft_hull": Stage(("dft_hull",)),
     "fingerprints": Stage(("fingerprints",)),
-    "metrics": Stage(("metrics",)),
+    "metrics": Stage(("metrics",), version=2),
     "report": Stage(("report",)),
 }
 """In the order of the pipeline."""
 
-_ROW_MODELS: dict[str, type[Section]] = {"base": Base, "setting": Setting}
+_ROW_MODELS: dict[str, type[Section]] = {"base": Base, "setting": Setting, "external": External}
 
 
 def load_config(paths: Sequence[Path]) -> Config:

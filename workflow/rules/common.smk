@@ -20,6 +20,8 @@ RUN = CONFIG.run_dir
 SIZES = CONFIG.sizes
 BASES = [base.name for base in CONFIG.bases]
 SETTINGS = [setting.name for setting in CONFIG.settings]
+EXTERNAL = {row.name: row for row in CONFIG.external_samples}
+ROWS = [*SETTINGS, *EXTERNAL]
 BASE_OF = {setting.name: setting.base for setting in CONFIG.settings}
 
 # Jobs import the package from the clone too; a cluster's job reads this file again and sets it there.
@@ -37,6 +39,11 @@ PAIR_SHARDS = {
     "val": shard_names(SIZES.num_val_pairs, SIZES.pairs_per_shard),
 }
 SAMPLE_SHARDS = shard_names(SIZES.num_samples, SIZES.samples_per_shard)
+
+
+def shards_of(row):
+    """Names of the shards of a row of the results."""
+    return shard_names(EXTERNAL[row].shards, 1) if row in EXTERNAL else SAMPLE_SHARDS
 
 
 def draws(total, per_shard, shard):
@@ -73,12 +80,13 @@ def runtime(stage):
 
 
 def sample_shards(folder):
-    """The shards of one setting in a folder; in `base`, those of the setting's base."""
+    """The shards of one row in a folder; in `base`, those of the setting's base."""
 
     def paths(wildcards):
-        branch = BASE_OF[wildcards.setting] if folder == "base" else wildcards.setting
+        row = wildcards.setting
+        branch = BASE_OF.get(row, row) if folder == "base" else row
         return expand(
-            f"{RUN}/{folder}/{branch}/shard-{{shard}}.parquet", shard=SAMPLE_SHARDS
+            f"{RUN}/{folder}/{branch}/shard-{{shard}}.parquet", shard=shards_of(row)
         )
 
     return paths
@@ -95,6 +103,12 @@ def source_files(wildcards):
     """Files of a local source, so that a changed data file reruns the download."""
     folder = Path(CONFIG.data.source)
     return sorted(str(p) for p in folder.glob("*") if p.suffix in (".csv", ".cif"))
+
+
+def external_files(wildcards):
+    """A row's file, or all files of its folder, so that a changed one is read again."""
+    path = Path(EXTERNAL[wildcards.external].file)
+    return sorted(map(str, path.glob("*.cif"))) if path.is_dir() else [str(path)]
 
 
 def pair_draws(wildcards):
@@ -126,13 +140,13 @@ def fingerprinted(wildcards):
     if wildcards.sample == "test":
         return [f"{RUN}/crystals/test.parquet"]
     paths = f"{RUN}/generated/{wildcards.sample}/shard-{{shard}}.parquet"
-    return expand(paths, shard=SAMPLE_SHARDS)
+    return expand(paths, shard=shards_of(wildcards.sample))
 
 
 def report_metrics(wildcards):
     """Metrics with the potential's energies; with DFT's beside them in the second report."""
     kinds = ["potential", "dft"] if wildcards.report == "report_dft" else ["potential"]
-    return [f"{RUN}/metrics/{kind}/{name}.json" for kind in kinds for name in SETTINGS]
+    return [f"{RUN}/metrics/{kind}/{name}.json" for kind in kinds for name in ROWS]
 
 
 def output_folder(wildcards, output):

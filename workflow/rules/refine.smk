@@ -8,6 +8,8 @@ rule refine:
         f"{RUN}/logs/refine/{{setting}}-{{shard}}.log",
     benchmark:
         f"{RUN}/benchmarks/refine/{{setting}}-{{shard}}.tsv"
+    wildcard_constraints:
+        setting="|".join(SETTINGS),
     conda:
         "../../envs/rfm.yaml"
     threads: cpus("refine")

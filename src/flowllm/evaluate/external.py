@@ -1,4 +1,4 @@
-"""Other models' samples, read into the pipeline's tables so that they are measured like ours.
+"""Other models' samples in the formats that they are given in.
 
 Nothing in a file is executed: CIF, CSV, extended XYZ and JSON are parsed as data, `.pt` files are
 loaded with torch's `weights_only`.
@@ -16,11 +16,8 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Structure
 
-from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.runlog import StageRun, log, recorded
-from flowllm.tables import crystal_columns, write_table
 
 STRUCTURE_COLUMNS = ("cif", "cif_string", "structure", "LeMatStructs")
 """Columns of a CSV that may hold a crystal, as CIF or as pymatgen's JSON."""
@@ -31,47 +28,11 @@ CSV_FIELD_LIMIT = 1 << 26
 Parse = Callable[[], Crystal]
 
 
-def import_samples(path: Path, name: str, run_dir: Path) -> int:
-    """Write samples as base/{name} and generated/{name} of a run, one shard each.
+def read_samples(path: Path) -> Iterator[Parse]:
+    """Give for each sample of a file or folder, in its order, a function that parses it.
 
     Args:
         path: a folder of CIF files, or a .csv, .extxyz, .xyz, .json, .json.gz or .pt file.
-        name: of the setting; part of each id.
-        run_dir: folder of the run.
-
-    Returns:
-        The number of crystals; a sample that is none is a row with its error.
-
-    Raises:
-        FlowllmError: the file is missing, of an unknown format, or holds no samples.
-    """
-    generated = run_dir / "generated" / name / "shard-00000.parquet"
-    base = run_dir / "base" / name / "shard-00000.parquet"
-    settings = {"base": {"name": name}, "setting": {"name": name, "base": name, "num_steps": 0}}
-    with recorded(StageRun("import_samples", 1, settings, 0, {"samples": path}), generated) as run:
-        rows = [_row(f"{name}-{i:06d}", parse) for i, parse in enumerate(read_samples(path))]
-        if not rows:
-            raise FlowllmError(f"{path}: holds no samples")
-        write_table(base, [row | {"attempts": 1} for row in rows], tables.BASE, run.metadata())
-        steps = [row | {"num_steps": 0} for row in rows]
-        write_table(generated, steps, tables.GENERATED, run.metadata())
-        crystals = sum(row["status"] == "ok" for row in rows)
-        run.count(rows_in=len(rows), rows_out=crystals, rows_failed=len(rows) - crystals)
-    log.info("import_samples: %s, %s", base, generated)
-    return crystals
-
-
-def _row(name: str, parse: Parse) -> dict[str, Any]:
-    try:
-        crystal = parse()
-    except Exception as error:  # parsers raise many kinds; one sample must not stop all
-        said = f"{type(error).__name__}: {error}"
-        return {"id": name, "status": "unreadable", "error": said}
-    return {"id": name, **crystal_columns(crystal), "formula": crystal.formula, "status": "ok"}
-
-
-def read_samples(path: Path) -> Iterator[Parse]:
-    """Give for each sample of a file or folder, in its order, a function that parses it.
 
     Raises:
         FlowllmError: the file is missing, of an unknown format, or not what its name says.

@@ -32,7 +32,7 @@ from flowllm.evaluate.validity import MIN_DISTANCE, MIN_VOLUME
 from flowllm.seeds import generator
 from flowllm.tables import read_table
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a key of the JSON changes its name or meaning."""
 
 ALL = "all generated"
@@ -77,7 +77,11 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
     rng = generator(seed, "metrics", "distances")
     return {
         "protocol": protocol(sources, settings),
-        "sampling": {"base": sources.base_row, "setting": sources.setting_row},
+        "sampling": {
+            "base": sources.base_row,
+            "setting": sources.setting_row,
+            "external": sources.external_row,
+        },
         "counts": counts(samples),
         "rates": rates(rows, evaluation.matches, sources, settings) | coverage_rates(rows, *prints),
         "protocols": protocol_rates(rows),

@@ -67,6 +67,7 @@ class Sources:
         stability_rule: the stability stage's settings.
         base_row: the language model's sampling settings, empty where the file does not say.
         setting_row: the refinement's settings, empty where the file does not say.
+        external_row: where another model's samples were read from, empty for ours.
     """
 
     kind: Literal["potential", "dft"]
@@ -76,6 +77,7 @@ class Sources:
     stability_rule: dict[str, Any]
     base_row: dict[str, Any]
     setting_row: dict[str, Any]
+    external_row: dict[str, Any]
 
 
 def read_samples(
@@ -116,6 +118,7 @@ def read_samples(
         stability_rule=rule,
         base_row=_section(base[0], "base"),
         setting_row=_section(generated[0], "setting"),
+        external_row=_section(generated[0], "external"),
     )
     return samples, sources
 

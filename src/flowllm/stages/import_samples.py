@@ -1,0 +1,50 @@
+"""Read one shard of another model's samples into our tables, to be measured like ours."""
+
+from pathlib import Path
+from typing import Any
+
+from flowllm import tables
+from flowllm.config import External, StageSettings
+from flowllm.errors import FlowllmError
+from flowllm.evaluate.external import Parse, read_samples
+from flowllm.runlog import stage_run
+from flowllm.tables import crystal_columns, write_table
+
+
+def run(settings: StageSettings, *, shard: int, base: Path, out: Path) -> None:
+    """Read the shard's part of the samples; a sample that is no crystal is a row with its error.
+
+    Args:
+        settings: the row `external`.
+        shard: number of the shard, from 0; the samples are cut into `external.shards` runs of
+            neighbours.
+        base: shard of `tables.BASE` to write, where ours has the language model's crystals.
+        out: shard of `tables.GENERATED` to write; the same crystals.
+
+    Raises:
+        FlowllmError: the file is missing, of an unknown format, or holds fewer samples than shards.
+    """
+    row: External = settings.external
+    if shard >= row.shards:
+        raise FlowllmError(f"{row.name}: has shards 0 to {row.shards - 1}, not {shard}")
+    samples = Path(row.file)
+    with stage_run(settings, inputs={"samples": samples}, output=out, work={"shard": shard}) as run:
+        parsers = list(read_samples(samples))
+        if len(parsers) < row.shards:
+            raise FlowllmError(f"{samples}: {len(parsers)} samples, fewer than {row.shards} shards")
+        mine = range(len(parsers) * shard // row.shards, len(parsers) * (shard + 1) // row.shards)
+        rows = [_row(f"{row.name}-{index:06d}", parsers[index]) for index in mine]
+        failed = sum(one["status"] != "ok" for one in rows)
+        run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed)
+        write_table(base, [one | {"attempts": 1} for one in rows], tables.BASE, run.metadata())
+        steps = [one | {"num_steps": 0} for one in rows]
+        write_table(out, steps, tables.GENERATED, run.metadata())
+
+
+def _row(name: str, parse: Parse) -> dict[str, Any]:
+    try:
+        crystal = parse()
+    except Exception as error:  # parsers raise many kinds; one sample must not stop all
+        said = f"{type(error).__name__}: {error}"
+        return {"id": name, "status": "unreadable", "error": said}
+    return {"id": name, **crystal_columns(crystal), "formula": crystal.formula, "status": "ok"}

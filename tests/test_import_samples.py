@@ -1,0 +1,110 @@
+"""The stage import_samples: other models' samples become tables like ours, and are measured so."""
+
+import json
+
+import pytest
+
+from crystals import fcc, perovskite, rattled, rocksalt
+from evaluated_run import STABILITY_RULE, stage_settings, write_splits
+from flowllm import tables
+from flowllm.config import StageSettings
+from flowllm.errors import FlowllmError
+from flowllm.stages import fingerprints, import_samples, metrics
+from flowllm.tables import crystal_columns, crystal_of, read_table, write_table
+
+CRYSTALS = [rocksalt(), rattled(perovskite(), 0.1, 3), fcc()]
+
+
+@pytest.fixture
+def samples(tmp_path):
+    """A folder of CIF files, as DiffCSP and others export it."""
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    for index, crystal in enumerate(CRYSTALS):
+        (folder / f"{index:03d}.cif").write_text(crystal.to_structure().to(fmt="cif"))
+    return folder
+
+
+def read_in(file, folder, shards=1):
+    """Run the stage for every shard; return the paths of the base and the generated ones."""
+    row = {"name": "Other", "file": str(file), "shards": shards}
+    given = StageSettings("import_samples", {"seed": 1, "version": 1, "external": row})
+    paths = []
+    for shard in range(shards):
+        name = f"Other/shard-{shard:05d}.parquet"
+        base, out = folder / "base" / name, folder / "generated" / name
+        import_samples.run(given, shard=shard, base=base, out=out)
+        paths.append((base, out))
+    return tuple(zip(*paths, strict=True))
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_shards_together_hold_every_sample_once(samples, tmp_path, shards):
+    base, generated = read_in(samples, tmp_path, shards)
+    for paths, schema in ((base, tables.BASE), (generated, tables.GENERATED)):
+        rows = [row for path in paths for row in read_table(path, schema).to_pylist()]
+        assert [row["id"] for row in rows] == [f"Other-{index:06d}" for index in range(3)]
+        assert [row["formula"] for row in rows] == [one.formula for one in CRYSTALS]
+        for row, expected in zip(rows, CRYSTALS, strict=True):
+            assert crystal_of(row).lengths == pytest.approx(expected.lengths, abs=1e-4)
+
+
+def test_a_bad_sample_is_a_row_with_its_error(samples, tmp_path):
+    (samples / "001.cif").write_text("not a CIF")
+    _, (generated,) = read_in(samples, tmp_path)
+    rows = read_table(generated, tables.GENERATED).to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "unreadable", "ok"]
+    assert "ValueError" in rows[1]["error"]
+    assert crystal_of(rows[1]) is None
+
+
+@pytest.mark.parametrize(("content", "count"), [("[]", 0), (None, 3)])
+def test_fewer_samples_than_shards(samples, tmp_path, content, count):
+    if content is not None:
+        samples = tmp_path / "none.json"
+        samples.write_text(content)
+    with pytest.raises(FlowllmError, match=f"{samples.name}: {count} samples, fewer than 4 shards"):
+        read_in(samples, tmp_path, 4)
+
+
+def test_a_shard_that_is_not_the_rows(samples, tmp_path):
+    row = {"name": "Other", "file": str(samples), "shards": 2}
+    given = StageSettings("import_samples", {"seed": 1, "version": 1, "external": row})
+    with pytest.raises(FlowllmError, match="Other: has shards 0 to 1, not 2"):
+        import_samples.run(given, shard=2, base=tmp_path / "b.parquet", out=tmp_path / "o.parquet")
+
+
+def test_samples_are_measured_like_ours(samples, tmp_path):
+    base, generated = read_in(samples, tmp_path, 2)
+    relaxed = [
+        {"id": f"Other-{i:06d}", **crystal_columns(one), "potential": "p", "status": "ok"}
+        for i, one in enumerate(CRYSTALS)
+    ]
+    write_table(tmp_path / "relaxed.parquet", relaxed, tables.RELAXED, {})
+    stability = [
+        {"id": row["id"], "e_above_hull": -0.1, "stable": i < 2, "metastable": True, "status": "ok"}
+        for i, row in enumerate(relaxed)
+    ]
+    rule = {"settings": {"stability": STABILITY_RULE}}
+    write_table(tmp_path / "stability.parquet", stability, tables.STABILITY, rule)
+    write_splits(tmp_path / "crystals", {"train": {"mp-1": rocksalt()}})
+    test = tmp_path / "crystals" / "test.parquet"
+    for name, shards in (("Other", generated), ("test", [test])):
+        given = stage_settings("fingerprints")
+        fingerprints.run(given, crystals=shards, out=tmp_path / f"fp-{name}.parquet", workers=1)
+    metrics.run(
+        stage_settings("metrics"),
+        base=base,
+        generated=generated,
+        relaxed=[tmp_path / "relaxed.parquet"],
+        stability=tmp_path / "stability.parquet",
+        fingerprints=tmp_path / "fp-Other.parquet",
+        test_fingerprints=tmp_path / "fp-test.parquet",
+        crystals=tmp_path / "crystals",
+        out=tmp_path / "Other.json",
+        workers=1,
+    )
+    numbers = json.loads((tmp_path / "Other.json").read_text())
+    assert numbers["rates"]["sun_rate"]["numerator"] == 1  # the perovskite; rock salt is known
+    assert numbers["sampling"]["external"]["file"] == str(samples)
+    assert numbers["sampling"]["setting"] == {}
