@@ -29,28 +29,36 @@ ROW_GROUP_ROWS = 4096
 _VECTOR = pa.list_(pa.float32(), 3)
 _COORDS = pa.list_(_VECTOR)
 
+
+def _column(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = True) -> pa.Field:
+    """Return a column whose meaning is written into every file, and into the documentation."""
+    return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
+
+
+_ID = _column("id", pa.string(), "stable from stage to stage", nullable=False)
+
 _CRYSTAL = [
-    pa.field("id", pa.string(), nullable=False),
-    pa.field("atomic_numbers", pa.list_(pa.uint8())),
-    pa.field("frac_coords", _COORDS),
-    pa.field("lengths", _VECTOR),
-    pa.field("angles", _VECTOR),
+    _ID,
+    _column("atomic_numbers", pa.list_(pa.uint8()), "element of each atom"),
+    _column("frac_coords", _COORDS, "fractional coordinates of each atom, in [0, 1)"),
+    _column("lengths", _VECTOR, "of the lattice vectors, angstrom"),
+    _column("angles", _VECTOR, "of the lattice vectors, degrees"),
 ]
 """Present in every table of crystals; the four array columns are null where `status` is not ok."""
 
 _OUTCOME = [
-    pa.field("status", pa.string(), nullable=False),
-    pa.field("error", pa.string()),
+    _column("status", pa.string(), "ok, or the short name of what went wrong", nullable=False),
+    _column("error", pa.string(), "what went wrong in full; null where status is ok"),
 ]
-"""`status` is "ok" or the short name of what went wrong; `error` says it in full."""
+
+_FORMULA = _column("formula", pa.string(), "of the whole cell")
 
 _SAMPLE = [
-    pa.field("prompt", pa.string()),
-    pa.field("text", pa.string()),
-    pa.field("attempts", pa.int32()),
-    # What was wrong with each earlier attempt, by the codec's reason names.
-    pa.field("rejections", pa.list_(pa.string())),
-    pa.field("num_tokens", pa.int32()),
+    _column("prompt", pa.string(), "what the language model was given"),
+    _column("text", pa.string(), "what it answered, at the last attempt"),
+    _column("attempts", pa.int32(), "drafts made"),
+    _column("rejections", pa.list_(pa.string()), "what was wrong with each earlier draft"),
+    _column("num_tokens", pa.int32(), "length of the text"),
 ]
 
 
@@ -61,26 +69,25 @@ def _extend(*groups: Sequence[pa.Field]) -> pa.Schema:
 CRYSTALS = _extend(
     _CRYSTAL,
     [
-        pa.field("num_atoms", pa.int32()),
-        pa.field("formula", pa.string()),
-        pa.field("reduced_formula", pa.string()),
-        # Null where the source does not say.
-        pa.field("formation_energy_per_atom", pa.float64()),
-        pa.field("band_gap", pa.float64()),
-        pa.field("e_above_hull", pa.float64()),
-        pa.field("space_group_number", pa.int32()),
+        _column("num_atoms", pa.int32(), "atoms in the cell"),
+        _FORMULA,
+        _column("reduced_formula", pa.string(), "the same, reduced"),
+        _column("formation_energy_per_atom", pa.float64(), "eV/atom; null if the source is silent"),
+        _column("band_gap", pa.float64(), "eV; null if the source is silent"),
+        _column("e_above_hull", pa.float64(), "eV/atom; null if the source is silent"),
+        _column("space_group_number", pa.int32(), "1 to 230; null if the source is silent"),
     ],
 )
 """crystals/{train,val,test}.parquet; `id` is the source's material_id."""
 
 REJECTED = pa.schema(
     [
-        pa.field("split", pa.string()),
-        pa.field("file", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("material_id", pa.string()),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string()),
+        _column("split", pa.string(), "train, val or test; null if the source has no split"),
+        _column("file", pa.string(), "of the source", nullable=False),
+        _column("row", pa.int64(), "in the file, from 0", nullable=False),
+        _column("material_id", pa.string(), "the source's, where it has one"),
+        _column("reason", pa.string(), "short name of why it was rejected", nullable=False),
+        _column("detail", pa.string(), "the same in full"),
     ]
 )
 """crystals/rejected.parquet: every source row that is in no split, and why."""
@@ -88,25 +95,24 @@ REJECTED = pa.schema(
 PAIRS = _extend(
     _CRYSTAL,
     [
-        # c1: the training crystal, atoms in the same species order as c0 above.
-        pa.field("target_frac_coords", _COORDS),
-        pa.field("target_lengths", _VECTOR),
-        pa.field("target_angles", _VECTOR),
-        pa.field("material_id", pa.string(), nullable=False),
-        pa.field("draw", pa.int64(), nullable=False),
-        pa.field("formula", pa.string()),
+        _column("target_frac_coords", _COORDS, "of c1, the training crystal, species as in c0"),
+        _column("target_lengths", _VECTOR, "of c1, angstrom"),
+        _column("target_angles", _VECTOR, "of c1, degrees"),
+        _column("material_id", pa.string(), "of c1", nullable=False),
+        _column("draw", pa.int64(), "number of the draw in its split", nullable=False),
+        _FORMULA,
     ],
     _SAMPLE,
     _OUTCOME,
 )
 """pairs/{train,val}/shard-*.parquet; `id` is `{split}-{draw:08d}`, the crystal columns are c0."""
 
-BASE = _extend(_CRYSTAL, [pa.field("formula", pa.string())], _SAMPLE, _OUTCOME)
+BASE = _extend(_CRYSTAL, [_FORMULA], _SAMPLE, _OUTCOME)
 """base/{base}/shard-*.parquet: what the LLM proposed; `id` is `{base}-{index:06d}`."""
 
 GENERATED = _extend(
     _CRYSTAL,
-    [pa.field("formula", pa.string()), pa.field("num_steps", pa.int32())],
+    [_FORMULA, _column("num_steps", pa.int32(), "integration steps")],
     _OUTCOME,
 )
 """generated/{setting}/shard-*.parquet: after flow matching; same ids as the base crystals."""
@@ -114,64 +120,61 @@ GENERATED = _extend(
 RELAXED = _extend(
     _CRYSTAL,
     [
-        pa.field("formula", pa.string()),
-        pa.field("potential", pa.string()),
-        # eV per atom, by the named potential.
-        pa.field("initial_energy_per_atom", pa.float64()),
-        pa.field("final_energy_per_atom", pa.float64()),
-        # Initial less final energy: what the relaxation gained, in eV per atom and eV.
-        pa.field("delta_energy_per_atom", pa.float64()),
-        pa.field("delta_energy_per_cell", pa.float64()),
-        pa.field("max_force", pa.float64()),  # eV/angstrom, at the end
-        pa.field("num_steps", pa.int32()),
-        pa.field("converged", pa.bool_()),
+        _FORMULA,
+        _column("potential", pa.string(), "whose energies, with its version"),
+        _column("initial_energy_per_atom", pa.float64(), "eV/atom, as generated"),
+        _column("final_energy_per_atom", pa.float64(), "eV/atom, as relaxed"),
+        _column("delta_energy_per_atom", pa.float64(), "eV/atom that the relaxation gained"),
+        _column("delta_energy_per_cell", pa.float64(), "eV that the relaxation gained"),
+        _column("max_force", pa.float64(), "eV/angstrom, at the end"),
+        _column("num_steps", pa.int32(), "relaxation steps"),
+        _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),
     ],
     _OUTCOME,
 )
 """relaxed/{setting}/shard-*.parquet: after the potential's relaxation; same ids."""
 
-TIMES = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("seconds", pa.float64())])
+TIMES = pa.schema([_ID, _column("seconds", pa.float64(), "wall time of the crystal")])
 """relaxed/{setting}/_shard-*.parquet.times: wall time of each crystal, beside its table and not in
 it, since the table's bytes repeat from run to run and times do not."""
 
 HULL_ENTRIES = pa.schema(
     [
-        pa.field("entry_id", pa.string(), nullable=False),
-        pa.field("formula", pa.string(), nullable=False),
-        pa.field("num_atoms", pa.int32(), nullable=False),
-        pa.field("energy_per_atom", pa.float64(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),  # potential or dft, one in a file
-        # Whose energy it is, e.g. CHGNet 0.3.0, or DFT with its correction scheme.
-        pa.field("source", pa.string(), nullable=False),
+        _column("entry_id", pa.string(), "the source's", nullable=False),
+        _column("formula", pa.string(), "of the entry's cell", nullable=False),
+        _column("num_atoms", pa.int32(), "in the entry's cell", nullable=False),
+        _column("energy_per_atom", pa.float64(), "eV/atom", nullable=False),
+        _column("kind", pa.string(), "potential or dft, one in a file", nullable=False),
+        _column("source", pa.string(), "whose energy, with correction scheme", nullable=False),
     ]
 )
-"""hull/{kind}.parquet: the entries of a reference hull; energies in eV per atom."""
+"""hull/{kind}.parquet: the entries of a reference hull."""
 
 STABILITY = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("formula", pa.string()),
-        pa.field("num_elements", pa.int32()),
-        pa.field("energy_per_atom", pa.float64()),
-        pa.field("energy_source", pa.string()),  # e.g. CHGNet, or DFT with its correction scheme
-        pa.field("hull_source", pa.string()),
-        pa.field("e_above_hull", pa.float64()),  # eV per atom; negative: below the reference hull
-        pa.field("stable", pa.bool_()),
-        pa.field("metastable", pa.bool_()),
+        _ID,
+        _FORMULA,
+        _column("num_elements", pa.int32(), "distinct elements"),
+        _column("energy_per_atom", pa.float64(), "eV/atom"),
+        _column("energy_source", pa.string(), "whose energy, with correction scheme"),
+        _column("hull_source", pa.string(), "the same of the hull"),
+        _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
+        _column("stable", pa.bool_(), "by stability.stable_below and min_elements"),
+        _column("metastable", pa.bool_(), "by stability.metastable_below and min_elements"),
         *_OUTCOME,
     ]
 )
-"""stability/{setting}.parquet and stability_dft/{setting}.parquet; one row a generated crystal."""
+"""stability/{kind}/{setting}.parquet; one row a generated crystal."""
 
 DFT_MANIFEST = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("path", pa.string()),  # of the run's folder, relative to the manifest's
-        pa.field("formula", pa.string()),
-        pa.field("input_set", pa.string()),
-        pa.field("input_set_version", pa.string()),  # pymatgen's, which defines the set
-        pa.field("potcar_symbols", pa.list_(pa.string())),
-        pa.field("structure_hash", pa.string()),  # SHA-256 of the POSCAR as written
+        _ID,
+        _column("path", pa.string(), "the run's folder, relative to the manifest's"),
+        _FORMULA,
+        _column("input_set", pa.string(), "dft_inputs.input_set"),
+        _column("input_set_version", pa.string(), "of pymatgen, which defines the set"),
+        _column("potcar_symbols", pa.list_(pa.string()), "pseudopotentials, in POSCAR's order"),
+        _column("structure_hash", pa.string(), "SHA-256 of the POSCAR as written"),
         *_OUTCOME,
     ]
 )
@@ -180,16 +183,15 @@ DFT_MANIFEST = pa.schema(
 DFT_RESULTS = _extend(
     _CRYSTAL,
     [
-        pa.field("path", pa.string()),
-        pa.field("formula", pa.string()),
-        # eV per atom; corrected by `correction_scheme`.
-        pa.field("raw_energy_per_atom", pa.float64()),
-        pa.field("corrected_energy_per_atom", pa.float64()),
-        pa.field("correction_scheme", pa.string()),
-        pa.field("run_type", pa.string()),
-        pa.field("converged_electronic", pa.bool_()),
-        pa.field("converged_ionic", pa.bool_()),
-        pa.field("num_steps", pa.int32()),
+        _column("path", pa.string(), "the run's folder, relative to the manifest's"),
+        _FORMULA,
+        _column("raw_energy_per_atom", pa.float64(), "eV/atom, the code's"),
+        _column("corrected_energy_per_atom", pa.float64(), "eV/atom, by correction_scheme"),
+        _column("correction_scheme", pa.string(), "dft_collect.correction_scheme"),
+        _column("run_type", pa.string(), "of the run, e.g. GGA or GGA+U"),
+        _column("converged_electronic", pa.bool_(), "as the code says"),
+        _column("converged_ionic", pa.bool_(), "as the code says"),
+        _column("num_steps", pa.int32(), "ionic steps"),
     ],
     _OUTCOME,
 )
@@ -197,12 +199,11 @@ DFT_RESULTS = _extend(
 
 FINGERPRINTS = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        # Null where status is not ok.
-        pa.field("structure_fingerprint", pa.list_(pa.float64())),  # CrystalNN "ops", 61
-        pa.field("composition_fingerprint", pa.list_(pa.float64())),  # Magpie, 132, not scaled
-        pa.field("density", pa.float64()),  # g/cm3
-        pa.field("num_elements", pa.int32()),
+        _ID,
+        _column("structure_fingerprint", pa.list_(pa.float64()), "CrystalNN's ops, 61 numbers"),
+        _column("composition_fingerprint", pa.list_(pa.float64()), "Magpie's, 132, not scaled"),
+        _column("density", pa.float64(), "g/cm3"),
+        _column("num_elements", pa.int32(), "distinct elements"),
         *_OUTCOME,
     ]
 )
@@ -210,36 +211,36 @@ FINGERPRINTS = pa.schema(
 
 METRICS_PER_CRYSTAL = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("formula", pa.string()),
-        pa.field("generated", pa.bool_(), nullable=False),
-        pa.field("num_elements", pa.int32()),
-        pa.field("structurally_valid", pa.bool_(), nullable=False),
-        pa.field("compositionally_valid", pa.bool_(), nullable=False),
-        # Whether it has fingerprints, and whether they are near some of the test split's.
-        pa.field("fingerprinted", pa.bool_(), nullable=False),
-        pa.field("covered", pa.bool_(), nullable=False),
-        pa.field("relaxed", pa.bool_(), nullable=False),
-        pa.field("e_above_hull", pa.float64()),
-        pa.field("stable", pa.bool_(), nullable=False),
-        pa.field("metastable", pa.bool_(), nullable=False),
-        # Smallest id of the class of matching relaxed crystals; null where nothing was relaxed.
-        pa.field("duplicate_group", pa.string()),
-        pa.field("unique", pa.bool_(), nullable=False),
-        pa.field("novel", pa.bool_(), nullable=False),
-        pa.field("matched_material_id", pa.string()),
-        pa.field("sun", pa.bool_(), nullable=False),
-        # Generated against relaxed (paper, table 2): the matcher's defaults, and the wider
-        # tolerances of the authors' code.
-        pa.field("matches_relaxed", pa.bool_(), nullable=False),
-        pa.field("rmsd_to_relaxed", pa.float64()),
-        pa.field("matches_relaxed_loose", pa.bool_(), nullable=False),
-        pa.field("rmsd_to_relaxed_loose", pa.float64()),
-        # Why pymatgen could not compare the crystal, where it could not.
-        pa.field("error", pa.string()),
+        _ID,
+        _FORMULA,
+        _column("generated", pa.bool_(), "there is a crystal", nullable=False),
+        _column("num_elements", pa.int32(), "distinct elements"),
+        _column("structurally_valid", pa.bool_(), "no atoms too close", nullable=False),
+        _column("compositionally_valid", pa.bool_(), "charges can balance", nullable=False),
+        _column("fingerprinted", pa.bool_(), "it has both fingerprints", nullable=False),
+        _column("covered", pa.bool_(), "near some of the test split's", nullable=False),
+        _column("relaxed", pa.bool_(), "there is a relaxed crystal", nullable=False),
+        _column("e_above_hull", pa.float64(), "eV/atom"),
+        _column("stable", pa.bool_(), "as in the stability table", nullable=False),
+        _column("metastable", pa.bool_(), "as in the stability table", nullable=False),
+        _column("duplicate_group", pa.string(), "smallest id of its class of matching crystals"),
+        _column("unique", pa.bool_(), "first of its class", nullable=False),
+        _column("novel", pa.bool_(), "matches no training crystal", nullable=False),
+        _column("matched_material_id", pa.string(), "the training crystal that it matches"),
+        _column("sun", pa.bool_(), "stable, unique and novel", nullable=False),
+        _column("matches_relaxed", pa.bool_(), "generated and relaxed match", nullable=False),
+        _column("rmsd_to_relaxed", pa.float64(), "in units of (V/N)^(1/3)"),
+        _column(
+            "matches_relaxed_loose",
+            pa.bool_(),
+            "the same by the tolerances of the authors' code",
+            nullable=False,
+        ),
+        _column("rmsd_to_relaxed_loose", pa.float64(), "the same by those tolerances"),
+        _column("error", pa.string(), "why pymatgen could not compare the crystal"),
     ]
 )
-"""metrics/{setting}.parquet: the flags behind every rate, one row a generated crystal."""
+"""metrics/{kind}/{setting}.parquet: the flags behind every rate, one row a generated crystal."""
 
 
 def crystal_columns(crystal: Crystal | None, prefix: str = "") -> dict[str, Any]:
