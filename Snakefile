@@ -34,6 +34,7 @@ include: "workflow/rules/report.smk"
 wildcard_constraints:
     split="train|val",
     shard=r"\d{5}",
+    flow="|".join(FLOWS),
     base="|".join(BASES),
     setting="|".join(ROWS),
     external="|".join(EXTERNAL) or "(?!)",

@@ -34,7 +34,7 @@ from flowllm.rfm.manifold import (
 )
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
-from flowllm.rfm.pairs import angles_within, crystal_lattice
+from flowllm.rfm.start import angles_within, crystal_lattice
 from flowllm.rfm.train import average_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -5,15 +5,17 @@ python benchmarks/bench_refine.py --atoms 10 --steps 2
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from flowllm.config import Refine
+from flowllm.config import load_config
 from flowllm.crystal import Crystal
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization
-from flowllm.stages.refine import refine_batch
+from flowllm.rfm.start import LlmStart
+from flowllm.stages.refine import refine_batch, task_of
 
 BOUNDS = (59.9, 120.1)
 FULL_SIZE = NetworkSize(hidden_dim=512, num_layers=6, time_dim=256, num_frequencies=128)
@@ -33,6 +35,7 @@ def main() -> None:
     scales = Standardization([6.0] * 3 + [0.0] * 3, [2.0] * 6, 0.05, [0.0] * 6, [0.1] * 6)
     field = build_field(FULL_SIZE, BOUNDS, scales).eval()
     rng = np.random.default_rng(0)
+    section = load_config([Path("config.yaml")]).refine
     for batch_size in given.batch_sizes:
         crystals = [
             Crystal.from_arrays(
@@ -40,10 +43,10 @@ def main() -> None:
             )
             for _ in range(batch_size)
         ]
-        section = Refine(integrator="euler", batch_size=batch_size, anneal_slope=0.0)
-        list(refine_batch(crystals, field, section, 1))
+        tasks = [task_of(crystal, field, LlmStart(0.0, 0.0, 0.0), rng) for crystal in crystals]
+        refine_batch(tasks, field, section, 1, None)
         start = clock()
-        list(refine_batch(crystals, field, section, given.steps))
+        refine_batch(tasks, field, section, given.steps, None)
         rate = batch_size * given.steps / (clock() - start)
         print(f"batch {batch_size:4d}: {rate:8.1f} crystal-steps/s", flush=True)
 

@@ -99,7 +99,7 @@ def write_run(folder, draws, splits, kind="potential", shards=2):
     metadata = {
         "settings": {
             "base": {"name": "tau0.7", "temperature": 0.7, "top_p": 0.9},
-            "setting": {"name": SETTING, "base": "tau0.7", "num_steps": 50},
+            "setting": {"name": SETTING, "base": "tau0.7", "flow": "llm", "num_steps": 50},
             "stability": STABILITY_RULE,
         }
     }

@@ -7,8 +7,18 @@ from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
 from flowllm import tables
 from flowllm.crystal import Crystal
+from flowllm.rfm.pairs import PairOptions
+from flowllm.rfm.start import LlmStart
 
 BOUNDS = (59.9, 120.1)
+LLM_FLOW = {
+    "name": "llm",
+    "start": "llm",
+    "coords_noise": 0.0,
+    "lengths_noise": 0.0,
+    "angles_noise": 0.0,
+}
+OPTIONS = PairOptions(BOUNDS, match_atoms=True, start=LlmStart(0.0, 0.0, 0.0), seed=7)
 
 
 @cache

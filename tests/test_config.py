@@ -108,6 +108,10 @@ def test_unknown_keys_are_named_with_their_path(values, path, value):
         ("bases.0.name", "line\n", "should match pattern"),
         ("bases.0.temperature", 0.0, "greater than 0"),
         ("settings.0.num_steps", -1, "greater than or equal to 0"),
+        ("settings.0", {"name": "a", "base": "b", "flow": "llm", "num_steps": 0}, "has a flow and"),
+        ("settings.0", {"name": "a", "base": "b", "flow": None, "num_steps": 9}, "has a flow and"),
+        ("flows.0", {"name": "a", "start": "normal"}, "'llm', 'simple'"),
+        ("flows.1.name", "a b", "should match pattern"),
         ("stability.stable_below", math.nan, "finite number"),
         ("train_rfm.clip_value", math.inf, "finite number"),
         ("report.color", "blue", "should match pattern"),
@@ -116,6 +120,8 @@ def test_unknown_keys_are_named_with_their_path(values, path, value):
 )
 def test_bad_values_are_named_with_their_path(values, path, value, message):
     where = re.escape(path)
+    if path.startswith("flows.1."):
+        where = r"flows\.1\.simple\.name"  # of two models the one that `start` chose
     if "sum to 1" in message or "{formula}" in str(message).replace("\\", ""):
         where = path.split(".")[0]  # a rule over the whole section
     with pytest.raises(FlowllmError, match=rf"\n  {where}: .*{message}"):
@@ -209,7 +215,12 @@ def test_overlay_merges_sections_and_replaces_lists(values):
 
 
 def row_of(config: Config, stage: str) -> str | None:
-    rows = {"base": config.bases, "setting": config.settings, "external": config.external_samples}
+    rows = {
+        "flow": config.flows,
+        "base": config.bases,
+        "setting": config.settings,
+        "external": config.external_samples,
+    }
     kind = STAGES[stage].row
     return rows[kind][0].name if kind else None
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from flow_pairs import BOUNDS, prototypes, write_pairs
+from flow_pairs import BOUNDS, OPTIONS, prototypes, write_pairs
 from flowllm.rfm.loader import PairBatch, PreparedPairs, size_groups
 from flowllm.rfm.loss import FlowLoss, squared_errors, standardization_of
 from flowllm.rfm.manifold import geodesic, target_velocity
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization
-from flowllm.rfm.pairs import PairOptions, prepare_shard
+from flowllm.rfm.pairs import prepare_shard
 
 SIZE = NetworkSize(hidden_dim=16, num_layers=2, time_dim=8, num_frequencies=4)
 
@@ -20,7 +20,7 @@ SIZE = NetworkSize(hidden_dim=16, num_layers=2, time_dim=8, num_frequencies=4)
 @pytest.fixture
 def pairs(tmp_path):
     write_pairs(tmp_path / "shard.parquet", prototypes()[:25], seed=1, draws_each=3)
-    prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", PairOptions(BOUNDS, True))
+    prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", OPTIONS)
     return PreparedPairs([tmp_path / "a"])
 
 
@@ -114,7 +114,7 @@ def test_pairs_of_one_value_are_not_divided_by_zero(tmp_path):
     cubic = next(c for c in prototypes() if np.ptp(c.angles) == 0)
     rows = [pair_row(cubic, cubic, 0)]
     tables.write_table(tmp_path / "shard.parquet", rows, tables.PAIRS, {})
-    prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", PairOptions(BOUNDS, True))
+    prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", OPTIONS)
     found = standardization_of(PreparedPairs([tmp_path / "a"]))
     assert isinstance(found, Standardization)
     assert min(found.lattice_std) > 0

@@ -2,30 +2,24 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from flow_pairs import BOUNDS, draft_of, failed_row, pair_row, prototypes, write_pairs
+from flow_pairs import OPTIONS, draft_of, failed_row, pair_row, prototypes, write_pairs
 from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.rfm import loader
 from flowllm.rfm.loader import PreparedPairs, batches_per_epoch, plan_epoch, size_groups
 from flowllm.rfm.pairs import (
-    PairOptions,
-    RejectedCrystalError,
-    bring_angles_within,
     match_atoms,
     prepare_shard,
     read_counts,
 )
-
-OPTIONS = PairOptions(angle_bounds=BOUNDS, match_atoms=True)
 
 
 def torus_cost(start, end):
@@ -92,32 +86,6 @@ def torus_equal(points, others, elements):
     return sorted(gaps.argmin(1)) == list(range(len(points))) and gaps.min(1).max() < 1e-6
 
 
-def test_angles_on_the_bounds_are_kept():
-    crystal = Crystal.from_arrays([29], [[0, 0, 0]], [2.5, 2.5, 2.5], [60, 60, 60])
-    assert bring_angles_within(crystal, BOUNDS) is crystal
-
-
-@pytest.mark.parametrize("angles", [(59, 90, 90), (90, 130, 90), (100, 125, 75)])
-def test_angles_out_of_bounds_are_reduced_to_the_same_crystal(angles):
-    lattice = Lattice.from_parameters(4.0, 5.0, 6.0, *angles)
-    structure = Structure(
-        lattice, ["Na", "Cl", "Cl"], [[0, 0, 0], [0.3, 0.4, 0.6], [0.7, 0.2, 0.1]]
-    )
-    crystal = Crystal.from_structure(structure)
-    reduced = bring_angles_within(crystal, BOUNDS)
-    assert (reduced.angles > 59.9).all()
-    assert (reduced.angles < 120.1).all()
-    assert reduced.atomic_numbers.tolist() == crystal.atomic_numbers.tolist()
-    matcher = StructureMatcher(primitive_cell=False, scale=False, ltol=0.01, stol=0.01, angle_tol=1)
-    assert matcher.fit(reduced.to_structure(), structure)
-
-
-def test_bounds_no_reduction_can_meet_reject():
-    crystal = Crystal.from_arrays([29], [[0, 0, 0]], [3, 4, 5], [90, 90, 90])
-    with pytest.raises(RejectedCrystalError, match="angles_out_of_bounds"):
-        bring_angles_within(crystal, (60.0, 80.0))
-
-
 def test_reduced_draft_is_matched_to_its_target(tmp_path):
     """A draft in a skewed cell of the very target: after reduction and matching no way is left."""
     lattice = Lattice.from_parameters(3.5, 4.5, 5.6, 88, 93, 95)
@@ -143,7 +111,7 @@ def test_unmatched_pairs_keep_their_coordinates(tmp_path):
     drafts = [draft_of(target, rng) for target in targets]
     rows = [pair_row(d, t, i) for i, (d, t) in enumerate(zip(drafts, targets, strict=True))]
     tables.write_table(tmp_path / "shard.parquet", rows, tables.PAIRS, {})
-    prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", PairOptions(BOUNDS, False))
+    prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", replace(OPTIONS, match_atoms=False))
     batch = PreparedPairs([tmp_path / "a"]).batch(np.array([[0, 2], [0, 0]]))
     for found, index in enumerate((2, 0)):
         np.testing.assert_array_equal(batch.elements[found], drafts[index].atomic_numbers)

@@ -1,24 +1,37 @@
 """refine: every base row becomes a row; over-fitted pairs are reproduced."""
 
+import itertools
+import json
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from safetensors.torch import load_file, save_file
+from torch.profiler import ProfilerActivity, profile
 
 from flow_pairs import base_row, draft_of, pair_row, prototypes
 from flowllm import tables
 from flowllm.config import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.rfm.model import build_field
+from flowllm.rfm.network import NetworkSize, Standardization, bytes_per_crystal
+from flowllm.rfm.start import LlmStart, SimpleStart, start_record
 from flowllm.stages import refine, train_rfm
 from test_train_rfm import config_path, small_settings  # noqa: F401
 
 
-def refine_settings(num_steps: int, batch_size: int = 4, **changes) -> StageSettings:
-    setting = {"name": "flow", "base": "base", "num_steps": num_steps}
-    section = {"integrator": "euler", "batch_size": batch_size, "anneal_slope": 0.0} | changes
+def refine_settings(num_steps: int, batch_memory_mb: int = 100, **changes) -> StageSettings:
+    flow = "llm" if num_steps else None
+    setting = {"name": "flow", "base": "base", "flow": flow, "num_steps": num_steps}
+    section = {
+        "integrator": "euler",
+        "batch_memory_mb": batch_memory_mb,
+        "anneal_slope": 0.0,
+        "trajectory_every": None,
+    } | changes
     return StageSettings("refine", {"seed": 7, "version": 1, "refine": section, "setting": setting})
 
 
@@ -105,20 +118,100 @@ def test_no_steps_copy_the_crystals(overfitted, tmp_path):
             assert row[name] == given.get(name)
 
 
+def assert_same(rows, others):
+    """Equal but for float rounding."""
+    for a, b in zip(rows, others, strict=True):
+        assert (a["id"], a["status"]) == (b["id"], b["status"])
+        if a["status"] != "ok":
+            continue
+        gaps = np.array(a["frac_coords"]) - np.array(b["frac_coords"])
+        assert np.abs(gaps - np.round(gaps)).max() < 1e-4
+        np.testing.assert_allclose(a["lengths"], b["lengths"], rtol=1e-4)
+        np.testing.assert_allclose(a["angles"], b["angles"], rtol=1e-4)
+
+
 def test_batches_do_not_change_the_crystals(overfitted, tmp_path):
-    """One by one, all at once, and in another order: equal but for float rounding."""
+    """One by one, all of a size at once, and in another order."""
+    rows, settings = base_rows(), refine_settings(10)
+    alone = [refined(overfitted[0], tmp_path, [row], settings)[0] for row in rows]
+    assert_same(alone, refined(overfitted[0], tmp_path, rows, settings))
+    assert_same(alone, refined(overfitted[0], tmp_path, rows[::-1], settings)[::-1])
+
+
+def test_batches_fill_the_memory_and_hold_one_size():
+    size = NetworkSize(hidden_dim=512, num_layers=6, time_dim=256, num_frequencies=128)
+    sizes = [5, 20, 5, 100, 5, 20, 5]
+    tasks = {10 * i: refine.Task(np.ones(n), None) for i, n in enumerate(sizes)}
+    memory_mb = 2 * bytes_per_crystal(size, 20) // 10**6 + 1
+    batches = list(refine._batches_by_size(tasks, memory_mb, size))
+    # Two of 20 atoms fit, all four of 5 do; one of 100 does not, and is a batch all the same.
+    assert batches == [[0, 20, 40, 60], [10, 50], [30]]
+
+
+@pytest.mark.parametrize("num_atoms", [3, 12])
+def test_memory_of_a_batch_is_within_its_estimate(num_atoms):
+    """Bytes that torch allocates, by its own count, in the paths with and without the table."""
+    size = NetworkSize(hidden_dim=128, num_layers=2, time_dim=32, num_frequencies=32)
+    scales = Standardization([6.0] * 6, [2.0] * 6, 0.05, [0.0] * 6, [0.1] * 6)
+    field = build_field(size, (59.9, 120.1), scales).requires_grad_(False)
+    batch = 400 // num_atoms
+    point = torch.rand(batch, num_atoms, 3), torch.rand(batch, 6) + 4
+    elements, time = torch.ones(batch, num_atoms, dtype=torch.long), torch.rand(batch)
+    for autocast in (False, True):  # autocast takes the path of a GPU
+        with torch.inference_mode(), torch.autocast("cpu", enabled=autocast):
+            field(elements, *point, time)  # constants that are kept
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+                field(elements, *point, time)
+        held = np.cumsum(
+            [e.nbytes() for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+        )
+        assert 0.2 < held.max() / (batch * bytes_per_crystal(size, num_atoms)) < 1
+
+
+def test_trajectories_lead_from_the_start_to_the_refined_crystal(overfitted, tmp_path):
+    model, drafts, _ = overfitted
+    base, out, path = (tmp_path / f"{name}.parquet" for name in ("base", "out", "path"))
+    failed = {"id": "base-000099", "status": "truncated", "error": "no stop token"}
+    rows = [failed, *(base_row(draft, index) for index, draft in enumerate(drafts))]
+    tables.write_table(base, rows, tables.BASE, {})
+    settings = refine_settings(10, trajectory_every=4)
+    refine.run(settings, base=base, model=model, out=out, trajectories=path)
+    frames = tables.read_table(path, tables.TRAJECTORIES).to_pylist()
+    ends = tables.read_table(out, tables.GENERATED).to_pylist()[1:]
+    assert [frame["step"] for frame in frames] == [0, 4, 8, 10] * len(drafts)
+    assert [frame["time"] for frame in frames[:4]] == [0.0, 0.4, 0.8, 1.0]
+    for index, (draft, end) in enumerate(zip(drafts, ends, strict=True)):
+        own = frames[4 * index : 4 * index + 4]
+        assert {frame["id"] for frame in own} == {end["id"]}
+        first, last = tables.crystal_of(own[0]), own[-1]
+        np.testing.assert_allclose(first.frac_coords, draft.frac_coords, atol=1e-6)
+        np.testing.assert_allclose(first.angles, draft.angles, atol=1e-3)
+        assert all(last[name] == end[name] for name in ("frac_coords", "lengths", "angles"))
+    # Without the option the same crystals.
+    refine.run(refine_settings(10), base=base, model=model, out=tmp_path / "plain.parquet")
+    assert tables.read_table(tmp_path / "plain.parquet", tables.GENERATED).to_pylist()[1:] == ends
+
+
+def test_noise_and_the_simple_base_start_elsewhere_the_same_way_each_time(overfitted, tmp_path):
+    """Draws are keyed by the row's id: neither order nor shard changes them."""
     rows = base_rows()
-    alone = refined(overfitted[0], tmp_path, rows, refine_settings(10, batch_size=1))
-    together = refined(overfitted[0], tmp_path, rows, refine_settings(10, batch_size=512))
-    turned = refined(overfitted[0], tmp_path, rows[::-1], refine_settings(10, batch_size=3))[::-1]
-    for other in (together, turned):
-        for a, b in zip(alone, other, strict=True):
-            if a["status"] != "ok":
-                continue
-            gaps = np.array(a["frac_coords"]) - np.array(b["frac_coords"])
-            assert np.abs(gaps - np.round(gaps)).max() < 1e-4
-            np.testing.assert_allclose(a["lengths"], b["lengths"], rtol=1e-4)
-            np.testing.assert_allclose(a["angles"], b["angles"], rtol=1e-4)
+    found = {}
+    for kind, start in (
+        ("plain", LlmStart(0.0, 0.0, 0.0)),
+        ("noise", LlmStart(0.05, 0.1, 1.0)),
+        ("simple", SimpleStart([1.6, 1.7, 2.0], [0.2, 0.2, 0.2])),
+    ):
+        model = tmp_path / kind
+        shutil.copytree(overfitted[0], model)
+        record = json.loads((model / "model.json").read_text())
+        record["start"] = start_record(start)
+        (model / "model.json").write_text(json.dumps(record))
+        found[kind] = refined(model, tmp_path, rows, refine_settings(2))
+        assert_same(found[kind], refined(model, tmp_path, rows[::-1], refine_settings(2))[::-1])
+        assert [row["formula"] for row in found[kind]] == [row.get("formula") for row in rows]
+    for one, other in itertools.combinations(found.values(), 2):
+        for a, b in zip(one, other, strict=True):
+            assert a["status"] == "truncated" or a["lengths"] != b["lengths"]
 
 
 def test_same_input_same_bytes(overfitted, tmp_path):
@@ -127,6 +220,30 @@ def test_same_input_same_bytes(overfitted, tmp_path):
         refined(overfitted[0], tmp_path / name, base_rows(), refine_settings(2))
     files = [(tmp_path / name / "out.parquet").read_bytes() for name in ("a", "b")]
     assert files[0] == files[1]
+
+
+def test_one_crystal_that_fails_neither_hides_nor_spoils_the_others(overfitted, tmp_path):
+    """An element whose embedding is no number: its crystals fail, the rest of a batch does not."""
+    model = tmp_path / "flow"
+    shutil.copytree(overfitted[0], model)
+    before = refined(model, tmp_path, base_rows(), refine_settings(2))
+    crystals = [row for row in before if row["status"] == "ok"]
+    element = crystals[0]["atomic_numbers"][0]
+    weights = load_file(model / "weights.safetensors")
+    weights["network.element.weight"][element] = float("nan")
+    save_file(weights, model / "weights.safetensors")
+    after = refined(model, tmp_path, base_rows(), refine_settings(2))
+    hit = [element in (row["atomic_numbers"] or []) for row in before]
+    assert 0 < sum(hit) < len(crystals)
+    assert_same(
+        [row for row, bad in zip(before, hit, strict=True) if not bad],
+        [row for row, bad in zip(after, hit, strict=True) if not bad],
+    )
+    for row, bad in zip(after, hit, strict=True):
+        if bad:
+            assert row["status"] == "not_physical"
+            assert row["error"]
+            assert row["frac_coords"] is None
 
 
 def test_a_flow_that_leaves_the_numbers_gives_rows_with_reasons(overfitted, tmp_path):
@@ -146,3 +263,8 @@ def test_a_flow_that_leaves_the_numbers_gives_rows_with_reasons(overfitted, tmp_
 def test_a_folder_that_is_no_model_says_so(tmp_path):
     with pytest.raises(FlowllmError, match=r"flow: not a model of train_rfm"):
         refined(tmp_path / "flow", tmp_path, base_rows(), refine_settings(2))
+
+
+def test_a_flow_without_its_model_says_so(tmp_path):
+    with pytest.raises(FlowllmError, match="setting flow: needs --model"):
+        refined(None, tmp_path, base_rows(), refine_settings(2))

@@ -67,7 +67,7 @@ def run_dir(tmp_path_factory):
     for kind in ("potential", "dft"):
         run = write_run(folder, draws(), splits, kind=kind)
         metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
-    for place in ("llm/adapter", "rfm/model"):
+    for place in ("llm/adapter", "rfm/llm"):
         (folder / place).mkdir(parents=True)
         curve = "step,train_loss,val_loss\n1,2.0,\n2,1.0,1.5\n"
         (folder / place / "training_curve.csv").write_text(curve)

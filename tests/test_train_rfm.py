@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flow_pairs import BOUNDS, prototypes, write_pairs
+from flow_pairs import BOUNDS, LLM_FLOW, OPTIONS, prototypes, write_pairs
 from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
-from flowllm.rfm.model import build_field
+from flowllm.rfm.model import build_field, load_model
 from flowllm.rfm.pairs import PREPARED
 from flowllm.rfm.train import make_fabric, train
 from flowllm.stages import train_rfm
@@ -38,10 +38,11 @@ SMALL = {
 }
 
 
-def small_settings(config_path, **changes) -> StageSettings:
+def small_settings(config_path, flow=LLM_FLOW, **changes) -> StageSettings:
     config = load_config([config_path])
     section = config.train_rfm.model_dump(mode="json") | SMALL | changes
-    return StageSettings("train_rfm", {"seed": 7, "version": 1, "train_rfm": section})
+    values = {"seed": 7, "version": 1, "train_rfm": section, "flow": flow}
+    return StageSettings("train_rfm", values)
 
 
 @pytest.fixture
@@ -92,6 +93,27 @@ def test_same_seed_same_weights_other_seed_other_weights(config_path, shards, tm
     assert not torch.equal(a[key], c[key])
 
 
+def test_a_types_flow_is_trained_from_the_simple_base(config_path, shards, tmp_path):
+    """Same c1, but c0 drawn anew: other statistics, and the fitted base in the description."""
+    flow = {"name": "types", "start": "simple"}
+    for name in ("llm", "types"):
+        settings = small_settings(config_path, **({"flow": flow} if name == "types" else {}))
+        train_rfm.run(settings, **shards, out=tmp_path / name)
+    llm, types = (
+        json.loads((tmp_path / name / "model.json").read_text()) for name in ("llm", "types")
+    )
+    assert llm["start"]["kind"] == "llm"
+    assert types["start"]["kind"] == "simple"
+    assert types["counts"]["pairs"]["pairs"] == llm["counts"]["pairs"]["pairs"]
+    assert "reduced" not in types["counts"]["pairs"]
+    # Uniform coordinates are far from the crystal's, the drafts near.
+    stds = [record["standardization"]["coords_velocity_std"] for record in (llm, types)]
+    assert stds[1] > 3 * stds[0]
+    loaded, start = load_model(tmp_path / "types", torch.device("cpu"))
+    assert start.log_lengths_mean == types["start"]["log_lengths_mean"]
+    assert not loaded.training
+
+
 def _start(settings, shards, out, env):
     words = [sys.executable, "-m", "flowllm.cli", "train_rfm", "--out", str(out)]
     for name, paths in shards.items():
@@ -128,7 +150,7 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     """The batch is shared out, the gradients are averaged: the same but for the sums' rounding."""
     settings = small_settings(config_path, max_steps=6, batch_size=6, learning_rate=1e-3)
     section = settings.train_rfm
-    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, section)
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, OPTIONS)
     scales = standardization_of(pairs)
     fabric = make_fabric(section)
     alone = train(section, settings.seed, pairs, pairs, scales, tmp_path / "alone.pt", fabric)
@@ -164,7 +186,7 @@ def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(config_path, shar
     """One pair of the prepared files is not a number: its step changes nothing, others do."""
     settings = small_settings(config_path, batch_size=1, max_steps=None, epochs=2, val_steps=5)
     section = settings.train_rfm
-    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path / "p", section)
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path / "p", OPTIONS)
     standardization = standardization_of(pairs)
     path = tmp_path / "p" / "train-00000.arrow"
     rows = pa.ipc.open_file(path).read_all().to_pylist()

@@ -105,7 +105,11 @@ def test_external_samples_are_branches_like_ours(tmp_path):
     [
         ("train_rfm: {learnig_rate: 1}", "train_rfm.learnig_rate: Extra inputs are not permitted"),
         ("sample_pairs: {top_p: 1.5}", "sample_pairs.top_p: Input should be less than or equal"),
-        ("settings: [{name: a, base: b, num_steps: 1}]", "a uses base 'b'"),
+        ("settings: [{name: a, base: b, flow: llm, num_steps: 1}]", "a uses base 'b'"),
+        (
+            "settings: [{name: a, base: tau0.7-p0.9, flow: c, num_steps: 1}]",
+            "a uses flow 'c'",
+        ),
         ("bases: [{name: '../x', temperature: 1, top_p: 1}]", "bases.0.name"),
         ("seed: -1", "seed: Input should be greater than or equal to 0 (got -1)"),
     ],

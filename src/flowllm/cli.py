@@ -30,7 +30,7 @@ Configs = Annotated[
     list[Path] | None,
     typer.Option("--config", help="Configuration file; repeat for overlays. [config.yaml]"),
 ]
-Row = Annotated[str | None, typer.Option("--row", help="Name of the base or setting in --config.")]
+Row = Annotated[str | None, typer.Option("--row", help="Name of the flow, base or setting.")]
 Log = Annotated[Path | None, typer.Option("--log", help="Also write the log to this file.")]
 Out = Annotated[Path, typer.Option("--out", help="The output, a file or a folder.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Worker processes or threads.")]
@@ -138,14 +138,15 @@ def train_rfm(
     pairs: Annotated[list[Path], typer.Option(help="Shards of training pairs.")],
     val_pairs: Annotated[list[Path], typer.Option(help="Shards of validation pairs.")],
     out: Out,
+    row: Row = None,
     settings: Settings = None,
     config: Configs = None,
     log_path: Log = None,
 ) -> None:
-    """Train the velocity network on the pairs; --out is the model's folder."""
+    """Train the velocity network of a flow on the pairs; --out is the model's folder."""
     from flowllm.stages import train_rfm as stage
 
-    given = _settings("train_rfm", settings, config, log_path)
+    given = _settings("train_rfm", settings, config, log_path, row or "")
     stage.run(given, pairs=pairs, val_pairs=val_pairs, out=out)
 
 
@@ -171,8 +172,9 @@ def sample_base(
 @app.command()
 def refine(
     base: Annotated[Path, typer.Option(help="Shard of base crystals.")],
-    model: Annotated[Path, typer.Option(help="Folder of the flow model.")],
     out: Out,
+    model: Annotated[Path | None, typer.Option(help="Folder of the setting's flow.")] = None,
+    trajectories: Annotated[Path | None, typer.Option(help="Write trajectories there.")] = None,
     row: Row = None,
     settings: Settings = None,
     config: Configs = None,
@@ -182,7 +184,7 @@ def refine(
     from flowllm.stages import refine as stage
 
     given = _settings("refine", settings, config, log_path, row or "")
-    stage.run(given, base=base, model=model, out=out)
+    stage.run(given, base=base, model=model, out=out, trajectories=trajectories)
 
 
 @app.command("import_samples")

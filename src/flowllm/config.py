@@ -21,6 +21,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -153,6 +154,27 @@ class TrainRfm(Section):
     match_atoms: bool = Field(description="match c0's atoms to c1's within each species")
 
 
+class LlmFlow(Section):
+    """A velocity network that starts from the language model's crystals."""
+
+    name: Name
+    start: Literal["llm"]
+    coords_noise: NonNegativeFloat = Field(description="std of Gaussian noise, fractions of a cell")
+    lengths_noise: NonNegativeFloat = Field(description="std of Gaussian noise, angstrom")
+    angles_noise: NonNegativeFloat = Field(description="std of Gaussian noise, degrees")
+
+
+class SimpleFlow(Section):
+    """A velocity network that starts from FlowMM's base and the language model's atoms."""
+
+    name: Name
+    start: Literal["simple"]
+
+
+Flow = Annotated[LlmFlow | SimpleFlow, Field(discriminator="start")]
+"""One velocity network: the base distribution that it carries to the data."""
+
+
 class Base(Section):
     """One way of drawing unconditional crystals from the language model."""
 
@@ -174,7 +196,14 @@ class Setting(Section):
 
     name: Name
     base: Name
-    num_steps: NonNegativeInt = Field(description="integration steps; 0 keeps the LLM's crystal")
+    flow: Name | None = Field(description="null keeps the LLM's crystal")
+    num_steps: NonNegativeInt = Field(description="integration steps; 0 without a flow")
+
+    @model_validator(mode="after")
+    def _steps_need_a_flow(self) -> "Setting":
+        if (self.flow is None) != (self.num_steps == 0):
+            raise ValueError("a setting has a flow and num_steps > 0, or flow null and num_steps 0")
+        return self
 
 
 class External(Section):
@@ -189,8 +218,11 @@ class Refine(Section):
     """Integration of the learned velocity field."""
 
     integrator: Literal["euler", "midpoint", "heun", "rk4"]
-    batch_size: PositiveInt
+    batch_memory_mb: PositiveInt = Field(description="memory that a batch of crystals may take")
     anneal_slope: NonNegativeFloat = Field(description="coordinate velocity times 1 + slope * t")
+    trajectory_every: PositiveInt | None = Field(
+        description="save the crystals after every so many steps, null for none"
+    )
 
 
 class Potential(Section):
@@ -285,7 +317,7 @@ class Resources(Section):
     runtime: PositiveInt = Field(description="minutes")
 
 
-Kind = Literal["base", "setting", "external"]
+Kind = Literal["flow", "base", "setting", "external"]
 """The lists of which a stage's jobs are given one row each."""
 
 
@@ -301,6 +333,7 @@ class Config(Section):
     sizes: Sizes
     sample_pairs: SamplePairs
     train_rfm: TrainRfm
+    flows: tuple[Flow, ...] = Field(min_length=1)
     bases: tuple[Base, ...] = Field(min_length=1)
     sample_base: SampleBase
     settings: tuple[Setting, ...] = Field(min_length=1)
@@ -320,9 +353,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_fit(self) -> "Config":
+        flows = [flow.name for flow in self.flows]
         bases = [base.name for base in self.bases]
         settings = [setting.name for setting in self.settings]
-        for names, where in ((bases, "bases"), (settings, "settings")):
+        for names, where in ((flows, "flows"), (bases, "bases"), (settings, "settings")):
             if len(set(names)) != len(names):
                 raise ValueError(f"{where}: a name stands twice in {names}")
         external = [row.name for row in self.external_samples]
@@ -339,15 +373,25 @@ class Config(Section):
                     f"settings: {setting.name} uses base {setting.base!r}, "
                     f"which is not among the bases {bases}"
                 )
+            if setting.flow not in [None, *flows]:
+                raise ValueError(
+                    f"settings: {setting.name} uses flow {setting.flow!r}, "
+                    f"which is not among the flows {flows}"
+                )
         missing = set(STAGES) - set(self.resources)
         unknown = set(self.resources) - set(STAGES)
         if missing or unknown:
             raise ValueError(f"resources: missing {sorted(missing)}, unknown {sorted(unknown)}")
         return self
 
-    def row(self, kind: Kind, name: str) -> Base | Setting | External:
+    def row(self, kind: Kind, name: str) -> Flow | Base | Setting | External:
         """Return the row of a name in one of the lists."""
-        rows = {"base": self.bases, "setting": self.settings, "external": self.external_samples}
+        rows = {
+            "flow": self.flows,
+            "base": self.bases,
+            "setting": self.settings,
+            "external": self.external_samples,
+        }
         return next(row for row in rows[kind] if row.name == name)
 
 
@@ -373,9 +417,9 @@ STAGES: dict[str, Stage] = {
     "finetune_llm": Stage(("finetune_llm", "prompts")),
     "merge_adapter": Stage(()),
     "sample_pairs": Stage(("sample_pairs", "prompts")),
-    "train_rfm": Stage(("train_rfm",)),
+    "train_rfm": Stage(("train_rfm",), row="flow", version=2),
     "sample_base": Stage(("sample_base", "prompts"), row="base"),
-    "refine": Stage(("refine",), row="setting"),
+    "refine": Stage(("refine",), row="setting", version=2),
     "import_samples": Stage((), row="external"),
     "prerelax": Stage(("prerelax", "potential"), version=2),
     "reference_hull": Stage(("reference_hull", "potential")),
@@ -389,7 +433,12 @@ STAGES: dict[str, Stage] = {
 }
 """In the order of the pipeline."""
 
-_ROW_MODELS: dict[str, type[Section]] = {"base": Base, "setting": Setting, "external": External}
+_ROW_MODELS: dict[Kind, Any] = {
+    "flow": Flow,
+    "base": Base,
+    "setting": Setting,
+    "external": External,
+}
 
 
 def load_config(paths: Sequence[Path]) -> Config:
@@ -441,7 +490,7 @@ def stage_values(config: Config, stage: str, row: str | None = None) -> dict[str
     Args:
         config: the whole configuration.
         stage: the stage's name.
-        row: name of the base or setting, for a stage whose jobs are given one.
+        row: name of the flow, base or setting, for a stage whose jobs are given one.
     """
     kind = STAGES[stage].row
     values = config.model_dump(mode="json", include=set(STAGES[stage].sections))
@@ -471,7 +520,7 @@ class StageSettings:
         Raises:
             FlowllmError: a section is missing, unknown, or has a bad value.
         """
-        models = {name: _section_model(name) for name in STAGES[stage].sections}
+        models: dict[str, Any] = {name: _section_model(name) for name in STAGES[stage].sections}
         if (kind := STAGES[stage].row) is not None:
             models[kind] = _ROW_MODELS[kind]
         expected = {"seed", "version", *models}
@@ -485,7 +534,7 @@ class StageSettings:
         self.values = {name: given[name] for name in models}
         for name, model in models.items():
             try:
-                setattr(self, name, model.model_validate(given[name]))
+                setattr(self, name, TypeAdapter(model).validate_python(given[name]))
             except ValidationError as error:
                 raise FlowllmError(f"settings of {stage}:\n{_explain(error, name)}") from error
 

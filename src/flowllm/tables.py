@@ -117,6 +117,15 @@ GENERATED = _extend(
 )
 """generated/{setting}/shard-*.parquet: after flow matching; same ids as the base crystals."""
 
+TRAJECTORIES = _extend(
+    _CRYSTAL,
+    [
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("time", pa.float64(), nullable=False),  # t, 0 to 1
+    ],
+)
+"""trajectories/{setting}/shard-*.parquet: `id` is the generated row's; null crystals are none."""
+
 RELAXED = _extend(
     _CRYSTAL,
     [

@@ -18,11 +18,13 @@ except FlowllmError as error:
 
 RUN = CONFIG.run_dir
 SIZES = CONFIG.sizes
+FLOWS = [flow.name for flow in CONFIG.flows]
 BASES = [base.name for base in CONFIG.bases]
 SETTINGS = [setting.name for setting in CONFIG.settings]
 EXTERNAL = {row.name: row for row in CONFIG.external_samples}
 ROWS = [*SETTINGS, *EXTERNAL]
 BASE_OF = {setting.name: setting.base for setting in CONFIG.settings}
+FLOW_OF = {setting.name: setting.flow for setting in CONFIG.settings}
 
 # Jobs import the package from the clone too; a cluster's job reads this file again and sets it there.
 SEARCH_PATH = [SOURCE, *filter(None, [os.getenv("PYTHONPATH")])]
@@ -38,6 +40,12 @@ PAIR_SHARDS = {
     "train": shard_names(SIZES.num_pairs, SIZES.pairs_per_shard),
     "val": shard_names(SIZES.num_val_pairs, SIZES.pairs_per_shard),
 }
+# refine's second output, where the configuration asks for it.
+TRAJECTORIES = {}
+if CONFIG.refine.trajectory_every:
+    TRAJECTORIES["trajectories"] = (
+        f"{RUN}/trajectories/{{setting}}/shard-{{shard}}.parquet"
+    )
 SAMPLE_SHARDS = shard_names(SIZES.num_samples, SIZES.samples_per_shard)
 
 
@@ -122,6 +130,12 @@ def sample_draws(wildcards):
 
 def base_shard(wildcards):
     return f"{RUN}/base/{BASE_OF[wildcards.setting]}/shard-{wildcards.shard}.parquet"
+
+
+def flow_model(wildcards):
+    """The flow of a setting; none where the LLM's crystals are kept as they are."""
+    flow = FLOW_OF[wildcards.setting]
+    return [f"{RUN}/rfm/{flow}"] if flow else []
 
 
 def finished_runs(wildcards):

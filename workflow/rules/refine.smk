@@ -1,9 +1,10 @@
 rule refine:
     input:
         base=base_shard,
-        model=f"{RUN}/rfm/model",
+        model=flow_model,
     output:
         f"{RUN}/generated/{{setting}}/shard-{{shard}}.parquet",
+        **TRAJECTORIES,
     log:
         f"{RUN}/logs/refine/{{setting}}-{{shard}}.log",
     benchmark:
@@ -19,9 +20,13 @@ rule refine:
         runtime=runtime("refine"),
     params:
         settings=settings_of("refine", row="setting"),
+        model=options(model="model"),
+        trajectories=lambda wildcards, output: [
+            f"--trajectories={path}" for path in output[1:]
+        ],
     message:
         "Refining {wildcards.setting}, shard {wildcards.shard}"
     shell:
         "python -m flowllm refine "
-        "--base {input.base:q} --model {input.model:q} --out {output:q} "
+        "--base {input.base:q} {params.model:q} --out {output[0]:q} {params.trajectories:q} "
         "--settings {params.settings:q} --log {log:q}"

@@ -7,11 +7,11 @@ rule train_rfm:
             f"{RUN}/pairs/val/shard-{{shard}}.parquet", shard=PAIR_SHARDS["val"]
         ),
     output:
-        directory(f"{RUN}/rfm/model"),
+        directory(f"{RUN}/rfm/{{flow}}"),
     log:
-        f"{RUN}/logs/train_rfm.log",
+        f"{RUN}/logs/train_rfm/{{flow}}.log",
     benchmark:
-        f"{RUN}/benchmarks/train_rfm.tsv"
+        f"{RUN}/benchmarks/train_rfm/{{flow}}.tsv"
     conda:
         "../../envs/rfm.yaml"
     threads: cpus("train_rfm")
@@ -20,10 +20,10 @@ rule train_rfm:
         mem_mb=mem_mb("train_rfm"),
         runtime=runtime("train_rfm"),
     params:
-        settings=settings_of("train_rfm"),
+        settings=settings_of("train_rfm", row="flow"),
         pairs=options(**{"pairs": "pairs", "val-pairs": "val_pairs"}),
     message:
-        "Training the velocity network"
+        "Training the velocity network of flow {wildcards.flow}"
     shell:
         "python -m flowllm train_rfm "
         "{params.pairs:q} --out {output:q} "

@@ -173,10 +173,9 @@ def generation_seconds(records: Sequence[dict[str, Any]], base: str, setting: st
 
 def read_curves(run_dir: Path) -> list[Curve]:
     """Read the training curves that exist."""
-    paths = {
-        "Language model": run_dir / "llm" / "adapter" / "training_curve.csv",
-        "Flow": run_dir / "rfm" / "model" / "training_curve.csv",
-    }
+    paths = {"Language model": run_dir / "llm" / "adapter" / "training_curve.csv"}
+    for path in sorted((run_dir / "rfm").glob("*/training_curve.csv")):
+        paths[f"Flow {path.parent.name}"] = path
     return [Curve(name, _columns(path)) for name, path in paths.items() if path.exists()]
 
 

@@ -50,7 +50,12 @@ def anneal(velocity: Velocity, slope: float) -> Velocity:
 
 
 def integrate(
-    velocity: Velocity, coords: Tensor, lattice: Tensor, num_steps: int, integrator: Integrator
+    velocity: Velocity,
+    coords: Tensor,
+    lattice: Tensor,
+    num_steps: int,
+    integrator: Integrator,
+    record: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Point:
     """Follow the velocity from t = 0 to t = 1 in steps of equal length.
 
@@ -62,18 +67,23 @@ def integrate(
         lattice: l0 (B, 6).
         num_steps: number of steps; each evaluates the field once a stage.
         integrator: the method.
+        record: called with the number of steps done and the point, from 0 steps on.
 
     Returns:
         Coordinates in [0, 1) and lattices at t = 1.
     """
     step = 1.0 / num_steps
     for index in range(num_steps):
+        if record is not None:
+            record(index, coords, lattice)
         found: list[Point] = []
         for coefficients in integrator.stages:
             at = _move((coords, lattice), found, coefficients, step)
             time = (index + sum(coefficients)) * step
             found.append(velocity(*at, coords.new_full((len(coords),), time)))
         coords, lattice = _move((coords, lattice), found, integrator.weights, step)
+    if record is not None:
+        record(num_steps, coords, lattice)
     return coords, lattice
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from flowllm.errors import FlowllmError
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
+from flowllm.rfm.start import Start, start_from_record, start_record
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
@@ -26,6 +27,7 @@ def save_model(
     folder: Path,
     field: VelocityField,
     weights: Mapping[str, Tensor],
+    start: Start,
     description: Mapping[str, Any],
     curve: Sequence[Mapping[str, Any]],
 ) -> None:
@@ -35,6 +37,7 @@ def save_model(
         folder: the model's folder.
         field: whose size, bounds and statistics are recorded.
         weights: state of `field` to save (the averaged weights of the best step).
+        start: the base distribution it was trained from, and is to be used from.
         description: what else `model.json` is to tell: counts, steps, losses.
         curve: rows of the training curve.
     """
@@ -47,6 +50,7 @@ def save_model(
             "network": asdict(field.network.size),
             "angle_bounds": list(field.bounds),
             "standardization": asdict(standardization_of_field(field)),
+            "start": start_record(start),
             **description,
         }
         (temporary / DESCRIPTION).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
@@ -58,8 +62,8 @@ def save_model(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_model(folder: Path, device: torch.device) -> VelocityField:
-    """Load the flow for integration, in float32 and evaluation mode.
+def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, Start]:
+    """Load the flow, in float32 and evaluation mode, and the base distribution it starts from.
 
     Raises:
         FlowllmError: a file is missing or does not hold what it should.
@@ -73,11 +77,12 @@ def load_model(folder: Path, device: torch.device) -> VelocityField:
             Standardization(**record["standardization"]),
         )
         field.load_state_dict(load_file(folder / WEIGHTS))
+        start = start_from_record(record["start"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FlowllmError(
             f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"
         ) from error
-    return field.requires_grad_(False).eval().to(device)
+    return field.requires_grad_(False).eval().to(device), start
 
 
 def build_field(

@@ -58,6 +58,17 @@ class NetworkSize:
     num_frequencies: int
 
 
+def bytes_per_crystal(size: NetworkSize, num_atoms: int) -> int:
+    """Memory that one crystal of a batch takes at most, without gradients, in float32.
+
+    What is held at once an edge: sines and cosines with their phases, and four activations;
+    an atom: eight.
+    """
+    edges = num_atoms * (num_atoms - 1)
+    numbers = edges * (6 * size.num_frequencies + 4 * size.hidden_dim)
+    return 4 * (numbers + 8 * num_atoms * size.hidden_dim)
+
+
 @dataclass(frozen=True)
 class Standardization:
     """Means and standard deviations that inputs and outputs are scaled by (appendix B).

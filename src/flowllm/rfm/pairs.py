@@ -1,4 +1,4 @@
-"""From sampled pairs (c0, c1) to training pairs: angles in bounds, atoms matched, compact files.
+"""From sampled pairs (c0, c1) to training pairs: c0 drawn, atoms matched, compact files.
 
 Each shard of `tables.PAIRS` becomes one Arrow file that the loader maps into memory. Every row is
 a pair of its own: a crystal drawn many times has as many drafts c0 (the authors' code keeps one).
@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from scipy.optimize import linear_sum_assignment
 
-from flowllm.crystal import Crystal
-from flowllm.data.cif import niggli_reduced
-from flowllm.errors import FlowllmError
-from flowllm.rfm.manifold import AngleBounds, lattice_vector
+from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import MAX_ATOMS
+from flowllm.rfm.start import RejectedCrystalError, Start, bring_angles_within, crystal_lattice
+from flowllm.seeds import generator
 from flowllm.tables import PAIRS, atomic_path, crystal_of, read_table
 
 PREPARED = pa.schema(
@@ -41,35 +39,6 @@ _COLUMNS = [
     *("id", "status", "atomic_numbers", "frac_coords", "lengths", "angles"),
     *("target_frac_coords", "target_lengths", "target_angles"),
 ]
-
-
-class RejectedCrystalError(Exception):
-    """A crystal that the flow cannot start from or lead to; holds the short reason."""
-
-
-def angles_within(crystal: Crystal, bounds: AngleBounds) -> bool:
-    """Whether all three angles lie in the open interval that the logit maps."""
-    return bool(np.all((crystal.angles > bounds[0]) & (crystal.angles < bounds[1])))
-
-
-def bring_angles_within(crystal: Crystal, bounds: AngleBounds) -> Crystal:
-    """Return the crystal itself, or its Niggli-reduced cell where an angle is out of bounds.
-
-    Reduction is another choice of cell for the same crystal: atoms keep their order and number,
-    coordinates change with the basis.
-
-    Raises:
-        RejectedCrystalError: reduction fails or does not bring the angles within the bounds.
-    """
-    if angles_within(crystal, bounds):
-        return crystal
-    try:
-        reduced = Crystal.from_structure(niggli_reduced(crystal.to_structure()))
-    except (ValueError, ArithmeticError, FlowllmError, np.linalg.LinAlgError) as error:
-        raise RejectedCrystalError("not_reducible") from error
-    if not angles_within(reduced, bounds) or reduced.num_atoms != crystal.num_atoms:
-        raise RejectedCrystalError("angles_out_of_bounds")
-    return reduced
 
 
 def match_atoms(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -131,15 +100,19 @@ def _wrap(difference: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How pairs are prepared, from the configuration's `train_rfm`.
+    """How pairs are prepared.
 
     Attributes:
         angle_bounds: degrees, the open interval of the angles' logit.
         match_atoms: match c0's atoms to c1's.
+        start: the base distribution that c0 is drawn from.
+        seed: the configuration's, for draws keyed by the pair's id.
     """
 
     angle_bounds: AngleBounds
     match_atoms: bool
+    start: Start
+    seed: int
 
 
 def prepare_pair(row: Mapping[str, Any], options: PairOptions) -> tuple[dict[str, Any], bool]:
@@ -156,25 +129,20 @@ def prepare_pair(row: Mapping[str, Any], options: PairOptions) -> tuple[dict[str
         raise RejectedCrystalError("no_crystal")
     if draft.num_atoms > MAX_ATOMS:
         raise RejectedCrystalError("too_many_atoms")
-    start = bring_angles_within(draft, options.angle_bounds)
+    rng = generator(options.seed, "train_rfm", "start", row["id"])
+    start = options.start.draw(draft, options.angle_bounds, rng)
     end = bring_angles_within(target, options.angle_bounds)
-    start_coords, end_coords = (c.frac_coords.astype(np.float64) for c in (start, end))
+    end_coords = end.frac_coords.astype(np.float64)
     if options.match_atoms:
-        end_coords = match_atoms(start.atomic_numbers, start_coords, end_coords)
+        end_coords = match_atoms(draft.atomic_numbers, start.coords, end_coords)
     columns = {
-        "elements": start.atomic_numbers,
-        "start_coords": start_coords.astype(np.float32).ravel(),
+        "elements": draft.atomic_numbers,
+        "start_coords": start.coords.astype(np.float32).ravel(),
         "end_coords": end_coords.astype(np.float32).ravel(),
-        "start_lattice": crystal_lattice(start, options.angle_bounds),
+        "start_lattice": start.lattice,
         "end_lattice": crystal_lattice(end, options.angle_bounds),
     }
-    return columns, start is not draft
-
-
-def crystal_lattice(crystal: Crystal, bounds: AngleBounds) -> np.ndarray:
-    """The lattice vector l of a crystal (6,), float32; the logit is taken in float64."""
-    lengths, angles = (torch.from_numpy(x).double() for x in (crystal.lengths, crystal.angles))
-    return lattice_vector(lengths, angles, bounds).float().numpy()
+    return columns, start.reduced
 
 
 def prepare_shard(shard: Path, prepared: Path, options: PairOptions) -> Counter[str]:

@@ -1,11 +1,13 @@
 """Refine base crystals: integrate the learned velocity field from each of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flowllm import tables
 from flowllm.config import Refine, Setting, StageSettings
@@ -15,15 +17,35 @@ from flowllm.errors import FlowllmError
 from flowllm.rfm.integrate import INTEGRATORS, anneal, integrate
 from flowllm.rfm.manifold import lattice_parameters
 from flowllm.rfm.model import load_model
-from flowllm.rfm.network import MAX_ATOMS, VelocityField
-from flowllm.rfm.pairs import RejectedCrystalError, bring_angles_within, crystal_lattice
+from flowllm.rfm.network import MAX_ATOMS, NetworkSize, VelocityField, bytes_per_crystal
+from flowllm.rfm.start import RejectedCrystalError, Start, StartPoint
 from flowllm.runlog import Progress, stage_run
+from flowllm.seeds import generator
 from flowllm.tables import crystal_columns, crystal_of, read_table, write_table
 
 Row = dict[str, Any]
 
 
-def run(settings: StageSettings, *, base: Path, model: Path, out: Path) -> None:
+@dataclass(frozen=True)
+class Task:
+    """A crystal to refine: its atomic numbers (n,) and where its integration starts."""
+
+    elements: np.ndarray
+    start: StartPoint
+
+
+Frame = tuple[int, list[Crystal | str]]
+"""After how many steps, and each task's crystal then, or what is wrong with it."""
+
+
+def run(
+    settings: StageSettings,
+    *,
+    base: Path,
+    model: Path | None,
+    out: Path,
+    trajectories: Path | None = None,
+) -> None:
     """Refine one shard of base crystals; every base row becomes one row.
 
     The order and content of the rows do not depend on how crystals are batched, but for the
@@ -32,95 +54,152 @@ def run(settings: StageSettings, *, base: Path, model: Path, out: Path) -> None:
     Args:
         settings: section `refine` and the row `setting`.
         base: shard of `tables.BASE`.
-        model: folder of the trained flow.
+        model: folder of the setting's flow, None where the setting has none.
         out: shard of `tables.GENERATED` to write.
+        trajectories: shard of `tables.TRAJECTORIES` to write, too.
+
+    Raises:
+        FlowllmError: the model is missing or is none.
     """
     section: Refine = settings.refine
     setting: Setting = settings.setting
-    with stage_run(settings, inputs={"base": base, "model": model}, output=out) as run:
+    inputs = {"base": base} if model is None else {"base": base, "model": model}
+    with stage_run(settings, inputs=inputs, output=out) as run:
         given = read_table(base, tables.BASE).to_pylist()
-        if setting.num_steps == 0:
-            rows = [_outcome(row, crystal_of(row), 0) for row in given]
+        if setting.flow is None:
+            rows, frames = [_outcome(row, crystal_of(row), 0) for row in given], []
+        elif model is None:
+            raise FlowllmError(f"setting {setting.name}: needs --model, the folder of its flow")
         else:
-            field = load_model(model, pick_device())
-            rows = refine_rows(given, field, section, setting.num_steps)
+            field, start = load_model(model, pick_device())
+            every = None if trajectories is None else section.trajectory_every
+            rows, frames = refine_rows(given, field, start, settings, every)
         failed = sum(row["status"] != "ok" for row in rows)
         run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed)
+        if trajectories is not None:
+            write_table(trajectories, frames, tables.TRAJECTORIES, run.metadata())
         write_table(out, rows, tables.GENERATED, run.metadata())
 
 
 def refine_rows(
-    given: Sequence[Mapping[str, Any]], field: VelocityField, section: Refine, num_steps: int
-) -> list[Row]:
+    given: Sequence[Mapping[str, Any]],
+    field: VelocityField,
+    start: Start,
+    settings: StageSettings,
+    every: int | None,
+) -> tuple[list[Row], list[Row]]:
     """Refine the crystals of base rows; rows come back in the given order.
 
     Args:
         given: rows of `tables.BASE`; failed ones stay failed with their reason.
         field: the velocity field.
-        section: batch size and annealing.
-        num_steps: integration steps.
+        start: the base distribution that it was trained from.
+        settings: of the stage.
+        every: record each crystal after every so many steps, None for none.
+
+    Returns:
+        Rows of `tables.GENERATED` and of `tables.TRAJECTORIES`.
     """
-    rows: list[Row | None] = [None] * len(given)
-    starts: dict[int, Crystal] = {}
+    section: Refine = settings.refine
+    num_steps = settings.setting.num_steps
+    rows = [_outcome(row, None, num_steps) for row in given]
+    frames: list[list[Row]] = [[] for _ in given]
+    tasks: dict[int, Task] = {}
     for index, row in enumerate(given):
         crystal = crystal_of(row)
+        rng = generator(settings.seed, "refine", "start", row["id"])
         try:
-            if crystal is not None and crystal.num_atoms > MAX_ATOMS:
-                raise RejectedCrystalError("too_many_atoms")
             if crystal is not None:
-                starts[index] = bring_angles_within(crystal, field.bounds)
-            else:
-                rows[index] = _outcome(row, None, num_steps)
+                tasks[index] = task_of(crystal, field, start, rng)
         except RejectedCrystalError as rejected:
             rows[index] = _failure(row, str(rejected), "the flow cannot start from it", num_steps)
-    progress = Progress("refine: crystals", len(starts))
-    for members in _batches_by_size(starts, section.batch_size):
-        crystals = [starts[index] for index in members]
-        for index, end in zip(
-            members, refine_batch(crystals, field, section, num_steps), strict=True
-        ):
-            row = given[index]
+    progress = Progress("refine: crystals", len(tasks))
+    for members in _batches_by_size(tasks, section.batch_memory_mb, field.network.size):
+        path = refine_batch([tasks[i] for i in members], field, section, num_steps, every)
+        for step, ends in path:
+            for index, end in zip(members, ends, strict=True):
+                frames[index].append(_frame(given[index], end, step, num_steps))
+        for index, end in zip(members, path[-1][1], strict=True):
             if isinstance(end, Crystal):
-                rows[index] = _outcome(row, end, num_steps)
+                rows[index] = _outcome(given[index], end, num_steps)
             else:
-                rows[index] = _failure(row, "not_physical", end, num_steps)
+                rows[index] = _failure(given[index], "not_physical", end, num_steps)
         progress.advance(len(members))
-    return [row for row in rows if row is not None]
+    return rows, [frame for path in frames for frame in path if every is not None]
+
+
+def task_of(crystal: Crystal, field: VelocityField, start: Start, rng: np.random.Generator) -> Task:
+    """Draw where the integration of a base crystal starts.
+
+    Raises:
+        RejectedCrystalError: the flow cannot start from it.
+    """
+    if crystal.num_atoms > MAX_ATOMS:
+        raise RejectedCrystalError("too_many_atoms")
+    return Task(crystal.atomic_numbers, start.draw(crystal, field.bounds, rng))
 
 
 def refine_batch(
-    crystals: Sequence[Crystal], field: VelocityField, section: Refine, num_steps: int
-) -> Iterator[Crystal | str]:
-    """Integrate crystals of one number of atoms; each gives a crystal or what is wrong with it."""
+    tasks: Sequence[Task],
+    field: VelocityField,
+    section: Refine,
+    num_steps: int,
+    every: int | None,
+) -> list[Frame]:
+    """Integrate tasks of one number of atoms, all of them over all steps.
+
+    Returns:
+        What they were after every `every` steps from 0 on, and, last, after all steps.
+    """
     device = field.lattice_mean.device
-    elements = torch.from_numpy(np.stack([c.atomic_numbers for c in crystals])).long().to(device)
-    coords = torch.from_numpy(np.stack([c.frac_coords for c in crystals])).to(device)
-    lattices = np.stack([crystal_lattice(c, field.bounds) for c in crystals])
+    elements = torch.from_numpy(np.stack([task.elements for task in tasks])).long().to(device)
+    coords = np.stack([task.start.coords for task in tasks]).astype(np.float32)
+    lattices = np.stack([task.start.lattice for task in tasks])
+    frames: list[Frame] = []
+
+    def record(step: int, coords: Tensor, lattice: Tensor) -> None:
+        if step == num_steps or (every is not None and step % every == 0):
+            parameters = lattice_parameters(lattice, field.bounds)
+            frames.append((step, _crystals(tasks, coords, *parameters)))
+
+    def velocity(coords: Tensor, lattice: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        return field(elements, coords, lattice, time)
+
     with torch.inference_mode():
-        ends = integrate(
-            anneal(
-                lambda f, lattice, time: field(elements, f, lattice, time), section.anneal_slope
-            ),
-            coords,
+        integrate(
+            anneal(velocity, section.anneal_slope),
+            torch.from_numpy(coords).to(device),
             torch.from_numpy(lattices).to(device),
             num_steps,
             INTEGRATORS[section.integrator],
+            record,
         )
-        coords, (lengths, angles) = ends[0], lattice_parameters(ends[1], field.bounds)
-    arrays = (x.cpu().numpy() for x in (coords, lengths, angles))
-    for crystal, *end in zip(crystals, *arrays, strict=True):
+    return frames
+
+
+def _crystals(tasks: Sequence[Task], *points: Tensor) -> list[Crystal | str]:
+    """Crystals of coordinates, lengths and angles, or what is wrong with them."""
+    arrays = [point.cpu().numpy() for point in points]
+    found: list[Crystal | str] = []
+    for task, *arrays_of_one in zip(tasks, *arrays, strict=True):
         try:
-            yield Crystal.from_arrays(crystal.atomic_numbers, *end)
+            found.append(Crystal.from_arrays(task.elements, *arrays_of_one))
         except FlowllmError as error:
-            yield str(error)
+            found.append(str(error))
+    return found
 
 
-def _batches_by_size(crystals: Mapping[int, Crystal], batch_size: int) -> Iterator[list[int]]:
-    """Indices of crystals in batches of one number of atoms, small ones first."""
-    sizes = sorted({crystal.num_atoms for crystal in crystals.values()})
-    for size in sizes:
-        members = [index for index, crystal in crystals.items() if crystal.num_atoms == size]
-        yield from (members[i : i + batch_size] for i in range(0, len(members), batch_size))
+def _batches_by_size(
+    tasks: Mapping[int, Task], memory_mb: int, size: NetworkSize
+) -> Iterator[list[int]]:
+    """Indices of tasks in batches of one number of atoms, small ones first.
+
+    A batch holds as many as the memory allows, but at least one.
+    """
+    for num_atoms in sorted({len(task.elements) for task in tasks.values()}):
+        members = [index for index, task in tasks.items() if len(task.elements) == num_atoms]
+        room = max(memory_mb * 10**6 // bytes_per_crystal(size, num_atoms), 1)
+        yield from (members[i : i + room] for i in range(0, len(members), room))
 
 
 def _outcome(row: Mapping[str, Any], crystal: Crystal | None, num_steps: int) -> Row:
@@ -131,3 +210,9 @@ def _outcome(row: Mapping[str, Any], crystal: Crystal | None, num_steps: int) ->
 
 def _failure(row: Mapping[str, Any], status: str, error: str, num_steps: int) -> Row:
     return {**_outcome(row, None, num_steps), "status": status, "error": error}
+
+
+def _frame(row: Mapping[str, Any], crystal: Crystal | str, step: int, num_steps: int) -> Row:
+    """A row of a trajectory; null where the crystal is no crystal then."""
+    columns = crystal_columns(crystal if isinstance(crystal, Crystal) else None)
+    return {"id": row["id"], **columns, "step": step, "time": step / num_steps}

@@ -9,13 +9,14 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from flowllm.config import StageSettings, TrainRfm
+from flowllm.config import Flow, StageSettings, TrainRfm
 from flowllm.errors import FlowllmError
 from flowllm.resume import drop_partial, partial_folder
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
 from flowllm.rfm.model import save_model
 from flowllm.rfm.pairs import PairOptions, count_rows, prepare_shard, read_counts
+from flowllm.rfm.start import start_of
 from flowllm.rfm.train import make_fabric, train
 from flowllm.runlog import Progress, StageRun, log, stage_run
 
@@ -29,7 +30,7 @@ def run(
     """Train on pair shards and write the model's folder.
 
     Args:
-        settings: section `train_rfm`.
+        settings: section `train_rfm` and the row `flow`.
         pairs: shards of training pairs (`tables.PAIRS`).
         val_pairs: shards of validation pairs.
         out: folder of the model.
@@ -38,6 +39,7 @@ def run(
         FlowllmError: a split holds no pair that can be used, or training diverges.
     """
     section: TrainRfm = settings.train_rfm
+    flow: Flow = settings.flow
     fabric = make_fabric(section)
     fabric.launch()
     if not fabric.is_global_zero:  # every process runs all that follows; one of them tells of it
@@ -45,8 +47,10 @@ def run(
     with stage_run(settings, inputs={"pairs": pairs, "val_pairs": val_pairs}, output=out) as run:
         with fabric.rank_zero_first():
             folder = partial_folder(out, run)
-            train_set, train_counts = prepare_split("train", pairs, folder, section)
-            val_set, val_counts = prepare_split("val", val_pairs, folder, section)
+            start = start_of(flow, pairs)
+            options = PairOptions(section.angle_bounds, section.match_atoms, start, settings.seed)
+            train_set, train_counts = prepare_split("train", pairs, folder, options)
+            val_set, val_counts = prepare_split("val", val_pairs, folder, options)
         standardization = standardization_of(train_set)
         checkpoint = folder / "checkpoint.pt"
         trained = train(
@@ -55,7 +59,7 @@ def run(
         if fabric.is_global_zero:
             counts = {"pairs": dict(train_counts), "val_pairs": dict(val_counts)}
             description = {**trained.summary, "counts": counts, "settings": settings.values}
-            save_model(out, trained.field, trained.weights, description, trained.curve)
+            save_model(out, trained.field, trained.weights, start, description, trained.curve)
         del train_set, val_set  # their files are mapped, and some file systems keep such a folder
         fabric.barrier()
         if fabric.is_global_zero:
@@ -64,14 +68,13 @@ def run(
 
 
 def prepare_split(
-    split: str, shards: Sequence[Path], folder: Path, section: TrainRfm
+    split: str, shards: Sequence[Path], folder: Path, options: PairOptions
 ) -> tuple[PreparedPairs, Counter[str]]:
     """Prepare a split's shards, in parallel and once only, and open them.
 
     Raises:
         FlowllmError: no pair of the split can be used.
     """
-    options = PairOptions(section.angle_bounds, section.match_atoms)
     prepared = [folder / f"{split}-{index:05d}.arrow" for index in range(len(shards))]
     missing = [(s, p) for s, p in zip(shards, prepared, strict=True) if not p.exists()]
     progress = Progress(f"train_rfm: {split} shards prepared", len(missing))
