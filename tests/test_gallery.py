@@ -11,6 +11,7 @@ from pymatgen.core import Structure
 
 from crystals import caesium_chloride, fcc, perovskite, rattled, rocksalt
 from evaluated_run import Draw, stage_settings, write_run
+from flowllm.crystal import Crystal
 from flowllm.report.gallery import find_candidates, scene
 from flowllm.report.records import read_results
 from flowllm.stages import metrics, report
@@ -46,6 +47,15 @@ def test_limit_and_missing_files(run, tmp_path):
     results = read_results([run.out])
     assert len(find_candidates(results, run.folder, limit=1)) == 1
     assert find_candidates(results, tmp_path) == []
+
+
+def test_a_crystal_without_a_space_group_is_shown_all_the_same(tmp_path):
+    coords = [[0, 0, 0], [0, 0, 0.001], [0.5, 0.5, 0.5]]
+    close = Crystal.from_arrays([11, 11, 17], coords, [3, 3, 3], [90, 90, 90])
+    run = write_run(tmp_path, [Draw(close, close, -0.1)], {})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    (found,) = find_candidates(read_results([run.out]), run.folder)
+    assert (found.formula, found.space_group) == ("Na2Cl", "not found")
 
 
 def test_cif_is_the_relaxed_crystal(run):

@@ -152,9 +152,10 @@ def test_tables_hold_the_numbers_of_the_metrics(run_dir, page_path):
 
 
 def test_page_shows_counts_and_interval(page_path):
-    cells = next(cells for _, cells in Page(page_path.read_text()).rows if "FlowLLM-test" in cells)
-    assert "40.00\u202f%" in cells  # 2 of 5 stable
-    assert "2 of 5; 11.76–76.93" in cells  # Wilson, by scipy
+    rows = [cells for _, cells in Page(page_path.read_text()).rows if "FlowLLM-test" in cells]
+    cells = next(cells for cells in rows if "40.00\u202f%" in cells)  # 2 of 5 stable
+    at = cells.index("40.00\u202f%")
+    assert cells[at + 1 : at + 3] == ["2 of 5", "11.76–76.93"]  # Wilson, by scipy
 
 
 def test_estimates_and_dft_stand_in_separate_tables(page_path):
@@ -187,7 +188,41 @@ def test_published_rows_are_marked_and_sourced(page_path):
     assert published["stability_rate_source"].startswith("[S] Sriram et al.")
     rows = [cells for kind, cells in Page(page_path.read_text()).rows if kind == "published"]
     assert rows
-    assert all(any(cell.startswith("published [") for cell in cells) for cells in rows)
+    for name, *cells in rows:
+        known = any(cell.startswith("published [") for cell in cells)
+        assert known or (name in ("CrystalLLM", "FlowLLM-Types") and set(cells) == {"–"})
+
+
+def test_everyone_stands_in_the_papers_table_and_only_dft_is_called_stable(run_dir, page_path):
+    ours, *published = read_csv(page_path, "paper")
+    methods = ["CD-VAE", "DiffCSP", "FlowMM", "CrystalLLM", "FlowLLM-Types"]
+    assert [row["setting"] for row in published] == [*methods, "FlowLLM (tau 0.7, P 0.9)"]
+    potential, dft = (json.loads(path.read_text())["rates"] for path in metrics_files(run_dir))
+    assert float(ours["structural_validity"]) == potential["structural_validity"]["value"]
+    assert float(ours["sun_rate"]) == dft["sun_rate"]["value"]
+    alone = tables.paper_table(read_results(metrics_files(run_dir)[:1])).rows[0]
+    assert alone["setting"] == ours["setting"]
+    assert "stability_rate" not in alone
+    assert "sun_rate" not in alone
+
+
+def test_captions_name_hull_matcher_and_corrections(page_path):
+    text = " ".join(Page(page_path.read_text()).words)
+    assert "hull: train by CHGNet; stable: E_hull < 0 eV/atom with at least 2 elements" in text
+    assert "corrections: MP2020" in text
+    assert "same crystal: pymatgen StructureMatcher 0.2, 0.3, 5°" in text
+
+
+def test_samples_of_another_model_say_where_they_are_from(run_dir):
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    numbers = {
+        **result.numbers,
+        "sampling": {"base": {}, "setting": {}, "external": {"name": "O", "file": "o.pt"}},
+    }
+    (row,) = tables.fate_table([replace(result, numbers=numbers)]).rows
+    assert row["origin"] == "another model, o.pt"
+    (row,) = tables.fate_table([result]).rows
+    assert row["origin"] == "temperature 0.7, top_p 0.9, base tau0.7, num_steps 50"
 
 
 def test_published_values_fit_together():
@@ -224,6 +259,9 @@ def test_terminal_gets_the_table_and_the_path(run_dir, tmp_path, capsys):
     out = write_report(run_dir, tmp_path / "index.html")
     printed = capsys.readouterr().out
     assert "40.00\u202f% (2/5)" in printed
+    header = next(line for line in printed.splitlines() if line.startswith("Setting"))
+    for title in ("Valid structure", "Valid composition", "Relaxed", "Stable", "Novel", "S.U.N."):
+        assert title in header
     assert f"Report: {out}" in printed
 
 
@@ -248,13 +286,36 @@ def write_record(folder, output, stage, seconds, memory, **counts):
     path = provenance_path(folder / output)
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"stage": stage, "seconds": seconds, "peak_memory_mb": memory, "counts": counts}
+    record["hardware"] = {"cpus": 9, "gpus": ["A100"] * 2} if stage == "refine" else {"cpus": 9}
     path.write_text(json.dumps(record))
+
+
+def spoken(tokens, seconds):
+    return {"generated_tokens": tokens, "generation_seconds": seconds}
 
 
 def test_costs_are_summed_by_stage(tmp_path):
     write_record(tmp_path, "generated/a/shard-0", "refine", 2.0, 10, rows_in=5, rows_failed=0)
-    write_record(tmp_path, "base/t/shard-0", "sample_base", 10.0, 100, rows_in=5, rows_failed=1)
-    write_record(tmp_path, "base/t/shard-1", "sample_base", 30.0, 50, rows_in=5, rows_failed=2)
+    write_record(
+        tmp_path,
+        "base/t/shard-0",
+        "sample_base",
+        10.0,
+        100,
+        rows_in=5,
+        rows_failed=1,
+        **spoken(100, 4),
+    )
+    write_record(
+        tmp_path,
+        "base/t/shard-1",
+        "sample_base",
+        30.0,
+        50,
+        rows_in=5,
+        rows_failed=2,
+        **spoken(200, 20),
+    )
     write_record(tmp_path, "base/t/.x.partial/y", "sample_base", 99.0, 999)
     write_record(tmp_path, "report/index.html", "report", 99.0, 999)
     records = read_records(tmp_path)
@@ -263,6 +324,10 @@ def test_costs_are_summed_by_stage(tmp_path):
     assert sample.peak_memory_mb == 100
     assert sample.rows == {"rows_in": 10, "rows_out": None, "rows_failed": 3}
     assert refine.rows["rows_failed"] == 0
+    assert (sample.core_hours, sample.gpu_hours) == (40 * 9 / 3600, 0)
+    assert (refine.core_hours, refine.gpu_hours) == (2 * 9 / 3600, 2 * 2 / 3600)
+    assert (sample.rows_per_second, refine.rows_per_second) == (10 / 40, 5 / 2)
+    assert (sample.tokens_per_second, refine.tokens_per_second) == (300 / 24, None)
     assert generation_seconds(records, "t", "a") == 42
     assert generation_seconds(records, "t", "unknown") is None
 
@@ -277,6 +342,15 @@ def test_histogram_counts_what_lies_beyond_its_ends(run_dir):
     assert heights.sum() == pytest.approx(100 * 6 / drawn)
     assert heights[0] == pytest.approx(100 * 2 / drawn)
     assert heights[-1] == pytest.approx(100 * 3 / drawn)
+
+
+def test_a_histogram_of_nothing_says_so(run_dir):
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    result = replace(result, flags=pa.table({"e_above_hull": pa.array([None], pa.float64())}))
+    figure = figures.e_hull_histogram([result], figures.looks(["FlowLLM-test"], "#0072B2"))
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert "no crystal was placed on the hull" in said
+    assert figure.axes[0].get_ylim()[0] == 0
 
 
 def sweep_of(result, steps_and_valid):
@@ -341,7 +415,7 @@ def test_no_metrics_is_an_error(tmp_path):
         write_report(tmp_path, metrics_paths=[])
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("{}", "expected 1")])
+@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("{}", "expected 2")])
 def test_a_bad_metrics_file_is_named(tmp_path, text, message):
     path = tmp_path / "bad.json"
     path.write_text(text)
@@ -353,6 +427,6 @@ def test_a_run_in_which_everything_failed_gets_a_report(tmp_path):
     run = write_run(tmp_path, [Draw(), Draw(rejections=["truncated"])], {})
     metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
     out = write_report(tmp_path, metrics_paths=[run.out])
-    cells = next(cells for _, cells in Page(out.read_text()).rows if "FlowLLM-test" in cells)
+    _, cells, *_ = [cells for _, cells in Page(out.read_text()).rows if "FlowLLM-test" in cells]
     assert "0.00\u202f%" in cells
     assert "of none" in cells  # novel, of the stable: there are none

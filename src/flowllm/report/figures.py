@@ -108,6 +108,11 @@ def e_hull_histogram(results: Sequence[Result], style: Mapping[str, Look]) -> Fi
             linewidth=1.8,
             label=result.setting,
         )
+    axes.set_ylim(bottom=0)
+    if not any(result.e_above_hull for result in results):
+        axes.set_ylim(0, 1)
+        middle = {"transform": axes.transAxes, "ha": "center", "va": "center", "color": GREY}
+        axes.text(0.5, 0.5, "no crystal was placed on the hull", **middle)
     bound = results[0].numbers["protocol"]["stability_rule"]["stable_below"]
     axes.axvline(bound, color="black", linestyle=(0, (4, 3)), linewidth=1.2)
     axes.text(bound, 1.01, "stable ←", transform=axes.get_xaxis_transform(), ha="right", fontsize=9)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import yaml
 from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
 from pymatgen.core import Element, Structure
+from pymatgen.symmetry.analyzer import SymmetryUndeterminedError
 
 from flowllm import tables
 from flowllm.crystal import Crystal
@@ -116,7 +117,7 @@ def _candidate(
     try:
         symbol, number = structure.get_space_group_info(symprec=SYMPREC)
         space_group = f"{symbol} ({number})"
-    except Exception:  # spglib finds none in a crystal that is distorted badly
+    except SymmetryUndeterminedError:  # spglib finds none where atoms nearly coincide
         space_group = "not found"
     return Candidate(
         name=name,

@@ -73,6 +73,9 @@ class StageCost:
         seconds: sum over the jobs.
         longest: seconds of the longest job.
         peak_memory_mb: of the job with the most.
+        core_hours: wall time times the cores that a job saw, summed.
+        gpu_hours: the same of GPUs.
+        tokens_per_second: of the language model while it generates, None for other stages.
         rows: sums of rows_in, rows_out and rows_failed, None where no job counted them.
     """
 
@@ -81,7 +84,16 @@ class StageCost:
     seconds: float
     longest: float
     peak_memory_mb: int
+    core_hours: float
+    gpu_hours: float
+    tokens_per_second: float | None
     rows: dict[str, int | None]
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """Rows read a second of one job, its start included."""
+        rows = self.rows["rows_in"]
+        return rows / self.seconds if rows and self.seconds else None
 
 
 def read_results(paths: Sequence[Path]) -> list[Result]:
@@ -144,10 +156,20 @@ def stage_costs(records: Sequence[dict[str, Any]]) -> list[StageCost]:
                 seconds=sum(job["seconds"] for job in jobs),
                 longest=max(job["seconds"] for job in jobs),
                 peak_memory_mb=max(job["peak_memory_mb"] for job in jobs),
+                core_hours=sum(job["seconds"] * job["hardware"]["cpus"] for job in jobs) / 3600,
+                gpu_hours=sum(job["seconds"] * len(job["hardware"].get("gpus", ())) for job in jobs)
+                / 3600,
+                tokens_per_second=_tokens_per_second([job["counts"] for job in jobs]),
                 rows=rows,
             )
         )
     return costs
+
+
+def _tokens_per_second(counts: Sequence[dict[str, Any]]) -> float | None:
+    """Return the tokens of some jobs over the time that they generated; None without any."""
+    seconds = sum(count.get("generation_seconds", 0) for count in counts)
+    return sum(count.get("generated_tokens", 0) for count in counts) / seconds if seconds else None
 
 
 def _stage_order(stage: str) -> tuple[int, str]:

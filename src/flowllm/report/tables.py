@@ -208,8 +208,16 @@ def to_latex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-def published_rows(keys: Sequence[str], path: Path = PAPER_VALUES) -> list[dict[str, Any]]:
-    """Return a row for each published method that has a value under some of the keys."""
+def published_rows(
+    keys: Sequence[str], path: Path = PAPER_VALUES, *, every: bool = False
+) -> list[dict[str, Any]]:
+    """Return a row for each published method that has a value under some of the keys.
+
+    Args:
+        keys: the columns.
+        path: file of the published values.
+        every: also those of which no value is known, as a row of dashes.
+    """
     values = yaml.safe_load(path.read_text())
     rows = []
     for method in values["methods"]:
@@ -218,7 +226,7 @@ def published_rows(keys: Sequence[str], path: Path = PAPER_VALUES) -> list[dict[
             for key in keys
             if method.get(key)
         }
-        if cells:
+        if cells or every:
             rows.append({"setting": method["method"], "published": True, **cells})
     return rows
 
@@ -238,8 +246,30 @@ _SUN_COLUMNS = (
     Column("sun_rate", "S.U.N.", "rate"),
 )
 
-MAIN_KEYS = ("setting", "drawn", "metastability_rate", "stability_rate", "novelty", "sun_rate")
-"""Columns of the stability tables that fit on a terminal."""
+TERMINAL_COLUMNS = (
+    _SETTING,
+    Column("structural_validity", "Valid structure", "rate"),
+    Column("compositional_validity", "Valid composition", "rate"),
+    Column("relaxed", "Relaxed", "rate"),
+    Column("metastability_rate", "Metastable", "rate"),
+    Column("stability_rate", "Stable", "rate"),
+    Column("novelty", "Novel", "rate"),
+    Column("sun_rate", "S.U.N.", "rate"),
+)
+"""What is printed of each setting; counts stand beside the rates."""
+
+_PAPER_COLUMNS = (
+    _SETTING,
+    Column("structural_validity", "Structural validity", "rate"),
+    Column("compositional_validity", "Composition validity", "rate"),
+    Column("coverage_recall", "Coverage recall", "rate"),
+    Column("coverage_precision", "Coverage precision", "rate"),
+    Column("wasserstein_density", "Distance of density", "distance", 3),
+    Column("wasserstein_num_elements", "Distance of number of elements", "distance", 3),
+    Column("stability_rate", "Stable, by DFT", "rate"),
+    Column("sun_rate", "S.U.N., by DFT", "rate"),
+)
+"""The paper's table 1."""
 
 _PROXY_COLUMNS = (
     _SETTING,
@@ -304,6 +334,17 @@ def _hull_name(results: Sequence[Result]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
+def _corrections(results: Sequence[Result]) -> str:
+    """Return the correction schemes of DFT energies in words, nothing for a potential's."""
+    found = {name for one in results for name in one.numbers["protocol"]["correction_schemes"]}
+    return f"; corrections: {', '.join(sorted(found))}" if found else ""
+
+
+def _matcher(result: Result) -> str:
+    matcher = result.numbers["protocol"]["matcher"]
+    return f"{matcher['name']} {matcher['ltol']}, {matcher['stol']}, {matcher['angle_tol']}°"
+
+
 def _rules(results: Sequence[Result]) -> str:
     """Return thresholds, hull and novelty of some results in words."""
     said = []
@@ -316,7 +357,7 @@ def _rules(results: Sequence[Result]) -> str:
         text = (
             f"stable: E_hull {sign} {rule['stable_below']:g} eV/atom with at least "
             f"{rule['min_elements']} elements; metastable: < {rule['metastable_below']:g} eV/atom; "
-            f"novel against {against}"
+            f"novel against {against}; same crystal: {_matcher(result)}"
         )
         if text not in said:
             said.append(text)
@@ -327,7 +368,10 @@ def sun_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> T
     """Stability and S.U.N. by the potential or by DFT (paper, table 1): two tables, never mixed."""
     ours = [result for result in results if result.kind == kind]
     rows = [_result_row(result) for result in ours]
-    how = f"Energies: {energy_name(ours)}; hull: {_hull_name(ours)}; {_rules(ours)}. "
+    how = (
+        f"Energies: {energy_name(ours)}; hull: {_hull_name(ours)}{_corrections(ours)}; "
+        f"{_rules(ours)}. "
+    )
     every = (
         "Every rate is over all draws of the language model unless its heading says otherwise; "
         "in small print: counts and Wilson's 95 % interval in percent."
@@ -357,11 +401,37 @@ def _once_a_setting(results: Sequence[Result]) -> list[Result]:
     return list(found.values())
 
 
+def paper_table(results: Sequence[Result]) -> Table:
+    """Everyone in one table (paper, table 1): ours, other models' samples, published values.
+
+    Stability and S.U.N. are DFT's or a dash: the potential's estimates have a table of their own.
+    """
+    keys = [column.key for column in _PAPER_COLUMNS]
+    by_dft = {"stability_rate", "sun_rate"}
+    rows = []
+    for setting in dict.fromkeys(result.setting for result in results):
+        row: dict[str, Any] = {}
+        for result in (one for one in results if one.setting == setting):
+            found = _result_row(result)
+            allowed = [key for key in keys if result.kind == "dft" or key not in by_dft]
+            row |= {key: found[key] for key in allowed}
+        rows.append(row)
+    dft = [result for result in results if result.kind == "dft"]
+    how = f" DFT: hull {_hull_name(dft)}{_corrections(dft)}; {_rules(dft)}." if dft else ""
+    return Table(
+        "paper",
+        "Everyone in one table (the paper's table 1)",
+        f"This run's rows, then published ones.{how} What the columns mean: tables below. "
+        "CrystalLLM: the language model's crystals, not refined." + _published_note(),
+        _PAPER_COLUMNS,
+        rows + published_rows(keys, every=True),
+    )
+
+
 def proxy_table(results: Sequence[Result]) -> Table:
     """Validity, coverage and property distances as generated (paper, table 1)."""
     ours = _once_a_setting(results)
     sets = sorted({result.numbers["protocol"]["oxidation_states"] for result in ours})
-    keys = [column.key for column in _PROXY_COLUMNS]
     return Table(
         "proxy",
         "Proxy metrics of the generated crystals",
@@ -370,9 +440,9 @@ def proxy_table(results: Sequence[Result]) -> Table:
         "valid: both, and CrystalNN gives a fingerprint. Coverage of the test split with CDVAE's "
         "fingerprints and MP-20's cut-offs (0.4, 10); precision over all generated, and over valid "
         "ones as crystal-text-llm has it. Wasserstein distances (g/cm³, elements) of up to 1,000 "
-        "valid crystals to the test split." + _published_note(),
+        "valid crystals to the test split.",
         _PROXY_COLUMNS,
-        [_result_row(result) for result in ours] + published_rows(keys),
+        [_result_row(result) for result in ours],
     )
 
 
@@ -456,6 +526,7 @@ def fate_table(results: Sequence[Result]) -> Table:
     """What became of the draws: how many crystals reached each stage."""
     columns = (
         _SETTING,
+        Column("origin", "Made by"),
         Column("energies", "Energies"),
         Column("drawn", "Drawn", "count"),
         Column("generated", "Generated", "rate", 1),
@@ -470,7 +541,8 @@ def fate_table(results: Sequence[Result]) -> Table:
         # statuses are the complete list.
         stopped = {name: n for name, n in counts["relaxed"].items() if name != "ok"}
         text = ", ".join(f"{name} {count}" for name, count in stopped.items())
-        rows.append({**_result_row(result), "energies": result.kind, "stopped": text or "–"})
+        row = {"origin": _origin(result), "energies": result.kind, "stopped": text or "–"}
+        rows.append(_result_row(result) | row)
     return Table(
         "fates",
         "What became of the draws",
@@ -478,6 +550,15 @@ def fate_table(results: Sequence[Result]) -> Table:
         columns,
         rows,
     )
+
+
+def _origin(result: Result) -> str:
+    """Return in words how a setting's crystals were made, or from where they were read."""
+    sampling = result.numbers["sampling"]
+    if file := sampling["external"].get("file"):
+        return f"another model, {file}"
+    rows = {**sampling["base"], **sampling["setting"]}
+    return ", ".join(f"{key} {value}" for key, value in rows.items() if key != "name") or "–"
 
 
 def rejection_table(rejections: Sequence[tuple[str, str, int]]) -> Table:
@@ -501,12 +582,16 @@ def rejection_table(rejections: Sequence[tuple[str, str, int]]) -> Table:
 
 
 def cost_table(costs: Sequence[StageCost]) -> Table:
-    """Time, memory and rows of each stage."""
+    """Time, throughput, cost, memory and rows of each stage."""
     columns = (
         Column("stage", "Stage"),
         Column("jobs", "Jobs", "count"),
         Column("seconds", "Seconds, all jobs", "number", 1),
         Column("longest", "Longest job, s", "number", 1),
+        Column("rows_per_second", "Rows a second", "number", 2),
+        Column("tokens_per_second", "Tokens a second", "number", 1),
+        Column("core_hours", "Core-hours", "number", 3),
+        Column("gpu_hours", "GPU-hours", "number", 3),
         Column("peak_memory_mb", "Peak memory, MiB", "count"),
         Column("rows_in", "Rows in", "count"),
         Column("rows_out", "Rows out", "count"),
@@ -518,6 +603,10 @@ def cost_table(costs: Sequence[StageCost]) -> Table:
             "jobs": cost.jobs,
             "seconds": round(cost.seconds, 1),
             "longest": round(cost.longest, 1),
+            "rows_per_second": cost.rows_per_second,
+            "tokens_per_second": cost.tokens_per_second,
+            "core_hours": cost.core_hours,
+            "gpu_hours": cost.gpu_hours,
             "peak_memory_mb": cost.peak_memory_mb,
             **cost.rows,
         }
@@ -525,8 +614,10 @@ def cost_table(costs: Sequence[StageCost]) -> Table:
     ]
     return Table(
         "stages",
-        "Time and memory of each stage",
-        "Wall time inside the stages, from their records; jobs may have run at the same time.",
+        "Time, throughput and cost of each stage",
+        "Wall time inside the stages, from their records; jobs may have run at the same time. "
+        "Rows a second: of one job, its start included. Tokens a second: while generating. "
+        "Core-hours and GPU-hours: wall time times the cores and GPUs that a job saw.",
         columns,
         rows,
     )

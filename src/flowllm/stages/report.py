@@ -84,6 +84,7 @@ def make_sections(results: Sequence[Result], run_dir: Path, color: str) -> list[
             "Results",
             figures=_result_figures(results, kinds, color),
             tables=[
+                tables.paper_table(results),
                 tables.sun_table(results, "potential"),
                 tables.sun_table(results, "dft"),
                 tables.proxy_table(results),
@@ -110,7 +111,7 @@ def make_sections(results: Sequence[Result], run_dir: Path, color: str) -> list[
         Section("training", "Training", figures=[curve for curve in curves if curve]),
         Section(
             "cost",
-            "Time and memory",
+            "Time and cost",
             tables=[tables.speed_table(results, seconds), tables.cost_table(stage_costs(records))],
         ),
         Section("provenance", "Provenance", details=provenance_details(records)),
@@ -184,8 +185,8 @@ def _write_files(sections: Sequence[Section], folder: Path) -> None:
 
 
 def _print_table(table: Table) -> None:
-    """Print the main columns of a table's own rows, if there are any; lines are not broken."""
-    columns = [column for column in table.columns if column.key in tables.MAIN_KEYS]
+    """Print the main numbers of a table's own rows, if there are any; lines are not broken."""
+    columns = tables.TERMINAL_COLUMNS
     lines = [[column.title for column in columns]]
     for row in table.rows:
         if not row.get("published"):
