@@ -74,14 +74,32 @@ def test_the_full_configuration_plans_hundreds_of_shards(profile):
     jobs = planned(snakemake("-n", *profile))
     assert jobs["sample_pairs"] == 300 + 3
     assert jobs["sample_base"] == 3 * 20
-    assert jobs["prerelax"] == jobs["refine"] == 4 * 20
+    assert jobs["prerelax"] == jobs["refine"] == 5 * 20
+    assert jobs["train_rfm"] == 2  # the flows llm and types
     assert set(jobs) == set(STAGES) - {"dft_collect", "dft_hull", "import_samples"} | {"all"}
+
+
+def test_a_flow_and_trajectories_are_branches(tmp_path):
+    """Another base distribution trains its own network; a row without a flow needs none."""
+    tiny = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+    types = {**tiny["settings"][0], "name": "types", "flow": "types"}
+    overlay = tmp_path / "flows.yaml"
+    overlay.write_text(yaml.safe_dump({"settings": [tiny["settings"][1], types]}))
+    output = snakemake("-n", "-p", *TINY, str(overlay), "--config", "refine={trajectory_every: 5}")
+    assert planned(output)["train_rfm"] == 1
+    [unrefined, refined] = (
+        re.search(rf"flowllm refine .*--out run/generated/{name}/shard-00000.*", output)[0]
+        for name in ("CrystalLLM-tau0.7-p0.9", "types")
+    )
+    assert "--model" not in unrefined
+    assert "--model=run/rfm/types" in refined
+    assert "--trajectories=run/trajectories/types/shard-00000.parquet" in refined
 
 
 def test_the_second_target_adds_dft():
     jobs = planned(snakemake("-n", "all_dft"))
-    assert jobs["dft_collect"] == 4
-    assert jobs["stability"] == jobs["metrics"] == 8
+    assert jobs["dft_collect"] == 5
+    assert jobs["stability"] == jobs["metrics"] == 10
 
 
 def test_external_samples_are_branches_like_ours(tmp_path):
@@ -94,10 +112,10 @@ def test_external_samples_are_branches_like_ours(tmp_path):
     overlay.write_text(yaml.safe_dump({"external_samples": rows}))
     jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), str(overlay)))
     assert jobs["import_samples"] == 3 + 2
-    assert jobs["prerelax"] == 4 * 20 + 3 + 2
-    assert jobs["refine"] == 4 * 20
-    assert jobs["stability"] == jobs["metrics"] == jobs["dft_inputs"] == 4 + 2
-    assert jobs["fingerprints"] == 4 + 2 + 1
+    assert jobs["prerelax"] == 5 * 20 + 3 + 2
+    assert jobs["refine"] == 5 * 20
+    assert jobs["stability"] == jobs["metrics"] == jobs["dft_inputs"] == 5 + 2
+    assert jobs["fingerprints"] == 5 + 2 + 1
 
 
 @pytest.mark.parametrize(
