@@ -26,7 +26,7 @@ demo: install
 	snakemake --cores $(CORES) --configfile $(CONFIG) --rerun-incomplete
 
 test: install
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES)
 
 lint: install
 	ruff check .

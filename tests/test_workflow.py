@@ -3,12 +3,7 @@
 `pytest -m "not slow"` leaves the run out.
 """
 
-import os
-import re
-import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -19,34 +14,7 @@ from typer.main import get_command
 
 from flowllm.cli import app
 from flowllm.config import STAGES
-
-ROOT = Path(__file__).parents[1]
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-TINY = ["--configfile", str(ROOT / "config.yaml"), str(ROOT / "tests" / "tiny.yaml")]
-
-
-def snakemake(*arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
-    """Run snakemake, with `python` being this one; return both its streams."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [*SNAKEMAKE, *arguments],
-        cwd=cwd,
-        env={**os.environ, "PATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert not check or done.returncode == 0, done.stdout[-8000:]
-    return done.stdout
-
-
-def planned(output: str) -> dict[str, int]:
-    """Number of jobs a rule from a dry run's table."""
-    table = re.search(r"Job stats:\n.*?\n-[- ]*\n(.*?)\ntotal", output, re.DOTALL)
-    if table is None:
-        assert "Nothing to be done" in output, output[-3000:]
-        return {}
-    return {line.split()[0]: int(line.split()[1]) for line in table[1].splitlines()}
+from tiny_run import ROOT, planned, snakemake
 
 
 def rules() -> dict[str, str]:
@@ -159,21 +127,6 @@ def test_environments_pin_what_pyproject_pins():
         assert constraints[canonicalize_name(name)] == version
 
 
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory) -> Path:
-    """Working directory of one whole run of the tiny configuration."""
-    folder = tmp_path_factory.mktemp("workflow with space")
-    subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "tiny_llm.py"), "tiny-llm"], cwd=folder, check=True
-    )
-    snakemake("--cores", "2", *TINY, cwd=folder)
-    return folder
-
-
-def plan(folder: Path, *arguments: str) -> dict[str, int]:
-    return planned(snakemake("-n", *TINY, *arguments, cwd=folder))
-
-
 @pytest.mark.slow
 def test_the_whole_dag_runs_and_pandas_opens_every_table(finished_run):
     run = finished_run / "run"
@@ -188,47 +141,3 @@ def test_the_whole_dag_runs_and_pandas_opens_every_table(finished_run):
     assert (pairs["status"] == "ok").all()
     relaxed = pd.read_parquet(run / "relaxed" / "CrystalLLM-tau0.7-p0.9")
     assert len(relaxed) == 5
-
-
-@pytest.mark.slow
-def test_nothing_is_to_do_after_a_finished_run(finished_run):
-    assert plan(finished_run) == {}
-
-
-LATE = {"stability": 2, "dft_inputs": 2, "metrics": 2, "report": 1, "all": 1}
-AFTER_REFINE = {"refine": 4, "prerelax": 4, "fingerprints": 2, **LATE}
-AFTER_LLM = {"sample_pairs": 3, "train_rfm": 1, "sample_base": 2, **AFTER_REFINE}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "reruns"),
-    [
-        ("report={color: '#000000'}", {"report": 1, "all": 1}),
-        ("metrics={novelty_against: train_val}", {"metrics": 2, "report": 1, "all": 1}),
-        ("prerelax={max_force: 0.05}", {"prerelax": 4, **LATE}),
-        ("train_rfm={learning_rate: 0.01}", {"train_rfm": 1, **AFTER_REFINE}),
-        ("sample_base={max_attempts: 3}", {"sample_base": 2, **AFTER_REFINE}),
-        (
-            "finetune_llm={learning_rate: 0.01}",
-            {"finetune_llm": 1, "merge_adapter": 1, **AFTER_LLM},
-        ),
-        ("sizes={num_pairs: 20}", {"sample_pairs": 2, "train_rfm": 1, **AFTER_REFINE}),
-        ("resources={prepare: {mem_mb: 9}}", {}),
-    ],
-)
-def test_only_what_a_change_invalidates_reruns(finished_run, change, reruns):
-    assert plan(finished_run, "--config", change) == reruns
-
-
-@pytest.mark.slow
-def test_a_new_setting_adds_only_its_own_branch(finished_run, tmp_path):
-    tiny = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
-    overlay = {"settings": [*tiny["settings"], {**tiny["settings"][0], "name": "new"}]}
-    path = tmp_path / "new.yaml"
-    path.write_text(yaml.safe_dump(overlay))
-    files = [*TINY, str(path)]
-    jobs = planned(snakemake("-n", *files, cwd=finished_run))
-    one_branch = dict.fromkeys(["stability", "dft_inputs", "fingerprints", "metrics"], 1)
-    one_branch |= {"refine": 2, "prerelax": 2}
-    assert jobs == {**one_branch, "report": 1, "all": 1}

@@ -1,0 +1,40 @@
+"""The tiny configuration and how tests call snakemake on it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+TINY = ["--configfile", str(ROOT / "config.yaml"), str(ROOT / "tests" / "tiny.yaml")]
+
+
+def environment() -> dict[str, str]:
+    """The tests' own environment, in which `python` is this one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path}
+
+
+def snakemake(*arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
+    """Run snakemake and return both its streams."""
+    done = subprocess.run(
+        [*SNAKEMAKE, *arguments],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert not check or done.returncode == 0, done.stdout[-8000:]
+    return done.stdout
+
+
+def planned(output: str) -> dict[str, int]:
+    """Number of jobs a rule from a dry run's table."""
+    table = re.search(r"Job stats:\n.*?\n-[- ]*\n(.*?)\ntotal", output, re.DOTALL)
+    if table is None:
+        assert "Nothing to be done" in output, output[-3000:]
+        return {}
+    return {line.split()[0]: int(line.split()[1]) for line in table[1].splitlines()}
