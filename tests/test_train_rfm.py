@@ -123,18 +123,26 @@ def _start(settings, shards, out, env):
     return subprocess.Popen([*words, "--settings", json.dumps(values)], env=env)
 
 
-def test_killed_and_resumed_gives_the_same_weights(config_path, shards, tmp_path):
-    settings = small_settings(config_path, max_steps=200, val_steps=10)
+def _written(path):
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def test_stopped_killed_and_resumed_gives_the_same_weights(config_path, shards, tmp_path):
+    """SIGTERM saves and ends; SIGKILL costs what came after the last validation."""
+    settings = small_settings(config_path, max_steps=120, val_steps=10)
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     train_rfm.run(settings, **shards, out=tmp_path / "whole")
     checkpoint = tmp_path / ".cut.partial" / "checkpoint.pt"
-    killed = _start(settings, shards, tmp_path / "cut", env)
-    while not checkpoint.exists() and killed.poll() is None:
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL, "training ended before it could be killed"
-    step = torch.load(checkpoint, weights_only=True)["state"]["step"]
-    assert 0 < step < 200
+    steps = [0]
+    for sent, code in ((signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)):
+        process = _start(settings, shards, tmp_path / "cut", env)
+        seen = _written(checkpoint)
+        while _written(checkpoint) == seen and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(sent)
+        assert process.wait() == code, "training ended before it could be stopped"
+        steps.append(torch.load(checkpoint, weights_only=True)["state"]["step"])
+    assert 0 < steps[1] < steps[2] < 120
     assert _start(settings, shards, tmp_path / "cut", env).wait() == 0
     whole, cut = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys()
@@ -144,6 +152,19 @@ def test_killed_and_resumed_gives_the_same_weights(config_path, shards, tmp_path
         for path in (tmp_path / "whole/training_curve.csv", tmp_path / "cut/training_curve.csv")
     ]
     assert untimed[0] == untimed[1]
+
+
+def test_a_cut_off_checkpoint_is_named(config_path, shards, tmp_path):
+    settings = small_settings(config_path)
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, settings.train_rfm)
+    fabric, scales = make_fabric(settings.train_rfm), standardization_of(pairs)
+    given = settings.train_rfm, 7, pairs, pairs, scales
+    train(*given, tmp_path / "whole.pt", fabric)
+    data = (tmp_path / "whole.pt").read_bytes()
+    for length in (0, 10, len(data) // 2, len(data) - 1):
+        (tmp_path / "cut.pt").write_bytes(data[:length])
+        with pytest.raises(FlowllmError, match=r"cut\.pt: not a whole checkpoint .* delete it"):
+            train(*given, tmp_path / "cut.pt", fabric)
 
 
 def test_two_processes_train_what_one_does(config_path, shards, tmp_path):

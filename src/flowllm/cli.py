@@ -15,6 +15,7 @@ import typer
 from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
 from flowllm.runlog import log, setup_logging
+from flowllm.stopping import Stopped, stop_at_once_on_sigterm
 
 app = typer.Typer(
     help="FlowLLM: crystals from a language model, refined by Riemannian flow matching.",
@@ -394,8 +395,12 @@ def export(
 
 def main() -> None:
     """Run the command; what the user can mend is printed without a traceback."""
+    stop_at_once_on_sigterm()
     try:
         app()
+    except Stopped as stopped:
+        log.warning("%s", stopped.said)
+        raise
     except FlowllmError as error:
         if not log.handlers:
             setup_logging(None)

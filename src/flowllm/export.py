@@ -5,7 +5,6 @@ The CIF folder and the CSV are what LeMat-GenBench and leaderboards like it read
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from pymatgen.core import Structure
 from flowllm.errors import FlowllmError
 from flowllm.inspection import CRYSTAL_COLUMNS, read
 from flowllm.runlog import log
-from flowllm.tables import atomic_path, crystal_of
+from flowllm.tables import atomic_folder, atomic_path, crystal_of
 
 Format = Literal["cif", "csv", "extxyz"]
 
@@ -69,11 +68,9 @@ def _energy(row: dict[str, Any], structure: Structure) -> float | None:
 def _write_cifs(items: Items, out: Path) -> None:
     if out.exists():
         raise FlowllmError(f"{out}: exists; name a new folder")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    for row, structure in items:
-        (temporary / f"{row['id']}.cif").write_text(structure.to(fmt="cif"))
-    temporary.rename(out)
+    with atomic_folder(out) as temporary:
+        for row, structure in items:
+            (temporary / f"{row['id']}.cif").write_text(structure.to(fmt="cif"))
 
 
 def _write_csv(items: Items, out: Path) -> None:

@@ -5,8 +5,12 @@ with pandas, reads any of them the same way. Writing goes to a temporary name in
 is renamed at the end: a reader never sees half a file.
 """
 
+import errno
+import glob
 import json
 import os
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +29,8 @@ SCHEMA_VERSION = 1
 
 METADATA_KEY = b"flowllm"
 ROW_GROUP_ROWS = 4096
+
+_SAYS_FULL = re.compile("no space left|disk quota exceeded", re.IGNORECASE)
 
 _VECTOR = pa.list_(pa.float32(), 3)
 _COORDS = pa.list_(_VECTOR)
@@ -361,15 +367,78 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` that becomes `path` when the block ends without error."""
+    """Give a temporary name beside `path` that becomes `path` when the block ends without error.
+
+    Raises:
+        FlowllmError: the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers of one file apart; the last to finish wins, whole.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary_name(path)
     try:
-        yield temporary
-        temporary.replace(path)
+        with _naming_full_disk(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder that takes the place of `folder` when the block ends without error.
+
+    Raises:
+        FlowllmError: the disk is full.
+    """
+    temporary = _temporary_name(folder)
+    temporary.mkdir(parents=True)
+    try:
+        with _naming_full_disk(folder):
+            yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_name(path: Path) -> Path:
+    """Return a name beside `path` that no other process takes; remove what killed ones left."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = left.name.removesuffix(".tmp").rpartition(".")[2]
+        if process.isdecimal() and not _is_alive(int(process)):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    # The process id keeps two writers of one file apart; the last to finish wins, whole.
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # alive, and another user's
+        return True
+    return True
+
+
+@contextmanager
+def _naming_full_disk(path: Path) -> Iterator[None]:
+    """Say which file did not fit, and what to do, where writing it fills the disk.
+
+    Raises:
+        FlowllmError: the disk is full; every other error stays what it is.
+    """
+    try:
+        yield
+    except Exception as error:  # Arrow, torch and safetensors each have their own
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not (full or _SAYS_FULL.search(str(error))):
+            raise
+        free = shutil.disk_usage(path.parent).free // 2**20
+        raise FlowllmError(
+            f"{path}: no space left on the device ({free} MiB free); free some, or raise the quota "
+            "(also of files), and run the same again: finished parts are kept"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,10 +1,6 @@
 """What an adapter's and a merged model's folder tell of how they were made (`flowllm.json`)."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,20 +64,3 @@ def read_record(folder: Path) -> ModelRecord:
             f"{path}: not the record of a fine-tuned model ({error}); "
             "run finetune_llm and merge_adapter again"
         ) from error
-
-
-@contextmanager
-def folder_in_place(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of `folder` when the block ends without error.
-
-    A reader never sees half a folder.
-    """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

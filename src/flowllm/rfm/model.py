@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +15,7 @@ from flowllm.errors import FlowllmError
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
 from flowllm.rfm.start import Start, start_from_record, start_record
+from flowllm.tables import atomic_folder
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
@@ -31,7 +30,7 @@ def save_model(
     description: Mapping[str, Any],
     curve: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write the folder under a temporary name and rename it, in place of an older one.
+    """Write the model's folder, in place of an older one.
 
     Args:
         folder: the model's folder.
@@ -41,9 +40,7 @@ def save_model(
         description: what else `model.json` is to tell: counts, steps, losses.
         curve: rows of the training curve.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as temporary:
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
         save_file(tensors, temporary / WEIGHTS)
         record = {
@@ -55,11 +52,6 @@ def save_model(
         }
         (temporary / DESCRIPTION).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         _write_curve(temporary / CURVE, curve)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, Start]:

@@ -15,6 +15,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor
 
+from flowllm.checkpoints import load_checkpoint
 from flowllm.config import TrainRfm
 from flowllm.device import pick_device
 from flowllm.errors import FlowllmError
@@ -30,6 +31,7 @@ from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
 from flowllm.runlog import Progress, log
 from flowllm.seeds import derive, generator
+from flowllm.stopping import Stopped, noting_sigterm
 from flowllm.tables import atomic_path
 
 CHECKPOINT_SECONDS = 300.0
@@ -106,7 +108,8 @@ def train(
         fabric: devices and precision.
 
     Raises:
-        FlowllmError: the validation loss is not a number any more.
+        FlowllmError: the validation loss is not a number any more, or the checkpoint is damaged.
+        Stopped: SIGTERM came; the state was saved.
     """
     # --- what is trained, and for how long
     size = NetworkSize(
@@ -132,7 +135,7 @@ def train(
     best: dict[str, Tensor] = {}
     curve: list[dict[str, Any]] = []
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=fabric.device, weights_only=True)
+        saved = load_checkpoint(checkpoint, fabric.device)
         state, best, curve = saved["state"], saved["best"], saved["curve"]
         field.load_state_dict(saved["field"])
         average.load_state_dict(saved["average"])
@@ -161,69 +164,79 @@ def train(
 
     # --- the loop
     weights = (settings.lambda_f, settings.lambda_l)
-    for step, batch in _batches(pairs, settings, seed, state["step"], num_steps):
-        if _patience_is_over(state, settings):
-            break
-        rate = learning_rate(step, num_steps, settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        parts, total = _share_of_batch(pairs, batch, seed, step, fabric)
-        errors = loss_module(*parts) * (fabric.world_size / total)
-        loss = weights[0] * errors[0] + weights[1] * errors[1]
-        if _all_finite(loss, fabric):
-            # The weights' sum divides the gradient, as in the public code, whose clip value this
-            # is; the loss that is reported stays equation 8.
-            fabric.backward(loss / sum(weights))
-            fabric.clip_gradients(loss_module, optimizer, clip_val=settings.clip_value)
-            optimizer.step()
-            average_weights(average.parameters(), field.parameters(), step, settings.ema_decay)
-            sums += torch.cat([errors.detach().double(), sums.new_ones(1)])
-        else:
-            state["skipped"] += 1
-        optimizer.zero_grad()
-        state["step"] = step + 1
-
-        validate = (step + 1) % settings.val_steps == 0 or step + 1 == num_steps
-        if validate:
-            val_errors = validation_errors(average, val_pairs, seed, settings, fabric)
-            val_loss = weights[0] * val_errors[0] + weights[1] * val_errors[1]
-            state["seconds"] = resumed_seconds + time.perf_counter() - clock
-            trained = (sums[:2] / sums[2]).tolist()
-            curve.append(
-                {
-                    "step": step + 1,
-                    "epoch": (step + 1) / steps_per_epoch,
-                    "train_loss": weights[0] * trained[0] + weights[1] * trained[1],
-                    "train_coords_error": trained[0],
-                    "train_lattice_error": trained[1],
-                    "val_loss": val_loss,
-                    "val_coords_error": val_errors[0],
-                    "val_lattice_error": val_errors[1],
-                    "learning_rate": rate,
-                    "seconds": state["seconds"],
-                }
-            )
-            sums.zero_()
-            if not math.isfinite(val_loss):
-                raise FlowllmError(
-                    f"train_rfm: the validation loss is {val_loss} at step {step + 1} "
-                    f"({state['skipped']} steps skipped for a loss that is no number); "
-                    "lower train_rfm.learning_rate"
-                )
-            if val_loss < state["best_loss"]:
-                state["best_loss"], state["best_step"], state["stale"] = val_loss, step + 1, 0
-                best = {name: value.clone() for name, value in average.state_dict().items()}
+    with noting_sigterm() as asked_to_stop:
+        for step, batch in _batches(pairs, settings, seed, state["step"], num_steps):
+            if _patience_is_over(state, settings):
+                break
+            rate = learning_rate(step, num_steps, settings)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            parts, total = _share_of_batch(pairs, batch, seed, step, fabric)
+            errors = loss_module(*parts) * (fabric.world_size / total)
+            loss = weights[0] * errors[0] + weights[1] * errors[1]
+            finite, stopping = _agree(loss, asked_to_stop(), fabric)
+            if finite:
+                # The weights' sum divides the gradient, as in the public code, whose clip value
+                # this is; the loss that is reported stays equation 8.
+                fabric.backward(loss / sum(weights))
+                fabric.clip_gradients(loss_module, optimizer, clip_val=settings.clip_value)
+                optimizer.step()
+                average_weights(average.parameters(), field.parameters(), step, settings.ema_decay)
+                sums += torch.cat([errors.detach().double(), sums.new_ones(1)])
             else:
-                state["stale"] += 1
-            log.info(
-                "train_rfm: step %d, train loss %.4g, validation loss %.4g (best %.4g)",
-                *(step + 1, curve[-1]["train_loss"], val_loss, state["best_loss"]),
-            )
-        if validate or time.perf_counter() - last_save > CHECKPOINT_SECONDS:
-            state["seconds"] = resumed_seconds + time.perf_counter() - clock
-            save()
-            last_save = time.perf_counter()
-        progress.advance()
+                state["skipped"] += 1
+            optimizer.zero_grad()
+            state["step"] = step + 1
+
+            validate = (step + 1) % settings.val_steps == 0 or step + 1 == num_steps
+            if validate:
+                val_errors = validation_errors(average, val_pairs, seed, settings, fabric)
+                val_loss = weights[0] * val_errors[0] + weights[1] * val_errors[1]
+                state["seconds"] = resumed_seconds + time.perf_counter() - clock
+                trained = (sums[:2] / sums[2]).tolist()
+                curve.append(
+                    {
+                        "step": step + 1,
+                        "epoch": (step + 1) / steps_per_epoch,
+                        "train_loss": weights[0] * trained[0] + weights[1] * trained[1],
+                        "train_coords_error": trained[0],
+                        "train_lattice_error": trained[1],
+                        "val_loss": val_loss,
+                        "val_coords_error": val_errors[0],
+                        "val_lattice_error": val_errors[1],
+                        "learning_rate": rate,
+                        "seconds": state["seconds"],
+                    }
+                )
+                sums.zero_()
+                if not math.isfinite(val_loss):
+                    raise FlowllmError(
+                        f"train_rfm: the validation loss is {val_loss} at step {step + 1} "
+                        f"({state['skipped']} steps skipped for a loss that is no number); "
+                        "lower train_rfm.learning_rate"
+                    )
+                if val_loss < state["best_loss"]:
+                    state["best_loss"], state["best_step"], state["stale"] = val_loss, step + 1, 0
+                    best = {name: value.clone() for name, value in average.state_dict().items()}
+                else:
+                    state["stale"] += 1
+                log.info(
+                    "train_rfm: step %d, train loss %.4g, validation loss %.4g (best %.4g)",
+                    *(step + 1, curve[-1]["train_loss"], val_loss, state["best_loss"]),
+                )
+            if validate or time.perf_counter() - last_save > CHECKPOINT_SECONDS:
+                state["seconds"] = resumed_seconds + time.perf_counter() - clock
+                save()
+                last_save = time.perf_counter()
+            progress.advance()
+            if stopping:
+                state["seconds"] = resumed_seconds + time.perf_counter() - clock
+                save()
+                fabric.barrier()
+                raise Stopped(
+                    f"train_rfm: stopped by SIGTERM, saved after step {step + 1} of {num_steps}; "
+                    "run the same again to go on"
+                )
 
     summary = {
         "steps": state["step"],
@@ -294,7 +307,11 @@ def _patience_is_over(state: dict[str, Any], settings: TrainRfm) -> bool:
     return settings.patience is not None and state["stale"] >= settings.patience
 
 
-def _all_finite(loss: Tensor, fabric: Fabric) -> bool:
-    """Whether the loss is a number in every process, so that all skip a step or none."""
-    finite = loss.detach().isfinite().float()
-    return bool(fabric.all_reduce(finite, reduce_op="mean") == 1)
+def _agree(loss: Tensor, stop: bool, fabric: Fabric) -> tuple[bool, bool]:
+    """Whether the loss is a number in every process, and whether any was asked to stop.
+
+    So that all processes skip a step or none does, and all stop after the same one.
+    """
+    flags = torch.stack([loss.detach().isfinite().float(), loss.new_tensor(float(stop))])
+    finite, stopping = fabric.all_reduce(flags, reduce_op="mean").tolist()
+    return finite == 1, stopping > 0

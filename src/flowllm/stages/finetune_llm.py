@@ -21,12 +21,12 @@ from flowllm.llm.base_model import (
     quiet_transformers,
 )
 from flowllm.llm.finetuning import State, add_lora, curve_csv, train_adapter
-from flowllm.llm.model_record import ModelRecord, folder_in_place, write_record
+from flowllm.llm.model_record import ModelRecord, write_record
 from flowllm.llm.prompts import PromptTokens
 from flowllm.llm.training_texts import TrainingTexts
 from flowllm.resume import drop_partial, partial_folder
 from flowllm.runlog import stage_run
-from flowllm.tables import CRYSTALS, read_table
+from flowllm.tables import CRYSTALS, atomic_folder, read_table
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -129,7 +129,7 @@ def _write_adapter(
         "inference_mode": True,
         "target_modules": sorted(config["target_modules"]),
     }
-    with folder_in_place(out) as folder:
+    with atomic_folder(out) as folder:
         save_file(get_peft_model_state_dict(model), folder / "adapter_model.safetensors")
         text = json.dumps(config, indent=2, sort_keys=True, default=str)
         (folder / "adapter_config.json").write_text(text + "\n")

@@ -8,8 +8,9 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 from flowllm.config import StageSettings
 from flowllm.device import pick_dtype
 from flowllm.llm.base_model import load_base_model, plain_base_model, quiet_transformers
-from flowllm.llm.model_record import folder_in_place, read_record, write_record
+from flowllm.llm.model_record import read_record, write_record
 from flowllm.runlog import stage_run
+from flowllm.tables import atomic_folder
 
 
 def run(settings: StageSettings, *, adapter: Path, out: Path) -> None:
@@ -35,7 +36,7 @@ def run(settings: StageSettings, *, adapter: Path, out: Path) -> None:
         merged = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
         tokenizer = AutoTokenizer.from_pretrained(adapter)
         _end_at(merged, tokenizer.eos_token_id)
-        with folder_in_place(out) as folder:
+        with atomic_folder(out) as folder:
             merged.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             write_record(folder, record)
