@@ -154,19 +154,6 @@ def test_stopped_killed_and_resumed_gives_the_same_weights(config_path, shards, 
     assert untimed[0] == untimed[1]
 
 
-def test_a_cut_off_checkpoint_is_named(config_path, shards, tmp_path):
-    settings = small_settings(config_path)
-    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, settings.train_rfm)
-    fabric, scales = make_fabric(settings.train_rfm), standardization_of(pairs)
-    given = settings.train_rfm, 7, pairs, pairs, scales
-    train(*given, tmp_path / "whole.pt", fabric)
-    data = (tmp_path / "whole.pt").read_bytes()
-    for length in (0, 10, len(data) // 2, len(data) - 1):
-        (tmp_path / "cut.pt").write_bytes(data[:length])
-        with pytest.raises(FlowllmError, match=r"cut\.pt: not a whole checkpoint .* delete it"):
-            train(*given, tmp_path / "cut.pt", fabric)
-
-
 def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     """The batch is shared out, the gradients are averaged: the same but for the sums' rounding."""
     settings = small_settings(config_path, max_steps=6, batch_size=6, learning_rate=1e-3)
