@@ -3,6 +3,7 @@
 `pytest -m "not slow"` leaves the run out.
 """
 
+import re
 import tomllib
 
 import pandas as pd
@@ -14,7 +15,7 @@ from typer.main import get_command
 
 from flowllm.cli import app
 from flowllm.config import STAGES
-from tiny_run import ROOT, planned, snakemake
+from tiny_run import ROOT, TINY, planned, snakemake
 
 
 def rules() -> dict[str, str]:
