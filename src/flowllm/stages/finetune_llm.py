@@ -24,6 +24,7 @@ from flowllm.llm.finetuning import State, add_lora, curve_csv, train_adapter
 from flowllm.llm.model_record import ModelRecord, write_record
 from flowllm.llm.prompts import PromptTokens
 from flowllm.llm.training_texts import TrainingTexts
+from flowllm.memory import keep_freed_memory
 from flowllm.resume import drop_partial, partial_folder
 from flowllm.runlog import stage_run
 from flowllm.tables import CRYSTALS, atomic_folder, read_table
@@ -49,6 +50,7 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
     """
     section: FinetuneLlm = settings.finetune_llm
     quiet_transformers()
+    keep_freed_memory()
     with stage_run(settings, inputs={"train": train, "val": val}, output=out) as run:
         train_rows = read_table(train, CRYSTALS).to_pylist()
         val_rows = read_table(val, CRYSTALS).slice(0, section.validation_rows).to_pylist()
