@@ -11,7 +11,9 @@ decimal places (paper, section 4.1)::
     Cl
     0.50 0.50 0.50
 
-Decoding a generated text gives either a crystal or one named reason why there is none.
+Decoding a generated text gives either a crystal or one named reason why there is none. One of them
+is not of form: two atoms at the very same point. An untrained model repeats coordinate lines, and
+the flow, which treats like atoms alike, can never part two of them that start at one point.
 """
 
 import re
@@ -42,6 +44,7 @@ class Reason(StrEnum):
     TOO_MANY_ATOMS = "too_many_atoms"
     NONPHYSICAL_LATTICE = "nonphysical_lattice"
     FORMULA_MISMATCH = "formula_mismatch"
+    COINCIDING_ATOMS = "coinciding_atoms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def decode(
 
     Returns:
         The crystal, or the first reason found in the order: truncated, number of lines or values,
-        numbers, elements, number of atoms, lattice, formula.
+        numbers, elements, number of atoms, lattice, formula, coinciding atoms.
     """
     try:
         return _decode(text, max_atoms, composition, truncated)
@@ -152,6 +155,7 @@ def _decode(
         asked = cell_formula(np.repeat(list(composition), list(composition.values())))
         detail = f"{crystal.formula}, asked for {asked}"
         raise _RejectedTextError(Reason.FORMULA_MISMATCH, detail)
+    _check_points(crystal.frac_coords)
     return crystal
 
 
@@ -181,6 +185,15 @@ def _check_lattice(lengths: Sequence[float], angles: Sequence[float]) -> None:
         raise _RejectedTextError(Reason.NONPHYSICAL_LATTICE, detail)
     if not lattice_has_volume(np.asarray(angles)):
         raise _RejectedTextError(Reason.NONPHYSICAL_LATTICE, f"angles {angles} span no volume")
+
+
+def _check_points(frac_coords: np.ndarray) -> None:
+    """Reject two atoms at one point; the coordinates are wrapped already."""
+    _, first, counts = np.unique(frac_coords, axis=0, return_index=True, return_counts=True)
+    if counts.max() > 1:
+        atom = int(first[counts.argmax()]) + 1
+        detail = f"{counts.max()} atoms at the point of atom {atom}"
+        raise _RejectedTextError(Reason.COINCIDING_ATOMS, detail)
 
 
 def _excerpt(text: str) -> str:
