@@ -14,7 +14,8 @@ from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 from flowllm.cli import app
-from flowllm.config import STAGES
+from flowllm.config import STAGES, load_config
+from flowllm.plan import count_jobs
 from tiny_run import ROOT, TINY, planned, snakemake
 
 
@@ -38,6 +39,12 @@ def test_every_rule_names_log_benchmark_environment_and_resources():
             assert part in rules()[stage], f"{stage} lacks {part}"
 
 
+def billed(target: str) -> dict[str, int]:
+    """The jobs that `flowllm plan` counts."""
+    jobs = count_jobs(load_config([ROOT / "config.yaml"]), target)
+    return {stage: count for stage, count in jobs.items() if count} | {target: 1}
+
+
 @pytest.mark.parametrize("profile", [[], ["--profile", "slurm"]])
 def test_the_full_configuration_plans_hundreds_of_shards(profile):
     jobs = planned(snakemake("-n", *profile))
@@ -46,6 +53,7 @@ def test_the_full_configuration_plans_hundreds_of_shards(profile):
     assert jobs["prerelax"] == jobs["refine"] == 5 * 20
     assert jobs["train_rfm"] == 2  # the flows llm and types
     assert set(jobs) == set(STAGES) - {"dft_collect", "dft_hull", "import_samples"} | {"all"}
+    assert jobs == billed("all")
 
 
 def test_a_flow_and_trajectories_are_branches(tmp_path):
@@ -69,6 +77,7 @@ def test_the_second_target_adds_dft():
     jobs = planned(snakemake("-n", "all_dft"))
     assert jobs["dft_collect"] == 5
     assert jobs["stability"] == jobs["metrics"] == 10
+    assert jobs == billed("all_dft")
 
 
 def test_external_samples_are_branches_like_ours(tmp_path):
@@ -123,7 +132,7 @@ def test_environments_pin_what_pyproject_pins():
         for line in environment["dependencies"][-1]["pip"]:
             name, version = line.split("==")
             assert pins[name] == version, f"{path.name}: {line}"
-    for line in project["dependencies"] + extras["dev"]:
+    for line in project["dependencies"] + extras["dev"] + extras["docs"]:
         name, version = line.split("==")
         assert constraints[canonicalize_name(name)] == version
 

@@ -1,0 +1,352 @@
+"""The bill before paying: jobs, files, disk and hours of a configuration, for `flowllm plan`.
+
+Counts follow from the configuration alone and equal the workflow's (the tests compare them with a
+dry run). Hours and bytes need figures: seconds and bytes for one item of a stage (a pair, a sample,
+a text, a crystal), taken from the records of an earlier run or from a YAML file.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
+
+from flowllm.config import STAGES, Config, Resources, Section
+from flowllm.data.sources import catalogue
+from flowllm.errors import FlowllmError
+
+Target = Literal["all", "all_dft"]
+
+DFT_RUNS = "DFT runs"
+"""The calculations themselves, which the workflow does not submit; a figure may be named so."""
+
+JOB_FILES = 3
+"""Beside each job's output: its log, its benchmark and its record."""
+
+OUTPUT_FILES = {
+    "prepare": 4,
+    "download": 4,  # the manifest and MP-20's three splits
+    "finetune_llm": 6,
+    "merge_adapter": 6,  # and one for each 5 GB of the weights
+    "train_rfm": 4,
+    "import_samples": 2,
+    "prerelax": 2,  # the times of the crystals lie in a file of their own
+    "dft_inputs": 4,
+    "metrics": 2,
+    "report": 40,
+}
+"""Files of a job's output where they are not one; of the model folders and the report about."""
+
+DFT_FILES = 4
+"""INCAR, KPOINTS, POSCAR and POTCAR or POTCAR.spec, in a folder for each crystal."""
+
+
+class Figure(Section):
+    """What one item of a stage costs.
+
+    Attributes:
+        seconds: wall time of a job with `gpus` or `cpus`, for one item.
+        gpus: GPUs that it was measured with, 0 for a measurement without.
+        cpus: cores likewise; they count where there are no GPUs.
+        bytes: of the output.
+    """
+
+    seconds: NonNegativeFloat | None = None
+    gpus: NonNegativeInt = 0
+    cpus: NonNegativeInt = 1
+    bytes: NonNegativeFloat | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage's part of the bill; None where nothing is known.
+
+    Attributes:
+        stage: its name.
+        jobs: jobs of the workflow.
+        items: what its figure is for one of, over all jobs.
+        files: files of all jobs.
+        folders: folders that only this stage makes in great number.
+        bytes: of all outputs.
+        gpu_hours: GPUs times hours, of all jobs.
+        cpu_hours: cores times hours, of all jobs.
+        job_hours: wall time of one job.
+        limit_hours: wall time that the configuration gives a first attempt.
+    """
+
+    stage: str
+    jobs: int
+    items: int | None
+    files: int
+    folders: int
+    bytes: float | None
+    gpu_hours: float | None
+    cpu_hours: float | None
+    job_hours: float | None
+    limit_hours: float | None
+
+
+def plan(
+    config: Config,
+    figures: Mapping[str, Figure],
+    target: Target,
+    crystals: Mapping[str, int],
+) -> list[Line]:
+    """Return the bill, a line a stage that has jobs, in the order of the pipeline.
+
+    Args:
+        config: the configuration.
+        figures: what one item costs, by stage.
+        target: all, or all_dft with the stages for DFT energies.
+        crystals: crystals in each split, where known.
+    """
+    jobs = count_jobs(config, target)
+    items = count_items(config, crystals, target)
+    lines = [_line(config, figures, stage, jobs[stage], items[stage]) for stage in STAGES]
+    lines = [line for line in lines if line.jobs]
+    if target == "all_dft":
+        runs = items["dft_inputs"]
+        lines.append(_bill(Line(DFT_RUNS, 0, runs, 0, 0, *[None] * 5), figures, None))
+    return lines
+
+
+def count_jobs(config: Config, target: Target) -> dict[str, int]:
+    """Return the number of jobs of every stage, as the workflow would run from nothing."""
+    sizes = config.sizes
+    shards = ceil(sizes.num_samples / sizes.samples_per_shard)
+    pair_shards = [ceil(n / sizes.pairs_per_shard) for n in (sizes.num_pairs, sizes.num_val_pairs)]
+    rows = len(config.settings) + len(config.external_samples)
+    imported = sum(row.shards for row in config.external_samples)
+    kinds = 2 if target == "all_dft" else 1
+    jobs = dict.fromkeys(STAGES, 1)
+    jobs |= {
+        "train_rfm": len(_flows(config)),
+        "sample_pairs": sum(pair_shards),
+        "sample_base": len({setting.base for setting in config.settings}) * shards,
+        "refine": len(config.settings) * shards,
+        "import_samples": imported,
+        "prerelax": len(config.settings) * shards + imported,
+        "stability": rows * kinds,
+        "dft_inputs": rows,
+        "dft_collect": rows * (kinds - 1),
+        "dft_hull": kinds - 1,
+        "fingerprints": rows + 1,
+        "metrics": rows * kinds,
+    }
+    return jobs
+
+
+def count_items(
+    config: Config, crystals: Mapping[str, int], target: Target
+) -> dict[str, int | None]:
+    """Return how many items every stage works through; None where it depends on unseen data."""
+    sizes, llm, flow = config.sizes, config.finetune_llm, config.train_rfm
+    train, test, every = crystals.get("train"), crystals.get("test"), crystals.get("rows")
+    bases = len({setting.base for setting in config.settings}) * sizes.num_samples
+    samples = None if config.external_samples else len(config.settings) * sizes.num_samples
+    texts = llm.max_steps * llm.batch_size if llm.max_steps else _times(train, llm.epochs)
+    pairs = flow.max_steps * flow.batch_size if flow.max_steps else sizes.num_pairs * flow.epochs
+    selected = len(config.settings) * min(sizes.num_samples, config.dft_inputs.max_crystals)
+    chosen = samples if config.dft_inputs.selection == "all" else selected
+    kinds = 2 if target == "all_dft" else 1
+    items = dict.fromkeys(STAGES, samples)
+    return items | {
+        "download": every,
+        "prepare": every,
+        "finetune_llm": texts,
+        "fetch_model": 1,
+        "merge_adapter": 1,
+        "sample_pairs": sizes.num_pairs + sizes.num_val_pairs,
+        "train_rfm": len(_flows(config)) * pairs,
+        "sample_base": bases,
+        "refine": len(config.settings) * sizes.num_samples,
+        "import_samples": None,
+        "reference_hull": train,
+        "stability": _times(samples, kinds),
+        "dft_inputs": chosen,
+        "dft_collect": chosen,
+        "dft_hull": 1,
+        "fingerprints": None if samples is None or test is None else samples + test,
+        "metrics": _times(samples, kinds),
+        "report": 1,
+    }
+
+
+def _flows(config: Config) -> set[str]:
+    """The flows that some setting uses; no other is trained."""
+    return {setting.flow for setting in config.settings if setting.flow is not None}
+
+
+def split_sizes(config: Config) -> dict[str, int]:
+    """Return the rows of each split, and of all, of a data set of the catalogue; else nothing."""
+    source = catalogue().get(config.data.source)
+    if source is None:
+        return {}
+    limit = config.prepare.max_rows
+    rows = {split: file.rows for split, file in source.files.items()}
+    sizes = {split: min(n, limit) if limit else n for split, n in rows.items()}
+    return sizes | {"rows": sum(sizes.values())}
+
+
+def figures_of_run(run_dir: Path) -> tuple[dict[str, Figure], dict[str, int]]:
+    """Take figures, and the number of crystals in each split, from the records of a run.
+
+    Args:
+        run_dir: the run's folder; stages that have not run there get no figure.
+
+    Raises:
+        FlowllmError: the folder holds no records.
+    """
+    found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    for path in sorted(run_dir.rglob("_*.provenance.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(record["stage"], []).append((path, record))
+    if not found:
+        raise FlowllmError(f"{run_dir}: holds no records (_*.provenance.json) of an earlier run")
+    figures = {stage: _measured(stage, records) for stage, records in found.items()}
+    counts = found["prepare"][0][1]["counts"] if "prepare" in found else {}
+    crystals = {split: counts[split] for split in ("train", "val", "test") if split in counts}
+    if crystals:
+        crystals["rows"] = counts["rows_in"]
+    return figures, crystals
+
+
+def read_figures(path: Path) -> dict[str, Figure]:
+    """Read figures from a YAML file: a mapping from stage to `Figure`'s fields.
+
+    Raises:
+        FlowllmError: it is missing, not YAML, or has another stage, key or value.
+    """
+    names = Literal[(*STAGES, DFT_RUNS)]  # type: ignore[valid-type]
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return TypeAdapter(dict[names, Figure]).validate_python(values)
+    except OSError as error:
+        raise FlowllmError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValidationError) as error:
+        raise FlowllmError(f"{path}: {error}") from error
+
+
+def _measured(stage: str, records: Sequence[tuple[Path, dict[str, Any]]]) -> Figure:
+    """Return the mean cost of an item over a stage's records."""
+    items = sum(_items_of(stage, record) for _, record in records)
+    hardware = [record["hardware"] for _, record in records]
+    if not items:
+        return Figure()
+    return Figure(
+        seconds=sum(record["seconds"] for _, record in records) / items,
+        gpus=max(len(machine.get("gpus", [])) for machine in hardware),
+        cpus=max(machine["cpus"] for machine in hardware),
+        bytes=sum(_output_bytes(path) for path, _ in records) / items,
+    )
+
+
+def _items_of(stage: str, record: Mapping[str, Any]) -> int:
+    """Return the items of one record, of the kind that `count_items` counts."""
+    counts, settings = record["counts"], record["settings"]
+    if stage in ("finetune_llm", "train_rfm"):
+        return int(counts["steps"] * settings[stage]["batch_size"])
+    if stage in ("fetch_model", "merge_adapter", "dft_hull", "report"):
+        return 1
+    if stage == "download":
+        return int(counts["rows_out"])
+    return int(counts["rows_in"])
+
+
+def _output_bytes(record: Path) -> int:
+    """Size of the output that a record lies beside; of its folder where it only lists files."""
+    output = record.with_name(record.name.removeprefix("_").removesuffix(".provenance.json"))
+    if output.name in ("manifest.json", "manifest.parquet", "index.html"):
+        output = output.parent
+    files = output.rglob("*") if output.is_dir() else [output]
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _line(
+    config: Config, figures: Mapping[str, Figure], stage: str, jobs: int, items: int | None
+) -> Line:
+    files = jobs * (JOB_FILES + OUTPUT_FILES.get(stage, 1))
+    folders = 0
+    if stage == "dft_inputs" and items is not None:
+        files += items * DFT_FILES
+        folders = items + ceil(items / config.dft_inputs.folders_per_directory)
+    limit = config.resources[stage].runtime / 60
+    line = Line(stage, jobs, items, files, folders, None, None, None, None, limit)
+    return _bill(line, figures, config.resources[stage])
+
+
+def _bill(line: Line, figures: Mapping[str, Figure], asked: Resources | None) -> Line:
+    """Add bytes and hours to a line, where its figure is known and fits the job's processors.
+
+    Work is taken to divide by the processors of a job: one with twice the GPUs takes half as long.
+    """
+    figure = figures.get(line.stage)
+    if figure is None or line.items is None:
+        return line
+    if figure.bytes is not None:
+        line = replace(line, bytes=figure.bytes * line.items)
+    gpus, cpus = (asked.gpus, asked.cpus) if asked else (0, figure.cpus)
+    # A CPU's seconds say nothing of a GPU's, nor the other way.
+    if figure.seconds is None or bool(figure.gpus) != bool(gpus):
+        return line
+    hours = figure.seconds * line.items / 3600
+    wall = hours * figure.gpus / gpus if gpus else hours * figure.cpus / cpus
+    hours_a_job = wall / line.jobs if line.jobs else None
+    return replace(line, gpu_hours=wall * gpus, cpu_hours=wall * cpus, job_hours=hours_a_job)
+
+
+def _times(count: int | None, factor: int) -> int | None:
+    return None if count is None else count * factor
+
+
+def describe(lines: Sequence[Line]) -> Iterator[str]:
+    """Give the bill as a table with its totals."""
+    yield f"{'stage':16}{'jobs':>7}{'items':>13}{'files':>10}{'folders':>10}" + (
+        f"{'disk':>10}{'GPU-hours':>12}{'CPU-hours':>12}"
+    )
+    for line in lines:
+        counts = f"{line.stage:16}{line.jobs:7,}{_shown(line.items):>13}{line.files:10,}"
+        hours = f"{_hours(line.gpu_hours):>12}{_hours(line.cpu_hours):>12}"
+        yield f"{counts}{line.folders:10,}{_size(line.bytes):>10}{hours}"
+    jobs, files = sum(line.jobs for line in lines), sum(line.files for line in lines)
+    folders = sum(line.folders for line in lines)
+    disk, gpu, cpu = (_total(lines, name) for name in ("bytes", "gpu_hours", "cpu_hours"))
+    hours = f"{_hours(gpu):>12}{_hours(cpu):>12}"
+    yield f"{'total':16}{jobs:7,}{'':13}{files:10,}{folders:10,}{_size(disk):>10}{hours}"
+    yield f"Files and folders (inodes): {files + folders:,}, and Snakemake's own, one a job."
+    for line in lines:
+        if line.job_hours and line.limit_hours and line.job_hours > line.limit_hours:
+            yield (
+                f"{line.stage}: about {_hours(line.job_hours)} h a job, over its limit of "
+                f"{_hours(line.limit_hours)} h (resources.{line.stage}.runtime)"
+            )
+    unknown = [line.stage for line in lines if line.cpu_hours is None]
+    if unknown:
+        yield f"? is unknown; the totals leave it out. No hours for: {', '.join(unknown)}."
+
+
+def _total(lines: Sequence[Line], name: str) -> float | None:
+    known = [value for line in lines if (value := getattr(line, name)) is not None]
+    return sum(known) if known else None
+
+
+def _shown(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def _hours(hours: float | None) -> str:
+    return "?" if hours is None else f"{hours:,.1f}" if hours < 100 else f"{hours:,.0f}"
+
+
+def _size(size: float | None) -> str:
+    if size is None:
+        return "?"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.2f} TB"

@@ -1,0 +1,183 @@
+"""The bill before paying, against numbers worked by hand; job counts also in test_workflow.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from flowllm.cli import app
+from flowllm.config import load_config
+from flowllm.errors import FlowllmError
+from flowllm.plan import (
+    Figure,
+    count_jobs,
+    describe,
+    figures_of_run,
+    plan,
+    read_figures,
+    split_sizes,
+)
+
+ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "workflow" / "config" / "paper_figures.yaml"
+
+
+def configured(tmp_path, **changes):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump(changes))
+    return load_config([ROOT / "config.yaml", overlay])
+
+
+BASES = [{"name": f"b{i}", "temperature": 1.0, "top_p": 0.9} for i in range(3)]
+FLOWS = [{"name": "types", "start": "simple"}, {"name": "unused", "start": "simple"}]
+PAPERS = {"data": {"source": "mp_20"}, "bases": BASES, "flows": FLOWS}
+PAPERS["settings"] = [
+    {"name": "s0", "base": "b0", "flow": "types", "num_steps": 250},
+    {"name": "s1", "base": "b1", "flow": "types", "num_steps": 250},
+    {"name": "s2", "base": "b2", "flow": "types", "num_steps": 250},
+    {"name": "s3", "base": "b0", "flow": None, "num_steps": 0},
+]
+
+
+def lines_of(config, figures, target="all"):
+    return {line.stage: line for line in plan(config, figures, target, split_sizes(config))}
+
+
+def test_the_full_configuration_by_hand(tmp_path):
+    lines = lines_of(configured(tmp_path, **PAPERS), {}, "all_dft")
+    assert {stage: line.jobs for stage, line in lines.items()} == {
+        "download": 1,
+        "prepare": 1,
+        "fetch_model": 1,
+        "finetune_llm": 1,
+        "merge_adapter": 1,
+        "sample_pairs": 303,  # 3,300,000 and 33,000 by 11,000
+        "train_rfm": 1,
+        "sample_base": 60,  # 3 bases, 10,000 by 500
+        "refine": 80,  # 4 settings
+        "prerelax": 80,
+        "reference_hull": 1,
+        "stability": 8,
+        "dft_inputs": 4,
+        "dft_collect": 4,
+        "dft_hull": 1,
+        "fingerprints": 5,
+        "metrics": 8,
+        "report": 1,
+        "DFT runs": 0,
+    }
+    assert lines["prepare"].items == 27_136 + 9_047 + 9_046
+    assert lines["finetune_llm"].items == 10 * 27_136
+    assert lines["train_rfm"].items == 20 * 3_300_000
+    assert lines["fingerprints"].items == 4 * 10_000 + 9_046
+    # Each pair shard: itself, record, log, benchmark; each DFT folder four files.
+    assert lines["sample_pairs"].files == 303 * 4
+    assert lines["dft_inputs"].files == 4 * (4 + 3) + 40_000 * 4
+    assert lines["dft_inputs"].folders == 40_000 + 40
+
+
+def test_ten_settings_and_another_models_samples(tmp_path):
+    row = {"base": "b1", "flow": "types", "num_steps": 1}
+    changes = {"settings": [{"name": f"s{i}", **row} for i in range(10)]}
+    changes["external_samples"] = [{"name": "other", "file": "x.pt", "shards": 7}]
+    jobs = count_jobs(configured(tmp_path, **PAPERS | changes), "all")
+    assert jobs["train_rfm"] == 1
+    assert jobs["sample_base"] == 20  # of the three bases one is used
+    assert jobs["refine"] == 200
+    assert jobs["import_samples"] == 7
+    assert jobs["prerelax"] == 207
+    assert jobs["metrics"] == jobs["stability"] == jobs["dft_inputs"] == 11
+    assert jobs["fingerprints"] == 12
+
+
+def test_hours_and_bytes_by_hand(tmp_path):
+    resources = {
+        "sample_pairs": {"gpus": 4, "cpus": 16, "mem_mb": 1, "runtime": 60},
+        "metrics": {"gpus": 0, "cpus": 8, "mem_mb": 1, "runtime": 60},
+    }
+    sizes = {"num_pairs": 3600, "num_val_pairs": 400, "pairs_per_shard": 1000, "num_samples": 900}
+    config = configured(tmp_path, **PAPERS, resources=resources, sizes=sizes)
+    figures = {
+        "sample_pairs": Figure(seconds=9, gpus=2, bytes=100),
+        "metrics": Figure(seconds=2, cpus=4),
+        "refine": Figure(seconds=1, cpus=2),
+        "DFT runs": Figure(seconds=3600, cpus=26),
+    }
+    lines = lines_of(config, figures, "all_dft")
+    pairs = lines["sample_pairs"]
+    assert pairs.bytes == 400_000
+    assert pairs.gpu_hours == pytest.approx(4000 * 9 * 2 / 3600)  # 20
+    assert pairs.cpu_hours == pytest.approx(20 / 4 * 16)
+    assert pairs.job_hours == pytest.approx(5 / 5)  # 20 GPU-hours by 4 GPUs and 5 shards
+    metrics = lines["metrics"]  # 4 settings, both kinds of energy
+    assert metrics.gpu_hours == 0
+    assert metrics.cpu_hours == pytest.approx(7200 * 2 * 4 / 3600)
+    assert metrics.job_hours == pytest.approx(16 / 8 / 8)
+    # Measured on a CPU, configured for a GPU: not known.
+    assert lines["refine"].gpu_hours is None
+    assert lines["DFT runs"].cpu_hours == 3600 * 26
+
+
+def test_the_papers_own_bill(tmp_path):
+    lines = lines_of(configured(tmp_path, **PAPERS), read_figures(PAPER), "all_dft")
+    # 250 A100-days for the 3.3 million pairs, and a hundredth more for the validation pairs.
+    assert lines["sample_pairs"].gpu_hours / 24 == pytest.approx(250 * 1.01, rel=1e-3)
+    assert lines["train_rfm"].gpu_hours == pytest.approx(48, rel=0.01)
+    assert lines["finetune_llm"].gpu_hours == pytest.approx(8 * 24, rel=0.01)
+    generated = (lines["sample_base"].gpu_hours / 3 + lines["refine"].gpu_hours / 4) * 60
+    assert generated == pytest.approx(89.6, rel=0.01)
+    assert lines["DFT runs"].cpu_hours == 40_000 * 26
+
+
+def test_a_job_over_its_limit_is_said(tmp_path):
+    limits = {"sample_pairs": {"gpus": 1, "cpus": 1, "mem_mb": 1, "runtime": 600}}
+    config = configured(tmp_path, resources=limits)
+    lines = plan(config, {"sample_pairs": Figure(seconds=6.545, gpus=1)}, "all", {})
+    text = "\n".join(describe(lines))
+    assert "sample_pairs: about 20.0 h a job, over its limit of 10.0 h" in text
+
+
+def a_record(folder, name, stage, **more):
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"stage": stage, "settings": {}, "hardware": {"cpus": 2}, **more}
+    (folder / f"_{name}.provenance.json").write_text(json.dumps(record))
+    (folder / name).write_bytes(b"x" * 500)
+
+
+def test_figures_from_the_records_of_a_run(tmp_path):
+    gpu = {"cpus": 16, "gpus": ["A100", "A100"]}
+    pairs = tmp_path / "pairs" / "train"
+    a_record(pairs, "a.parquet", "sample_pairs", counts={"rows_in": 10}, seconds=30, hardware=gpu)
+    a_record(pairs, "b.parquet", "sample_pairs", counts={"rows_in": 30}, seconds=50, hardware=gpu)
+    settings = {"train_rfm": {"batch_size": 8}}
+    a_record(tmp_path, "model", "train_rfm", counts={"steps": 5}, seconds=80, settings=settings)
+    counts = {"rows_in": 90, "train": 60, "val": 20, "test": 9}
+    a_record(tmp_path, "crystals", "prepare", counts=counts, seconds=9)
+    figures, crystals = figures_of_run(tmp_path)
+    assert figures["sample_pairs"] == Figure(seconds=2, gpus=2, cpus=16, bytes=25)
+    assert figures["train_rfm"] == Figure(seconds=2, gpus=0, cpus=2, bytes=12.5)
+    assert crystals == {"train": 60, "val": 20, "test": 9, "rows": 90}
+
+
+def test_bad_figures_are_refused(tmp_path):
+    with pytest.raises(FlowllmError, match="no records"):
+        figures_of_run(tmp_path)
+    path = tmp_path / "f.yaml"
+    for text in ("sample_pears: {seconds: 1}", "report: {secs: 1}", "report: {seconds: -1}", "- ["):
+        path.write_text(text)
+        with pytest.raises(FlowllmError, match=r"f\.yaml"):
+            read_figures(path)
+
+
+def test_the_command_prints_totals(tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump(PAPERS))
+    files = ["--config", str(ROOT / "config.yaml"), "--config", str(overlay)]
+    arguments = ["plan", *files, "--figures", str(PAPER)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    total = next(line for line in done.output.splitlines() if line.startswith("total"))
+    assert total.split()[1] == "548"
+    assert "? is unknown" in done.output
