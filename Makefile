@@ -1,5 +1,6 @@
 ## make demo   the whole pipeline on two CPU cores, about a quarter of an hour after installation
 ## make test   the unit tests and one tiny run of the whole pipeline
+## make docs   the documentation's pages, into site/
 ## make lint   what pre-commit checks
 ## make help   this
 
@@ -11,7 +12,7 @@ INSTALLED := .venv/installed
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install demo test lint constraints clean
+.PHONY: help install demo test docs lint constraints clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -28,6 +29,10 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES)
 
+docs: install
+	python -m pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
+
 lint: install
 	ruff check .
 	ruff format --check .
@@ -41,4 +46,4 @@ constraints: install
 	mv envs/constraints.txt.new envs/constraints.txt
 
 clean:
-	rm -rf .venv runs .snakemake
+	rm -rf .venv runs site .snakemake

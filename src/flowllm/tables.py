@@ -126,8 +126,8 @@ GENERATED = _extend(
 TRAJECTORIES = _extend(
     _CRYSTAL,
     [
-        pa.field("step", pa.int32(), nullable=False),
-        pa.field("time", pa.float64(), nullable=False),  # t, 0 to 1
+        _column("step", pa.int32(), "number of the integration step", nullable=False),
+        _column("time", pa.float64(), "t, 0 to 1", nullable=False),
     ],
 )
 """trajectories/{setting}/shard-*.parquet: `id` is the generated row's; null crystals are none."""
