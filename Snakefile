@@ -13,6 +13,7 @@ configfile: "config.yaml"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/prepare.smk"
+include: "workflow/rules/fetch_model.smk"
 include: "workflow/rules/finetune_llm.smk"
 include: "workflow/rules/merge_adapter.smk"
 include: "workflow/rules/sample_pairs.smk"
@@ -46,6 +47,7 @@ localrules:
     all,
     all_dft,
     download,
+    fetch_model,
     report,
 
 

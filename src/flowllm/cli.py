@@ -77,6 +77,20 @@ def prepare(
     stage.run(given, manifest=manifest, out=out, workers=workers)
 
 
+@app.command("fetch_model")
+def fetch_model(
+    name: Annotated[str, typer.Option(help="finetune_llm.base_model")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Fetch the base model into Hugging Face's cache; --out is a JSON file with its commit."""
+    from flowllm.stages import fetch_model as stage
+
+    stage.run(_settings("fetch_model", settings, config, log_path), name=name, out=out)
+
+
 @app.command("finetune_llm")
 def finetune_llm(
     train: Annotated[Path, typer.Option(help="crystals/train.parquet")],
@@ -369,6 +383,40 @@ def inspect(
         typer.echo(cif_of(file, cif), nl=False)
     else:
         typer.echo("\n".join(describe(file, rows)))
+
+
+class Target(StrEnum):
+    """Targets of the workflow."""
+
+    all = "all"
+    all_dft = "all_dft"
+
+
+@app.command()
+def plan(
+    config: Configs = None,
+    target: Annotated[Target, typer.Option(help="all_dft: with DFT energies.")] = Target.all,
+    from_run: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an earlier run, to take figures from its records."),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="YAML file of figures; goes before --from-run.")
+    ] = None,
+) -> None:
+    """Print jobs, files, disk, GPU- and CPU-hours of a configuration, before they are paid."""
+    from flowllm import plan as bill
+
+    crystals: dict[str, int] = {}
+    known: dict[str, bill.Figure] = {}
+    if from_run is not None:
+        known, crystals = bill.figures_of_run(from_run)
+    if figures is not None:
+        known |= bill.read_figures(figures)
+    loaded = load_config(config or [Path("config.yaml")])
+    # MP-20's sizes are known; of other data the run's records tell.
+    crystals |= bill.split_sizes(loaded)
+    typer.echo("\n".join(bill.describe(bill.plan(loaded, known, target.value, crystals))))
 
 
 class ExportFormat(StrEnum):

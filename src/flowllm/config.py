@@ -414,6 +414,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "download": Stage(("data",)),
     "prepare": Stage(("prepare",)),
+    "fetch_model": Stage(()),
     "finetune_llm": Stage(("finetune_llm", "prompts")),
     "merge_adapter": Stage(()),
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=2),

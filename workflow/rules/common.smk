@@ -30,6 +30,10 @@ FLOW_OF = {setting.name: setting.flow for setting in CONFIG.settings}
 SEARCH_PATH = [SOURCE, *filter(None, [os.getenv("PYTHONPATH")])]
 os.environ.update(PYTHONPATH=os.pathsep.join(SEARCH_PATH))
 
+# What a cluster's jobs need was fetched by the local rules; HF_HUB_OFFLINE=0 lets them fetch.
+if workflow.remote_exec:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 
 def shard_names(total, per_shard):
     """Zero-padded names of the shards that `total` draws fill."""

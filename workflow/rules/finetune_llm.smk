@@ -2,6 +2,7 @@ rule finetune_llm:
     input:
         train=f"{RUN}/crystals/train.parquet",
         val=f"{RUN}/crystals/val.parquet",
+        base=f"{RUN}/llm/base_model.json",
     output:
         directory(f"{RUN}/llm/adapter"),
     log:

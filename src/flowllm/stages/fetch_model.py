@@ -1,0 +1,28 @@
+"""Have the base language model at hand before any job needs it: a local step, with the internet."""
+
+import json
+from pathlib import Path
+
+from flowllm.config import StageSettings
+from flowllm.llm.base_model import BUNDLED
+from flowllm.llm.hub import fetch_model
+from flowllm.runlog import stage_run
+from flowllm.tables import write_text
+
+
+def run(settings: StageSettings, *, name: str, out: Path) -> None:
+    """Fetch a model on the Hugging Face hub; a folder and the bundled model are there already.
+
+    Args:
+        settings: no sections; the workflow gives the name alone, so that no other value of
+            `finetune_llm` fetches again.
+        name: `finetune_llm.base_model`.
+        out: JSON with the name, and the commit of a model on the hub.
+
+    Raises:
+        FlowllmError: the model cannot be had.
+    """
+    with stage_run(settings, inputs={}, output=out, work={"base_model": name}):
+        is_here = name == BUNDLED or Path(name).is_dir()
+        commit = None if is_here else fetch_model(name)
+        write_text(out, json.dumps({"base_model": name, "commit": commit}, indent=1) + "\n")

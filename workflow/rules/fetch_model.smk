@@ -1,0 +1,23 @@
+rule fetch_model:
+    output:
+        f"{RUN}/llm/base_model.json",
+    log:
+        f"{RUN}/logs/fetch_model.log",
+    benchmark:
+        f"{RUN}/benchmarks/fetch_model.tsv"
+    conda:
+        "../../envs/llm.yaml"
+    threads: cpus("fetch_model")
+    resources:
+        gpu=gpus("fetch_model"),
+        mem_mb=mem_mb("fetch_model"),
+        runtime=runtime("fetch_model"),
+    params:
+        settings=settings_of("fetch_model"),
+        name=CONFIG.finetune_llm.base_model,
+    message:
+        "Having the base model at hand"
+    shell:
+        "python -m flowllm fetch_model "
+        "--name {params.name:q} --out {output:q} "
+        "--settings {params.settings:q} --log {log:q}"
