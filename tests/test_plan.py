@@ -21,7 +21,7 @@ from flowllm.plan import (
 )
 
 ROOT = Path(__file__).parents[1]
-PAPER = ROOT / "workflow" / "config" / "paper_figures.yaml"
+PAPER = ROOT / "workflow" / "figures" / "paper.yaml"
 
 
 def configured(tmp_path, **changes):
