@@ -19,6 +19,7 @@ include: "workflow/rules/merge_adapter.smk"
 include: "workflow/rules/sample_pairs.smk"
 include: "workflow/rules/train_rfm.smk"
 include: "workflow/rules/sample_base.smk"
+include: "workflow/rules/sample_csp.smk"
 include: "workflow/rules/refine.smk"
 include: "workflow/rules/import_samples.smk"
 include: "workflow/rules/prerelax.smk"
@@ -29,6 +30,7 @@ include: "workflow/rules/dft_inputs.smk"
 include: "workflow/rules/dft_collect.smk"
 include: "workflow/rules/fingerprints.smk"
 include: "workflow/rules/metrics.smk"
+include: "workflow/rules/match_csp.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -38,7 +40,8 @@ wildcard_constraints:
     flow="|".join(FLOWS),
     base="|".join(BASES),
     setting="|".join(ROWS),
-    external="|".join(EXTERNAL) or "(?!)",
+    external="|".join(EXTERNAL) or NO_NAME,
+    csp_base="|".join(CSP_BASES) or NO_NAME,
     sample="|".join(["test", *ROWS]),
     kind="potential|dft",
 

@@ -32,9 +32,11 @@ OVERLAYS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def values() -> dict:
-    """The paper's configuration, and a row of the list that is empty there."""
-    row = {"name": "Other", "file": "other.csv", "shards": 2}
-    return yaml.safe_load(PAPER.read_text()) | {"external_samples": [row]}
+    """The paper's configuration, and a row of each list that is empty there."""
+    other = {"name": "Other", "file": "other.csv", "shards": 2}
+    csp = {"name": "csp", "temperature": 0.7, "top_p": 0.9, "attempts": 20}
+    rows = {"external_samples": [other], "csp_bases": [csp]}
+    return yaml.safe_load(PAPER.read_text()) | rows
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,9 @@ def test_all_problems_at_once(values):
 def test_names_must_fit_together(values):
     with pytest.raises(FlowllmError, match=r"uses base 'gone', which is not among the bases"):
         check_config(changed(values, "settings.0.base", "gone"))
+    setting = {"name": "CSP", "base": "tau0.7-p0.9", "flow": "llm", "num_steps": 9}
+    with pytest.raises(FlowllmError, match=r"not among the csp_bases \['csp'\]"):
+        check_config(changed(values, "csp_settings", [setting]))
     twice = changed(values, "settings", [values["settings"][0]] * 2)
     with pytest.raises(FlowllmError, match="settings: a name stands twice"):
         check_config(twice)
@@ -218,6 +223,7 @@ def row_of(config: Config, stage: str) -> str | None:
     rows = {
         "flow": config.flows,
         "base": config.bases,
+        "csp_base": config.csp_bases,
         "setting": config.settings,
         "external": config.external_samples,
     }

@@ -222,7 +222,7 @@ def test_samples_of_another_model_say_where_they_are_from(run_dir):
     (row,) = tables.fate_table([replace(result, numbers=numbers)]).rows
     assert row["origin"] == "another model, o.pt"
     (row,) = tables.fate_table([result]).rows
-    assert row["origin"] == "temperature 0.7, top_p 0.9, base tau0.7, num_steps 50"
+    assert row["origin"] == "temperature 0.7, top_p 0.9, base tau0.7, flow llm, num_steps 50"
 
 
 def test_published_values_fit_together():
@@ -357,7 +357,8 @@ def sweep_of(result, steps_and_valid):
     swept = []
     for steps, valid in steps_and_valid:
         numbers = json.loads(json.dumps(result.numbers))
-        numbers["sampling"]["setting"] |= {"name": f"s{steps}", "num_steps": steps}
+        changes = {"name": f"s{steps}", "num_steps": steps, "flow": "llm" if steps else None}
+        numbers["sampling"]["setting"] |= changes
         numbers["rates"]["structural_validity"] = rate(valid, 50, "all generated")
         swept.append(replace(result, numbers=numbers))
     return swept

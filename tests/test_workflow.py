@@ -52,7 +52,8 @@ def test_the_full_configuration_plans_hundreds_of_shards(profile):
     assert jobs["sample_base"] == 3 * 20
     assert jobs["prerelax"] == jobs["refine"] == 5 * 20
     assert jobs["train_rfm"] == 2  # the flows llm and types
-    assert set(jobs) == set(STAGES) - {"dft_collect", "dft_hull", "import_samples"} | {"all"}
+    others = {"dft_collect", "dft_hull", "import_samples", "sample_csp", "match_csp"}
+    assert set(jobs) == set(STAGES) - others | {"all"}
     assert jobs == billed("all")
 
 
@@ -77,7 +78,10 @@ def test_the_second_target_adds_dft():
     jobs = planned(snakemake("-n", "all_dft"))
     assert jobs["dft_collect"] == 5
     assert jobs["stability"] == jobs["metrics"] == 10
+<<<<<<< HEAD
     assert jobs == billed("all_dft")
+=======
+>>>>>>> da99457 (Crystal structure prediction: sample_csp, match_csp, match rate and RMSE in the report; overlays for it and for figure 3c)
 
 
 def test_external_samples_are_branches_like_ours(tmp_path):
@@ -94,6 +98,18 @@ def test_external_samples_are_branches_like_ours(tmp_path):
     assert jobs["refine"] == 5 * 20
     assert jobs["stability"] == jobs["metrics"] == jobs["dft_inputs"] == 5 + 2
     assert jobs["fingerprints"] == 5 + 2 + 1
+<<<<<<< HEAD
+=======
+
+
+def test_structure_prediction_is_a_branch_of_its_own():
+    overlay = str(ROOT / "workflow" / "config" / "csp.yaml")
+    jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), overlay))
+    assert jobs["sample_csp"] == 2 * 19
+    assert jobs["refine"] == 5 * 20 + 3 * 19
+    assert jobs["match_csp"] == 3
+    assert jobs["prerelax"] == 5 * 20
+>>>>>>> da99457 (Crystal structure prediction: sample_csp, match_csp, match rate and RMSE in the report; overlays for it and for figure 3c)
 
 
 @pytest.mark.parametrize(

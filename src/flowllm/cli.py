@@ -184,6 +184,26 @@ def sample_base(
     stage.run(given, model=model, start=start, count=count, out=out, gpus=gpus)
 
 
+@app.command("sample_csp")
+def sample_csp(
+    model: Annotated[Path, typer.Option(help="Folder of the merged model.")],
+    crystals: Annotated[Path, typer.Option(help="crystals/test.parquet")],
+    start: Annotated[int, typer.Option(min=0, help="Number of the first test crystal.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of test crystals.")],
+    out: Out,
+    gpus: Gpus = 0,
+    row: Row = None,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Sample one shard of crystals of the test split's formulas (structure prediction)."""
+    from flowllm.stages import sample_csp as stage
+
+    given = _settings("sample_csp", settings, config, log_path, row or "")
+    stage.run(given, model=model, crystals=crystals, start=start, count=count, out=out, gpus=gpus)
+
+
 @app.command()
 def refine(
     base: Annotated[Path, typer.Option(help="Shard of base crystals.")],
@@ -352,11 +372,30 @@ def metrics(
     )
 
 
+@app.command("match_csp")
+def match_csp(
+    base: Annotated[list[Path], typer.Option(help="Shards of sample_csp.")],
+    generated: Annotated[list[Path], typer.Option(help="Shards of refine.")],
+    crystals: Annotated[Path, typer.Option(help="crystals/test.parquet")],
+    out: Out,
+    workers: Workers = 1,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Compare predicted crystals with the test split's; --out is {setting}.json."""
+    from flowllm.stages import match_csp as stage
+
+    given = _settings("match_csp", settings, config, log_path)
+    stage.run(given, base=base, generated=generated, crystals=crystals, out=out, workers=workers)
+
+
 @app.command()
 def report(
     metrics: Annotated[list[Path], typer.Option(help="metrics/*/{setting}.json, one a row.")],
     run_dir: Annotated[Path, typer.Option(help="Folder of the whole run.")],
     out: Out,
+    csp: Annotated[list[Path] | None, typer.Option(help="csp/{setting}.json, one a row.")] = None,
     settings: Settings = None,
     config: Configs = None,
     log_path: Log = None,
@@ -365,7 +404,7 @@ def report(
     from flowllm.stages import report as stage
 
     given = _settings("report", settings, config, log_path)
-    stage.run(given, metrics=metrics, run_dir=run_dir, out=out)
+    stage.run(given, metrics=metrics, csp=csp or [], run_dir=run_dir, out=out)
 
 
 @app.command()

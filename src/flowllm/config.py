@@ -118,6 +118,8 @@ class Sizes(Section):
     pairs_per_shard: PositiveInt
     num_samples: PositiveInt = Field(description="crystals to generate at each setting")
     samples_per_shard: PositiveInt
+    num_csp_crystals: PositiveInt = Field(description="test crystals to predict, the first ones")
+    csp_crystals_per_shard: PositiveInt
 
 
 class SamplePairs(Section):
@@ -189,6 +191,15 @@ class SampleBase(Section):
     structured: bool = Field(description="grammar that fixes the form of the text")
     max_attempts: PositiveInt
     chunk_size: PositiveInt
+
+
+class CspBase(Section):
+    """One way of drawing crystals of the test split's formulas: structure prediction."""
+
+    name: Name
+    temperature: PositiveFloat
+    top_p: Probability
+    attempts: PositiveInt = Field(description="crystals a formula; the nearest counts")
 
 
 class Setting(Section):
@@ -317,7 +328,7 @@ class Resources(Section):
     runtime: PositiveInt = Field(description="minutes")
 
 
-Kind = Literal["flow", "base", "setting", "external"]
+Kind = Literal["flow", "base", "csp_base", "setting", "external"]
 """The lists of which a stage's jobs are given one row each."""
 
 
@@ -338,6 +349,8 @@ class Config(Section):
     sample_base: SampleBase
     settings: tuple[Setting, ...] = Field(min_length=1)
     external_samples: tuple[External, ...]
+    csp_bases: tuple[CspBase, ...]
+    csp_settings: tuple[Setting, ...]
     refine: Refine
     potential: Potential
     prerelax: Prerelax
@@ -354,8 +367,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_fit(self) -> "Config":
         flows = [flow.name for flow in self.flows]
-        bases = [base.name for base in self.bases]
-        settings = [setting.name for setting in self.settings]
+        bases = [base.name for base in (*self.bases, *self.csp_bases)]
+        settings = [setting.name for setting in (*self.settings, *self.csp_settings)]
         for names, where in ((flows, "flows"), (bases, "bases"), (settings, "settings")):
             if len(set(names)) != len(names):
                 raise ValueError(f"{where}: a name stands twice in {names}")
@@ -367,12 +380,8 @@ class Config(Section):
             )
         if "test" in [*settings, *external]:
             raise ValueError("settings: the name test is the test split's, take another")
-        for setting in self.settings:
-            if setting.base not in bases:
-                raise ValueError(
-                    f"settings: {setting.name} uses base {setting.base!r}, "
-                    f"which is not among the bases {bases}"
-                )
+        self._bases_fit()
+        for setting in (*self.settings, *self.csp_settings):
             if setting.flow not in [None, *flows]:
                 raise ValueError(
                     f"settings: {setting.name} uses flow {setting.flow!r}, "
@@ -384,12 +393,26 @@ class Config(Section):
             raise ValueError(f"resources: missing {sorted(missing)}, unknown {sorted(unknown)}")
         return self
 
-    def row(self, kind: Kind, name: str) -> Flow | Base | Setting | External:
+    def _bases_fit(self) -> None:
+        for where, rows, found in (
+            ("bases", self.settings, self.bases),
+            ("csp_bases", self.csp_settings, self.csp_bases),
+        ):
+            names = [base.name for base in found]
+            for setting in rows:
+                if setting.base not in names:
+                    raise ValueError(
+                        f"settings: {setting.name} uses base {setting.base!r}, "
+                        f"which is not among the {where} {names}"
+                    )
+
+    def row(self, kind: Kind, name: str) -> Flow | Base | CspBase | Setting | External:
         """Return the row of a name in one of the lists."""
         rows = {
             "flow": self.flows,
             "base": self.bases,
-            "setting": self.settings,
+            "csp_base": self.csp_bases,
+            "setting": (*self.settings, *self.csp_settings),
             "external": self.external_samples,
         }
         return next(row for row in rows[kind] if row.name == name)
@@ -420,6 +443,7 @@ STAGES: dict[str, Stage] = {
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=2),
     "train_rfm": Stage(("train_rfm",), row="flow", version=2),
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=2),
+    "sample_csp": Stage(("sample_base", "prompts"), row="csp_base"),
     "refine": Stage(("refine",), row="setting", version=2),
     "import_samples": Stage((), row="external"),
     "prerelax": Stage(("prerelax", "potential"), version=2),
@@ -430,6 +454,7 @@ STAGES: dict[str, Stage] = {
     "dft_hull": Stage(("dft_hull",)),
     "fingerprints": Stage(("fingerprints",)),
     "metrics": Stage(("metrics",), version=2),
+    "match_csp": Stage(("metrics",)),
     "report": Stage(("report",)),
 }
 """In the order of the pipeline."""
@@ -437,6 +462,7 @@ STAGES: dict[str, Stage] = {
 _ROW_MODELS: dict[Kind, Any] = {
     "flow": Flow,
     "base": Base,
+    "csp_base": CspBase,
     "setting": Setting,
     "external": External,
 }

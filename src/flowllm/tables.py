@@ -116,6 +116,15 @@ PAIRS = _extend(
 BASE = _extend(_CRYSTAL, [_FORMULA], _SAMPLE, _OUTCOME)
 """base/{base}/shard-*.parquet: what the LLM proposed; `id` is `{base}-{index:06d}`."""
 
+CSP_BASE = _extend(
+    _CRYSTAL,
+    [_FORMULA, _column("material_id", pa.string(), "of the test crystal", nullable=False)],
+    _SAMPLE,
+    _OUTCOME,
+)
+"""base/{csp base}/shard-*.parquet: the LLM's crystals of the test split's formulas; `id` is
+`{base}-{number of the test crystal:06d}-{attempt:03d}`."""
+
 GENERATED = _extend(
     _CRYSTAL,
     [_FORMULA, _column("num_steps", pa.int32(), "integration steps")],
@@ -256,6 +265,24 @@ METRICS_PER_CRYSTAL = pa.schema(
     ]
 )
 """metrics/{kind}/{setting}.parquet: the flags behind every rate, one row a generated crystal."""
+
+
+CSP_FORMAT = 1
+"""Raised when a key of csp/{setting}.json changes its name or meaning."""
+
+CSP = pa.schema(
+    [
+        _column("material_id", pa.string(), "of the test crystal", nullable=False),
+        _FORMULA,
+        _column("attempts", pa.int32(), "predictions of it", nullable=False),
+        _column("matches", pa.int32(), "how many of them are valid and match it", nullable=False),
+        _column("rmsd_first", pa.float64(), "of the first, in units of (V/N)^(1/3), if it matches"),
+        _column("rmsd_best", pa.float64(), "of the nearest, likewise"),
+        _column("compositionally_valid", pa.bool_(), "charges can balance", nullable=False),
+        _column("error", pa.string(), "why pymatgen could not compare an attempt"),
+    ]
+)
+"""csp/{setting}.parquet: crystal structure prediction, one row a test crystal."""
 
 
 def crystal_columns(crystal: Crystal | None, prefix: str = "") -> dict[str, Any]:

@@ -23,8 +23,12 @@ BASES = [base.name for base in CONFIG.bases]
 SETTINGS = [setting.name for setting in CONFIG.settings]
 EXTERNAL = {row.name: row for row in CONFIG.external_samples}
 ROWS = [*SETTINGS, *EXTERNAL]
-BASE_OF = {setting.name: setting.base for setting in CONFIG.settings}
-FLOW_OF = {setting.name: setting.flow for setting in CONFIG.settings}
+CSP_BASES = {base.name: base for base in CONFIG.csp_bases}
+CSP_SETTINGS = [setting.name for setting in CONFIG.csp_settings]
+REFINED = [*CONFIG.settings, *CONFIG.csp_settings]
+BASE_OF = {setting.name: setting.base for setting in REFINED}
+FLOW_OF = {setting.name: setting.flow for setting in REFINED}
+NO_NAME = "(?!)"  # a wildcard of an empty list
 
 # Jobs import the package from the clone too; a cluster's job reads this file again and sets it there.
 SEARCH_PATH = [SOURCE, *filter(None, [os.getenv("PYTHONPATH")])]
@@ -51,11 +55,14 @@ if CONFIG.refine.trajectory_every:
         f"{RUN}/trajectories/{{setting}}/shard-{{shard}}.parquet"
     )
 SAMPLE_SHARDS = shard_names(SIZES.num_samples, SIZES.samples_per_shard)
+CSP_SHARDS = shard_names(SIZES.num_csp_crystals, SIZES.csp_crystals_per_shard)
 
 
 def shards_of(row):
     """Names of the shards of a row of the results."""
-    return shard_names(EXTERNAL[row].shards, 1) if row in EXTERNAL else SAMPLE_SHARDS
+    if row in EXTERNAL:
+        return shard_names(EXTERNAL[row].shards, 1)
+    return CSP_SHARDS if row in CSP_SETTINGS else SAMPLE_SHARDS
 
 
 def draws(total, per_shard, shard):
@@ -130,6 +137,10 @@ def pair_draws(wildcards):
 
 def sample_draws(wildcards):
     return draws(SIZES.num_samples, SIZES.samples_per_shard, wildcards.shard)
+
+
+def csp_draws(wildcards):
+    return draws(SIZES.num_csp_crystals, SIZES.csp_crystals_per_shard, wildcards.shard)
 
 
 def base_shard(wildcards):

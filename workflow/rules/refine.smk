@@ -10,7 +10,7 @@ rule refine:
     benchmark:
         f"{RUN}/benchmarks/refine/{{setting}}-{{shard}}.tsv"
     wildcard_constraints:
-        setting="|".join(SETTINGS),
+        setting="|".join(BASE_OF),
     conda:
         "../../envs/rfm.yaml"
     threads: cpus("refine")

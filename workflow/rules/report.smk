@@ -1,6 +1,7 @@
 rule report:
     input:
         metrics=report_metrics,
+        csp=expand(f"{RUN}/csp/{{setting}}.json", setting=CSP_SETTINGS),
     output:
         f"{RUN}/{{report}}/index.html",
     log:
@@ -18,10 +19,10 @@ rule report:
         runtime=runtime("report"),
     params:
         settings=settings_of("report"),
-        metrics=options(metrics="metrics"),
+        results=options(metrics="metrics", csp="csp"),
         run_dir=lambda wildcards: RUN,
     message:
         "Writing the {wildcards.report}"
     shell:
-        "python -m flowllm report {params.metrics:q} --run-dir {params.run_dir:q} "
+        "python -m flowllm report {params.results:q} --run-dir {params.run_dir:q} "
         "--out {output:q} --settings {params.settings:q} --log {log:q}"

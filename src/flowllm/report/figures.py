@@ -152,6 +152,30 @@ def num_elements_bars(results: Sequence[Result], style: Mapping[str, Look]) -> F
     return figure
 
 
+def _step_lines(results: Sequence[Result]) -> dict[str, list[tuple[int, dict]]]:
+    """Return the points (steps, rate) of each base and flow that has two numbers of steps.
+
+    The language model's own crystals, of no step and no flow, start the line of each flow.
+    """
+    lines: dict[tuple[str, str], list[tuple[int, dict]]] = {}
+    starts: dict[str, tuple[int, dict]] = {}
+    for result in results:
+        row = result.numbers["sampling"]["setting"]
+        if not row:
+            continue  # another model's samples
+        point = (row["num_steps"], result.numbers["rates"]["structural_validity"])
+        if row["flow"] is None:
+            starts[row["base"]] = point
+        else:
+            lines.setdefault((row["base"], row["flow"]), []).append(point)
+    found = {}
+    for (base, flow), points in lines.items():
+        points = sorted([*points, *filter(None, [starts.get(base)])], key=lambda point: point[0])
+        if len(points) > 1:
+            found[f"base {base}, flow {flow}"] = points
+    return found
+
+
 def validity_against_steps(results: Sequence[Result], main: str) -> Figure | None:
     """Structural validity against the number of integration steps (paper, figure 3c).
 
@@ -162,17 +186,7 @@ def validity_against_steps(results: Sequence[Result], main: str) -> Figure | Non
     Returns:
         The figure, or None where no base has settings of two numbers of steps.
     """
-    lines: dict[str, list[tuple[int, dict]]] = {}
-    for result in results:
-        row = dict(result.numbers["sampling"]["setting"])
-        if "num_steps" not in row:
-            continue
-        steps = row.pop("num_steps")
-        row.pop("name", None)
-        name = ", ".join(f"{key} {value}" for key, value in sorted(row.items()))
-        lines.setdefault(name, []).append((steps, result.numbers["rates"]["structural_validity"]))
-    lines = {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
-    lines = {name: points for name, points in lines.items() if len({n for n, _ in points}) > 1}
+    lines = _step_lines(results)
     if not lines:
         return None
     figure, axes = _figure()

@@ -104,22 +104,34 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     """
     results = []
     for path in paths:
-        try:
-            numbers = json.loads(path.read_text())
-        except OSError as error:
-            raise FlowllmError(f"{path}: {error.strerror}; run the stage metrics") from error
-        except json.JSONDecodeError as error:
-            raise FlowllmError(
-                f"{path}: not JSON ({error}); run the stage metrics again"
-            ) from error
-        if numbers.get("format") != FORMAT:
-            raise FlowllmError(
-                f"{path}: format {numbers.get('format')!r}, expected {FORMAT}; "
-                "run the stage metrics again"
-            )
+        numbers = _read_json(path, FORMAT, "metrics")
         flags = read_table(path.with_suffix(".parquet"), tables.METRICS_PER_CRYSTAL, FLAGS)
         results.append(Result(numbers, flags))
     return results
+
+
+def read_predictions(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Read the numbers of structure prediction, csp/{setting}.json.
+
+    Raises:
+        FlowllmError: a file is missing, is not JSON, or was written by another version.
+    """
+    return [_read_json(path, tables.CSP_FORMAT, "match_csp") for path in paths]
+
+
+def _read_json(path: Path, version: int, stage: str) -> dict[str, Any]:
+    try:
+        numbers = json.loads(path.read_text())
+    except OSError as error:
+        raise FlowllmError(f"{path}: {error.strerror}; run the stage {stage}") from error
+    except json.JSONDecodeError as error:
+        raise FlowllmError(f"{path}: not JSON ({error}); run the stage {stage} again") from error
+    if numbers.get("format") != version:
+        raise FlowllmError(
+            f"{path}: format {numbers.get('format')!r}, expected {version}; "
+            f"run the stage {stage} again"
+        )
+    return numbers
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:

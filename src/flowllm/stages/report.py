@@ -1,7 +1,8 @@
 """The report: tables, figures, the HTML page, and the main table on the terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -14,6 +15,7 @@ from flowllm.report.records import (
     Result,
     generation_seconds,
     read_curves,
+    read_predictions,
     read_records,
     read_rejections,
     read_results,
@@ -26,13 +28,21 @@ from flowllm.tables import atomic_path, write_text
 TABLE_FORMATS = {"csv": tables.to_csv, "md": tables.to_markdown, "tex": tables.to_latex}
 
 
-def run(settings: StageSettings, *, metrics: Sequence[Path], run_dir: Path, out: Path) -> None:
+def run(
+    settings: StageSettings,
+    *,
+    metrics: Sequence[Path],
+    run_dir: Path,
+    out: Path,
+    csp: Sequence[Path] = (),
+) -> None:
     """Write the report of a run.
 
     Args:
         settings: the stage's settings.
         metrics: the metrics' JSON files, one a row of the tables; their flags lie beside them.
         run_dir: folder of the whole run; curves, counts and records are read where they exist.
+        csp: numbers of structure prediction, csp/{setting}.json.
         out: the page; figures/ and tables/ are written beside it.
 
     Raises:
@@ -41,9 +51,10 @@ def run(settings: StageSettings, *, metrics: Sequence[Path], run_dir: Path, out:
     if not metrics:
         raise FlowllmError("report: no metrics given; name metrics/*/{setting}.json files")
     section: Report = settings.report
-    with stage_run(settings, inputs={"metrics": metrics}, output=out) as run:
+    with stage_run(settings, inputs={"metrics": metrics, "csp": csp}, output=out) as run:
         results = read_results(metrics)
-        sections = make_sections(results, run_dir, section.color)
+        predictions = read_predictions(csp)
+        sections = make_sections(results, predictions, run_dir, section.color)
         _write_files(sections, out.parent)
         by_table = {table.name: table for part in sections for table in part.tables}
         cards = [
@@ -65,7 +76,12 @@ def run(settings: StageSettings, *, metrics: Sequence[Path], run_dir: Path, out:
         print(f"\nReport: {out.resolve()}")
 
 
-def make_sections(results: Sequence[Result], run_dir: Path, color: str) -> list[Section]:
+def make_sections(
+    results: Sequence[Result],
+    predictions: Sequence[Mapping[str, Any]],
+    run_dir: Path,
+    color: str,
+) -> list[Section]:
     """Return the page's sections from the results and what lies in the run's folder."""
     records = read_records(run_dir)
     kinds = [kind for kind in ("potential", "dft") if any(one.kind == kind for one in results)]
@@ -90,6 +106,11 @@ def make_sections(results: Sequence[Result], run_dir: Path, color: str) -> list[
                 tables.proxy_table(results),
                 tables.ground_state_table(results),
             ],
+        ),
+        *(
+            [Section("prediction", "Structure prediction", tables=[tables.csp_table(predictions)])]
+            if predictions
+            else []
         ),
         *(section for kind in kinds if (section := _gallery(results, kind, run_dir)).gallery),
         Section(

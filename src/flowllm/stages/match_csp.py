@@ -1,0 +1,96 @@
+"""Compare predicted crystals with the test split's: match rate and distance."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from flowllm import tables
+from flowllm.config import Metrics, StageSettings
+from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
+from flowllm.evaluate.matching import LOOSE
+from flowllm.evaluate.parallel import ordered_map
+from flowllm.evaluate.prediction import Target, compare, prediction_numbers
+from flowllm.evaluate.samples import check_ids
+from flowllm.runlog import log, stage_run
+from flowllm.tables import (
+    CSP_FORMAT,
+    crystal_of,
+    read_metadata,
+    read_table,
+    read_tables,
+    write_table,
+    write_text,
+)
+
+
+def run(
+    settings: StageSettings,
+    *,
+    base: Sequence[Path],
+    generated: Sequence[Path],
+    crystals: Path,
+    out: Path,
+    workers: int,
+) -> None:
+    """Compute match rate and distance of one setting.
+
+    Args:
+        settings: section `metrics`.
+        base: shards of sample_csp.
+        generated: shards of refine, of the same draws.
+        crystals: the test split.
+        out: the JSON of the numbers; a row a test crystal goes to the same name in .parquet.
+        workers: worker processes; the results do not depend on it.
+
+    Raises:
+        FlowllmError: an input is missing, has another schema, or is of another run.
+    """
+    section: Metrics = settings.metrics
+    inputs = {"base": base, "generated": generated, "crystals": crystals}
+    with stage_run(settings, inputs=inputs, output=out) as run:
+        rows = ordered_map(
+            partial(compare, oxidation_states=section.oxidation_states),
+            _targets(base, generated, crystals),
+            workers=workers,
+            what="predictions, test crystals",
+        )
+        made_by = read_metadata(generated[0]).get("settings", {})
+        numbers = {
+            "format": CSP_FORMAT,
+            "setting": out.stem,
+            "sampling": made_by.get("setting", {}),
+            "matcher": {"name": "pymatgen StructureMatcher", **asdict(LOOSE)},
+            "oxidation_states": section.oxidation_states,
+            "pymatgen": version("pymatgen"),
+            **prediction_numbers(rows),
+        }
+        failed = sum(row["error"] is not None for row in rows)
+        run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=failed)
+        write_table(out.with_suffix(".parquet"), rows, tables.CSP, run.metadata())
+        write_text(out, json.dumps(numbers, indent=1) + "\n")
+        found = numbers["rates"]["match_rate"]
+        log.info("match_rate: %d of %d", found["numerator"], found["denominator"])
+
+
+def _targets(base: Sequence[Path], generated: Sequence[Path], crystals: Path) -> list[Target]:
+    """Join predictions and test crystals; draws of one crystal stay in their order."""
+    drawn = read_tables(base, tables.CSP_BASE, ["id", "material_id"]).to_pylist()
+    columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles"]
+    made = {row["id"]: row for row in read_tables(generated, tables.GENERATED, columns).to_pylist()}
+    check_ids([row["id"] for row in drawn], made, generated[0], complete=True)
+    known = {row["id"]: row for row in read_table(crystals, tables.CRYSTALS, columns).to_pylist()}
+    attempts: dict[str, list[Crystal | None]] = {}
+    for row in drawn:
+        attempts.setdefault(row["material_id"], []).append(crystal_of(made[row["id"]]))
+    targets = []
+    for material_id, predictions in attempts.items():
+        if material_id not in known:
+            raise FlowllmError(f"{crystals}: has no {material_id}, which {base[0]} predicts")
+        crystal = crystal_of(known[material_id])
+        assert crystal is not None
+        targets.append(Target(material_id, crystal, tuple(predictions)))
+    return targets

@@ -1,0 +1,138 @@
+"""Sample one shard of crystals of the test split's formulas: crystal structure prediction."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowllm.config import CspBase, SampleBase, StageSettings
+from flowllm.errors import FlowllmError
+from flowllm.llm.grammar import cell_regex
+from flowllm.llm.model_folder import ModelFolder
+from flowllm.llm.prompts import prompt_formula, prompt_text
+from flowllm.llm.sampling import Outcome, Task, sample_columns, sampling_counts
+from flowllm.llm.text import composition_of
+from flowllm.resume import write_in_parts
+from flowllm.runlog import Progress, stage_run
+from flowllm.seeds import derive
+from flowllm.tables import CRYSTALS, CSP_BASE, crystal_columns, read_table
+
+Row = dict[str, Any]
+
+
+def run(
+    settings: StageSettings,
+    *,
+    model: Path,
+    crystals: Path,
+    start: int,
+    count: int,
+    out: Path,
+    gpus: int,
+) -> None:
+    """Sample `csp_base.attempts` crystals for each of the test crystals `start` to `start + count`.
+
+    Args:
+        settings: sections `sample_base` and `prompts`, and the row `csp_base`.
+        model: folder of the merged model.
+        crystals: the test split.
+        start: number of the first test crystal.
+        count: number of test crystals.
+        out: the shard (`tables.CSP_BASE`), one row an attempt.
+        gpus: GPUs of this job, 0 for the CPU.
+
+    Raises:
+        FlowllmError: the model was trained on other prompts, or the split has fewer crystals.
+    """
+    section: SampleBase = settings.sample_base
+    base: CspBase = settings.csp_base
+    with stage_run(
+        settings,
+        inputs={"model": model, "crystals": crystals},
+        output=out,
+        work={"start": start, "count": count},
+    ) as run:
+        targets = _targets(crystals, start, count)
+        opened = ModelFolder(model, settings.prompts)
+        formulas = [prompt_formula(settings.prompts, _numbers(target)) for target in targets]
+        sampler = opened.sampler(
+            formulas,
+            temperature=base.temperature,
+            top_p=base.top_p,
+            max_attempts=section.max_attempts,
+            gpus=gpus,
+        )
+        length = opened.record.max_length if section.structured else None
+        progress = Progress(f"sample_csp: {base.name}", count * base.attempts)
+
+        def make_rows(items: range) -> list[Row]:
+            # Row i of the shard is attempt i mod k at the shard's test crystal i div k.
+            draws = [divmod(item, base.attempts) for item in items]
+            tasks = [
+                _task(settings, start + at, attempt, targets[at], formulas[at], length)
+                for at, attempt in draws
+            ]
+            outcomes = sampler.draw(tasks)
+            progress.advance(len(items))
+            return [
+                _row(settings, start + at, attempt, targets[at], formulas[at], outcome)
+                for (at, attempt), outcome in zip(draws, outcomes, strict=True)
+            ]
+
+        with sampler:
+            rows = count * base.attempts
+            table = write_in_parts(out, run, CSP_BASE, rows, section.chunk_size, make_rows)
+        columns = ["status", "attempts", "rejections"]
+        run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
+
+
+def _targets(path: Path, start: int, count: int) -> Sequence[Mapping[str, Any]]:
+    table = read_table(path, CRYSTALS, ["id", "atomic_numbers"])
+    if table.num_rows < start + count:
+        raise FlowllmError(
+            f"{path}: holds {table.num_rows} crystals, number {start + count} was asked for; "
+            "lower sizes.num_csp_crystals"
+        )
+    return table.slice(start, count).to_pylist()
+
+
+def _numbers(target: Mapping[str, Any]) -> np.ndarray:
+    return np.asarray(target["atomic_numbers"], dtype=np.uint8)
+
+
+def _task(
+    settings: StageSettings,
+    number: int,
+    attempt: int,
+    target: Mapping[str, Any],
+    formula: str,
+    max_length: int | None,
+) -> Task:
+    return Task(
+        formula=formula,
+        composition=composition_of(_numbers(target)),
+        regex=None if max_length is None else cell_regex(target["atomic_numbers"], max_length),
+        seed=partial(
+            derive, settings.seed, "sample_csp", settings.csp_base.name, number, "attempt", attempt
+        ),
+    )
+
+
+def _row(
+    settings: StageSettings,
+    number: int,
+    attempt: int,
+    target: Mapping[str, Any],
+    formula: str,
+    outcome: Outcome,
+) -> Row:
+    crystal = outcome.crystal
+    return {
+        "id": f"{settings.csp_base.name}-{number:06d}-{attempt:03d}",
+        "material_id": target["id"],
+        **crystal_columns(crystal),
+        "formula": None if crystal is None else crystal.formula,
+        **sample_columns(outcome, prompt_text(settings.prompts, formula)),
+    }

@@ -1,0 +1,127 @@
+"""Structure prediction against pymatgen's matcher, called on each attempt by itself."""
+
+import json
+
+import numpy as np
+import pytest
+from pymatgen.analysis.structure_matcher import StructureMatcher
+
+from crystals import caesium_chloride, mp_20_sample, perovskite, rattled, rocksalt
+from evaluated_run import stage_settings
+from flowllm import tables
+from flowllm.config import StageSettings
+from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
+from flowllm.report.records import read_predictions
+from flowllm.report.tables import csp_table
+from flowllm.stages import match_csp
+from flowllm.tables import crystal_columns, read_table, write_table
+
+PEERS = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
+
+
+def settings():
+    values = {"metrics": stage_settings("metrics").values["metrics"]}
+    return StageSettings("match_csp", {"seed": 1, "version": 1, **values})
+
+
+def write_shards(folder, targets, attempts):
+    """Write attempts at each target as two shards of sample_csp and of refine, and the split."""
+    rows = [
+        {"id": f"csp-{i:06d}-{k:03d}", "material_id": name, "status": "ok", **crystal_columns(one)}
+        for i, name in enumerate(targets)
+        for k, one in enumerate(attempts[name])
+    ]
+    made = {"settings": {"setting": {"name": "CSP", "base": "csp", "flow": None, "num_steps": 0}}}
+    shards = {"base": [], "generated": []}
+    for shard in range(2):
+        for kind, schema in (("base", tables.CSP_BASE), ("generated", tables.GENERATED)):
+            path = folder / kind / f"shard-{shard:05d}.parquet"
+            half = rows[shard * len(rows) // 2 : (shard + 1) * len(rows) // 2]
+            part = [{key: row[key] for key in row if key in schema.names} for row in half]
+            write_table(path, part, schema, made)
+            shards[kind].append(path)
+    known = [
+        {"id": name, **crystal_columns(one), "formula": one.formula}
+        for name, one in targets.items()
+    ]
+    write_table(folder / "test.parquet", known, tables.CRYSTALS, {})
+    return shards
+
+
+def measured(folder, targets, attempts):
+    shards = write_shards(folder, targets, attempts)
+    out = folder / "csp" / "CSP.json"
+    match_csp.run(settings(), **shards, crystals=folder / "test.parquet", out=out, workers=1)
+    return out
+
+
+def test_rates_and_distances_are_the_matchers_own_on_real_crystals(tmp_path):
+    targets = mp_20_sample("test", 12)
+    attempts = {
+        name: [rattled(crystal, distance, seed) for seed, distance in enumerate((0.7, 0.1, 0.3))]
+        for name, crystal in targets.items()
+    }
+    numbers = json.loads(measured(tmp_path, targets, attempts).read_text())
+    first, best = [], []
+    for name, crystal in targets.items():
+        goal = crystal.to_structure()
+        found = []
+        for attempt in attempts[name]:
+            structure = attempt.to_structure()
+            apart = structure.distance_matrix + 9 * np.eye(len(structure))
+            distance = PEERS.get_rms_dist(structure, goal) if apart.min() >= 0.5 else None
+            found.append(None if distance is None else distance[0])
+        first.append(found[0])
+        best.append(min((one for one in found if one is not None), default=None))
+    for name, rmse, expected in (
+        ("match_rate_first", "rmse_first", first),
+        ("match_rate", "rmse", best),
+    ):
+        distances = [one for one in expected if one is not None]
+        assert numbers["rates"][name]["numerator"] == len(distances)
+        assert numbers["rates"][name]["denominator"] == 12
+        assert numbers["means"][rmse]["mean"] == pytest.approx(np.mean(distances))
+    assert numbers["attempts"] == 3
+    assert numbers["means"]["rmse"]["mean"] < numbers["means"]["rmse_first"]["mean"]
+
+
+def test_what_is_not_valid_or_another_structure_does_not_match(tmp_path):
+    close = Crystal.from_arrays([55, 17], [[0, 0, 0], [0, 0, 0.01]], [4, 4, 4], [90, 90, 90])
+    targets = {"salt": rocksalt(), "oxide": perovskite(), "none": caesium_chloride()}
+    attempts = {
+        "salt": [caesium_chloride("Na", "Cl", 3.5), rocksalt(a=6.0)],  # the second, by scaling
+        "oxide": [perovskite(), None],
+        "none": [None, close],
+    }
+    out = measured(tmp_path, targets, attempts)
+    found = read_table(out.with_suffix(".parquet"), tables.CSP).to_pylist()
+    rows = {row["material_id"]: row for row in found}
+    matches = {name: row["matches"] for name, row in rows.items()}
+    assert matches == {"salt": 1, "oxide": 1, "none": 0}
+    assert rows["salt"]["rmsd_first"] is None
+    assert rows["salt"]["rmsd_best"] == pytest.approx(0, abs=1e-6)
+    numbers = json.loads(out.read_text())
+    assert numbers["rates"]["match_rate_first"]["numerator"] == 1
+    assert numbers["rates"]["match_rate"]["numerator"] == 2
+    table = csp_table(read_predictions([out]))
+    assert table.rows[0]["csp_match_rate"]["value"] == pytest.approx(2 / 3)
+    assert [row["setting"] for row in table.rows] == ["CSP", "FlowMM"]
+
+
+def test_smact_invalid_formulas_count_in_one_reading_only(tmp_path):
+    targets = {"odd": rocksalt("Ba", "F", 5.6)}  # no charges of Ba and F are neutral at 1:1
+    out = measured(tmp_path, targets, {"odd": [targets["odd"]]})
+    rates = json.loads(out.read_text())["rates"]
+    assert rates["match_rate"]["numerator"] == 1
+    assert rates["match_rate_smact_valid"]["numerator"] == 0
+
+
+def test_predictions_of_another_split_are_refused(tmp_path):
+    targets = {"a": rocksalt(), "b": perovskite()}
+    shards = write_shards(tmp_path, targets, {name: [one] for name, one in targets.items()})
+    row = {"id": "a", **crystal_columns(rocksalt()), "formula": "Na4Cl4"}
+    other = tmp_path / "other.parquet"
+    write_table(other, [row], tables.CRYSTALS, {})
+    with pytest.raises(FlowllmError, match=r"other\.parquet: has no b, which"):
+        match_csp.run(settings(), **shards, crystals=other, out=tmp_path / "o.json", workers=1)

@@ -1,0 +1,30 @@
+rule match_csp:
+    input:
+        base=sample_shards("base"),
+        generated=sample_shards("generated"),
+        crystals=f"{RUN}/crystals/test.parquet",
+    output:
+        json=f"{RUN}/csp/{{setting}}.json",
+        crystals=f"{RUN}/csp/{{setting}}.parquet",
+    log:
+        f"{RUN}/logs/match_csp/{{setting}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/match_csp/{{setting}}.tsv"
+    wildcard_constraints:
+        setting="|".join(CSP_SETTINGS) or NO_NAME,
+    conda:
+        "../../envs/core.yaml"
+    threads: cpus("match_csp")
+    resources:
+        gpu=gpus("match_csp"),
+        mem_mb=mem_mb("match_csp"),
+        runtime=runtime("match_csp"),
+    params:
+        settings=settings_of("match_csp"),
+        shards=options(base="base", generated="generated"),
+    message:
+        "Comparing the predictions of {wildcards.setting}"
+    shell:
+        "python -m flowllm match_csp "
+        "{params.shards:q} --crystals {input.crystals:q} --workers {threads} --out {output.json:q} "
+        "--settings {params.settings:q} --log {log:q}"
