@@ -78,10 +78,7 @@ def test_the_second_target_adds_dft():
     jobs = planned(snakemake("-n", "all_dft"))
     assert jobs["dft_collect"] == 5
     assert jobs["stability"] == jobs["metrics"] == 10
-<<<<<<< HEAD
     assert jobs == billed("all_dft")
-=======
->>>>>>> da99457 (Crystal structure prediction: sample_csp, match_csp, match rate and RMSE in the report; overlays for it and for figure 3c)
 
 
 def test_external_samples_are_branches_like_ours(tmp_path):
@@ -98,8 +95,6 @@ def test_external_samples_are_branches_like_ours(tmp_path):
     assert jobs["refine"] == 5 * 20
     assert jobs["stability"] == jobs["metrics"] == jobs["dft_inputs"] == 5 + 2
     assert jobs["fingerprints"] == 5 + 2 + 1
-<<<<<<< HEAD
-=======
 
 
 def test_structure_prediction_is_a_branch_of_its_own():
@@ -109,7 +104,6 @@ def test_structure_prediction_is_a_branch_of_its_own():
     assert jobs["refine"] == 5 * 20 + 3 * 19
     assert jobs["match_csp"] == 3
     assert jobs["prerelax"] == 5 * 20
->>>>>>> da99457 (Crystal structure prediction: sample_csp, match_csp, match rate and RMSE in the report; overlays for it and for figure 3c)
 
 
 @pytest.mark.parametrize(
