@@ -39,9 +39,10 @@ def test_every_rule_names_log_benchmark_environment_and_resources():
             assert part in rules()[stage], f"{stage} lacks {part}"
 
 
-def billed(target: str) -> dict[str, int]:
+def billed(target: str, *overlays: str) -> dict[str, int]:
     """The jobs that `flowllm plan` counts."""
-    jobs = count_jobs(load_config([ROOT / "config.yaml"]), target)
+    paths = [ROOT / "config.yaml", *(ROOT / overlay for overlay in overlays)]
+    jobs = count_jobs(load_config(paths), target)
     return {stage: count for stage, count in jobs.items() if count} | {target: 1}
 
 
@@ -104,6 +105,7 @@ def test_structure_prediction_is_a_branch_of_its_own():
     assert jobs["refine"] == 5 * 20 + 3 * 19
     assert jobs["match_csp"] == 3
     assert jobs["prerelax"] == 5 * 20
+    assert jobs == billed("all", overlay)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ OUTPUT_FILES = {
     "prerelax": 2,  # the times of the crystals lie in a file of their own
     "dft_inputs": 4,
     "metrics": 2,
+    "match_csp": 2,
     "report": 40,
 }
 """Files of a job's output where they are not one; of the model folders and the report about."""
@@ -119,6 +120,7 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
     sizes = config.sizes
     shards = ceil(sizes.num_samples / sizes.samples_per_shard)
     pair_shards = [ceil(n / sizes.pairs_per_shard) for n in (sizes.num_pairs, sizes.num_val_pairs)]
+    csp_shards = ceil(sizes.num_csp_crystals / sizes.csp_crystals_per_shard)
     rows = len(config.settings) + len(config.external_samples)
     imported = sum(row.shards for row in config.external_samples)
     kinds = 2 if target == "all_dft" else 1
@@ -127,7 +129,8 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
         "train_rfm": len(_flows(config)),
         "sample_pairs": sum(pair_shards),
         "sample_base": len({setting.base for setting in config.settings}) * shards,
-        "refine": len(config.settings) * shards,
+        "sample_csp": len({setting.base for setting in config.csp_settings}) * csp_shards,
+        "refine": len(config.settings) * shards + len(config.csp_settings) * csp_shards,
         "import_samples": imported,
         "prerelax": len(config.settings) * shards + imported,
         "stability": rows * kinds,
@@ -136,6 +139,7 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
         "dft_hull": kinds - 1,
         "fingerprints": rows + 1,
         "metrics": rows * kinds,
+        "match_csp": len(config.csp_settings),
     }
     return jobs
 
@@ -153,6 +157,7 @@ def count_items(
     selected = len(config.settings) * min(sizes.num_samples, config.dft_inputs.max_crystals)
     chosen = samples if config.dft_inputs.selection == "all" else selected
     kinds = 2 if target == "all_dft" else 1
+    predictions = {base.name: base.attempts * sizes.num_csp_crystals for base in config.csp_bases}
     items = dict.fromkeys(STAGES, samples)
     return items | {
         "download": every,
@@ -163,7 +168,10 @@ def count_items(
         "sample_pairs": sizes.num_pairs + sizes.num_val_pairs,
         "train_rfm": len(_flows(config)) * pairs,
         "sample_base": bases,
-        "refine": len(config.settings) * sizes.num_samples,
+        "sample_csp": sum(predictions[base] for base in {one.base for one in config.csp_settings}),
+        "refine": len(config.settings) * sizes.num_samples
+        + sum(predictions[setting.base] for setting in config.csp_settings),
+        "match_csp": len(config.csp_settings) * sizes.num_csp_crystals,
         "import_samples": None,
         "reference_hull": train,
         "stability": _times(samples, kinds),
@@ -178,7 +186,8 @@ def count_items(
 
 def _flows(config: Config) -> set[str]:
     """The flows that some setting uses; no other is trained."""
-    return {setting.flow for setting in config.settings if setting.flow is not None}
+    rows = (*config.settings, *config.csp_settings)
+    return {setting.flow for setting in rows if setting.flow is not None}
 
 
 def split_sizes(config: Config) -> dict[str, int]:
