@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,9 @@ class Steps:
 
 
 def dense_steps(field: VelocityField) -> Steps:
-    """The package's network."""
+    """The package's network; sampling has its frozen copy, as `load_model` gives it."""
+    frozen = deepcopy(field)
+    frozen.network.freeze()
 
     def errors(batch):
         parts = [squared_errors(field, group, torch.rand(len(group))) for group in batch]
@@ -136,7 +139,7 @@ def dense_steps(field: VelocityField) -> Steps:
     def velocity(batch):
         for group in batch:
             time = torch.full((len(group),), 0.5)
-            v = field(group.elements, group.start_coords, group.start_lattice, time)
+            v = frozen(group.elements, group.start_coords, group.start_lattice, time)
             torus_exp(group.start_coords, 0.01 * v[0])
 
     return Steps(field, errors, velocity)

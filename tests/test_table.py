@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flow_pairs import BOUNDS
-from flowllm.rfm import table
+from flowllm.rfm import network, table
 from flowllm.rfm.manifold import gram_matrix
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityNetwork
@@ -75,3 +75,22 @@ def test_network_by_table_and_by_products_agree(dtype, monkeypatch):
     tolerance = {torch.float32: 2e-4, torch.float64: 1e-10}[dtype]
     for one, other in zip(*results, strict=True):
         assert (one - other).abs().max() <= tolerance * max(other.abs().max(), 1e-2)
+
+
+def test_frozen_weights_and_small_parts_change_nothing(monkeypatch):
+    """Tables made once, edges read a crystal at a time, activations overwritten: the same."""
+    scales = Standardization([6.0] * 6, [2.0] * 6, 0.05, [0.0] * 6, [0.1] * 6)
+    size = NetworkSize(hidden_dim=16, num_layers=2, time_dim=8, num_frequencies=8)
+    field = build_field(size, BOUNDS, scales).double()
+    point = torch.rand(12, 5, 3).double(), torch.rand(12, 6).double() + 4
+    elements, time = torch.randint(1, 90, (12, 5)), torch.rand(12).double()
+    assert field.network._table_pays(point[0])
+    expected = field(elements, *point, time)
+    monkeypatch.setattr(network, "CACHED_EDGES", 20)
+    field.network.freeze()
+    with torch.no_grad():
+        for _ in range(2):
+            found = field(elements, *point, time)
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert all(layer.kept_grids is not None for layer in field.network.layers)

@@ -74,7 +74,8 @@ def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, Start
         raise FlowllmError(
             f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"
         ) from error
-    return field.requires_grad_(False).eval().to(device), start
+    field.to(device).network.freeze()
+    return field, start
 
 
 def build_field(

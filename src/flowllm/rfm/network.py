@@ -171,11 +171,12 @@ class EdgeReadings:
     nodes' receiver terms and all nodes' sender terms.
 
     Attributes:
-        where: readings of the edges ij, in order of crystals, receivers i and senders j.
+        parts: readings of the edges ij of a few crystals each, in order of crystals, receivers i
+            and senders j.
         basis: cosines and sines on the grid (M, 2 K), see `table.basis`.
     """
 
-    where: table.Window
+    parts: list[table.Window]
     basis: Tensor
 
 
@@ -194,6 +195,7 @@ class MessageLayer(nn.Module):
         self.edge_out = nn.Linear(hidden, hidden)
         self.from_messages = nn.Linear(hidden, hidden)
         self.node_out = nn.Linear(hidden, hidden)
+        self.kept_grids: Tensor | None = None
         self._initialize(hidden, 3 * hidden + LATTICE_DIM + 2 * waves + 3)
 
     def _initialize(self, hidden: int, edge_inputs: int) -> None:
@@ -226,8 +228,9 @@ class MessageLayer(nn.Module):
         return nodes + functional.silu(self.node_out(hidden))  # equation 13
 
     def _messages(self, edges: Tensor) -> Tensor:
-        """What follows the edge network's first map, equation 11."""
-        return functional.silu(self.edge_out(functional.silu(edges)))
+        """What follows the edge network's first map, equation 11; overwrites it where it may."""
+        free = not torch.is_grad_enabled()
+        return functional.silu(self.edge_out(functional.silu(edges, inplace=free)), inplace=free)
 
     def _sum_joined(self, receiver: Tensor, sender: Tensor, pairs: PairFeatures) -> Tensor:
         """Summed messages (B, n, H), equation 12, the first map by matrix products."""
@@ -240,19 +243,29 @@ class MessageLayer(nn.Module):
 
     def _sum_read(self, receiver: Tensor, sender: Tensor, readings: EdgeReadings) -> Tensor:
         """The same with the first map read from a table."""
-        num_waves = readings.basis.shape[1] // 2
-        even = self.from_even.weight.split(num_waves, dim=1)
-        *odd, angles = self.from_odd.weight.split([num_waves] * 3 + [3], dim=1)
-        grids = [
-            functional.linear(readings.basis, torch.cat(parts, dim=1))
-            for parts in zip(even, odd, strict=True)
+        grids = self._grids(readings.basis) if self.kept_grids is None else self.kept_grids
+        angles = self.from_odd.weight[:, -3:].T
+        rows = torch.cat([grids, angles, receiver.flatten(0, 1), sender.flatten(0, 1)])
+        num_atoms = receiver.shape[-2]
+        sums = [
+            self._messages(table.read(rows, part).unflatten(0, (-1, num_atoms, num_atoms - 1))).sum(
+                dim=2
+            )
+            for part in readings.parts
         ]
-        rows = torch.cat([*grids, angles.T, receiver.flatten(0, 1), sender.flatten(0, 1)])
-        num_crystals, num_atoms = receiver.shape[:2]
-        edges = table.read(rows, readings.where)
-        edges = edges.view(num_crystals, num_atoms, num_atoms - 1, -1)
-        parts = edges.split(max(CACHED_EDGES // edges[0, :, :, 0].numel(), 1))
-        return torch.cat([self._messages(part).sum(dim=2) for part in parts])
+        return torch.cat(sums)
+
+    def _grids(self, basis: Tensor) -> Tensor:
+        """The displacement's maps on the grids of the three directions, (3 M, H)."""
+        num_waves = basis.shape[1] // 2
+        even = self.from_even.weight.split(num_waves, dim=1)
+        odd = self.from_odd.weight[:, :-3].split(num_waves, dim=1)
+        weights = [torch.cat(parts, dim=1) for parts in zip(even, odd, strict=True)]
+        return torch.cat([functional.linear(basis, weight) for weight in weights])
+
+    def keep_grids(self, basis: Tensor) -> None:
+        """Make the grids once, for weights that do not change any more."""
+        self.kept_grids = self._grids(basis)
 
 
 class VelocityNetwork(nn.Module):
@@ -332,7 +345,17 @@ class VelocityNetwork(nn.Module):
         rows = grids_end + torch.cat([angle_rows, 3 + nodes.flatten(0, 1)], dim=1)
         weights = torch.cat([angles, angles.new_ones(len(angles), 2)], dim=1)
         where = table.window(displacement.flatten(0, 1), waves).join(rows, weights)
-        return EdgeReadings(where, table.basis(waves, coords.dtype))
+        num_edges = len(receiver)
+        parts = where.split(max(CACHED_EDGES // num_edges, 1) * num_edges)
+        return EdgeReadings(parts, table.basis(waves, coords.dtype))
+
+    def freeze(self) -> None:
+        """Fix the weights, and make once what else every step would make of them."""
+        self.requires_grad_(False).eval()
+        weight = self.coords_head.weight
+        if weight.device.type == "cpu" and table.supports(weight.dtype):
+            for layer in self.layers:
+                layer.keep_grids(table.basis(self.size.num_frequencies, weight.dtype))
 
 
 class VelocityField(nn.Module):

@@ -42,6 +42,11 @@ class Window:
         rows = torch.cat([self.rows, rows.int()], dim=1)
         return Window(rows, torch.cat([self.weights, weights], dim=1))
 
+    def split(self, num_edges: int) -> list["Window"]:
+        """The same readings in parts of so many edges."""
+        parts = zip(self.rows.split(num_edges), self.weights.split(num_edges), strict=True)
+        return [Window(rows, weights) for rows, weights in parts]
+
     @cached_property
     def by_row(self) -> tuple[Tensor, Tensor, Tensor]:
         """The same readings in order of the rows: their rows, edges and weights, each (E R,)."""
