@@ -23,7 +23,7 @@ from pymatgen.core import Structure
 
 from flowllm.crystal import Crystal
 from flowllm.relax import relaxer
-from flowllm.relax.models import load_model
+from flowllm.relax.models import load_potential
 
 LIMITS = {"max_force": 0.1, "max_steps": 500, "max_seconds": float("inf")}
 
@@ -75,12 +75,12 @@ def relax_one_by_one(crystals: list[Crystal]) -> list:
         ]
 
 
-def compare(model, crystals: list[Crystal]) -> None:
+def compare(potential, crystals: list[Crystal]) -> None:
     """Print times and energies of both ways on the same crystals."""
     with Clock() as theirs:
         expected = relax_one_by_one(crystals)
     with Clock() as ours:
-        found = relaxer.relax(model, crystals, **LIMITS)
+        found = relaxer.relax(potential, crystals, **LIMITS)
     steps = sum(len(result["trajectory"]) - 2 for result in expected)
     energies = [
         result.final_energy_per_atom
@@ -102,21 +102,21 @@ def compare(model, crystals: list[Crystal]) -> None:
     print(f"  same number of steps: {same}; energies differ by at most {worst:.3f} meV/atom")
 
 
-def batch_sizes(model, crystals: list[Crystal]) -> None:
+def batch_sizes(potential, crystals: list[Crystal]) -> None:
     """Print the time of the same relaxations in batches of several loads."""
     chosen = relaxer.CPU_BATCH_LOAD
     for load in (1.0, 1_250.0, 2_500.0, 5_000.0, 10_000.0, 20_000.0, 40_000.0):
         relaxer.CPU_BATCH_LOAD = load
         with Clock() as clock:
-            relaxer.relax(model, crystals, **LIMITS)
+            relaxer.relax(potential, crystals, **LIMITS)
         print(f"  load {load:7.0f}: {clock.wall:6.1f} s wall, {clock.cpu:6.1f} s CPU", flush=True)
     relaxer.CPU_BATCH_LOAD = chosen
 
 
-def matches(model, given: list[Crystal], moved: list[Crystal]) -> None:
+def matches(potential, given: list[Crystal], moved: list[Crystal]) -> None:
     """Print how many displaced crystals relax back to where they were."""
     with Clock() as clock:
-        found = relaxer.relax(model, moved, **LIMITS)
+        found = relaxer.relax(potential, moved, **LIMITS)
     matcher = StructureMatcher()
     good = [result for result in found if result.fault is None]
     back = sum(
@@ -143,11 +143,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     given, moved = displaced(arguments.csv, arguments.crystals)
-    model = load_model("chgnet", torch.device("cpu"))
+    potential = load_potential("chgnet", torch.device("cpu"))
     if arguments.one_by_one:
-        compare(model, moved[: arguments.one_by_one])
-        batch_sizes(model, moved[: 2 * arguments.one_by_one])
-    matches(model, given, moved)
+        compare(potential, moved[: arguments.one_by_one])
+        batch_sizes(potential, moved[: 2 * arguments.one_by_one])
+    matches(potential, given, moved)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from energy_rows import crystal_row, settings
 from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.relax.models import load_model
+from flowllm.relax.models import load_potential
 from flowllm.relax.relaxer import relax, single_points
 from flowllm.runlog import read_provenance
 from flowllm.stages import reference_hull
@@ -43,8 +43,8 @@ def run(tmp_path, crystals=CRYSTALS, **changes):
 
 def test_entries_are_the_potentials_energies(tmp_path):
     rows = run(tmp_path, relax_steps=0, chunk_size=2)
-    model = load_model("chgnet", torch.device("cpu"))
-    expected = single_points(model, list(CRYSTALS.values()))
+    potential = load_potential("chgnet", torch.device("cpu"))
+    expected = single_points(potential, list(CRYSTALS.values()))
     energies = {row["entry_id"]: row["energy_per_atom"] for row in rows}
     for name, result in zip(CRYSTALS, expected, strict=True):
         if result.fault is None:
@@ -86,9 +86,9 @@ def test_the_elemental_energies_are_those_of_the_shared_file():
 def test_the_potential_and_the_elemental_energies_are_on_one_scale():
     """Metals in their ground states with textbook lattice constants; the mean and the worst."""
     metals = {"Cu": 3.61, "Ag": 4.09, "Au": 4.08, "Al": 4.05, "Ni": 3.52, "Pd": 3.89, "Pt": 3.92}
-    model = load_model("chgnet", torch.device("cpu"))
+    potential = load_potential("chgnet", torch.device("cpu"))
     crystals = [fcc(symbol, a) for symbol, a in metals.items()]
-    results = relax(model, crystals, max_force=0.05, max_steps=100, max_seconds=1e9)
+    results = relax(potential, crystals, max_force=0.05, max_steps=100, max_seconds=1e9)
     theirs = {row["formula"]: row["energy_per_atom"] for row in missing_elements([])}
     differences = [
         result.final_energy_per_atom - theirs[f"{symbol}1"]
@@ -100,9 +100,9 @@ def test_the_potential_and_the_elemental_energies_are_on_one_scale():
 
 def test_entries_may_be_relaxed_first(tmp_path):
     crystals = {"row-1": CRYSTALS["row-1"]}
-    model = load_model("chgnet", torch.device("cpu"))
+    potential = load_potential("chgnet", torch.device("cpu"))
     (expected,) = relax(
-        model, list(crystals.values()), max_force=0.1, max_steps=50, max_seconds=1e9
+        potential, list(crystals.values()), max_force=0.1, max_steps=50, max_seconds=1e9
     )
     rows = run(tmp_path, crystals, relax_steps=50)
     found = {row["entry_id"]: row["energy_per_atom"] for row in rows}

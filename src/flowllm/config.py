@@ -239,7 +239,7 @@ class Refine(Section):
 class Potential(Section):
     """The machine-learned potential of every energy that is not DFT's."""
 
-    name: Literal["chgnet"]
+    name: Literal["chgnet", "mace", "mattersim", "sevennet", "orb"]
 
 
 class Prerelax(Section):

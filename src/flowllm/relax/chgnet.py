@@ -64,12 +64,7 @@ class CHGNetModel(ModelInterface):
     """CHGNet 0.3.0 (Deng et al. 2023) as a torch-sim model: energies, forces and stresses.
 
     States are in float64, the network computes in float32 as it was trained.
-
-    Attributes:
-        max_atomic_number: the heaviest element it has an embedding for, plutonium.
     """
-
-    max_atomic_number = 94
 
     def __init__(self, device: torch.device) -> None:
         """Load the weights that the chgnet package ships."""

@@ -21,7 +21,7 @@ from torch_sim.optimizers import FrechetCellFIREState, frechet_cell_fire
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.relax.models import Fault
+from flowllm.relax.models import Fault, LoadedPotential
 from flowllm.runlog import log
 
 CPU_BATCH_LOAD = 10_000.0
@@ -113,14 +113,14 @@ class GuardedModel(ModelInterface):
     """A potential that no crystal of a batch can break for the others.
 
     Crystals that cannot be evaluated get zeros, and `faults` says why, by their place in the batch
-    of the last call.
+    of the last call. States are in float64 whatever the potential computes in.
     """
 
     def __init__(self, model: ModelInterface) -> None:
         """Guard a potential."""
         super().__init__()
         self.model = model
-        self._device, self._dtype = model.device, model.dtype
+        self._device, self._dtype = model.device, torch.float64
         self._compute_forces = self._compute_stress = True
         self._memory_scales_with = model.memory_scales_with
         self.faults: dict[int, Fault] = {}
@@ -136,12 +136,13 @@ class GuardedModel(ModelInterface):
         }
         if not good:
             return output
-        found = self.model(state if len(good) == state.n_systems else state[good])
+        given = state if len(good) == state.n_systems else state[good]
+        found = self.model(_in_dtype(given, self.model.dtype))
         self.faults |= {good[place]: fault for place, fault in found.get("faults", {}).items()}
         systems = torch.tensor(good, device=self._device)
-        output["energy"][systems] = found["energy"]
-        output["forces"][torch.isin(state.system_idx, systems)] = found["forces"]
-        output["stress"][systems] = found["stress"]
+        output["energy"][systems] = found["energy"].to(self._dtype).reshape(-1)
+        output["forces"][torch.isin(state.system_idx, systems)] = found["forces"].to(self._dtype)
+        output["stress"][systems] = found["stress"].to(self._dtype).reshape(-1, 3, 3)
         self._drop_faulty(state, output)
         return output
 
@@ -156,6 +157,18 @@ class GuardedModel(ModelInterface):
         output["energy"][faulty] = 0.0
         output["stress"][faulty] = 0.0
         output["forces"][torch.isin(state.system_idx, faulty)] = 0.0
+
+
+def _in_dtype(state: ts.SimState, dtype: torch.dtype) -> ts.SimState:
+    """The atoms and cells of a state in another precision; torch-sim's `to` changes the given."""
+    return ts.SimState(
+        positions=state.positions.to(dtype),
+        masses=state.masses.to(dtype),
+        cell=state.cell.to(dtype),
+        pbc=state.pbc,
+        atomic_numbers=state.atomic_numbers,
+        system_idx=state.system_idx,
+    )
 
 
 def _nothing(_: int) -> None:
@@ -197,14 +210,14 @@ def _geometry_fault(volume: float, num_atoms: int, num_images: float) -> Fault |
 
 
 def single_points(
-    model: ModelInterface,
+    potential: LoadedPotential,
     crystals: Sequence[Crystal],
     advance: Callable[[int], None] = _nothing,
 ) -> list[Relaxation]:
     """Evaluate crystals as they are: `relax` without a step, the crystals come back as given."""
     infinite = float("inf")
     return relax(
-        model,
+        potential,
         crystals,
         max_force=infinite,
         max_steps=0,
@@ -214,7 +227,7 @@ def single_points(
 
 
 def relax(
-    model: ModelInterface,
+    potential: LoadedPotential,
     crystals: Sequence[Crystal],
     *,
     max_force: float,
@@ -225,7 +238,7 @@ def relax(
     """Relax cells and positions by FIRE.
 
     Args:
-        model: the potential.
+        potential: gives energies, forces and stresses.
         crystals: any crystals; one that cannot be relaxed is given back with its fault.
         max_force: eV/angstrom; the threshold on the forces on atoms and on the cell.
         max_steps: optimiser steps a crystal.
@@ -239,22 +252,21 @@ def relax(
     limits = _Limits(max_force, max_steps, max_seconds)
     results: dict[int, Relaxation] = {}
     for index, crystal in enumerate(crystals):
-        fault = _known_fault(model, crystal)
+        fault = _known_fault(potential, crystal)
         if fault is not None:
             results[index] = Relaxation(fault=fault)
     advance(len(results))
     waiting = [index for index in range(len(crystals)) if index not in results]
-    _relax_or_halve(GuardedModel(model), crystals, waiting, limits, results, advance)
+    _relax_or_halve(GuardedModel(potential.model), crystals, waiting, limits, results, advance)
     return [results[index] for index in range(len(crystals))]
 
 
-def _known_fault(model: ModelInterface, crystal: Crystal) -> Fault | None:
+def _known_fault(potential: LoadedPotential, crystal: Crystal) -> Fault | None:
     """What can be said of a crystal before anything is computed."""
-    largest = int(crystal.atomic_numbers.max())
-    if largest > model.max_atomic_number:
-        symbol = Element.from_Z(largest).symbol
-        limit = Element.from_Z(model.max_atomic_number).symbol
-        return Fault("unknown_element", f"{symbol}; the potential knows H to {limit}")
+    unknown = sorted(set(crystal.atomic_numbers.tolist()) - potential.known_elements)
+    if unknown:
+        symbols = ", ".join(Element.from_Z(number).symbol for number in unknown)
+        return Fault("unknown_element", f"the potential was not fitted to {symbols}")
     return None
 
 

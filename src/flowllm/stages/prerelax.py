@@ -9,7 +9,7 @@ import pyarrow as pa
 from flowllm import tables
 from flowllm.config import Potential, Prerelax, StageSettings
 from flowllm.device import pick_device
-from flowllm.relax.models import LABELS, load_model
+from flowllm.relax.models import LABELS, LoadedPotential, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
 from flowllm.resume import drop_partial, make_parts, partial_path
 from flowllm.runlog import Progress, stage_run
@@ -28,11 +28,11 @@ def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
     rows = tables.read_table(generated, tables.GENERATED).to_pylist()
     with stage_run(settings, inputs={"generated": generated}, output=out) as run:
         progress = Progress("prerelax", len(rows))
-        model = load_model(potential.name, pick_device())
+        loaded = load_potential(potential.name, pick_device())
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             chunk = [rows[item] for item in items]
-            return _relax_rows(chunk, LABELS[potential.name], model, section, progress.advance)
+            return _relax_rows(chunk, LABELS[potential.name], loaded, section, progress.advance)
 
         schema = tables.RELAXED.append(tables.TIMES.field("seconds"))
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
@@ -50,7 +50,7 @@ def times_path(out: Path) -> Path:
 def _relax_rows(
     rows: Sequence[Row],
     label: str,
-    model: Any,
+    potential: LoadedPotential,
     section: Prerelax,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def _relax_rows(
     places = [place for place, row in enumerate(rows) if row["status"] == "ok"]
     advance(len(rows) - len(places))
     relaxed = relax(
-        model,
+        potential,
         [tables.crystal_of(rows[place]) for place in places],
         max_force=section.max_force,
         max_steps=section.max_steps,

@@ -16,7 +16,7 @@ from flowllm.device import pick_device
 from flowllm.dft.entries import ReferenceEntry, read_entries
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import entry_row
-from flowllm.relax.models import LABELS, load_model
+from flowllm.relax.models import LABELS, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
 from flowllm.resume import drop_partial, make_parts, partial_path
 from flowllm.runlog import Progress, StageRun, log, stage_run
@@ -52,10 +52,10 @@ def _write_from_train(
     """Evaluate the training crystals part by part; those that fail are counted and left out."""
     rows = tables.read_table(crystals, tables.CRYSTALS).to_pylist()
     progress = Progress("reference_hull", len(rows))
-    model = load_model(potential.name, pick_device())
+    loaded = load_potential(potential.name, pick_device())
     evaluate = partial(
         relax,
-        model,
+        loaded,
         max_force=section.max_force,
         max_steps=section.relax_steps,
         max_seconds=float("inf"),
