@@ -19,6 +19,7 @@ from flowllm.errors import FlowllmError
 from flowllm.runlog import read_provenance
 from flowllm.stages import dft_inputs
 from flowllm.stages.dft_inputs import n_ary_weights
+from slurm_cluster import missing_programs, slurm_cluster
 
 ROWS = [
     relaxed_row(rocksalt(), "base-000000", -3.4),
@@ -138,6 +139,29 @@ def test_scripts_run_each_folder_once(tmp_path):
     ran = [(out.parent / folder / "vasp.out").exists() for folder in folders]
     assert ran == [True, False, True]
     assert (out.parent / folders[2] / "POSCAR").read_text() == "further"
+
+
+def test_slurm_runs_the_array(tmp_path):
+    """One task a line of the list, in a real SLURM, with a program in VASP's place."""
+    if missing := missing_programs():
+        pytest.skip(f"not installed: {', '.join(missing)} (Debian: munge, slurmctld, slurmd)")
+    out, _ = run(tmp_path / "run")
+    folders = (out.parent / "folders.txt").read_text().splitlines()
+    for folder in folders:
+        (out.parent / folder / "POTCAR").write_text("made by the user")
+    with slurm_cluster(tmp_path / "slurm") as conf:
+        environment = {"PATH": os.environ["PATH"], "SLURM_CONF": str(conf)}
+        command = ["sbatch", "--wait", f"--array=1-{len(folders)}", "--ntasks=1", "job_array.sh"]
+        subprocess.run(
+            command,
+            cwd=out.parent,
+            env=environment | {"VASP_COMMAND": "sed -n 1p POSCAR"},
+            check=True,
+            timeout=120,
+        )
+    outputs = [(out.parent / folder / "vasp.out").read_text().split() for folder in folders]
+    # The POSCAR's first line is the formula.
+    assert outputs == [["Na1", "Cl1"], ["Sr1", "Fe1", "O3"], ["Cu1"]]
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def reference_hull(
 def dft_hull(
     out: Out, settings: Settings = None, config: Configs = None, log_path: Log = None
 ) -> None:
-    """Take the reference entries for DFT energies from the file that dft_hull.source names."""
+    """Take the reference entries for DFT energies from where dft_hull.source says."""
     from flowllm.stages import dft_hull as stage
 
     stage.run(_settings("dft_hull", settings, config, log_path), out=out)

@@ -284,10 +284,19 @@ class ReferenceHull(Section):
 class DftHull(Section):
     """The reference for DFT energies."""
 
-    source: str | None = Field(description="JSON file of DFT ComputedEntries; null: no DFT hull")
+    source: str | None = Field(
+        description="matbench_discovery, mp_api, or a JSON file of DFT ComputedEntries; "
+        "null: no DFT hull"
+    )
     correction_scheme: Literal["MP2020", "none", "GPAW"] = Field(
         description="of the file's energies; GPAW for entries by that code"
     )
+
+    @model_validator(mode="after")
+    def _scheme_of_source(self) -> "DftHull":
+        if self.source in ("matbench_discovery", "mp_api") and self.correction_scheme != "MP2020":
+            raise ValueError(f"correction_scheme: the energies of {self.source} have MP2020's")
+        return self
 
 
 class Stability(Section):

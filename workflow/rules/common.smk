@@ -161,7 +161,9 @@ def finished_runs(wildcards):
 
 
 def dft_entries(wildcards):
-    return [CONFIG.dft_hull.source] if CONFIG.dft_hull.source else []
+    """The file of reference entries, where the source is one."""
+    source = CONFIG.dft_hull.source
+    return [source] if source not in (None, "mp_api", "matbench_discovery") else []
 
 
 def fingerprinted(wildcards):

@@ -1,0 +1,124 @@
+"""Where DFT reference entries come from: the Materials Project's API, or Matbench Discovery's file.
+
+Both have GGA and GGA+U energies with the MP2020 correction. The API is asked for its thermo
+documents, a page at a time, as the mp-api package does it; the package is not needed. The key is
+read from the environment, sent in a header, and nowhere else.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flowllm import __version__
+from flowllm.data.fetch import check_url, fetch
+from flowllm.dft.entries import ReferenceEntry
+from flowllm.errors import FlowllmError
+from flowllm.runlog import log
+
+MP_API = "https://api.materialsproject.org/materials/thermo/"
+MP_KEY = "MP_API_KEY"
+
+_PAGE = 1000
+_TIMEOUT_SECONDS = 120.0
+_FIELDS = "material_id,composition,energy_per_atom"
+
+MATBENCH_URL = "https://ndownloader.figshare.com/files/40344436"
+MATBENCH_MD5 = "76fc748db6b175bb80de4c276d27c235"
+MATBENCH_FILE = "2023-02-07-mp-computed-structure-entries.json.gz"
+"""All 154,718 entries of the Materials Project of that day, the paper's reference (CC BY 4.0)."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The key is for one host: an answer that points elsewhere is an error."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def materials_project_entries() -> Iterator[ReferenceEntry]:
+    """Yield the Materials Project's entries of today, corrected by MP2020.
+
+    Raises:
+        FlowllmError: there is no key in the environment, the server refuses or cannot be reached,
+            or its answer is not what it should be.
+    """
+    key = os.environ.get(MP_KEY, "")
+    if not key:
+        raise FlowllmError(
+            f"dft_hull.source is mp_api: set {MP_KEY} to your key, from "
+            "https://next-gen.materialsproject.org/api"
+        )
+    done, total = 0, 1
+    while done < total:
+        page = _page(key, done)
+        try:
+            total = int(page["meta"]["total_doc"])
+            entries = [_entry(document) for document in page["data"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FlowllmError(
+                f"{MP_API}: unexpected answer ({type(error).__name__}: {error})"
+            ) from error
+        if not entries:
+            raise FlowllmError(f"{MP_API}: gave {done} of {total} entries, then none; try again")
+        yield from entries
+        done += len(entries)
+        log.info("dft_hull: %d of %d entries from the Materials Project", done, total)
+
+
+def _entry(document: dict[str, Any]) -> ReferenceEntry:
+    amounts = {str(symbol): float(n) for symbol, n in document["composition"].items()}
+    return ReferenceEntry(str(document["material_id"]), amounts, float(document["energy_per_atom"]))
+
+
+def _page(key: str, skip: int) -> dict[str, Any]:
+    """One page of thermo documents; no message names the key."""
+    check_url(MP_API)
+    query = {"thermo_types": "GGA_GGA+U", "_fields": _FIELDS, "_limit": _PAGE, "_skip": skip}
+    request = urllib.request.Request(  # noqa: S310 - checked above
+        f"{MP_API}?{urllib.parse.urlencode(query)}",
+        headers={"X-API-KEY": key, "User-Agent": f"flowllm/{__version__}"},
+    )
+    try:
+        opener = urllib.request.build_opener(_NoRedirects)
+        with opener.open(request, timeout=_TIMEOUT_SECONDS) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        hint = f"; is {MP_KEY} right?" if error.code in (401, 403) else ""
+        raise FlowllmError(f"{MP_API}: {error.code} {error.reason}{hint}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise FlowllmError(f"{MP_API}: {error}") from None
+
+
+def matbench_file(folder: Path) -> Path:
+    """Fetch Matbench Discovery's file of entries into a folder, unless it lies there already.
+
+    Raises:
+        FlowllmError: it cannot be fetched, or is not the file it should be.
+    """
+    path = folder / MATBENCH_FILE
+    if path.exists() and _md5(path) == MATBENCH_MD5:
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{MATBENCH_FILE}.part")
+    fetch(MATBENCH_URL, part)
+    found = _md5(part)
+    if found != MATBENCH_MD5:
+        part.unlink()
+        raise FlowllmError(
+            f"{MATBENCH_URL}: MD5 {found}, expected {MATBENCH_MD5}; fetch {MATBENCH_FILE} by other "
+            "means and name its path in dft_hull.source"
+        )
+    part.replace(path)
+    return path
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
