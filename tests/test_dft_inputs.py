@@ -118,14 +118,15 @@ def test_quantum_espresso_inputs(tmp_path):
     assert rows[3]["potcar_symbols"] == ["Sr.UPF", "Fe.UPF", "O.UPF"]
 
 
-def test_scripts_run_each_folder_once(tmp_path):
+@pytest.mark.parametrize("finished", ["vasprun.xml", "vasprun.xml.relax2"])
+def test_scripts_run_each_folder_once(tmp_path, finished):
     """The array's task for each line calls DFT in that folder; finished runs are passed over."""
     out, rows = run(tmp_path)
     folders = (out.parent / "folders.txt").read_text().splitlines()
     assert folders == [row["path"] for row in rows if row["path"]]
     for folder in folders:
         (out.parent / folder / "POTCAR").write_text("made by the user")
-    (out.parent / folders[1] / "vasprun.xml").write_text("<modeling>\n</modeling>\n")
+    (out.parent / folders[1] / finished).write_text("<modeling>\n</modeling>\n")
     (out.parent / folders[2] / "vasprun.xml").write_text("<modeling>\n")
     (out.parent / folders[2] / "CONTCAR").write_text("further")
     for task in range(1, 4):

@@ -231,6 +231,26 @@ def test_nan_forces_are_one_crystals_fault(potential):
     assert also_fine.converged
 
 
+class Exploding(Faulty):
+    """CHGNet that pulls the cell apart where an element is present."""
+
+    def forward(self, state):
+        output = self.model(state)
+        pulled = state.system_idx[state.atomic_numbers == self.element]
+        output["stress"][pulled] = -torch.eye(3).to(output["stress"])
+        return output
+
+
+def test_a_cell_that_explodes_ends_with_a_reason(potential):
+    crystals = [rattled(rocksalt(), 0.1, 1), rocksalt("K"), fcc()]
+    exploding = replace(potential, model=Exploding(potential.model, 19))
+    fine, bad, also_fine = relax(exploding, crystals, **LIMITS)
+    assert bad.fault.reason == "isolated_atoms"  # no neighbour within the cutoff any more
+    assert bad.crystal is None
+    assert fine.converged
+    assert also_fine.converged
+
+
 @pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: no memory"), ValueError("x")])
 def test_an_exception_ends_one_crystal_only(potential, error):
     crystals = [rocksalt(), rattled(rocksalt(), 0.1, 1), rocksalt("K"), fcc(), fcc("Al", 4.05)]

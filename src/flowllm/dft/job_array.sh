@@ -27,7 +27,10 @@ elif [ -f gpaw.json ]; then
     [ -f gpaw_result.json ] && exit 0
     $GPAW_COMMAND "$root/gpaw_static.py" .
 else
-    [ -f vasprun.xml ] && tail -c 64 vasprun.xml | grep -q "</modeling>" && exit 0
+    # custodian's double relaxation leaves its second leg as .relax2.
+    for result in vasprun.xml vasprun.xml.relax2; do
+        [ -f "$result" ] && tail -c 64 "$result" | grep -q "</modeling>" && exit 0
+    done
     if [ ! -f POTCAR ]; then
         echo "$folder has no POTCAR: set PMG_VASP_PSP_DIR for dft_inputs, or make it from POTCAR.spec" >&2
         exit 1

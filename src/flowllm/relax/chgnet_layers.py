@@ -42,15 +42,19 @@ class SplitGatedMLP(nn.Module):
 
     def forward(self, parts: list[Part]) -> Tensor:
         """Parts of the input, (rows or fewer, width) each, to (rows, output width)."""
-        hidden = self.bias
-        for place, (features, index) in enumerate(parts):
-            product = functional.linear(features, self.get_buffer(f"weight{place}"))
-            hidden = hidden + (product if index is None else product.index_select(0, index))
+        hidden = self._product(0, parts[0], self.bias)
+        for place, part in enumerate(parts[1:], start=1):
+            hidden.add_(self._product(place, part))
         if len(self.core):
             hidden = functional.silu(hidden)
         core, gate = hidden.chunk(2, dim=1)
         core, gate = self.core_norm(self.core(core)), self.gate_norm(self.gate(gate))
         return functional.silu(core) * torch.sigmoid(gate)
+
+    def _product(self, place: int, part: Part, bias: Tensor | None = None) -> Tensor:
+        features, index = part
+        product = functional.linear(features, self.get_buffer(f"weight{place}"), bias)
+        return product if index is None else product.index_select(0, index)
 
 
 class SplitAtomConv(nn.Module):
