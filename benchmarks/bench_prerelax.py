@@ -22,6 +22,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
 from flowllm.crystal import Crystal
+from flowllm.memory import keep_freed_memory
 from flowllm.relax import relaxer
 from flowllm.relax.models import load_potential
 
@@ -75,8 +76,8 @@ def relax_one_by_one(crystals: list[Crystal]) -> list:
         ]
 
 
-def compare(potential, crystals: list[Crystal]) -> None:
-    """Print times and energies of both ways on the same crystals."""
+def compare(potential, given: list[Crystal], crystals: list[Crystal]) -> None:
+    """Print times, energies and matches of both ways on the same displaced crystals."""
     with Clock() as theirs:
         expected = relax_one_by_one(crystals)
     with Clock() as ours:
@@ -91,6 +92,18 @@ def compare(potential, crystals: list[Crystal]) -> None:
         result.num_steps == len(other["trajectory"])
         for result, other in zip(found, expected, strict=True)
     )
+    matcher = StructureMatcher()
+    originals = [crystal.to_structure() for crystal in given]
+    back = [
+        [
+            matcher.fit(original, structure)
+            for original, structure in zip(originals, ends, strict=True)
+        ]
+        for ends in (
+            [result.crystal.to_structure() for result in found],
+            [other["final_structure"] for other in expected],
+        )
+    ]
     print(f"{len(crystals)} crystals, {steps} steps one by one")
     for name, clock in (("one by one", theirs), ("batched", ours)):
         per_minute = 60 * len(crystals) / clock.wall
@@ -100,6 +113,8 @@ def compare(potential, crystals: list[Crystal]) -> None:
     print(f"  batched is {ratios[0]:.2f} times as fast (CPU {ratios[1]:.2f})")
     worst = 1000 * np.abs(energies).max()
     print(f"  same number of steps: {same}; energies differ by at most {worst:.3f} meV/atom")
+    print(f"  match the original: {sum(back[0])} batched, {sum(back[1])} one by one")
+    print(f"  the same crystals: {back[0] == back[1]}")
 
 
 def batch_sizes(potential, crystals: list[Crystal]) -> None:
@@ -142,10 +157,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as the stage does; it is there for both ways
     given, moved = displaced(arguments.csv, arguments.crystals)
     potential = load_potential("chgnet", torch.device("cpu"))
     if arguments.one_by_one:
-        compare(potential, moved[: arguments.one_by_one])
+        compare(potential, given[: arguments.one_by_one], moved[: arguments.one_by_one])
         batch_sizes(potential, moved[: 2 * arguments.one_by_one])
     matches(potential, given, moved)
 

@@ -14,7 +14,7 @@ from pymatgen.io.vasp.sets import MPRelaxSet
 from crystals import fcc, perovskite, rocksalt
 from energy_rows import relaxed_row, settings
 from flowllm import tables
-from flowllm.dft.inputs import folder_name
+from flowllm.dft.inputs import folder_name, missing_pseudopotentials
 from flowllm.errors import FlowllmError
 from flowllm.runlog import read_provenance
 from flowllm.stages import dft_inputs
@@ -62,6 +62,23 @@ def test_every_relaxed_row_has_a_row_with_a_folder_or_a_reason(tmp_path):
     counts = read_provenance(out)["counts"]
     assert counts["without_folder"] == {"bad_number": 1, "no_pseudopotential": 1}
     assert (counts["rows_in"], counts["rows_out"]) == (5, 3)
+
+
+NOT_IN_THE_PAPERS_SET = ("Po", "At", "Rn", "Fr", "Ra", "Am", "Cm", "Cf")
+
+
+@pytest.mark.parametrize("input_set", ["MPRelaxSet", "MPStaticSet"])
+def test_elements_without_pseudopotential(input_set):
+    for symbol in (*NOT_IN_THE_PAPERS_SET, "Bk"):
+        assert missing_pseudopotentials(fcc(symbol), input_set) == [symbol]
+    for symbol in ("H", "Xe", "Bi", "Ac", "Th", "U", "Np", "Pu"):
+        assert missing_pseudopotentials(fcc(symbol), input_set) == []
+
+
+def test_the_newer_set_has_more_pseudopotentials():
+    for symbol in NOT_IN_THE_PAPERS_SET:
+        assert missing_pseudopotentials(fcc(symbol), "MPScanRelaxSet") == []
+    assert missing_pseudopotentials(fcc("Bk"), "MPScanRelaxSet") == ["Bk"]
 
 
 def test_the_folder_holds_what_pymatgens_set_makes(tmp_path):

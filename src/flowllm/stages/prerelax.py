@@ -9,6 +9,7 @@ import pyarrow as pa
 from flowllm import tables
 from flowllm.config import Potential, Prerelax, StageSettings
 from flowllm.device import pick_device
+from flowllm.memory import keep_freed_memory
 from flowllm.relax.models import LABELS, LoadedPotential, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
 from flowllm.resume import drop_partial, make_parts, partial_path
@@ -24,6 +25,7 @@ def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
     wall times (`times_path`).
     """
     section: Prerelax = settings.prerelax
+    keep_freed_memory()
     potential: Potential = settings.potential
     rows = tables.read_table(generated, tables.GENERATED).to_pylist()
     with stage_run(settings, inputs={"generated": generated}, output=out) as run:

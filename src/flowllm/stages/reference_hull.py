@@ -16,6 +16,7 @@ from flowllm.device import pick_device
 from flowllm.dft.entries import ReferenceEntry, read_entries
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import entry_row
+from flowllm.memory import keep_freed_memory
 from flowllm.relax.models import LABELS, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
 from flowllm.resume import drop_partial, make_parts, partial_path
@@ -31,6 +32,7 @@ def run(settings: StageSettings, *, crystals: Path, out: Path) -> None:
         FlowllmError: the file of entries cannot be read, or no training crystal has an energy.
     """
     section: ReferenceHull = settings.reference_hull
+    keep_freed_memory()
     potential: Potential = settings.potential
     inputs = {"crystals": crystals}
     if section.source != "train":
