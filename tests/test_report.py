@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 
 from crystals import caesium_chloride, perovskite, rattled, rocksalt
-from evaluated_run import Draw, stage_settings, write_run
+from evaluated_run import REPOSITORY, Draw, stage_settings, write_run
 from flowllm import tables as schemas
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.rates import rate
 from flowllm.report import figures, tables
 from flowllm.report.records import (
+    flows_of,
     generation_seconds,
     read_records,
     read_rejections,
@@ -26,6 +27,7 @@ from flowllm.report.records import (
 from flowllm.runlog import provenance_path
 from flowllm.stages import metrics, report
 from flowllm.tables import write_table
+from tiny_run import snakemake
 
 
 class Page(HTMLParser):
@@ -409,6 +411,52 @@ def test_every_table_has_its_three_files(page_path):
     for name in names:
         for suffix in ("csv", "md", "tex"):
             assert (page_path.parent / "tables" / f"{name}.{suffix}").exists()
+
+
+def test_snakemakes_own_report_has_the_captions(run_dir, tmp_path):
+    """The rule runs on these metrics as its given inputs; then `snakemake --report` is asked."""
+    overlay = tmp_path / "small.yaml"
+    flow = {"name": "FlowLLM-test", "base": "tau0.7-p0.9", "flow": "llm", "num_steps": 50}
+    overlay.write_text(json.dumps({"run_dir": run_dir.name, "settings": [flow]}))
+    words = ["--allowed-rules", "report"]
+    words += ["--configfile", str(REPOSITORY / "config.yaml"), str(overlay)]
+    target = f"{run_dir.name}/report/index.html"
+    for last in (["--cores", "1", target], ["--report", str(tmp_path / "all.html"), target]):
+        # --configfile takes every word that follows: the target stands before it.
+        snakemake(*last, *words, cwd=run_dir.parent)
+    text = (tmp_path / "all.html").read_text()
+    for caption in (
+        "estimates, not DFT. This run",
+        "with the line of stability; as the paper",
+        "Everyone in one table",
+        "The whole report as one page",
+    ):
+        assert caption in text
+
+
+def test_noise_levels_stand_beside_the_proxy_metrics(run_dir, tmp_path):
+    levels = {"llm": 0.0, "noisy": 0.02}
+    for name, level in levels.items():
+        noise = {"coords_noise": level, "lengths_noise": 10 * level, "angles_noise": 0.0}
+        record = {
+            "stage": "train_rfm",
+            "settings": {"flow": {"name": name, "start": "llm"} | noise},
+        }
+        path = provenance_path(tmp_path / "rfm" / name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record))
+    flows = flows_of(read_records(tmp_path))
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    assert tables.noise_table([result], flows) is None
+    numbers = json.loads(json.dumps(result.numbers))
+    numbers["sampling"]["setting"] |= {"name": "Noisy", "flow": "noisy"}
+    numbers["setting"] = "Noisy"
+    rows = tables.noise_table([result, replace(result, numbers=numbers)], flows).rows
+    assert [(row["setting"], row["coords_noise"]) for row in rows] == [
+        ("FlowLLM-test", 0.0),
+        ("Noisy", 0.02),
+    ]
+    assert rows[0]["coverage_recall"] == result.numbers["rates"]["coverage_recall"]
 
 
 def test_no_metrics_is_an_error(tmp_path):

@@ -3,7 +3,25 @@ rule report:
         metrics=report_metrics,
         csp=expand(f"{RUN}/csp/{{setting}}.json", setting=CSP_SETTINGS),
     output:
-        f"{RUN}/{{report}}/index.html",
+        page=report(
+            f"{RUN}/{{report}}/index.html",
+            caption="../captions/page.rst",
+            category="Report",
+        ),
+        figures=report(
+            directory(f"{RUN}/{{report}}/figures"),
+            patterns=["{name}.svg"],
+            caption="../captions/figure.rst",
+            category="Figures",
+            labels={"figure": "{name}"},
+        ),
+        tables=report(
+            directory(f"{RUN}/{{report}}/tables"),
+            patterns=["{name}.csv"],
+            caption="../captions/table.rst",
+            category="Tables",
+            labels={"table": "{name}"},
+        ),
     log:
         f"{RUN}/logs/{{report}}.log",
     benchmark:
@@ -25,4 +43,4 @@ rule report:
         "Writing the {wildcards.report}"
     shell:
         "python -m flowllm report {params.results:q} --run-dir {params.run_dir:q} "
-        "--out {output:q} --settings {params.settings:q} --log {log:q}"
+        "--out {output.page:q} --settings {params.settings:q} --log {log:q}"

@@ -189,6 +189,12 @@ def _stage_order(stage: str) -> tuple[int, str]:
     return (names.index(stage) if stage in names else len(names), stage)
 
 
+def flows_of(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the rows `flows` of the configuration that were trained, by their names."""
+    flows = [record["settings"]["flow"] for record in records if record["stage"] == "train_rfm"]
+    return {flow["name"]: flow for flow in flows}
+
+
 def generation_seconds(records: Sequence[dict[str, Any]], base: str, setting: str) -> float | None:
     """Return the seconds that sampling and refining one setting took, None without its records.
 

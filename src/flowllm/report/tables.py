@@ -446,6 +446,42 @@ def proxy_table(results: Sequence[Result]) -> Table:
     )
 
 
+_NOISE_COLUMNS = (
+    Column("coords_noise", "Noise of coordinates", "number", 3),
+    Column("lengths_noise", "of lengths, Å", "number", 3),
+    Column("angles_noise", "of angles, °", "number", 2),
+)
+
+
+def noise_table(results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Proxy metrics against the noise on the language model's crystals (paper, table 4).
+
+    Args:
+        results: all results.
+        flows: how each velocity network was trained, by name.
+
+    Returns:
+        The table, or None where all networks have the same noise.
+    """
+    rows = []
+    for result in _once_a_setting(results):
+        flow = flows.get(result.numbers["sampling"]["setting"].get("flow") or "")
+        if flow and flow["start"] == "llm":
+            noise = {column.key: flow[column.key] for column in _NOISE_COLUMNS}
+            rows.append(_result_row(result) | noise)
+    if len({tuple(row[column.key] for column in _NOISE_COLUMNS) for row in rows}) < 2:
+        return None
+    return Table(
+        "noise",
+        "Noise on the language model's crystals",
+        "Gaussian noise before the flow, in training and sampling (the paper's table 4; its levels "
+        "are not known to us): standard deviations, of coordinates in fractions of the cell. The "
+        "metrics are those of the table before.",
+        (_SETTING, *_NOISE_COLUMNS, *_PROXY_COLUMNS[2:]),
+        rows,
+    )
+
+
 def ground_state_table(results: Sequence[Result]) -> Table:
     """Distance of the generated crystals to their relaxed state (paper, table 2)."""
     ours = [result for result in results if result.kind == "potential"]

@@ -13,6 +13,7 @@ from flowllm.report.gallery import find_candidates
 from flowllm.report.page import Drawn, Section, headline_cards, provenance_details, render
 from flowllm.report.records import (
     Result,
+    flows_of,
     generation_seconds,
     read_curves,
     read_predictions,
@@ -104,6 +105,7 @@ def make_sections(
                 tables.sun_table(results, "potential"),
                 tables.sun_table(results, "dft"),
                 tables.proxy_table(results),
+                *filter(None, [tables.noise_table(results, flows_of(records))]),
                 tables.ground_state_table(results),
             ],
         ),
