@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pymatgen.core import Structure
 
+from flowllm.dft.inputs import folder_name
 from flowllm.errors import FlowllmError
 from flowllm.inspection import CRYSTAL_COLUMNS, read
 from flowllm.runlog import log
@@ -70,7 +71,7 @@ def _write_cifs(items: Items, out: Path) -> None:
         raise FlowllmError(f"{out}: exists; name a new folder")
     with atomic_folder(out) as temporary:
         for row, structure in items:
-            (temporary / f"{row['id']}.cif").write_text(structure.to(fmt="cif"))
+            (temporary / f"{folder_name(row['id'])}.cif").write_text(structure.to(fmt="cif"))
 
 
 def _write_csv(items: Items, out: Path) -> None:
@@ -93,7 +94,8 @@ def _extxyz_lines(row: dict[str, Any], structure: Structure) -> Iterator[str]:
     energy = _energy(row, structure)
     said = "" if energy is None else f" energy={energy:.8f}"
     yield f"{len(structure)}\n"
-    yield (f'Lattice="{cell}" Properties=species:S:1:pos:R:3 id="{row["id"]}"{said} pbc="T T T"\n')
+    name = json.dumps(" ".join(row["id"].splitlines()), ensure_ascii=False)  # quotes escaped
+    yield f'Lattice="{cell}" Properties=species:S:1:pos:R:3 id={name}{said} pbc="T T T"\n'
     for site in structure:
         x, y, z = site.coords
         yield f"{site.specie.symbol} {x:.8f} {y:.8f} {z:.8f}\n"
