@@ -114,6 +114,20 @@ def test_a_types_flow_is_trained_from_the_simple_base(config_path, shards, tmp_p
     assert not loaded.training
 
 
+def test_bf16_trains_what_fp32_does_but_for_its_rounding(config_path, shards, tmp_path):
+    """Products in 8 bits of mantissa; weights, their average and the loss stay float32."""
+    curves = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        train_rfm.run(small_settings(config_path, precision=precision), **shards, out=out)
+        weights = load_file(out / "weights.safetensors")
+        assert all(value.dtype == torch.float32 for value in weights.values())
+        curves[precision] = list(csv.DictReader((out / "training_curve.csv").open()))
+    for one, other in zip(curves["fp32"], curves["bf16"], strict=True):
+        assert float(one["val_loss"]) != float(other["val_loss"])
+        assert float(one["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=0.02)
+
+
 def _start(settings, shards, out, env):
     words = [sys.executable, "-m", "flowllm.cli", "train_rfm", "--out", str(out)]
     for name, paths in shards.items():

@@ -20,9 +20,9 @@ Group = np.ndarray
 """Rows of pairs with one number of atoms: (m, 2) of shard and row in it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairBatch:
-    """Pairs of one number of atoms n.
+    """Pairs of one number of atoms n; not frozen, since Fabric converts a batch's precision.
 
     Attributes:
         elements: atomic numbers, int64 (B, n).
