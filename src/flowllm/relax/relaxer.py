@@ -25,8 +25,9 @@ from flowllm.relax.models import Fault, LoadedPotential
 from flowllm.runlog import log
 
 CPU_BATCH_LOAD = 10_000.0
-"""Load of a batch on the CPU, about 16 MP-20 crystals: an evaluation of 32 at once was measured at
-16 ms a crystal against 37 ms alone. On a GPU torch-sim measures what fits."""
+"""Load of a batch on the CPU, about 16 MP-20 crystals: an evaluation took 42 ms a crystal alone, 28
+ms in batches of 16 and 35 ms in batches of 32, whose activations no cache holds (one thread, busy
+machine). On a GPU torch-sim measures what fits."""
 
 MAX_IMAGES = 20_000
 """Cells within `SEARCH_RADIUS` of a cell; above it the cell is too flat or too small to search."""
