@@ -4,6 +4,7 @@
 """
 
 import re
+import resource
 import tomllib
 
 import pandas as pd
@@ -73,6 +74,18 @@ def test_a_flow_and_trajectories_are_branches(tmp_path):
     assert "--model" not in unrefined
     assert "--model=run/rfm/types" in refined
     assert "--trajectories=run/trajectories/types/shard-00000.parquet" in refined
+
+
+def test_ten_settings_plan_in_ten_seconds_of_a_core(tmp_path):
+    row = {"base": "tau0.7-p0.9", "flow": "llm", "num_steps": 250}
+    overlay = tmp_path / "ten.yaml"
+    overlay.write_text(yaml.safe_dump({"settings": [{"name": f"s{i}", **row} for i in range(10)]}))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), str(overlay)))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert jobs == billed("all", str(overlay))
+    assert sum(jobs.values()) > 700
+    assert after.ru_utime - before.ru_utime < 10
 
 
 def test_the_second_target_adds_dft():
