@@ -1,5 +1,6 @@
 # Shared by all stages: the checked configuration, names of shards, settings as JSON, resources.
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,16 @@ sys.path.insert(0, SOURCE)
 
 from flowllm.config import check_config, stage_json
 from flowllm.errors import FlowllmError
+
+# A cluster's job reads this file again; it is given the configuration that snakemake started with,
+# so that a file edited meanwhile counts from the next start on, for all jobs alike.
+if not workflow.is_main_process and "FLOWLLM_CONFIG" in os.environ:
+    config = json.loads(os.environ["FLOWLLM_CONFIG"])
+os.environ["FLOWLLM_CONFIG"] = json.dumps(config)
+
+# No shell stays between: SIGTERM, which comes before a job is killed, reaches the stage, and the
+# job ends when the stage has saved.
+shell.prefix("exec ")
 
 try:
     CONFIG = check_config(config, "configuration")
