@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from flowllm.errors import FlowllmError
@@ -130,30 +132,66 @@ def test_four_bit_training_runs_on_the_cpu(inputs, tmp_path):
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
 
 
-def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(inputs, tmp_path):
-    changes = {"max_steps": 12, "save_steps": 3, "lora_dropout": 0.1}
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)]
+)
+def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(inputs, tmp_path, sent, code):
+    """Killed after a checkpoint; or asked to stop when there is none yet, and so saving one."""
+    save_steps = 3 if sent == signal.SIGKILL else 1000
+    changes = {"max_steps": 40, "save_steps": save_steps, "eval_steps": 2, "lora_dropout": 0.1}
     settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
     values = {"seed": settings.seed, "version": settings.version, **settings.values}
-    killed = tmp_path / "killed" / "adapter"
+    stopped = tmp_path / "stopped" / "adapter"
     command = [sys.executable, "-m", "flowllm", "finetune_llm", "--settings", json.dumps(values)]
-    command += ["--train", str(inputs["train"]), "--val", str(inputs["val"]), "--out", str(killed)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    checkpoints = killed.with_name(f".{killed.name}.partial")
-    try:
-        wait_for(lambda: any(checkpoints.glob("checkpoint-*")) or process.poll() is not None)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not killed.exists()
+    command += ["--train", str(inputs["train"]), "--val", str(inputs["val"]), "--out", str(stopped)]
+    checkpoints = stopped.with_name(f".{stopped.name}.partial")
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stderr=stderr)
+        try:
+            if sent == signal.SIGKILL:
+                wait_for(
+                    lambda: any(checkpoints.glob("checkpoint-*")) or process.poll() is not None
+                )
+            else:
+                wait_for(lambda: "step 2," in log.read_text() or process.poll() is not None)
+        finally:
+            process.send_signal(sent)
+            assert process.wait() == code, log.read_text()
+    assert not stopped.exists()
     assert any(checkpoints.glob("checkpoint-*"))
-    finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=killed)
+    finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=stopped)
     whole = tmp_path / "whole" / "adapter"
     finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=whole)
     names = sorted(path.name for path in whole.iterdir())
-    assert names == sorted(path.name for path in killed.iterdir())
+    assert names == sorted(path.name for path in stopped.iterdir())
     for name in names:
-        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
     assert not checkpoints.exists()
+
+
+def test_two_processes_train_what_one_does(inputs, tmp_path):
+    """Micro-batches are shared out, dropout and all: the same but for the sums' rounding.
+
+    With 4 texts in micro-batches of 3, the two processes have work of different sizes.
+    """
+    changes = {"max_steps": 5, "micro_batch_size": 3, "lora_dropout": 0.1, "eval_steps": 2}
+    settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
+    values = {"seed": settings.seed, "version": settings.version, **settings.values}
+    paths = [inputs["train"], inputs["val"], tmp_path / "two"]
+    script = Path(__file__).with_name("two_processes_llm.py")
+    command = [sys.executable, str(script), json.dumps(values), *map(str, paths)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    finetune_llm.run(settings, train=paths[0], val=paths[1], out=tmp_path / "one")
+    one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
+    for left, right in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        for column in ("train_loss", "val_loss"):
+            assert bool(left[column]) == bool(right[column])
+            if left[column]:
+                assert float(right[column]) == pytest.approx(float(left[column]), abs=1e-5)
 
 
 def wait_for(condition, seconds: float = 120) -> None:

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from flow_pairs import BOUNDS, LLM_FLOW, OPTIONS, prototypes, write_pairs
 from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
+from flowllm.launcher import make_fabric
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
 from flowllm.rfm.model import build_field, load_model
 from flowllm.rfm.pairs import PREPARED
-from flowllm.rfm.train import make_fabric, train
+from flowllm.rfm.train import train
 from flowllm.stages import train_rfm
 
 SMALL = {
@@ -174,7 +175,7 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     section = settings.train_rfm
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, OPTIONS)
     scales = standardization_of(pairs)
-    fabric = make_fabric(section)
+    fabric = make_fabric(section.precision)
     alone = train(section, settings.seed, pairs, pairs, scales, tmp_path / "alone.pt", fabric)
     values = {"seed": settings.seed, "version": settings.version, **settings.values}
     script = Path(__file__).with_name("two_processes.py")
@@ -216,7 +217,7 @@ def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(config_path, shar
     with pa.ipc.new_file(tmp_path / "bad.arrow", PREPARED) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=PREPARED))
     bad = PreparedPairs([tmp_path / "bad.arrow"])
-    fabric = make_fabric(section)
+    fabric = make_fabric(section.precision)
     trained = train(section, 7, bad, pairs, standardization, tmp_path / "c.pt", fabric)
     assert trained.summary["skipped_steps"] == 2
     assert trained.summary["steps"] == 20

@@ -447,7 +447,7 @@ STAGES: dict[str, Stage] = {
     "download": Stage(("data",)),
     "prepare": Stage(("prepare",)),
     "fetch_model": Stage(()),
-    "finetune_llm": Stage(("finetune_llm", "prompts")),
+    "finetune_llm": Stage(("finetune_llm", "prompts"), version=2),
     "merge_adapter": Stage(()),
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=2),
     "train_rfm": Stage(("train_rfm",), row="flow", version=2),

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from peft import (
     LoraConfig,
     PeftModel,
@@ -26,10 +27,13 @@ from peft import (
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import PreTrainedModel
 
+from flowllm.checkpoints import load_checkpoint
 from flowllm.config import FinetuneLlm
 from flowllm.errors import FlowllmError
 from flowllm.llm.prompts import Example
@@ -43,6 +47,8 @@ from flowllm.llm.training_texts import (
 )
 from flowllm.runlog import Progress, log
 from flowllm.seeds import derive, generator
+from flowllm.stopping import Stopped, noting_sigterm
+from flowllm.tables import atomic_folder
 
 CURVE_COLUMNS = ("step", "epoch", "tokens", "learning_rate", "train_loss", "val_loss")
 
@@ -98,6 +104,7 @@ def train_adapter(
     seed: int,
     folder: Path,
     pad_token_id: int,
+    fabric: Fabric,
 ) -> State:
     """Train the adapter in place, from the last checkpoint where there is one.
 
@@ -109,12 +116,15 @@ def train_adapter(
         seed: the configuration's seed.
         folder: for checkpoints.
         pad_token_id: any token.
+        fabric: the processes that share each batch; the result depends on their number only by
+            the order of sums.
 
     Returns:
         The last state, with the training curve.
 
     Raises:
-        FlowllmError: the loss is not a number.
+        FlowllmError: the loss is not a number, or the checkpoint is damaged.
+        Stopped: SIGTERM came; the state was saved.
     """
     batch_size = min(section.batch_size, len(train_texts))
     steps_per_epoch = len(train_texts) // batch_size
@@ -133,46 +143,61 @@ def train_adapter(
     clock, clock_tokens = time.perf_counter(), state.tokens
 
     model.train()
-    while state.step < num_steps:
-        epoch, first_batch = divmod(state.step, steps_per_epoch)
-        examples = train_texts.epoch(epoch)
-        lengths = [len(example.tokens) for example in examples]
-        order = order_of_epoch(lengths, batch_size, generator(seed, "finetune_llm", "order", epoch))
-        _log_padding(epoch, order, lengths, section.micro_batch_size, seed)
-        for batch in order[first_batch:]:
-            rate = learning_rate(state.step, num_steps, section)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            chosen = [examples[i] for i in batch]
-            micro_batches = _in_micro_batches(
-                chosen, section.micro_batch_size, on_prompt, pad_token_id
+    with noting_sigterm() as asked_to_stop:
+        while state.step < num_steps:
+            epoch, first_batch = divmod(state.step, steps_per_epoch)
+            examples = train_texts.epoch(epoch)
+            lengths = [len(example.tokens) for example in examples]
+            order = order_of_epoch(
+                lengths, batch_size, generator(seed, "finetune_llm", "order", epoch)
             )
-            torch.manual_seed(derive(seed, "finetune_llm", "dropout", state.step))
-            train_loss = _accumulate(model, micro_batches, device)
-            if not math.isfinite(train_loss):
-                raise FlowllmError(
-                    f"finetune_llm: the loss is {train_loss} at step {state.step + 1}; "
-                    "lower finetune_llm.learning_rate"
+            _log_padding(epoch, order, lengths, section.micro_batch_size, seed)
+            for batch in order[first_batch:]:
+                rate = learning_rate(state.step, num_steps, section)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                chosen = [examples[i] for i in batch]
+                micro_batches = _in_micro_batches(
+                    chosen, section.micro_batch_size, on_prompt, pad_token_id
                 )
-            torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+                seeds = [
+                    derive(seed, "finetune_llm", "dropout", state.step, number)
+                    for number in range(len(micro_batches))
+                ]
+                train_loss = _accumulate(model, micro_batches, seeds, device, fabric)
+                _add_up_gradients(parameters, fabric)
+                if not math.isfinite(train_loss):
+                    raise FlowllmError(
+                        f"finetune_llm: the loss is {train_loss} at step {state.step + 1}; "
+                        "lower finetune_llm.learning_rate"
+                    )
+                torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
-            state.step += 1
-            state.tokens += sum(len(example.tokens) for example in chosen)
-            last = state.step == num_steps
-            val_loss = None
-            if state.step % section.eval_steps == 0 or last:
-                val_loss = mean_loss(model, val_batches, device)
-                log.info("finetune_llm: step %d, validation loss %.4f", state.step, val_loss)
-            row = (state.step, epoch, state.tokens, rate, train_loss, val_loss)
-            state.curve.append(dict(zip(CURVE_COLUMNS, row, strict=True)))
-            if state.step % section.save_steps == 0 and not last:
-                _save_checkpoint(folder, model, optimizer, state)
-            speed = (state.tokens - clock_tokens) / (time.perf_counter() - clock)
-            progress.advance(note=f"loss {train_loss:.3f}, {speed:.0f} tokens/s")
-            if last:
-                break
+                state.step += 1
+                state.tokens += sum(len(example.tokens) for example in chosen)
+                last = state.step == num_steps
+                val_loss = None
+                if state.step % section.eval_steps == 0 or last:
+                    val_loss = mean_loss(model, val_batches, device, fabric)
+                    log.info("finetune_llm: step %d, validation loss %.4f", state.step, val_loss)
+                row = (state.step, epoch, state.tokens, rate, train_loss, val_loss)
+                state.curve.append(dict(zip(CURVE_COLUMNS, row, strict=True)))
+                stopping = not last and _any_process(asked_to_stop(), fabric)
+                if stopping or (state.step % section.save_steps == 0 and not last):
+                    if fabric.is_global_zero:
+                        _save_checkpoint(folder, model, optimizer, state)
+                    fabric.barrier()
+                if stopping:
+                    raise Stopped(
+                        f"finetune_llm: stopped by SIGTERM, saved after step {state.step} of "
+                        f"{num_steps}; run the same again to go on"
+                    )
+                speed = (state.tokens - clock_tokens) / (time.perf_counter() - clock)
+                progress.advance(note=f"loss {train_loss:.3f}, {speed:.0f} tokens/s")
+                if last:
+                    break
     return state
 
 
@@ -192,10 +217,13 @@ def learning_rate(step: int, num_steps: int, section: FinetuneLlm) -> float:
 
 
 @torch.no_grad()
-def mean_loss(model: PeftModel, batches: Sequence[MicroBatch], device: torch.device) -> float:
+def mean_loss(
+    model: PeftModel, batches: Sequence[MicroBatch], device: torch.device, fabric: Fabric
+) -> float:
     """Return the mean loss a token, in nats, without dropout."""
     model.eval()
-    total = sum(summed_loss(model, batch, device).item() for batch in batches)
+    mine = batches[fabric.global_rank :: fabric.world_size]
+    total = _sum(sum(summed_loss(model, batch, device).item() for batch in mine), fabric)
     model.train()
     return total / sum(batch.num_targets for batch in batches)
 
@@ -240,15 +268,51 @@ def curve_csv(curve: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _accumulate(model: PeftModel, batches: Sequence[MicroBatch], device: torch.device) -> float:
-    """Add up the gradients of the mean loss a token over all micro-batches, and return the loss."""
+def _accumulate(
+    model: PeftModel,
+    batches: Sequence[MicroBatch],
+    seeds: Sequence[int],
+    device: torch.device,
+    fabric: Fabric,
+) -> float:
+    """Add up the gradients of this process's micro-batches; return the loss of all processes'.
+
+    Each micro-batch has its own seed for the dropout, so that it does not matter whose it is.
+    """
     num_targets = sum(batch.num_targets for batch in batches)
+    mine = slice(fabric.global_rank, None, fabric.world_size)
     total = 0.0
-    for batch in batches:
+    for batch, seed in zip(batches[mine], seeds[mine], strict=True):
+        torch.manual_seed(seed)
         loss = summed_loss(model, batch, device) / num_targets
         loss.backward()
         total += loss.item()
-    return total
+    return _sum(total, fabric)
+
+
+def _add_up_gradients(parameters: Sequence[Parameter], fabric: Fabric) -> None:
+    """Give every process the sum of all processes' gradients: one message, the adapter is small."""
+    if fabric.world_size == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:  # this process had no micro-batch
+            parameter.grad = torch.zeros_like(parameter)
+    joined = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    summed = fabric.all_reduce(joined, reduce_op="sum")
+    for parameter, grad in zip(
+        parameters, summed.split([p.numel() for p in parameters]), strict=True
+    ):
+        parameter.grad.copy_(grad.view_as(parameter))
+
+
+def _sum(value: float, fabric: Fabric) -> float:
+    """Sum of a number over all processes."""
+    number = torch.tensor(value, dtype=torch.float64, device=fabric.device)
+    return float(fabric.all_reduce(number, reduce_op="sum"))
+
+
+def _any_process(flag: bool, fabric: Fabric) -> bool:
+    return _sum(float(flag), fabric) > 0
 
 
 def _in_micro_batches(
@@ -276,15 +340,12 @@ def _log_padding(
 def _save_checkpoint(
     folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, state: State
 ) -> None:
-    """Write a checkpoint under a temporary name, rename it, then drop the older ones."""
+    """Write a checkpoint, then drop the older ones."""
     target = folder / f"checkpoint-{state.step:08d}"
-    temporary = folder / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file(get_peft_model_state_dict(model), temporary / "adapter.safetensors")
-    torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps(asdict(state)))
-    temporary.rename(target)
+    with atomic_folder(target) as temporary:
+        save_file(get_peft_model_state_dict(model), temporary / "adapter.safetensors")
+        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        (temporary / "state.json").write_text(json.dumps(asdict(state)))
     for older in folder.glob("checkpoint-*"):
         if older != target:
             shutil.rmtree(older)
@@ -295,9 +356,16 @@ def _load_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Opti
     if not found:
         return State()
     device = next(model.parameters()).device
-    set_peft_model_state_dict(model, load_file(found[-1] / "adapter.safetensors"))
-    saved = torch.load(found[-1] / "optimizer.pt", map_location=device, weights_only=True)
+    saved = load_checkpoint(found[-1] / "optimizer.pt", device)
+    try:
+        weights = load_file(found[-1] / "adapter.safetensors")
+        state = State(**json.loads((found[-1] / "state.json").read_text()))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise FlowllmError(
+            f"{found[-1]}: not a whole checkpoint ({error}); delete it and run the same again, "
+            "which starts this training anew"
+        ) from error
+    set_peft_model_state_dict(model, weights)
     optimizer.load_state_dict(saved)
-    state = State(**json.loads((found[-1] / "state.json").read_text()))
     log.info("finetune_llm: resuming after step %d", state.step)
     return state

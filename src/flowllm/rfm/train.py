@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from flowllm.checkpoints import load_checkpoint
 from flowllm.config import TrainRfm
-from flowllm.device import pick_device
 from flowllm.errors import FlowllmError
 from flowllm.rfm.loader import (
     PairBatch,
@@ -37,8 +35,6 @@ from flowllm.tables import atomic_path
 CHECKPOINT_SECONDS = 300.0
 """A checkpoint at least this often, besides the one of every validation."""
 
-_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -55,20 +51,6 @@ class Trained:
     weights: dict[str, Tensor]
     summary: dict[str, Any]
     curve: list[dict[str, Any]]
-
-
-def make_fabric(settings: TrainRfm) -> Fabric:
-    """All visible GPUs of this job, or one CPU process; precision from the settings."""
-    device = pick_device()
-    gpus = torch.cuda.device_count() if device.type == "cuda" else 1
-    # One job starts its own processes; the default would look for tasks that SLURM started.
-    plugins = [LightningEnvironment()] if gpus > 1 else None
-    return Fabric(
-        accelerator=device.type,
-        devices=gpus,
-        precision=_PRECISIONS[settings.precision],
-        plugins=plugins,
-    )
 
 
 def learning_rate(step: int, num_steps: int, settings: TrainRfm) -> float:

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from flowllm.config import FinetuneLlm, StageSettings
-from flowllm.device import pick_device, pick_dtype
+from flowllm.device import pick_dtype
 from flowllm.errors import FlowllmError
+from flowllm.launcher import launch, make_fabric
 from flowllm.llm.base_model import (
     load_base_model,
     load_tokenizer,
@@ -51,10 +52,13 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
     section: FinetuneLlm = settings.finetune_llm
     quiet_transformers()
     keep_freed_memory()
+    fabric = make_fabric("fp32")  # no autocast: the base model's weights have the precision
+    launch(fabric)
     with stage_run(settings, inputs={"train": train, "val": val}, output=out) as run:
         train_rows = read_table(train, CRYSTALS).to_pylist()
         val_rows = read_table(val, CRYSTALS).slice(0, section.validation_rows).to_pylist()
-        checkpoints = partial_folder(out, run)
+        with fabric.rank_zero_first():
+            checkpoints = partial_folder(out, run)
         with plain_base_model(section.base_model) as source:
             tokenizer = load_tokenizer(source)
             prompts = PromptTokens(settings.prompts, tokenizer)
@@ -64,16 +68,24 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
                 source,
                 dtype=pick_dtype(section.precision),
                 quantization=section.quantization,
-                device=pick_device(),
+                device=fabric.device,
             )
         model = add_lora(base, section, settings.seed)
         started = time.perf_counter()
         state = train_adapter(
-            model, texts, val_texts, section, settings.seed, checkpoints, prompts.end_token_id
+            model,
+            texts,
+            val_texts,
+            section,
+            settings.seed,
+            checkpoints,
+            prompts.end_token_id,
+            fabric,
         )
         seconds = time.perf_counter() - started
-        _write_adapter(out, model, tokenizer, state, _record(settings, train_rows))
-        drop_partial(checkpoints)
+        if fabric.is_global_zero:
+            _write_adapter(out, model, tokenizer, state, _record(settings, train_rows))
+            drop_partial(checkpoints)
         run.count(
             rows_in=len(train_rows),
             rows_out=len(texts),

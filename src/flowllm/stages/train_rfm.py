@@ -1,6 +1,5 @@
 """Train the velocity field of Riemannian flow matching on sampled pairs (paper, section 4.2)."""
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,13 +10,14 @@ from pathlib import Path
 
 from flowllm.config import Flow, StageSettings, TrainRfm
 from flowllm.errors import FlowllmError
+from flowllm.launcher import launch, make_fabric
 from flowllm.resume import drop_partial, partial_folder
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
 from flowllm.rfm.model import save_model
 from flowllm.rfm.pairs import PairOptions, count_rows, prepare_shard, read_counts
 from flowllm.rfm.start import start_of
-from flowllm.rfm.train import make_fabric, train
+from flowllm.rfm.train import train
 from flowllm.runlog import Progress, StageRun, log, stage_run
 
 PARALLEL_ROWS = 20_000
@@ -40,10 +40,8 @@ def run(
     """
     section: TrainRfm = settings.train_rfm
     flow: Flow = settings.flow
-    fabric = make_fabric(section)
-    fabric.launch()
-    if not fabric.is_global_zero:  # every process runs all that follows; one of them tells of it
-        log.setLevel(logging.WARNING)
+    fabric = make_fabric(section.precision)
+    launch(fabric)
     with stage_run(settings, inputs={"pairs": pairs, "val_pairs": val_pairs}, output=out) as run:
         with fabric.rank_zero_first():
             folder = partial_folder(out, run)
