@@ -31,7 +31,8 @@ REFINED: Jobs = {"refine": 4, **GENERATED}
 SAMPLED: Jobs = {"sample_pairs": 3, "train_rfm": 1, "sample_base": 2, **REFINED}
 TUNED: Jobs = {"finetune_llm": 1, "merge_adapter": 1, **SAMPLED}
 PREPARED: Jobs = {"reference_hull": 1, **TUNED, "fingerprints": 3}
-ALL: Jobs = {"download": 1, "prepare": 1, **PREPARED}
+DATA: Jobs = {"download": 1, "prepare": 1, **PREPARED}
+ALL: Jobs = {"fetch_model": 1, **DATA}
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,16 @@ def edited(path: str, old: str, new: str) -> Callable[[Path], None]:
     return edit
 
 
-def removed(path: str) -> Callable[[Path], None]:
-    return lambda root: (root / path).unlink()
-
-
-def grown(path: str) -> Callable[[Path], None]:
+def appended(path: str, text: str) -> Callable[[Path], None]:
     def append(root: Path) -> None:
-        with (root / path).open("ab") as file:
-            file.write(b"\n")
+        with (root / path).open("a") as file:
+            file.write(text)
 
     return append
+
+
+def removed(path: str) -> Callable[[Path], None]:
+    return lambda root: (root / path).unlink()
 
 
 def an_hour_ahead(path: str) -> Callable[[Path], None]:
@@ -85,12 +86,16 @@ BRANCH: Jobs = {
     **{"refine": 2, "prerelax": 2, "fingerprints": 1, "stability": 1, "dft_inputs": 1},
     **{"metrics": 1, "report": 1},
 }
+RAISED = """
+from dataclasses import replace
+STAGES["refine"] = replace(STAGES["refine"], version=99)
+"""
 CRYSTALS = "run/crystals/train.parquet"
 
 CHANGES = (
     Change("nothing", {}),
     Change("the seed", ALL, {"seed": 43}),
-    Change("`data`: another source", ALL, {"data": {"source": "mp_20"}}),
+    Change("`data`: another source", DATA, {"data": {"source": "mp_20"}}),
     Change("`prepare`", {**PREPARED, "prepare": 1}, {"prepare": {"max_rows": 20}}),
     Change(
         "`prompts`",
@@ -100,10 +105,10 @@ CHANGES = (
     Change("`finetune_llm`", TUNED, {"finetune_llm": {"learning_rate": 0.01}}),
     Change(
         "`sample_pairs`",
-        {**REFINED, "sample_pairs": 3, "train_rfm": 1},
+        {"sample_pairs": 3, "train_rfm": 1, **BRANCH},
         {"sample_pairs": {"temperature": 0.8}},
     ),
-    Change("`train_rfm`", {"train_rfm": 1, **REFINED}, {"train_rfm": {"learning_rate": 0.01}}),
+    Change("`train_rfm`", {"train_rfm": 1, **BRANCH}, {"train_rfm": {"learning_rate": 0.01}}),
     Change("`sample_base`", {"sample_base": 2, **REFINED}, {"sample_base": {"max_attempts": 3}}),
     Change("`refine`", REFINED, {"refine": {"integrator": "rk4"}}),
     Change("`prerelax`", {"prerelax": 4, **RELAXED}, {"prerelax": {"max_force": 0.05}}),
@@ -118,7 +123,7 @@ CHANGES = (
     Change("`resources`: more memory for a rule", {}, {"resources": {"prepare": {"mem_mb": 9}}}),
     Change(
         "`sizes.num_pairs` grows from 12 to 20: of its 2 shards one is filled up, and one added",
-        {"sample_pairs": 2, "train_rfm": 1, **REFINED},
+        {"sample_pairs": 2, "train_rfm": 1, **BRANCH},
         {"sizes": {"num_pairs": 20}},
     ),
     Change(
@@ -142,7 +147,7 @@ CHANGES = (
     Change(
         "a data file: `crystals/train.parquet` has other content",
         {**PREPARED, "fingerprints": 2},
-        run=grown(CRYSTALS),
+        run=appended(CRYSTALS, "x"),
     ),
     Change(
         "only the time of a small file: touched, or a clock that is an hour ahead",
@@ -158,11 +163,7 @@ CHANGES = (
     Change(
         "a stage's version in `config.STAGES` (a mended defect): refine",
         REFINED,
-        code=edited(
-            "src/flowllm/config.py",
-            '"refine": Stage(("refine",), row="setting"',
-            '"refine": Stage(("refine",), row="setting", version=99',
-        ),
+        code=appended("src/flowllm/config.py", RAISED),
     ),
     Change(
         "a stage's source, its version kept (a comment, a faster loop)",
@@ -243,8 +244,9 @@ def page() -> str:
         "",
         "Snakemake runs a job again when its inputs, its part of the configuration, its stage's",
         "version or its command changed, and then what depends on it. The run below has",
-        f"{total} jobs (`tests/tiny.yaml`: 3 shards of pairs, 2 settings of 2 shards each). Every",
-        "line is a dry run in `tests/test_reruns.py`; that file writes this one.",
+        f"{total} jobs (`tests/tiny.yaml`: 3 shards of pairs, 2 settings of 2 shards each, of",
+        "which one refines and so depends on the flow). Every line is a dry run in",
+        "`tests/test_reruns.py`; that file writes this one.",
         "",
         "| What changed | Jobs that run again |",
         "|---|---|",

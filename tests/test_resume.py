@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from flowllm import tables
+from flowllm.errors import FlowllmError
 from flowllm.resume import drop_partial, partial_folder, write_in_parts
 from flowllm.runlog import StageRun
 
@@ -22,6 +23,7 @@ import sys, time
 from pathlib import Path
 from flowllm.resume import write_in_parts
 from flowllm.runlog import StageRun
+from flowllm.stopping import stop_at_once_on_sigterm
 from test_resume import SCHEMA, NUM_ROWS, ROWS_PER_PART, make_row
 
 output, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
@@ -33,6 +35,7 @@ def make_rows(items):
         time.sleep(seconds)
     return [make_row(i) for i in items]
 
+stop_at_once_on_sigterm()
 run = StageRun("prerelax", 1, {"max_steps": 3}, 42, {})
 write_in_parts(output, run, SCHEMA, NUM_ROWS, ROWS_PER_PART, make_rows)
 """
@@ -88,7 +91,10 @@ def test_no_work_gives_an_empty_table(tmp_path):
     assert tables.read_table(tmp_path / "out.parquet", SCHEMA).num_rows == 0
 
 
-def test_killed_process_is_resumed_to_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)]
+)
+def test_stopped_process_is_resumed_to_the_same_bytes(tmp_path, sent, code):
     output, log = tmp_path / "killed.parquet", tmp_path / "log"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", PROGRAM, str(output), str(log)]
@@ -96,8 +102,8 @@ def test_killed_process_is_resumed_to_the_same_bytes(tmp_path):
     deadline = time.monotonic() + 60
     while len(partial_parts(output)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    os.kill(process.pid, sent)
+    assert process.wait() == code
     assert not output.exists()
     finished = len(partial_parts(output))
     assert 2 <= finished < 5
@@ -126,6 +132,18 @@ def test_finished_parts_of_the_same_run_are_kept(tmp_path):
     table = write(output, a_run(), made)
     assert made == [10, 15, 20]
     assert table.column("num_atoms").to_pylist() == [-1] * 10 + list(range(10, NUM_ROWS))
+
+
+def test_a_damaged_part_is_named_and_the_others_are_kept(tmp_path):
+    output, made = tmp_path / "out.parquet", []
+    stop_after_two_parts(output, a_run())
+    part = output.with_name(".out.parquet.partial") / "part-00000005.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(FlowllmError, match=r"part-00000005\.parquet: not a readable .* delete it"):
+        write(output, a_run())
+    part.unlink()
+    write(output, a_run(), made)
+    assert made == [5]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,9 @@ SCHEMA_VERSION = 1
 METADATA_KEY = b"flowllm"
 ROW_GROUP_ROWS = 4096
 
+FULL_BELOW = 1 << 16
+"""Bytes; torch says of a full disk only that a position is unexpected."""
+
 _SAYS_FULL = re.compile("no space left|disk quota exceeded", re.IGNORECASE)
 
 _VECTOR = pa.list_(pa.float32(), 3)
@@ -431,7 +434,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def _temporary_name(path: Path) -> Path:
     """Return a name beside `path` that no other process takes; remove what killed ones left."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        process = left.name.removesuffix(".tmp").rpartition(".")[2]
+        process = left.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
         if process.isdecimal() and not _is_alive(int(process)):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     # The process id keeps two writers of one file apart; the last to finish wins, whole.
@@ -458,13 +461,13 @@ def _naming_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Arrow, torch and safetensors each have their own
+        free = shutil.disk_usage(path.parent).free
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not (full or _SAYS_FULL.search(str(error))):
+        if not (full or _SAYS_FULL.search(str(error)) or free < FULL_BELOW):
             raise
-        free = shutil.disk_usage(path.parent).free // 2**20
         raise FlowllmError(
-            f"{path}: no space left on the device ({free} MiB free); free some, or raise the quota "
-            "(also of files), and run the same again: finished parts are kept"
+            f"{path}: no space left on the device ({free >> 20} MiB free); free some, or raise the "
+            "quota (also of files), and run the same again: finished parts are kept"
         ) from error
 
 

@@ -1,0 +1,137 @@
+"""What goes wrong on a cluster: a full disk, a second run, what killed processes leave behind.
+
+docs/faults.md lists all faults with their tests, here and elsewhere.
+"""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from flowllm.errors import FlowllmError
+from flowllm.resume import write_in_parts
+from flowllm.runlog import StageRun
+from flowllm.tables import CRYSTALS, atomic_folder, atomic_path, write_text
+from tiny_run import ROOT, SNAKEMAKE, TINY, environment, snakemake
+
+PARTS, ROWS_PER_PART = 10, 2
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of one mebibyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def a_run() -> StageRun:
+    return StageRun("prepare", 1, {}, 42, {})
+
+
+def large_rows(items: range) -> list[dict]:
+    """Rows of 100 kB each that do not compress."""
+    return [{"id": random.Random(i).randbytes(50_000).hex(), "num_atoms": i} for i in items]
+
+
+def test_a_full_disk_is_named_and_what_was_finished_is_kept(small_disk, tmp_path):
+    output, made = small_disk / "out.parquet", []
+
+    def make_rows(items: range) -> list[dict]:
+        made.append(items.start)
+        return large_rows(items)
+
+    given = CRYSTALS, PARTS * ROWS_PER_PART, ROWS_PER_PART, make_rows
+    with pytest.raises(FlowllmError, match=r"part-\d+\.parquet: no space left .* run the same"):
+        write_in_parts(output, a_run(), *given)
+    assert not output.exists()
+    assert not list(small_disk.rglob("*.tmp"))
+    finished = len(list(small_disk.rglob("part-*.parquet")))
+    assert 0 < finished < PARTS
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    made.clear()
+    write_in_parts(output, a_run(), *given)
+    assert made == [ROWS_PER_PART * part for part in range(finished, PARTS)]
+    write_in_parts(tmp_path / "undisturbed.parquet", a_run(), *given)
+    assert output.read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("write", [torch.save, save_file], ids=["torch", "safetensors"])
+def test_a_model_that_does_not_fit_leaves_nothing(small_disk, write):
+    weights = {"weights": torch.rand(1_000_000)}
+    with (
+        pytest.raises(FlowllmError, match=r"model: no space left on the device \(\d+ MiB free\)"),
+        atomic_folder(small_disk / "model") as folder,
+    ):
+        write(weights, folder / "weights")
+    assert not list(small_disk.iterdir())
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "t.txt"):
+        raise ZeroDivisionError
+
+
+def test_what_killed_writers_left_is_removed_by_the_next(tmp_path):
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    left = tmp_path / f".t.txt.{ended.pid}.tmp"
+    left.write_text("half a fi")
+    folder = tmp_path / f".model.{ended.pid}.tmp"
+    folder.mkdir()
+    (folder / "weights").write_text("half")
+    alive = tmp_path / f".t.txt.{os.getppid()}.tmp"
+    other = tmp_path / f".t.txt.old.{ended.pid}.tmp"  # of the file t.txt.old
+    alive.touch()
+    other.touch()
+    write_text(tmp_path / "t.txt", "whole")
+    with atomic_folder(tmp_path / "model") as fresh:
+        (fresh / "weights").write_text("whole")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"t.txt", "model", alive.name, other.name}
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_killed_ones_lock_is_lifted(tmp_path):
+    command = ["--cores", "1", "--until", "download", *TINY]
+    first = subprocess.Popen(
+        [*SNAKEMAKE, *command],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    locks = tmp_path / ".snakemake" / "locks"
+    while not list(locks.glob("*.lock")):
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)
+    second = snakemake(*command, cwd=tmp_path, check=False)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert "Directory cannot be locked" in second
+    assert "--unlock" in second
+    snakemake("--unlock", *TINY, cwd=tmp_path)
+    assert not list(locks.glob("*.lock"))
+
+
+def test_every_fault_of_the_documentation_names_a_test_that_exists():
+    lines = (ROOT / "docs" / "faults.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ")][1:]
+    assert len(rows) >= 12
+    for row in rows:
+        tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+        assert tests, row
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
