@@ -170,7 +170,7 @@ def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str)
     drawn.append(
         _draw(
             "num_steps",
-            "Structural validity against integration steps, one line a base; 95 % intervals.",
+            "Structural validity against integration steps, by base and flow; 95 % intervals.",
             lambda: figures.validity_against_steps(once, color),
         )
     )
