@@ -456,7 +456,7 @@ STAGES: dict[str, Stage] = {
     "refine": Stage(("refine",), row="setting", version=2),
     "import_samples": Stage((), row="external"),
     "prerelax": Stage(("prerelax", "potential"), version=2),
-    "reference_hull": Stage(("reference_hull", "potential")),
+    "reference_hull": Stage(("reference_hull", "potential"), version=2),
     "stability": Stage(("stability",)),
     "dft_inputs": Stage(("dft_inputs",)),
     "dft_collect": Stage(("dft_collect",)),
