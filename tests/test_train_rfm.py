@@ -170,8 +170,11 @@ def test_stopped_killed_and_resumed_gives_the_same_weights(config_path, shards, 
 
 
 def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
-    """The batch is shared out, the gradients are averaged: the same but for the sums' rounding."""
-    settings = small_settings(config_path, max_steps=6, batch_size=6, learning_rate=1e-3)
+    """The batch is shared out, the gradients are averaged: the same but for the sums' rounding.
+
+    Ten pairs in batches of three: the last batch of an epoch has one, and one process none.
+    """
+    settings = small_settings(config_path, max_steps=6, batch_size=3, learning_rate=1e-3)
     section = settings.train_rfm
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, OPTIONS)
     scales = standardization_of(pairs)
