@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from flowllm.errors import FlowllmError
 from flowllm.llm.finetuning import learning_rate, summed_loss
 from flowllm.llm.model_record import read_record
-from flowllm.llm.prompts import Example, PromptTokens
+from flowllm.llm.prompts import UNCONDITIONAL, Example, PromptTokens
 from flowllm.llm.training_texts import (
     IGNORED,
     TrainingTexts,
@@ -260,12 +262,42 @@ def test_the_share_of_prompts_with_the_formula():
     prompts = PromptTokens(settings_for("finetune_llm", Path("x")).prompts, make_tokenizer())
     rows = crystal_rows() * 60
     for share, low, high in ((0.0, 0, 0), (1.0, 1, 1), (0.5, 0.4, 0.6)):
-        texts = TrainingTexts(rows, prompts, max_tokens=999, formula_share=share, key=(0, "train"))
-        plain = len(prompts.prompt(None))
+        texts = training_texts(rows, prompts, formula_share=share, properties_share=0.0)
+        plain = len(prompts.prompt(UNCONDITIONAL))
         given_formula = [example.prompt_length > plain for example in texts.epoch(0)]
         assert low <= np.mean(given_formula) <= high
         assert texts.epoch(3) == texts.epoch(3)
         assert share != 0.5 or texts.epoch(0) != texts.epoch(1)
+
+
+def test_property_prompts_give_any_choice_of_what_is_known():
+    prompts = PromptTokens(settings_for("finetune_llm", Path("x")).prompts, make_tokenizer())
+    rows = [{**row, "band_gap": 1.5, "e_above_hull": None} for row in crystal_rows()] * 60
+    texts = training_texts(rows, prompts, formula_share=0.25, properties_share=0.5)
+    seen = Counter(
+        prompts.decode(example.tokens[: example.prompt_length]) for example in texts.epoch(0)
+    )
+    asked = Counter()
+    for prompt, count in seen.items():
+        words = ("Formula", "Elements", "Band gap", "above")
+        asked[tuple(word for word in words if word in prompt)] += count / len(rows)
+    # One, two or three of three conditions with a third of the chance each.
+    chance = {1: 0.5 / 9, 2: 0.5 / 9, 3: 0.5 / 3}
+    expected = {
+        names: 0.25 * (names in ((), ("Formula",))) + (chance[len(names)] if names else 0)
+        for names in powerset(["Formula", "Elements", "Band gap"])
+    }
+    assert asked.keys() == expected.keys()
+    for names, share in expected.items():
+        assert asked[names] == pytest.approx(share, abs=0.07), names
+
+
+def powerset(names: list[str]) -> list[tuple[str, ...]]:
+    return [chosen for count in range(len(names) + 1) for chosen in combinations(names, count)]
+
+
+def training_texts(rows, prompts, **shares) -> TrainingTexts:
+    return TrainingTexts(rows, prompts, max_tokens=999, key=(0, "train"), **shares)
 
 
 def crystal_rows() -> list[dict]:

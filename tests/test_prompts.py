@@ -9,13 +9,26 @@ from transformers import PreTrainedTokenizerFast
 from crystals import caesium_chloride, rocksalt
 from flowllm.config import Prompts
 from flowllm.errors import FlowllmError
-from flowllm.llm.prompts import PromptTokens, prompt_formula, prompt_text, splits_digits
+from flowllm.llm.prompts import (
+    UNCONDITIONAL,
+    Conditions,
+    PromptTokens,
+    conditions_of,
+    prompt_formula,
+    prompt_text,
+    splits_digits,
+)
 from flowllm.llm.text import decode, encode
 from tiny_llm import END, make_tokenizer
 
 PROMPTS = Prompts(
     introduction="A crystal.",
     formula="Formula {formula}.",
+    elements="Of {elements}.",
+    formation_energy_per_atom="Energy {formation_energy_per_atom}.",
+    band_gap="Gap {band_gap}.",
+    e_above_hull="Hull {e_above_hull}.",
+    space_group_number="Group {space_group_number}.",
     instruction="Write it:",
     formula_style="cell",
 )
@@ -36,13 +49,13 @@ def metaspace_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_prompt_text_with_and_without_the_formula():
-    assert prompt_text(PROMPTS, None) == "A crystal.\nWrite it:\n"
-    assert prompt_text(PROMPTS, "Na4Cl4") == "A crystal. Formula Na4Cl4.\nWrite it:\n"
+    assert prompt_text(PROMPTS, UNCONDITIONAL) == "A crystal.\nWrite it:\n"
+    assert prompt_text(PROMPTS, Conditions("Na4Cl4")) == "A crystal. Formula Na4Cl4.\nWrite it:\n"
 
 
 def test_a_brace_in_a_sentence_is_only_text():
     prompts = PROMPTS.model_copy(update={"formula": "{formula} {x}"})
-    assert prompt_text(prompts, "NaCl") == "A crystal. NaCl {x}\nWrite it:\n"
+    assert prompt_text(prompts, Conditions("NaCl")) == "A crystal. NaCl {x}\nWrite it:\n"
 
 
 def test_formula_styles():
@@ -51,16 +64,31 @@ def test_formula_styles():
     assert prompt_formula(REDUCED, numbers) == "NaCl"
 
 
-@pytest.mark.parametrize("formula", [None, "Na1Cl1"])
-def test_an_example_is_the_prompt_the_answer_and_the_end(formula):
+def test_any_conditions_have_their_sentences_in_a_fixed_order():
+    asked = Conditions(space_group_number=225, e_above_hull=0.0, band_gap=1.23456)
+    expected = "A crystal. Gap 1.235. Hull 0.000. Group 225.\nWrite it:\n"
+    assert prompt_text(PROMPTS, asked) == expected
+    assert asked.given() == ("band_gap", "e_above_hull", "space_group_number")
+    assert asked.only(["band_gap"]) == Conditions(band_gap=1.23456)
+    assert Conditions(e_above_hull=-0.0001).words("e_above_hull") == "0.000"
+
+
+def test_conditions_of_a_crystal_are_what_its_row_says():
+    row = {"atomic_numbers": [17, 11, 17, 11], "band_gap": 5.0, "e_above_hull": None}
+    expected = Conditions("Na2Cl2", ("Na", "Cl"), band_gap=5.0)
+    assert conditions_of(PROMPTS, row) == expected
+
+
+@pytest.mark.parametrize("conditions", [UNCONDITIONAL, Conditions("Na1Cl1", band_gap=1.0)])
+def test_an_example_is_the_prompt_the_answer_and_the_end(conditions):
     tokenizer = make_tokenizer()
     tokens = PromptTokens(PROMPTS, tokenizer)
     text = encode(rocksalt())
-    example = tokens.example(formula, text)
-    assert example.tokens[: example.prompt_length] == tokens.prompt(formula)
+    example = tokens.example(conditions, text)
+    assert example.tokens[: example.prompt_length] == tokens.prompt(conditions)
     assert example.tokens[-1] == tokenizer.convert_tokens_to_ids(END) == tokens.end_token_id
     assert tokens.end_token_id not in example.tokens[:-1]
-    assert tokenizer.decode(tokens.prompt(formula)) == prompt_text(PROMPTS, formula)
+    assert tokenizer.decode(tokens.prompt(conditions)) == prompt_text(PROMPTS, conditions)
     assert tokens.decode(example.tokens[example.prompt_length :]) == text
 
 
@@ -73,9 +101,9 @@ def test_an_answer_of_a_sentencepiece_tokenizer_has_no_space_of_its_own():
     assert pieces[:3] == ["4", ".", "0"]
     assert pieces[-1] == "</s>"
     # Prompt and answer are what the two make as one text.
-    whole = tokenizer(prompt_text(PROMPTS, None) + text)["input_ids"]
-    assert [*tokens.prompt(None), *answer[:-1]] == whole
-    assert tokenizer.convert_ids_to_tokens(tokens.prompt(None))[0] == "<s>"
+    whole = tokenizer(prompt_text(PROMPTS, UNCONDITIONAL) + text)["input_ids"]
+    assert [*tokens.prompt(UNCONDITIONAL), *answer[:-1]] == whole
+    assert tokenizer.convert_ids_to_tokens(tokens.prompt(UNCONDITIONAL))[0] == "<s>"
 
 
 def test_a_prompt_does_not_end_the_text():
@@ -84,7 +112,7 @@ def test_a_prompt_does_not_end_the_text():
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     tokens = PromptTokens(PROMPTS, tokenizer)
-    assert tokens.end_token_id not in tokens.prompt(None)
+    assert tokens.end_token_id not in tokens.prompt(UNCONDITIONAL)
     assert tokens.answer("1.0").count(tokens.end_token_id) == 1
 
 

@@ -3,23 +3,16 @@
 from collections.abc import Callable, Sequence
 
 from crystals import caesium_chloride, rocksalt
-from flowllm.config import Prompts
+from flowllm.config import load_config
 from flowllm.llm.engine import Draft, Request
 from flowllm.llm.pairing import by_species
-from flowllm.llm.prompts import PromptTokens
+from flowllm.llm.prompts import UNCONDITIONAL, Conditions, PromptTokens
 from flowllm.llm.sampling import Sampler, Speed, Task, sample_columns, sampling_counts
 from flowllm.llm.text import composition_of, encode
+from llm_run import CONFIGS
 from tiny_llm import make_tokenizer
 
-PROMPTS = PromptTokens(
-    Prompts(
-        introduction="A crystal.",
-        formula="Formula {formula}.",
-        instruction="Write it:",
-        formula_style="cell",
-    ),
-    make_tokenizer(),
-)
+PROMPTS = PromptTokens(load_config(CONFIGS).prompts, make_tokenizer())
 SALT, CAESIUM = encode(rocksalt()), encode(caesium_chloride())
 
 
@@ -45,7 +38,7 @@ def sampler(typist: Typist, max_attempts: int = 3) -> Sampler:
 
 def salt_task(seed: int, regex: str | None = None) -> Task:
     composition = composition_of(rocksalt().atomic_numbers)
-    return Task("Na1Cl1", composition, regex, lambda attempt: 100 * seed + attempt)
+    return Task(Conditions("Na1Cl1"), composition, regex, lambda attempt: 100 * seed + attempt)
 
 
 def test_only_what_was_rejected_is_drawn_again_with_the_next_seed():
@@ -71,10 +64,10 @@ def test_only_what_was_rejected_is_drawn_again_with_the_next_seed():
 
 def test_prompts_and_expressions_reach_the_engine():
     typist = Typist(lambda _: SALT)
-    sampler(typist).draw([salt_task(0, regex="x+"), Task(None, None, None, lambda _: 7)])
+    sampler(typist).draw([salt_task(0, regex="x+"), Task(UNCONDITIONAL, None, None, lambda _: 7)])
     first, second = typist.rounds[0]
-    assert first == Request(PROMPTS.prompt("Na1Cl1"), 0, "x+")
-    assert second == Request(PROMPTS.prompt(None), 7, None)
+    assert first == Request(PROMPTS.prompt(Conditions("Na1Cl1")), 0, "x+")
+    assert second == Request(PROMPTS.prompt(UNCONDITIONAL), 7, None)
 
 
 def test_a_truncated_draft_is_rejected():

@@ -480,6 +480,45 @@ def export(
     write(files, out, form.value, limit)
 
 
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Option(help="Folder of the merged model.")],
+    out: Out,
+    formula: Annotated[str | None, typer.Option(help="Of the cell, e.g. Na4Cl4.")] = None,
+    elements: Annotated[str | None, typer.Option(help="E.g. Na,Cl.")] = None,
+    formation_energy_per_atom: Annotated[float | None, typer.Option(help="eV.")] = None,
+    band_gap: Annotated[float | None, typer.Option(help="eV.")] = None,
+    e_above_hull: Annotated[float | None, typer.Option(help="eV per atom.")] = None,
+    space_group_number: Annotated[int | None, typer.Option(min=1, max=230)] = None,
+    conditions: Annotated[
+        Path | None, typer.Option(help="CSV file, a column for each of the conditions above.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Crystals for each wish.")] = 1,
+    gpus: Gpus = 0,
+    row: Row = None,
+    config: Configs = None,
+) -> None:
+    """Sample crystals on request: give conditions, a file of them, or none."""
+    from flowllm.llm.on_request import read_conditions
+    from flowllm.llm.on_request import sample as draw
+
+    configs = config or [Path("config.yaml")]
+    given = _settings("sample_base", None, configs, None, row or load_config(configs).bases[0].name)
+    wish = {
+        "formula": formula,
+        "elements": elements,
+        "formation_energy_per_atom": formation_energy_per_atom,
+        "band_gap": band_gap,
+        "e_above_hull": e_above_hull,
+        "space_group_number": space_group_number,
+    }
+    words = {name: str(value) for name, value in wish.items() if value is not None}
+    if conditions is not None and words:
+        raise FlowllmError("give conditions either as options or as a file, not both")
+    asked = read_conditions(conditions) if conditions else [words]
+    draw(given, model=model, asked=asked, count=count, out=out, gpus=gpus)
+
+
 def main() -> None:
     """Run the command; what the user can mend is printed without a traceback."""
     stop_at_once_on_sigterm()

@@ -65,18 +65,35 @@ class Prepare(Section):
         return self
 
 
+CONDITIONS = (
+    "formula",
+    "elements",
+    "formation_energy_per_atom",
+    "band_gap",
+    "e_above_hull",
+    "space_group_number",
+)
+"""What a prompt can give of a crystal, in the order of its sentences."""
+
+
 class Prompts(Section):
     """What the language model is asked, in training and sampling alike."""
 
     introduction: str
     formula: str = Field(description="sentence with {formula}")
+    elements: str = Field(description="sentence with {elements}, and so for the following")
+    formation_energy_per_atom: str
+    band_gap: str
+    e_above_hull: str
+    space_group_number: str
     instruction: str
     formula_style: Literal["cell", "reduced"]
 
     @model_validator(mode="after")
-    def _formula_is_used(self) -> "Prompts":
-        if "{formula}" not in self.formula:
-            raise ValueError("formula must contain {formula}")
+    def _values_are_used(self) -> "Prompts":
+        for name in CONDITIONS:
+            if f"{{{name}}}" not in getattr(self, name):
+                raise ValueError(f"{name} must contain {{{name}}}")
         return self
 
 
@@ -100,10 +117,17 @@ class FinetuneLlm(Section):
     max_tokens: PositiveInt = Field(description="longer texts are left out, and counted")
     gradient_checkpointing: bool
     loss_on: Literal["text", "crystal"] = Field(description="prompt and crystal, or crystal only")
-    formula_share: Fraction = Field(description="share of prompts that give the formula")
+    formula_share: Fraction = Field(description="share of prompts that give the formula alone")
+    properties_share: Fraction = Field(description="share that give some of all that is known")
     validation_rows: PositiveInt
     eval_steps: PositiveInt
     save_steps: PositiveInt
+
+    @model_validator(mode="after")
+    def _shares_leave_room(self) -> "FinetuneLlm":
+        if self.formula_share + self.properties_share > 1:
+            raise ValueError("formula_share and properties_share exceed 1 together")
+        return self
 
 
 class Sizes(Section):
@@ -127,6 +151,7 @@ class SamplePairs(Section):
 
     temperature: PositiveFloat
     top_p: Probability
+    backend: Literal["vllm", "transformers"]
     structured: bool = Field(description="grammar that fixes the form and the formula's atoms")
     max_attempts: PositiveInt = Field(description="drafts a pair before it is given up")
     chunk_size: PositiveInt = Field(description="prompts at once; what a kill can cost")
@@ -188,6 +213,7 @@ class Base(Section):
 class SampleBase(Section):
     """Unconditional sampling, the start of generation."""
 
+    backend: Literal["vllm", "transformers"]
     structured: bool = Field(description="grammar that fixes the form of the text")
     max_attempts: PositiveInt
     chunk_size: PositiveInt

@@ -8,8 +8,9 @@ from flowllm.config import Prompts
 from flowllm.llm.base_model import load_tokenizer
 from flowllm.llm.engine import Sampling, VllmEngine
 from flowllm.llm.model_record import ModelRecord, read_record
-from flowllm.llm.prompts import PromptTokens
-from flowllm.llm.sampling import Sampler
+from flowllm.llm.prompts import Conditions, PromptTokens
+from flowllm.llm.sampling import Engine, Sampler
+from flowllm.llm.transformers_engine import TransformersEngine
 from flowllm.runlog import log
 
 
@@ -35,24 +36,32 @@ class ModelFolder:
 
     def sampler(
         self,
-        formulas: Iterable[str | None],
+        asked: Iterable[Conditions],
         *,
         temperature: float,
         top_p: float,
         max_attempts: int,
+        backend: str,
         gpus: int,
     ) -> Sampler:
         """Return what draws crystals with this model.
 
         Args:
-            formulas: all that will stand in prompts, for the length of the longest.
+            asked: conditions of all prompts.
             temperature: of the softmax.
             top_p: nucleus probability.
             max_attempts: drafts a crystal before it is given up.
+            backend: vllm or transformers.
             gpus: GPUs of the job, 0 for the CPU.
+
+        Raises:
+            FlowllmError: the model was not trained on such prompts.
         """
         record = self.record
-        longest_prompt = max(len(self.prompts.prompt(formula)) for formula in formulas)
+        distinct = set(asked)
+        for conditions in distinct:
+            record.check_conditions(conditions.given(), self._folder)
+        longest_prompt = max(len(self.prompts.prompt(conditions)) for conditions in distinct)
         sampling = Sampling(
             temperature=temperature,
             top_p=top_p,
@@ -60,12 +69,15 @@ class ModelFolder:
             end_token_id=self.prompts.end_token_id,
         )
 
-        def start_engine() -> VllmEngine:
+        def start_engine() -> Engine:
             started = time.perf_counter()
-            engine = VllmEngine(
-                self._folder, gpus=gpus, max_prompt_tokens=longest_prompt, sampling=sampling
-            )
-            log.info("vLLM started in %.1f s", time.perf_counter() - started)
+            if backend == "transformers":
+                engine: Engine = TransformersEngine(self._folder, sampling=sampling)
+            else:
+                engine = VllmEngine(
+                    self._folder, gpus=gpus, max_prompt_tokens=longest_prompt, sampling=sampling
+                )
+            log.info("%s started in %.1f s", backend, time.perf_counter() - started)
             return engine
 
         return Sampler(

@@ -1,6 +1,7 @@
 """What an adapter's and a merged model's folder tell of how they were made (`flowllm.json`)."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ class ModelRecord:
     Attributes:
         base_model: name of the base model as the configuration gives it.
         precision: of the merged weights.
-        prompts: the prompts it was trained on.
+        prompts: the prompts it was trained on; a sentence that none of them had is left out.
         elements: atomic numbers of the training crystals, ascending.
         max_atoms: the most atoms of a training crystal.
         max_length: whole angstrom of their longest lattice vector, at most 99.
@@ -37,10 +38,22 @@ class ModelRecord:
             FlowllmError: the prompts differ.
         """
         asked = prompts.model_dump()
-        if differing := sorted(key for key in asked if asked[key] != self.prompts.get(key)):
+        if differing := sorted(key for key in self.prompts if asked.get(key) != self.prompts[key]):
             raise FlowllmError(
                 f"{folder}: was trained on other prompts ({', '.join(differing)} differ); sample "
                 "with the prompts of its training, or fine-tune again"
+            )
+
+    def check_conditions(self, names: Iterable[str], folder: Path) -> None:
+        """Check that a model has been trained on the conditions that it is asked for.
+
+        Raises:
+            FlowllmError: it has not.
+        """
+        if unknown := sorted(set(names) - set(self.prompts)):
+            raise FlowllmError(
+                f"{folder}: was trained on no prompt that gives {', '.join(unknown)}; fine-tune "
+                "with a finetune_llm.properties_share, on crystals that have these values"
             )
 
 

@@ -5,15 +5,16 @@ itself and joined, so no token spans the border, and an answer ends with the tok
 which the model learns to write.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from pymatgen.core import Composition
 from transformers import PreTrainedTokenizerBase
 
-from flowllm.config import Prompts
+from flowllm.config import CONDITIONS, Prompts
 from flowllm.crystal import cell_formula
 from flowllm.errors import FlowllmError
 from flowllm.llm.text import composition_of, element_symbol
@@ -35,17 +36,72 @@ class Example:
     prompt_length: int
 
 
-def prompt_text(prompts: Prompts, formula: str | None) -> str:
+@dataclass(frozen=True)
+class Conditions:
+    """What a prompt gives of a crystal; None is left out.
+
+    Attributes:
+        formula: in the style of the prompts.
+        elements: symbols, each once, by electronegativity.
+        formation_energy_per_atom: eV.
+        band_gap: eV.
+        e_above_hull: eV per atom.
+        space_group_number: 1 to 230.
+    """
+
+    formula: str | None = None
+    elements: tuple[str, ...] | None = None
+    formation_energy_per_atom: float | None = None
+    band_gap: float | None = None
+    e_above_hull: float | None = None
+    space_group_number: int | None = None
+
+    def given(self) -> tuple[str, ...]:
+        """Names of what is given."""
+        return tuple(name for name in CONDITIONS if getattr(self, name) is not None)
+
+    def only(self, names: Sequence[str]) -> "Conditions":
+        """Return just these of the conditions."""
+        return Conditions(**{name: getattr(self, name) for name in names})
+
+    def words(self, name: str) -> str:
+        """Return one condition as a prompt writes it: energies with three decimal places."""
+        value = getattr(self, name)
+        if isinstance(value, tuple):
+            return ", ".join(value)
+        # Adding zero makes -0.0 and what rounds to it plain zero.
+        return f"{round(value, 3) + 0.0:.3f}" if isinstance(value, float) else str(value)
+
+
+UNCONDITIONAL = Conditions()
+"""A prompt that gives nothing."""
+
+
+def conditions_of(prompts: Prompts, row: Mapping[str, Any]) -> Conditions:
+    """Return all that is known of a crystal.
+
+    Args:
+        prompts: for the formula's style.
+        row: of `tables.CRYSTALS`.
+    """
+    numbers = np.asarray(row["atomic_numbers"])
+    names = Composition(cell_formula(numbers)).as_dict()
+    known = {name: row.get(name) for name in CONDITIONS[2:]}
+    return Conditions(prompt_formula(prompts, numbers), tuple(names), **known)
+
+
+def prompt_text(prompts: Prompts, conditions: Conditions) -> str:
     """Return the prompt as text; it ends with the line break after which the answer starts.
 
     Args:
         prompts: the sentences.
-        formula: what the formula sentence says, None to leave the sentence out.
+        conditions: what they say; the sentence of what is not given is left out.
     """
-    first = prompts.introduction
-    if formula is not None:
-        first += " " + prompts.formula.replace("{formula}", formula)
-    return f"{first}\n{prompts.instruction}\n"
+    sentences = [prompts.introduction]
+    for name in conditions.given():
+        sentence = getattr(prompts, name)
+        sentences.append(sentence.replace(f"{{{name}}}", conditions.words(name)))
+    return f"{' '.join(sentences)}\n{prompts.instruction}\n"
 
 
 def prompt_formula(prompts: Prompts, atomic_numbers: np.ndarray) -> str:
@@ -80,9 +136,9 @@ class PromptTokens:
         self._line_break = self._ids("\n")
         self.prompt = lru_cache(CACHED_PROMPTS)(self._prompt)
 
-    def _prompt(self, formula: str | None) -> tuple[int, ...]:
+    def _prompt(self, conditions: Conditions) -> tuple[int, ...]:
         """Return the tokens of a prompt, begun as the tokenizer begins a text (Llama's <s>)."""
-        ids = self._tokenizer(prompt_text(self.prompts, formula))["input_ids"]
+        ids = self._tokenizer(prompt_text(self.prompts, conditions))["input_ids"]
         # Some tokenizers also end every text; the answer is yet to come.
         return tuple(ids[:-1] if ids[-1] == self.end_token_id else ids)
 
@@ -98,9 +154,9 @@ class PromptTokens:
         ids = with_break[count:] if joined else self._ids(text)
         return (*ids, self.end_token_id)
 
-    def example(self, formula: str | None, text: str) -> Example:
+    def example(self, conditions: Conditions, text: str) -> Example:
         """Return one training text: prompt, answer, end token."""
-        prompt = self.prompt(formula)
+        prompt = self.prompt(conditions)
         return Example((*prompt, *self.answer(text)), len(prompt))
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from flowllm.crystal import Crystal
 from flowllm.llm.engine import Draft, Request
-from flowllm.llm.prompts import PromptTokens
+from flowllm.llm.prompts import Conditions, PromptTokens
 from flowllm.llm.text import Rejection, decode
 
 EXHAUSTED = "exhausted"
@@ -32,13 +32,13 @@ class Task:
     """One crystal to be drawn.
 
     Attributes:
-        formula: what the prompt says, None for an unconditional draft.
+        conditions: what the prompt says.
         composition: atomic number to count that the draft must have, None for any.
         regex: expression that holds the text to its form, None for a free text.
         seed: from the number of the attempt (from 0) to its seed.
     """
 
-    formula: str | None
+    conditions: Conditions
     composition: Mapping[int, int] | None
     regex: str | None
     seed: Callable[[int], int]
@@ -126,7 +126,7 @@ class Sampler:
 
     def _generate(self, tasks: Sequence[Task], attempt: int) -> list[Draft]:
         requests = [
-            Request(self._prompts.prompt(task.formula), task.seed(attempt), task.regex)
+            Request(self._prompts.prompt(task.conditions), task.seed(attempt), task.regex)
             for task in tasks
         ]
         if self._engine is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowllm.crystal import Crystal
-from flowllm.llm.prompts import Example, PromptTokens, prompt_formula
+from flowllm.llm.prompts import UNCONDITIONAL, Conditions, Example, PromptTokens, conditions_of
 from flowllm.llm.text import encode
 from flowllm.seeds import generator
 from flowllm.tables import crystal_of
@@ -59,6 +59,7 @@ class TrainingTexts:
         *,
         max_tokens: int,
         formula_share: float,
+        properties_share: float,
         key: tuple[int, str],
     ) -> None:
         """Encode the crystals.
@@ -67,35 +68,43 @@ class TrainingTexts:
             rows: rows of `tables.CRYSTALS`.
             prompts: prompts as tokens.
             max_tokens: the most tokens of a text.
-            formula_share: share of examples whose prompt gives the formula.
+            formula_share: share of examples whose prompt gives the formula alone.
+            properties_share: share whose prompt gives some of all that is known of the crystal.
             key: the seed, and a name for these texts.
         """
         self._prompts = prompts
-        self._formula_share = formula_share
+        self._formula_share, self._properties_share = formula_share, properties_share
         self._seed, self._name = key
-        self._rows: list[tuple[str, str]] = []
+        self._rows: list[tuple[Conditions, str]] = []
         self.too_long = 0
         for row in rows:
             crystal = crystal_of(row)
             assert isinstance(crystal, Crystal)
-            formula = prompt_formula(prompts.prompts, crystal.atomic_numbers)
+            known = conditions_of(prompts.prompts, row)
             text = encode(crystal)
-            if len(prompts.example(formula, text).tokens) > max_tokens:
+            longest = known if properties_share else known.only(["formula"])
+            if len(prompts.example(longest, text).tokens) > max_tokens:
                 self.too_long += 1
             else:
-                self._rows.append((formula, text))
+                self._rows.append((known, text))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def epoch(self, epoch: int) -> list[Example]:
-        """Return one example a row; which prompts give the formula is drawn anew every epoch."""
-        draws = generator(self._seed, "finetune_llm", self._name, "formula", epoch)
-        with_formula = draws.random(len(self._rows)) < self._formula_share
-        return [
-            self._prompts.example(formula if given else None, text)
-            for given, (formula, text) in zip(with_formula, self._rows, strict=True)
-        ]
+        """Return one example a row; what its prompt gives is drawn anew every epoch."""
+        draws = generator(self._seed, "finetune_llm", self._name, "conditions", epoch)
+        return [self._prompts.example(self._draw(known, draws), text) for known, text in self._rows]
+
+    def _draw(self, known: Conditions, draws: np.random.Generator) -> Conditions:
+        """Draw the formula alone, a choice of one to all that is known, or nothing."""
+        kind, names = draws.random(), known.given()
+        if kind < self._formula_share:
+            return known.only(["formula"])
+        if kind < self._formula_share + self._properties_share:
+            count = draws.integers(1, len(names), endpoint=True)
+            return known.only(draws.choice(names, count, replace=False).tolist())
+        return UNCONDITIONAL
 
 
 def order_of_epoch(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from flowllm.config import FinetuneLlm, StageSettings
+from flowllm.config import CONDITIONS, FinetuneLlm, StageSettings
 from flowllm.device import pick_dtype
 from flowllm.errors import FlowllmError
 from flowllm.launcher import launch, make_fabric
@@ -107,6 +107,7 @@ def _texts(
         prompts,
         max_tokens=section.max_tokens,
         formula_share=section.formula_share,
+        properties_share=section.properties_share,
         key=(settings.seed, name),
     )
     if len(texts) == 0:
@@ -119,10 +120,18 @@ def _texts(
 
 def _record(settings: StageSettings, rows: Rows) -> ModelRecord:
     section: FinetuneLlm = settings.finetune_llm
+    trained = {"formula"} if section.formula_share else set()
+    if section.properties_share:
+        trained = {name for name in CONDITIONS if any(row.get(name) is not None for row in rows)}
+        trained |= {"formula", "elements"}
     return ModelRecord(
         base_model=section.base_model,
         precision=section.precision,
-        prompts=settings.prompts.model_dump(),
+        prompts={
+            name: sentence
+            for name, sentence in settings.prompts.model_dump().items()
+            if name not in CONDITIONS or name in trained
+        },
         elements=tuple(sorted({z for row in rows for z in row["atomic_numbers"]})),
         max_atoms=max(row["num_atoms"] for row in rows),
         max_length=min(99, math.ceil(max(max(row["lengths"]) for row in rows))),

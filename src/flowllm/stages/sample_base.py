@@ -7,7 +7,7 @@ from typing import Any
 from flowllm.config import Base, SampleBase, StageSettings
 from flowllm.llm.grammar import crystal_regex
 from flowllm.llm.model_folder import ModelFolder
-from flowllm.llm.prompts import prompt_text
+from flowllm.llm.prompts import UNCONDITIONAL, prompt_text
 from flowllm.llm.sampling import Outcome, Task, sample_columns, sampling_counts
 from flowllm.resume import write_in_parts
 from flowllm.runlog import Progress, stage_run
@@ -38,16 +38,17 @@ def run(
     ) as run:
         opened = ModelFolder(model, settings.prompts)
         sampler = opened.sampler(
-            [None],
+            [UNCONDITIONAL],
             temperature=base.temperature,
             top_p=base.top_p,
             max_attempts=section.max_attempts,
+            backend=section.backend,
             gpus=gpus,
         )
         record = opened.record
         bounds = (record.elements, record.max_atoms, record.max_length)
         regex = crystal_regex(*bounds) if section.structured else None
-        prompt = prompt_text(settings.prompts, None)
+        prompt = prompt_text(settings.prompts, UNCONDITIONAL)
         progress = Progress(f"sample_base: {base.name}", count)
 
         def make_rows(items: range) -> list[dict[str, Any]]:
@@ -67,7 +68,7 @@ def run(
 
 def _task(settings: StageSettings, regex: str | None, number: int) -> Task:
     return Task(
-        formula=None,
+        conditions=UNCONDITIONAL,
         composition=None,
         regex=regex,
         seed=partial(derive, settings.seed, "sample_base", settings.base.name, number),

@@ -15,7 +15,7 @@ from flowllm.errors import FlowllmError
 from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.pairing import by_species
-from flowllm.llm.prompts import prompt_formula, prompt_text
+from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.sampling import Outcome, Task, sample_columns, sampling_counts
 from flowllm.llm.text import composition_of
 from flowllm.resume import write_in_parts
@@ -62,17 +62,21 @@ def run(
     ) as run:
         targets = _draw_targets(settings.seed, crystals, split, range(start, start + count))
         opened = ModelFolder(model, settings.prompts)
-        formulas = [prompt_formula(settings.prompts, c1.atomic_numbers) for _, _, c1 in targets]
+        asked = [
+            Conditions(formula=prompt_formula(settings.prompts, c1.atomic_numbers))
+            for _, _, c1 in targets
+        ]
         sampler = opened.sampler(
-            formulas,
+            asked,
             temperature=section.temperature,
             top_p=section.top_p,
             max_attempts=section.max_attempts,
+            backend=section.backend,
             gpus=gpus,
         )
         tasks = [
-            _task(settings, split, target, formula, opened.record.max_length)
-            for target, formula in zip(targets, formulas, strict=True)
+            _task(settings, split, target, conditions, opened.record.max_length)
+            for target, conditions in zip(targets, asked, strict=True)
         ]
         progress = Progress(f"sample_pairs: {split} pairs", count)
 
@@ -80,7 +84,7 @@ def run(
             outcomes = sampler.draw([tasks[i] for i in items])
             progress.advance(len(items))
             return [
-                _row(settings, split, targets[i], formulas[i], outcome)
+                _row(settings, split, targets[i], asked[i], outcome)
                 for i, outcome in zip(items, outcomes, strict=True)
             ]
 
@@ -113,14 +117,14 @@ def _draw_targets(seed: int, path: Path, split: str, draws: range) -> list[Targe
 
 
 def _task(
-    settings: StageSettings, split: str, target: Target, formula: str, max_length: int
+    settings: StageSettings, split: str, target: Target, conditions: Conditions, max_length: int
 ) -> Task:
     draw, _, c1 = target
     # The atoms stand in the order in which the training text of c1 has them.
     numbers = c1.atomic_numbers.tolist()
     regex = cell_regex(numbers, max_length) if settings.sample_pairs.structured else None
     return Task(
-        formula=formula,
+        conditions=conditions,
         composition=composition_of(c1.atomic_numbers),
         regex=regex,
         seed=partial(derive, settings.seed, "sample_pairs", split, draw),
@@ -128,7 +132,7 @@ def _task(
 
 
 def _row(
-    settings: StageSettings, split: str, target: Target, formula: str, outcome: Outcome
+    settings: StageSettings, split: str, target: Target, conditions: Conditions, outcome: Outcome
 ) -> dict[str, Any]:
     draw, material_id, c1 = target
     c0 = outcome.crystal
@@ -139,5 +143,5 @@ def _row(
         "material_id": material_id,
         "draw": draw,
         "formula": c1.formula,
-        **sample_columns(outcome, prompt_text(settings.prompts, formula)),
+        **sample_columns(outcome, prompt_text(settings.prompts, conditions)),
     }

@@ -1,0 +1,97 @@
+"""What a fine-tuned model writes: share of texts that parse and have the formula, and tokens/s.
+
+python benchmarks/bench_texts.py --model MODEL --crystals val.parquet --config config.yaml ...
+
+Each way of sampling draws its texts once (no second attempt): unconditional, with the formulas of
+random crystals, and both held to their form by structured decoding.
+"""
+
+import argparse
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from flowllm.config import load_config
+from flowllm.crystal import Crystal
+from flowllm.llm.grammar import cell_regex, crystal_regex
+from flowllm.llm.model_folder import ModelFolder
+from flowllm.llm.prompts import UNCONDITIONAL, Conditions, prompt_formula
+from flowllm.llm.sampling import Task
+from flowllm.llm.text import Reason, composition_of
+from flowllm.seeds import derive, generator
+from flowllm.tables import CRYSTALS, crystal_of, read_table
+
+PARSED = {Reason.FORMULA_MISMATCH, Reason.COINCIDING_ATOMS}
+"""Reasons for which a text is turned away though it has the form of crystal text."""
+
+
+def main() -> None:
+    """Print one line a way of sampling."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--crystals", type=Path, required=True)
+    parser.add_argument("--config", type=Path, action="append", required=True)
+    parser.add_argument("--texts", type=int, default=96)
+    parser.add_argument("--max-atoms", type=int, default=20)
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--top-p", type=float, default=0.9)
+    given = parser.parse_args()
+    opened = ModelFolder(given.model, load_config(given.config).prompts)
+    table = read_table(given.crystals, CRYSTALS)
+    rows = [row for row in table.to_pylist() if row["num_atoms"] <= given.max_atoms]
+    chosen = generator(0, "bench_texts").choice(len(rows), given.texts)
+    targets = [crystal_of(rows[i]) for i in chosen]
+    formulas = [
+        Conditions(prompt_formula(opened.prompts.prompts, c.atomic_numbers)) for c in targets
+    ]
+    with opened.sampler(
+        [UNCONDITIONAL, *formulas],
+        temperature=given.temperature,
+        top_p=given.top_p,
+        max_attempts=1,
+        backend="vllm",
+        gpus=0,
+    ) as sampler:
+        sampler.draw([Task(UNCONDITIONAL, None, None, partial(derive, 1))])  # starts the engine
+        for structured in (False, True):
+            for conditional in (False, True):
+                asked = formulas if conditional else [UNCONDITIONAL] * given.texts
+                tasks = [
+                    task(opened, conditions, crystal, structured, i)
+                    for i, (conditions, crystal) in enumerate(zip(asked, targets, strict=True))
+                ]
+                started, before = time.perf_counter(), sampler.speed.tokens
+                outcomes = sampler.draw(tasks)
+                tokens, seconds = sampler.speed.tokens - before, time.perf_counter() - started
+                reasons = Counter(r.reason.value for o in outcomes for r in o.rejections)
+                parsed = given.texts - sum(n for r, n in reasons.items() if Reason(r) not in PARSED)
+                exact = given.texts - sum(
+                    n for r, n in reasons.items() if Reason(r) != Reason.COINCIDING_ATOMS
+                )
+                print(
+                    f"structured {structured!s:5} conditional {conditional!s:5} "
+                    f"parse {parsed}/{given.texts} asked-for atoms {exact}/{given.texts} "
+                    f"tokens/s {tokens / seconds:.0f} ({tokens} in {seconds:.0f} s) "
+                    f"{dict(reasons)}",
+                    flush=True,
+                )
+
+
+def task(
+    opened: ModelFolder, conditions: Conditions, crystal: Crystal, structured: bool, number: int
+) -> Task:
+    """One text: of the crystal's formula where the conditions give one."""
+    record, numbers = opened.record, crystal.atomic_numbers
+    with_formula = conditions.formula is not None
+    regex = None
+    if structured and with_formula:
+        regex = cell_regex(numbers.tolist(), record.max_length)
+    elif structured:
+        regex = crystal_regex(record.elements, record.max_atoms, record.max_length)
+    composition = composition_of(numbers) if with_formula else None
+    return Task(conditions, composition, regex, partial(derive, 0, "bench_texts", number))
+
+
+if __name__ == "__main__":
+    main()

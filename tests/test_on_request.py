@@ -1,0 +1,64 @@
+"""`flowllm sample`: conditions as users write them, sampled with the second engine."""
+
+from pathlib import Path
+
+import pytest
+
+from flowllm.errors import FlowllmError
+from flowllm.llm.on_request import read_conditions, sample
+from flowllm.tables import BASE, read_table
+from llm_run import merged_model, settings_for
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> dict[str, Path]:
+    return merged_model(tmp_path_factory.mktemp("request"))
+
+
+def draw(paths, out: Path, *asked: dict[str, str], **changes) -> list[dict]:
+    changes = {"backend": "transformers", "structured": False, "max_attempts": 1} | changes
+    base = {"row": "tau0.7-p0.9", "sample_base": changes}
+    settings = settings_for("sample_base", paths["base"], **base)
+    sample(settings, model=paths["model"], asked=asked, count=2, out=out, gpus=0)
+    return read_table(out, BASE).to_pylist()
+
+
+def test_formulas_in_any_order_are_asked_for_as_in_training(paths, tmp_path):
+    rows = draw(paths, tmp_path / "out.parquet", {"formula": "Cl4Na4"}, {})
+    assert [row["id"][:11] for row in rows] == ["sample-0000"] * 2 + ["sample-0001"] * 2
+    assert ["Na4Cl4" in row["prompt"] for row in rows] == [True, True, False, False]
+    assert len({row["text"] for row in rows}) == 4
+    assert all(row["attempts"] == 1 for row in rows)
+
+
+def test_structured_decoding_gives_the_formula(paths, tmp_path):
+    changes = {"backend": "vllm", "structured": True, "max_attempts": 20}
+    rows = draw(paths, tmp_path / "out.parquet", {"formula": "ClNa"}, **changes)
+    assert [row["formula"] for row in rows] == ["Na1Cl1"] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"e_above_hull": "0.0"}, "e_above_hull"),  # the model was trained on the formula alone
+        ({"e_above_hull": "low"}, "low"),
+        ({"formula": "Xx2"}, "Xx2"),
+        ({"formula": "Na0.5Cl"}, "whole"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(paths, tmp_path, words, message):
+    with pytest.raises(FlowllmError, match=message):
+        draw(paths, tmp_path / "out.parquet", words)
+
+
+def test_a_file_of_conditions(tmp_path):
+    path = tmp_path / "wishes.csv"
+    path.write_text("formula,band_gap\nNa1Cl1,1.5\n,0.0\nSi2,\n")
+    expected = [{"formula": "Na1Cl1", "band_gap": "1.5"}, {"band_gap": "0.0"}, {"formula": "Si2"}]
+    assert read_conditions(path) == expected
+    path.write_text("formula,bandgap\nNa1Cl1,1.5\n")
+    with pytest.raises(FlowllmError, match="bandgap"):
+        read_conditions(path)
+    path.write_text("formula\n")
+    with pytest.raises(FlowllmError, match="no rows"):
+        read_conditions(path)
