@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--crystals", type=Path, required=True)
     parser.add_argument("--config", type=Path, action="append", required=True)
-    parser.add_argument("--texts", type=int, default=128, help="of vLLM")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64, 128])
+    parser.add_argument("--texts", type=int, default=64, help="of vLLM")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--batch-1-texts", type=int, default=3)
     given = parser.parse_args()
     config = load_config(given.config)
@@ -82,14 +82,15 @@ def measure(name: str, start, opened: ModelFolder, tasks: list[Task]) -> tuple[f
     with Sampler(
         lambda: engine, opened.prompts, max_atoms=opened.record.max_atoms, max_attempts=1
     ) as sampler:
-        clock = time.perf_counter()
+        clock, processor = time.perf_counter(), time.process_time()
         outcomes = sampler.draw(tasks)
-        seconds = time.perf_counter() - clock
+        seconds, busy = time.perf_counter() - clock, time.process_time() - processor
     tokens = sum(outcome.num_tokens for outcome in outcomes)
     accepted = sum(outcome.crystal is not None for outcome in outcomes)
     print(
         f"{name}: {len(tasks)} texts, {tokens} tokens in {seconds:.1f} s, "
-        f"{tokens / seconds:.1f} tokens/s, {accepted} accepted, {accepted / seconds:.3f} pairs/s "
+        f"{tokens / seconds:.1f} tokens/s, {tokens / busy:.1f} a CPU-second, "
+        f"{accepted} accepted, {accepted / seconds:.3f} pairs/s "
         f"(start {started:.1f} s)",
         flush=True,
     )

@@ -26,6 +26,10 @@ PARSED = {Reason.FORMULA_MISMATCH, Reason.COINCIDING_ATOMS}
 """Reasons for which a text is turned away though it has the form of crystal text."""
 
 
+WAYS = ((False, False), (False, True), (True, True), (True, False))
+"""Structured or not, with the formula or not."""
+
+
 def main() -> None:
     """Print one line a way of sampling."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -54,28 +58,27 @@ def main() -> None:
         gpus=0,
     ) as sampler:
         sampler.draw([Task(UNCONDITIONAL, None, None, partial(derive, 1))])  # starts the engine
-        for structured in (False, True):
-            for conditional in (False, True):
-                asked = formulas if conditional else [UNCONDITIONAL] * given.texts
-                tasks = [
-                    task(opened, conditions, crystal, structured, i)
-                    for i, (conditions, crystal) in enumerate(zip(asked, targets, strict=True))
-                ]
-                started, before = time.perf_counter(), sampler.speed.tokens
-                outcomes = sampler.draw(tasks)
-                tokens, seconds = sampler.speed.tokens - before, time.perf_counter() - started
-                reasons = Counter(r.reason.value for o in outcomes for r in o.rejections)
-                parsed = given.texts - sum(n for r, n in reasons.items() if Reason(r) not in PARSED)
-                exact = given.texts - sum(
-                    n for r, n in reasons.items() if Reason(r) != Reason.COINCIDING_ATOMS
-                )
-                print(
-                    f"structured {structured!s:5} conditional {conditional!s:5} "
-                    f"parse {parsed}/{given.texts} asked-for atoms {exact}/{given.texts} "
-                    f"tokens/s {tokens / seconds:.0f} ({tokens} in {seconds:.0f} s) "
-                    f"{dict(reasons)}",
-                    flush=True,
-                )
+        for structured, conditional in WAYS:
+            asked = formulas if conditional else [UNCONDITIONAL] * given.texts
+            tasks = [
+                task(opened, conditions, crystal, structured, i)
+                for i, (conditions, crystal) in enumerate(zip(asked, targets, strict=True))
+            ]
+            clock, processor = time.perf_counter(), time.process_time()
+            outcomes = sampler.draw(tasks)
+            seconds, busy = time.perf_counter() - clock, time.process_time() - processor
+            reasons = Counter(r.reason for o in outcomes for r in o.rejections)
+            malformed = sum(count for reason, count in reasons.items() if reason not in PARSED)
+            parsed = given.texts - malformed
+            as_asked = parsed - reasons[Reason.FORMULA_MISMATCH]
+            tokens = sum(outcome.num_tokens for outcome in outcomes)
+            print(
+                f"structured {structured!s:5} conditional {conditional!s:5} of {given.texts}: "
+                f"{parsed} parse, {as_asked} have the asked-for atoms; "
+                f"{tokens} tokens, {tokens / seconds:.0f}/s, {tokens / busy:.0f} a CPU-second; "
+                f"{ {reason.value: count for reason, count in reasons.items()} }",
+                flush=True,
+            )
 
 
 def task(

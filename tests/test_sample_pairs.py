@@ -53,7 +53,7 @@ def test_every_pair_has_the_atoms_of_its_training_crystal(shard):
         c0, c1 = crystal_of(row), crystal_of(row, "target_")
         truth = crystals[row["material_id"]]
         assert row["formula"] == truth.formula == c0.formula
-        assert f"formula is {truth.formula}." in row["prompt"]
+        assert f"Formula {truth.formula}." in row["prompt"]
         assert c0.atomic_numbers.tolist() == sorted(truth.atomic_numbers.tolist())
         # c1 is the training crystal itself, every atom with its own coordinates.
         atoms = zip(truth.atomic_numbers.tolist(), truth.frac_coords.tolist(), strict=True)
