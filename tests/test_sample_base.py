@@ -45,7 +45,7 @@ def test_every_crystal_is_within_what_was_trained(paths, tmp_path):
         assert 1 <= crystal.num_atoms <= 5
         assert set(crystal.atomic_numbers.tolist()) <= {8, 11, 17, 22, 29, 38, 55}
         assert ((crystal.angles >= 60) & (crystal.angles <= 120)).all()
-        assert "formula" not in row["prompt"]
+        assert "Formula" not in row["prompt"]
     assert len({row["text"] for row in rows}) == COUNT
 
 

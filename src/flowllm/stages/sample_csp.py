@@ -11,7 +11,7 @@ from flowllm.config import CspBase, SampleBase, StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
-from flowllm.llm.prompts import prompt_formula, prompt_text
+from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.sampling import Outcome, Task, sample_columns, sampling_counts
 from flowllm.llm.text import composition_of
 from flowllm.resume import write_in_parts
@@ -56,12 +56,16 @@ def run(
     ) as run:
         targets = _targets(crystals, start, count)
         opened = ModelFolder(model, settings.prompts)
-        formulas = [prompt_formula(settings.prompts, _numbers(target)) for target in targets]
+        asked = [
+            Conditions(formula=prompt_formula(settings.prompts, _numbers(target)))
+            for target in targets
+        ]
         sampler = opened.sampler(
-            formulas,
+            asked,
             temperature=base.temperature,
             top_p=base.top_p,
             max_attempts=section.max_attempts,
+            backend=section.backend,
             gpus=gpus,
         )
         length = opened.record.max_length if section.structured else None
@@ -71,13 +75,13 @@ def run(
             # Row i of the shard is attempt i mod k at the shard's test crystal i div k.
             draws = [divmod(item, base.attempts) for item in items]
             tasks = [
-                _task(settings, start + at, attempt, targets[at], formulas[at], length)
+                _task(settings, start + at, attempt, targets[at], asked[at], length)
                 for at, attempt in draws
             ]
             outcomes = sampler.draw(tasks)
             progress.advance(len(items))
             return [
-                _row(settings, start + at, attempt, targets[at], formulas[at], outcome)
+                _row(settings, start + at, attempt, targets[at], asked[at], outcome)
                 for (at, attempt), outcome in zip(draws, outcomes, strict=True)
             ]
 
@@ -107,11 +111,11 @@ def _task(
     number: int,
     attempt: int,
     target: Mapping[str, Any],
-    formula: str,
+    conditions: Conditions,
     max_length: int | None,
 ) -> Task:
     return Task(
-        formula=formula,
+        conditions=conditions,
         composition=composition_of(_numbers(target)),
         regex=None if max_length is None else cell_regex(target["atomic_numbers"], max_length),
         seed=partial(
@@ -125,7 +129,7 @@ def _row(
     number: int,
     attempt: int,
     target: Mapping[str, Any],
-    formula: str,
+    conditions: Conditions,
     outcome: Outcome,
 ) -> Row:
     crystal = outcome.crystal
@@ -134,5 +138,5 @@ def _row(
         "material_id": target["id"],
         **crystal_columns(crystal),
         "formula": None if crystal is None else crystal.formula,
-        **sample_columns(outcome, prompt_text(settings.prompts, formula)),
+        **sample_columns(outcome, prompt_text(settings.prompts, conditions)),
     }
