@@ -49,7 +49,9 @@ def billed(target: str, *overlays: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("profile", [[], ["--profile", "slurm"]])
 def test_the_full_configuration_plans_hundreds_of_shards(profile):
-    jobs = planned(snakemake("-n", *profile))
+    output = snakemake("-n", "-p", *profile)
+    assert output.count(" --gpus 4 --out runs/paper/pairs/train/") == 300  # vLLM's tensor parallel
+    jobs = planned(output)
     assert jobs["sample_pairs"] == 300 + 3
     assert jobs["sample_base"] == 3 * 20
     assert jobs["prerelax"] == jobs["refine"] == 5 * 20

@@ -14,9 +14,10 @@ from flowllm.errors import FlowllmError
 
 # A cluster's job reads this file again; it is given the configuration that snakemake started with,
 # so that a file edited meanwhile counts from the next start on, for all jobs alike.
-if not workflow.is_main_process and "FLOWLLM_CONFIG" in os.environ:
-    config = json.loads(os.environ["FLOWLLM_CONFIG"])
-os.environ["FLOWLLM_CONFIG"] = json.dumps(config)
+GIVEN = os.getenv("FLOWLLM_CONFIG")
+if GIVEN and not workflow.is_main_process:
+    config = json.loads(GIVEN)
+os.environ.update(FLOWLLM_CONFIG=json.dumps(config))
 
 # No shell stays between: SIGTERM, which comes before a job is killed, reaches the stage, and the
 # job ends when the stage has saved.

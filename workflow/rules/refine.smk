@@ -3,8 +3,8 @@ rule refine:
         base=base_shard,
         model=flow_model,
     output:
-        f"{RUN}/generated/{{setting}}/shard-{{shard}}.parquet",
         **TRAJECTORIES,
+        generated=f"{RUN}/generated/{{setting}}/shard-{{shard}}.parquet",
     log:
         f"{RUN}/logs/refine/{{setting}}-{{shard}}.log",
     benchmark:
@@ -28,5 +28,5 @@ rule refine:
         "Refining {wildcards.setting}, shard {wildcards.shard}"
     shell:
         "python -m flowllm refine "
-        "--base {input.base:q} {params.model:q} --out {output[0]:q} {params.trajectories:q} "
+        "--base {input.base:q} {params.model:q} --out {output.generated:q} {params.trajectories:q} "
         "--settings {params.settings:q} --log {log:q}"
