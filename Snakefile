@@ -52,6 +52,7 @@ wildcard_constraints:
 localrules:
     all,
     all_dft,
+    dft_hull,
     download,
     fetch_model,
     report,
