@@ -1,22 +1,24 @@
 """The expressions of structured decoding, against Python's own `re` and the codec."""
 
 import re
+from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crystals import perovskite, rocksalt
-from flowllm.crystal import Crystal
+from flowllm.crystal import Crystal, lattice_has_volume
 from flowllm.llm.grammar import cell_regex, crystal_regex
 from flowllm.llm.text import Reason, composition_of, decode, encode
 
 
 @given(st.from_regex(crystal_regex([1, 8, 11, 17, 92], 20, 99), fullmatch=True))
-def test_every_match_decodes_or_has_no_volume(text):
+def test_every_match_decodes_or_has_two_atoms_at_one_point(text):
     decoded = decode(text, max_atoms=20)
     if not isinstance(decoded, Crystal):
-        assert decoded.reason == Reason.NONPHYSICAL_LATTICE
+        assert decoded.reason == Reason.COINCIDING_ATOMS
     else:
         assert set(decoded.atomic_numbers.tolist()) <= {1, 8, 11, 17, 92}
 
@@ -27,7 +29,14 @@ def test_the_atoms_of_a_cell_are_fixed(text):
     if isinstance(decoded, Crystal):
         assert decoded.atomic_numbers.tolist() == [22, 38, 8, 8, 8]
     else:
-        assert decoded.reason == Reason.NONPHYSICAL_LATTICE
+        assert decoded.reason == Reason.COINCIDING_ATOMS
+
+
+def test_angles_match_if_they_span_a_volume():
+    regex = re.compile(cell_regex([11], 9))
+    for angles in product((60, 61, 62, 90, 118, 119, 120), repeat=3):
+        text = f"3.0 3.0 3.0\n{' '.join(map(str, angles))}\nNa\n0.00 0.00 0.00"
+        assert bool(regex.fullmatch(text)) == lattice_has_volume(np.array(angles)), angles
 
 
 @pytest.mark.parametrize("crystal", [rocksalt(), perovskite()])

@@ -1,10 +1,10 @@
 """Regular expressions that hold generated text to the form of crystal text.
 
 With structured decoding the engine lets through just the tokens that continue a match. That changes
-the model's distribution, so it is an option. Numbers are bounded so that nearly every match is a
-cell like those of the training crystals: lengths from 1 angstrom to their longest, angles 60 to 120
-degrees, as Niggli-reduced cells have them. Angles can still span no volume (60, 60, 120); decoding
-turns these away.
+the model's distribution, so it is an option. Numbers are bounded so that every match is a cell like
+those of the training crystals: lengths from 1 angstrom to their longest, angles 60 to 120 degrees,
+as Niggli-reduced cells have them, and such that they span a volume. Two atoms may still stand at
+one point; decoding turns these away.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from itertools import groupby
 
 from flowllm.llm.text import element_symbol
 
-_ANGLE = r"(6[0-9]|[7-9][0-9]|1[01][0-9]|120)"
+_61_TO_119 = "6[1-9]|[7-9][0-9]|1[01][0-9]"
+_60_TO_119 = "60|" + _61_TO_119
 _COORDINATE = r"0\.[0-9][0-9]"
 
 
@@ -40,7 +41,21 @@ def cell_regex(atomic_numbers: Sequence[int], max_length: int) -> str:
 
 def _lattice(max_length: int) -> str:
     length = rf"({_whole_numbers(max_length)})\.[0-9]"
-    return rf"{_three(length)}\n{_three(_ANGLE)}"
+    return rf"{_three(length)}\n({_angles()})"
+
+
+def _angles() -> str:
+    """Expression of three angles that span a volume.
+
+    Of whole degrees from 60 to 120 just the orders of (60, 60, 120), and (120, 120, 120), do not.
+    """
+    low, any_below = f"({_61_TO_119})", f"({_60_TO_119})"
+    triples = [[any_below] * 3]
+    for place in range(3):
+        for others in ([any_below, low], [low, "60"]):
+            triples.append([*others[:place], "120", *others[place:]])
+        triples.append(["120"] * place + [any_below] + ["120"] * (2 - place))
+    return "|".join(" ".join(triple) for triple in triples)
 
 
 def _whole_numbers(last: int) -> str:
