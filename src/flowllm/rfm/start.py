@@ -46,6 +46,9 @@ class StartPoint:
 class LlmStart:
     """The language model's crystal plus zero-mean Gaussian noise.
 
+    Noise also parts atoms of one element that the text puts in one place: an equivariant field
+    moves such atoms alike, so that without it they would stay together to the end.
+
     Attributes:
         coords_noise: standard deviation, fractions of the cell.
         lengths_noise: standard deviation, angstrom.
