@@ -22,7 +22,7 @@ rule refine:
         settings=settings_of("refine", row="setting"),
         model=options(model="model"),
         trajectories=lambda wildcards, output: [
-            f"--trajectories={path}" for path in output[1:]
+            f"--trajectories={output[name]}" for name in TRAJECTORIES
         ],
     message:
         "Refining {wildcards.setting}, shard {wildcards.shard}"
