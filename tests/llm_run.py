@@ -34,7 +34,8 @@ def settings_for(
 ) -> StageSettings:
     """A stage's settings: the demo's, a small fine-tuning of `base`, and the changes."""
     config = load_config(CONFIGS).model_dump(mode="json")
-    config = merge(config, {"finetune_llm": {"base_model": str(base), **SMALL}})
+    attempts = {stage: {"max_attempts": 20} for stage in ("sample_pairs", "sample_base")}
+    config = merge(config, {"finetune_llm": {"base_model": str(base), **SMALL}, **attempts})
     return StageSettings.from_config(stage, check_config(merge(config, changes)), row)
 
 
