@@ -25,7 +25,7 @@ _COMMENT = re.compile(r"(?:^|\s)#\s(.*)$")
 _TARGET = re.compile(r"^->[^;:]*[;:]?\s*")
 _KEY = re.compile(r"^(?:  )?(\w+):")
 _EQUATION = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
-_INLINE = re.compile(r"(?<![`$\\\w])\$([^$`\n]+?)\$")
+_INLINE = re.compile(r"(?<![`$\\\w])\$(?!\s)([^$`\n]+?)(?<!\s)\$(?!\w)")
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
