@@ -16,12 +16,11 @@ from flowllm.llm.grammar import cell_regex, crystal_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
-from flowllm.llm.sampling import Outcome, Task, sample_columns, sampling_counts
+from flowllm.llm.sampling import Task, base_row, write_samples
 from flowllm.llm.text import composition_of
-from flowllm.resume import write_in_parts
 from flowllm.runlog import stage_run
 from flowllm.seeds import derive
-from flowllm.tables import BASE, crystal_columns
+from flowllm.tables import BASE
 
 Words = Mapping[str, str]
 """Conditions as a user writes them: name of the condition to its text."""
@@ -65,16 +64,16 @@ def sample(
         chosen = [numbers[k] for k in items]
         tasks = [_task(settings, opened.record, wishes[i], i, j) for i, j in chosen]
         return [
-            _row(settings.prompts, wishes[i][0], i, j, outcome)
+            base_row(
+                f"sample-{i:04d}-{j:06d}", outcome, prompt_text(settings.prompts, wishes[i][0])
+            )
             for (i, j), outcome in zip(chosen, sampler.draw(tasks), strict=True)
         ]
 
     work = {"asked": [dict(words) for words in asked], "count": count}
-    with stage_run(settings, inputs={"model": model}, output=out, work=work) as run, sampler:
+    with stage_run(settings, inputs={"model": model}, output=out, work=work) as run:
         chunk = settings.sample_base.chunk_size
-        table = write_in_parts(out, run, BASE, len(numbers), chunk, make_rows)
-        columns = ["status", "attempts", "rejections"]
-        run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
+        write_samples(sampler, out, run, BASE, len(numbers), chunk, make_rows)
 
 
 def read_conditions(path: Path) -> list[Words]:
@@ -148,15 +147,3 @@ def _task(settings: StageSettings, record: ModelRecord, wish: Wish, i: int, j: i
         regex=regex,
         seed=partial(derive, settings.seed, "sample", settings.base.name, i, j),
     )
-
-
-def _row(
-    prompts: Prompts, conditions: Conditions, i: int, j: int, outcome: Outcome
-) -> dict[str, Any]:
-    crystal = outcome.crystal
-    return {
-        "id": f"sample-{i:04d}-{j:06d}",
-        **crystal_columns(crystal),
-        "formula": None if crystal is None else crystal.formula,
-        **sample_columns(outcome, prompt_text(prompts, conditions)),
-    }

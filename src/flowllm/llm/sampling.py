@@ -4,12 +4,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
+
+import pyarrow as pa
 
 from flowllm.crystal import Crystal
 from flowllm.llm.engine import Draft, Request
 from flowllm.llm.prompts import Conditions, PromptTokens
 from flowllm.llm.text import Rejection, decode
+from flowllm.resume import write_in_parts
+from flowllm.runlog import StageRun
+from flowllm.tables import crystal_columns
 
 EXHAUSTED = "exhausted"
 """Status of a draw none of whose drafts was accepted."""
@@ -168,6 +174,43 @@ def sample_columns(outcome: Outcome, prompt: str) -> dict[str, Any]:
         if last
         else None,
     }
+
+
+def base_row(row_id: str, outcome: Outcome, prompt: str) -> dict[str, Any]:
+    """Return a row of `tables.BASE`: the crystal as it was drawn, and how it came about."""
+    crystal = outcome.crystal
+    return {
+        "id": row_id,
+        **crystal_columns(crystal),
+        "formula": None if crystal is None else crystal.formula,
+        **sample_columns(outcome, prompt),
+    }
+
+
+def write_samples(
+    sampler: Sampler,
+    out: Path,
+    run: StageRun,
+    schema: pa.Schema,
+    num_rows: int,
+    chunk_size: int,
+    make_rows: Callable[[range], Sequence[Mapping[str, Any]]],
+) -> None:
+    """Write a shard of drawn crystals in parts that a kill leaves behind, and count what came.
+
+    Args:
+        sampler: what `make_rows` draws with; closed at the end.
+        out: the shard.
+        run: the stage's run.
+        schema: of the shard; has the columns of `sample_columns`.
+        num_rows: rows of the shard.
+        chunk_size: rows of a part.
+        make_rows: gives the rows of some row numbers.
+    """
+    with sampler:
+        table = write_in_parts(out, run, schema, num_rows, chunk_size, make_rows)
+    columns = ["status", "attempts", "rejections"]
+    run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
 
 
 def sampling_counts(rows: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str, Any]:

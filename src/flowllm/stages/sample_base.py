@@ -8,11 +8,10 @@ from flowllm.config import Base, SampleBase, StageSettings
 from flowllm.llm.grammar import crystal_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import UNCONDITIONAL, prompt_text
-from flowllm.llm.sampling import Outcome, Task, sample_columns, sampling_counts
-from flowllm.resume import write_in_parts
+from flowllm.llm.sampling import Task, base_row, write_samples
 from flowllm.runlog import Progress, stage_run
 from flowllm.seeds import derive
-from flowllm.tables import BASE, crystal_columns
+from flowllm.tables import BASE
 
 
 def run(
@@ -56,14 +55,11 @@ def run(
             outcomes = sampler.draw([_task(settings, regex, number) for number in numbers])
             progress.advance(len(items))
             return [
-                _row(base.name, number, prompt, outcome)
+                base_row(f"{base.name}-{number:06d}", outcome, prompt)
                 for number, outcome in zip(numbers, outcomes, strict=True)
             ]
 
-        with sampler:
-            table = write_in_parts(out, run, BASE, count, section.chunk_size, make_rows)
-        columns = ["status", "attempts", "rejections"]
-        run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
+        write_samples(sampler, out, run, BASE, count, section.chunk_size, make_rows)
 
 
 def _task(settings: StageSettings, regex: str | None, number: int) -> Task:
@@ -73,13 +69,3 @@ def _task(settings: StageSettings, regex: str | None, number: int) -> Task:
         regex=regex,
         seed=partial(derive, settings.seed, "sample_base", settings.base.name, number),
     )
-
-
-def _row(base: str, number: int, prompt: str, outcome: Outcome) -> dict[str, Any]:
-    crystal = outcome.crystal
-    return {
-        "id": f"{base}-{number:06d}",
-        **crystal_columns(crystal),
-        "formula": None if crystal is None else crystal.formula,
-        **sample_columns(outcome, prompt),
-    }

@@ -12,12 +12,11 @@ from flowllm.errors import FlowllmError
 from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
-from flowllm.llm.sampling import Outcome, Task, sample_columns, sampling_counts
+from flowllm.llm.sampling import Outcome, Task, base_row, write_samples
 from flowllm.llm.text import composition_of
-from flowllm.resume import write_in_parts
 from flowllm.runlog import Progress, stage_run
 from flowllm.seeds import derive
-from flowllm.tables import CRYSTALS, CSP_BASE, crystal_columns, read_table
+from flowllm.tables import CRYSTALS, CSP_BASE, read_table
 
 Row = dict[str, Any]
 
@@ -85,11 +84,8 @@ def run(
                 for (at, attempt), outcome in zip(draws, outcomes, strict=True)
             ]
 
-        with sampler:
-            rows = count * base.attempts
-            table = write_in_parts(out, run, CSP_BASE, rows, section.chunk_size, make_rows)
-        columns = ["status", "attempts", "rejections"]
-        run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
+        num_rows = count * base.attempts
+        write_samples(sampler, out, run, CSP_BASE, num_rows, section.chunk_size, make_rows)
 
 
 def _targets(path: Path, start: int, count: int) -> Sequence[Mapping[str, Any]]:
@@ -132,11 +128,6 @@ def _row(
     conditions: Conditions,
     outcome: Outcome,
 ) -> Row:
-    crystal = outcome.crystal
-    return {
-        "id": f"{settings.csp_base.name}-{number:06d}-{attempt:03d}",
-        "material_id": target["id"],
-        **crystal_columns(crystal),
-        "formula": None if crystal is None else crystal.formula,
-        **sample_columns(outcome, prompt_text(settings.prompts, conditions)),
-    }
+    row_id = f"{settings.csp_base.name}-{number:06d}-{attempt:03d}"
+    row = base_row(row_id, outcome, prompt_text(settings.prompts, conditions))
+    return {**row, "material_id": target["id"]}

@@ -16,9 +16,8 @@ from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
-from flowllm.llm.sampling import Outcome, Task, sample_columns, sampling_counts
+from flowllm.llm.sampling import Outcome, Task, sample_columns, write_samples
 from flowllm.llm.text import composition_of
-from flowllm.resume import write_in_parts
 from flowllm.runlog import Progress, stage_run
 from flowllm.seeds import derive, generator
 from flowllm.tables import CRYSTALS, PAIRS, crystal_columns, crystal_of, read_table
@@ -88,10 +87,7 @@ def run(
                 for i, outcome in zip(items, outcomes, strict=True)
             ]
 
-        with sampler:
-            table = write_in_parts(out, run, PAIRS, count, section.chunk_size, make_rows)
-        columns = ["status", "attempts", "rejections"]
-        run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
+        write_samples(sampler, out, run, PAIRS, count, section.chunk_size, make_rows)
 
 
 Target = tuple[int, str, Crystal]
