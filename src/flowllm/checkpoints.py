@@ -1,24 +1,43 @@
-"""Reading torch checkpoints, which may be cut off or of another version."""
+"""Reading checkpoints, which may be cut off or of another version."""
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from flowllm.errors import FlowllmError
 
+# What the libraries raise depends on where a file ends.
+_DAMAGED = (
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
+
 
 def load_checkpoint(path: Path, device: torch.device) -> Any:
-    """Load a checkpoint of our own as data; nothing in it is executed.
+    """Load a torch checkpoint of our own as data; nothing in it is executed.
 
     Raises:
         FlowllmError: the file is damaged; the message says what to delete.
     """
-    try:
+    with naming_damage(path):
         return torch.load(path, map_location=device, weights_only=True)
-    # What torch raises depends on where the file ends.
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+
+
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Say of what is read within the block which checkpoint is damaged, and what to delete.
+
+    Raises:
+        FlowllmError: the checkpoint is damaged.
+    """
+    try:
+        yield
+    except _DAMAGED as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FlowllmError(
             f"{path}: not a whole checkpoint ({said}); delete it and run the same again, "

@@ -27,13 +27,12 @@ from peft import (
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from flowllm.checkpoints import load_checkpoint
+from flowllm.checkpoints import load_checkpoint, naming_damage
 from flowllm.config import FinetuneLlm
 from flowllm.errors import FlowllmError
 from flowllm.llm.prompts import Example
@@ -357,14 +356,9 @@ def _load_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Opti
         return State()
     device = next(model.parameters()).device
     saved = load_checkpoint(found[-1] / "optimizer.pt", device)
-    try:
+    with naming_damage(found[-1]):
         weights = load_file(found[-1] / "adapter.safetensors")
         state = State(**json.loads((found[-1] / "state.json").read_text()))
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise FlowllmError(
-            f"{found[-1]}: not a whole checkpoint ({error}); delete it and run the same again, "
-            "which starts this training anew"
-        ) from error
     set_peft_model_state_dict(model, weights)
     optimizer.load_state_dict(saved)
     log.info("finetune_llm: resuming after step %d", state.step)
