@@ -15,7 +15,7 @@ from flowllm.evaluate.matching import (
     BucketMatches,
     Tolerances,
     match_bucket,
-    rms_distance,
+    rms_distance_or_error,
 )
 from flowllm.evaluate.parallel import ordered_map
 from flowllm.evaluate.samples import Sample
@@ -65,10 +65,8 @@ def _rms_to_relaxed(sample: Sample, tolerances: Tolerances) -> tuple[float | Non
     """Return the distance of a sample to its relaxed state, or why it cannot be computed."""
     if sample.generated is None or sample.relaxed is None:
         return None, None
-    try:
-        return rms_distance(sample.generated, sample.relaxed, tolerances), None
-    except Exception as error:  # pymatgen raises many kinds; one crystal must not stop all
-        return None, f"comparison with the relaxed crystal: {type(error).__name__}: {error}"
+    distance, error = rms_distance_or_error(sample.generated, sample.relaxed, tolerances)
+    return distance, error and f"comparison with the relaxed crystal: {error}"
 
 
 def match_samples(

@@ -114,6 +114,16 @@ def rms_distance(first: Crystal, second: Crystal, tolerances: Tolerances) -> flo
     return None if found is None else float(found[0])
 
 
+def rms_distance_or_error(
+    first: Crystal, second: Crystal, tolerances: Tolerances
+) -> tuple[float | None, str | None]:
+    """Return `rms_distance` and None, or None and why pymatgen could not compare the crystals."""
+    try:
+        return rms_distance(first, second, tolerances), None
+    except Exception as error:  # pymatgen raises many kinds; one crystal must not stop all
+        return None, f"{type(error).__name__}: {error}"
+
+
 @dataclass(frozen=True)
 class Bucket:
     """All crystals of one reduced composition: the unit of parallel work.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowllm.crystal import Crystal
-from flowllm.evaluate.matching import LOOSE, rms_distance
+from flowllm.evaluate.matching import LOOSE, rms_distance_or_error
 from flowllm.evaluate.rates import rate, summary
 from flowllm.evaluate.validity import (
     is_compositionally_valid,
@@ -62,10 +62,7 @@ def _distance(target: Crystal, attempt: Crystal | None) -> tuple[float | None, s
     """Return the distance of a valid attempt that matches, or None and why it failed, if it did."""
     if attempt is None or not is_structurally_valid(attempt):
         return None, None
-    try:
-        return rms_distance(attempt, target, LOOSE), None
-    except Exception as error:  # pymatgen raises many kinds; one crystal must not stop all
-        return None, f"{type(error).__name__}: {error}"
+    return rms_distance_or_error(attempt, target, LOOSE)
 
 
 def prediction_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
