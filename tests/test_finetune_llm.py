@@ -18,13 +18,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
+from pymatgen.analysis.structure_matcher import StructureMatcher
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.llm.finetuning import learning_rate, summed_loss
 from flowllm.llm.model_record import read_record
 from flowllm.llm.prompts import UNCONDITIONAL, Example, PromptTokens
+from flowllm.llm.text import decode
 from flowllm.llm.training_texts import (
     IGNORED,
     TrainingTexts,
@@ -142,6 +145,7 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(inputs, tmp_pat
     """Killed after a checkpoint; or asked to stop when there is none yet, and so saving one."""
     save_steps = 3 if sent == signal.SIGKILL else 1000
     changes = {"max_steps": 40, "save_steps": save_steps, "eval_steps": 2, "lora_dropout": 0.1}
+    changes |= {"augment_translation": True, "augment_permutation": True}
     settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
     values = {"seed": settings.seed, "version": settings.version, **settings.values}
     stopped = tmp_path / "stopped" / "adapter"
@@ -271,6 +275,48 @@ def test_the_share_of_prompts_with_the_formula():
         assert share != 0.5 or texts.epoch(0) != texts.epoch(1)
 
 
+def decoded(texts: TrainingTexts, epoch: int) -> list[tuple[str, Crystal]]:
+    """Each text's prompt, and its answer read as a crystal."""
+    prompts = PromptTokens(settings_for("finetune_llm", Path("x")).prompts, make_tokenizer())
+    return [
+        (
+            prompts.decode(example.tokens[: example.prompt_length]),
+            decode(prompts.decode(example.tokens[example.prompt_length :]), max_atoms=20),
+        )
+        for example in texts.epoch(epoch)
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"translate": True}, {"permute": True}, {"translate": True, "permute": True}]
+)
+def test_augmented_texts_describe_the_same_crystals_anew_every_epoch(changes):
+    prompts = PromptTokens(settings_for("finetune_llm", Path("x")).prompts, make_tokenizer())
+    plain = training_texts(crystal_rows(), prompts)
+    texts = training_texts(crystal_rows(), prompts, **changes)
+    assert texts.epoch(1) == training_texts(crystal_rows(), prompts, **changes).epoch(1)
+    assert texts.epoch(0) != texts.epoch(1)
+    moved, shuffled = [], []
+    for (asked, crystal), (prompt, other) in zip(decoded(plain, 0), decoded(texts, 0), strict=True):
+        assert asked == prompt
+        shuffled.append(other.atomic_numbers.tolist() != crystal.atomic_numbers.tolist())
+        moved.append(not np.isin(other.frac_coords, crystal.frac_coords).all())
+        # Two decimal places move an atom by a hundredth of the cell at most.
+        matcher = StructureMatcher(ltol=0.01, stol=0.1, primitive_cell=False, scale=False)
+        assert matcher.fit(crystal.to_structure(), other.to_structure())
+    assert any(shuffled) == ("permute" in changes)
+    assert any(moved) == ("translate" in changes)
+
+
+def test_an_augmentation_depends_on_row_and_epoch_alone():
+    """Not on which other rows there are: those left out for their length change no other's."""
+    prompts = PromptTokens(settings_for("finetune_llm", Path("x")).prompts, make_tokenizer())
+    both = {"translate": True, "permute": True}
+    few = training_texts(crystal_rows()[:2], prompts, **both)
+    many = training_texts(crystal_rows(), prompts, **both)
+    assert few.epoch(4) == many.epoch(4)[:2]
+
+
 def test_property_prompts_give_any_choice_of_what_is_known():
     prompts = PromptTokens(settings_for("finetune_llm", Path("x")).prompts, make_tokenizer())
     rows = [{**row, "band_gap": 1.5, "e_above_hull": None} for row in crystal_rows()] * 60
@@ -297,8 +343,9 @@ def powerset(names: list[str]) -> list[tuple[str, ...]]:
     return [chosen for count in range(len(names) + 1) for chosen in combinations(names, count)]
 
 
-def training_texts(rows, prompts, **shares) -> TrainingTexts:
-    return TrainingTexts(rows, prompts, max_tokens=999, key=(0, "train"), **shares)
+def training_texts(rows, prompts, **changes) -> TrainingTexts:
+    given = {"formula_share": 1.0, "properties_share": 0.0, "translate": False, "permute": False}
+    return TrainingTexts(rows, prompts, max_tokens=999, key=(0, "train"), **{**given, **changes})
 
 
 def crystal_rows() -> list[dict]:

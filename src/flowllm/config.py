@@ -119,6 +119,8 @@ class FinetuneLlm(Section):
     loss_on: Literal["text", "crystal"] = Field(description="prompt and crystal, or crystal only")
     formula_share: Fraction = Field(description="share of prompts that give the formula alone")
     properties_share: Fraction = Field(description="share that give some of all that is known")
+    augment_translation: bool = Field(description="move each training crystal anew every epoch")
+    augment_permutation: bool = Field(description="shuffle its atoms anew every epoch")
     validation_rows: PositiveInt
     eval_steps: PositiveInt
     save_steps: PositiveInt

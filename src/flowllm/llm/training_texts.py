@@ -15,6 +15,7 @@ from torch import Tensor
 from flowllm.crystal import Crystal
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, Example, PromptTokens, conditions_of
 from flowllm.llm.text import encode
+from flowllm.llm.transformations import permuted, translated
 from flowllm.seeds import generator
 from flowllm.tables import crystal_of
 
@@ -60,6 +61,8 @@ class TrainingTexts:
         max_tokens: int,
         formula_share: float,
         properties_share: float,
+        translate: bool,
+        permute: bool,
         key: tuple[int, str],
     ) -> None:
         """Encode the crystals.
@@ -70,23 +73,25 @@ class TrainingTexts:
             max_tokens: the most tokens of a text.
             formula_share: share of examples whose prompt gives the formula alone.
             properties_share: share whose prompt gives some of all that is known of the crystal.
+            translate: whether each crystal is moved as a whole, anew every epoch.
+            permute: whether its atoms are put into another order, anew every epoch.
             key: the seed, and a name for these texts.
         """
         self._prompts = prompts
         self._formula_share, self._properties_share = formula_share, properties_share
+        self._translate, self._permute = translate, permute
         self._seed, self._name = key
-        self._rows: list[tuple[Conditions, str]] = []
+        self._rows: list[tuple[int, Conditions, Crystal]] = []
         self.too_long = 0
-        for row in rows:
+        for number, row in enumerate(rows):
             crystal = crystal_of(row)
             assert isinstance(crystal, Crystal)
             known = conditions_of(prompts.prompts, row)
-            text = encode(crystal)
             longest = known if properties_share else known.only(["formula"])
-            if len(prompts.example(longest, text).tokens) > max_tokens:
+            if len(prompts.example(longest, encode(crystal)).tokens) > max_tokens:
                 self.too_long += 1
             else:
-                self._rows.append((known, text))
+                self._rows.append((number, known, crystal))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -94,7 +99,21 @@ class TrainingTexts:
     def epoch(self, epoch: int) -> list[Example]:
         """Return one example a row; what its prompt gives is drawn anew every epoch."""
         draws = generator(self._seed, "finetune_llm", self._name, "conditions", epoch)
-        return [self._prompts.example(self._draw(known, draws), text) for known, text in self._rows]
+        return [
+            self._prompts.example(
+                self._draw(known, draws), encode(self._augmented(crystal, number, epoch))
+            )
+            for number, known, crystal in self._rows
+        ]
+
+    def _augmented(self, crystal: Crystal, number: int, epoch: int) -> Crystal:
+        """Describe a crystal in the way that its row's number and the epoch draw."""
+        if not (self._translate or self._permute):
+            return crystal
+        rng = generator(self._seed, "finetune_llm", self._name, "augmentation", epoch, number)
+        if self._translate:
+            crystal = translated(crystal, rng)
+        return permuted(crystal, rng) if self._permute else crystal
 
     def _draw(self, known: Conditions, draws: np.random.Generator) -> Conditions:
         """Draw the formula alone, a choice of one to all that is known, or nothing."""

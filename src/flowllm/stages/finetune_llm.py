@@ -102,12 +102,16 @@ def _texts(
     name: str, path: Path, rows: Rows, prompts: PromptTokens, settings: StageSettings
 ) -> TrainingTexts:
     section: FinetuneLlm = settings.finetune_llm
+    # Validation crystals stay as they are, so that the losses of all choices compare.
+    augmented = name == "train"
     texts = TrainingTexts(
         rows,
         prompts,
         max_tokens=section.max_tokens,
         formula_share=section.formula_share,
         properties_share=section.properties_share,
+        translate=augmented and section.augment_translation,
+        permute=augmented and section.augment_permutation,
         key=(settings.seed, name),
     )
     if len(texts) == 0:
