@@ -1,20 +1,19 @@
 """dft_collect: a real vasprun.xml, damaged ones, and the MP2020 correction's golden values."""
 
 import gzip
-from pathlib import Path
 
 import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp.outputs import Vasprun
 
 from flowllm import tables
-from flowllm.dft.results import DftRun, RunProblem, corrected_energy
+from flowllm.dft.results import corrected_energy
+from flowllm.dft.runs import DftRun, RunProblem
 from flowllm.runlog import read_provenance
-from flowllm.stages import dft_collect
+from flowllm.stages import dft_collect, stability
 
-from energy_rows import settings  # isort: skip
-
-VASPRUN = Path(__file__).parents[2] / "shared" / "data" / "vasp" / "vasprun.xml.gz"
+from energy_rows import hull_row, settings  # isort: skip
+from vasp_runs import STEP_END, VASPRUN, relaxation, vasprun_text  # isort: skip
 
 
 def finished_run(structure: Structure, energy: float, run_type: str, **parameters) -> DftRun:
@@ -77,16 +76,6 @@ def test_a_run_with_another_u_than_the_sets_is_not_corrected():
     assert caught.value.status == "no_correction"
 
 
-def vasprun_text() -> str:
-    """A real run of Li20Cl20, with the van der Waals term taken out of its list of settings."""
-    if not VASPRUN.exists():
-        pytest.skip(f"{VASPRUN} is not on this machine")
-    text = gzip.decompress(VASPRUN.read_bytes()).decode("ISO-8859-1")
-    lines = [line for line in text.splitlines(keepends=True) if 'name="IVDW"' not in line]
-    assert len(lines) < len(text.splitlines())
-    return "".join(lines)
-
-
 def collect(tmp_path, contents: dict[str, bytes | None], formula="Li20Cl20", **changes):
     """Run the stage over one folder a content, and return its rows by id."""
     root = tmp_path / "dft_inputs"
@@ -135,10 +124,6 @@ def test_no_correction_by_choice(tmp_path):
 
 def test_each_row_says_what_became_of_its_run(tmp_path):
     text = vasprun_text()
-    # The electronic loop is taken for unconverged when it used all of its NELM steps.
-    steps = text.count("<scstep>")
-    unconverged = text.replace('name="NELM">   400', f'name="NELM">   {steps}')
-    assert unconverged != text
     zipped = gzip.compress(text.encode())
     rows = collect(
         tmp_path,
@@ -149,7 +134,7 @@ def test_each_row_says_what_became_of_its_run(tmp_path):
             "unfinished2.gz": zipped[: len(zipped) // 2],
             "garbage": b"<modeling>\n<x></x></modeling>",
             "notzip.gz": b"not a gzip file",
-            "unconverged": unconverged.encode(),
+            "unconverged": relaxation([-150.0], bad=[1]).encode(),
             "vdw.gz": VASPRUN.read_bytes(),
         },
     )
@@ -161,7 +146,7 @@ def test_each_row_says_what_became_of_its_run(tmp_path):
         "unfinished2": "unfinished",
         "garbage": "unreadable",
         "notzip": "unreadable",
-        "unconverged": "not_converged",
+        "unconverged": "unconverged_electronic",
         "vdw": "wrong_functional",
         "unselected": "not_selected",
     }
@@ -175,19 +160,52 @@ def test_each_row_says_what_became_of_its_run(tmp_path):
     assert counts["statuses"]["unfinished"] == 3
 
 
+def test_a_relaxation_under_way_has_an_upper_bound(tmp_path):
+    """Its last good step's energy, corrected, and its distance to the hull with the status."""
+    text = relaxation([-150.0, -151.0])
+    cut = text[: text.index(STEP_END) + 100]
+    rows = collect(tmp_path, {"cut": cut.encode(), "whole": text.encode()})
+    assert (rows["cut"]["status"], rows["whole"]["status"]) == ("unconverged_ionic", "ok")
+    assert rows["cut"]["error"] == "vasprun.xml: step 1 of 1, it was cut short"
+    assert (rows["cut"]["converged_electronic"], rows["cut"]["converged_ionic"]) == (True, False)
+    for name, energy in (("cut", -150.0), ("whole", -151.0)):
+        corrected = (energy - 20 * 0.614) / 40
+        assert rows[name]["raw_energy_per_atom"] == pytest.approx(energy / 40)
+        assert rows[name]["corrected_energy_per_atom"] == pytest.approx(corrected)
+        assert tables.crystal_of(rows[name]).num_atoms == 40
+    check_stability_of_an_upper_bound(tmp_path)
+
+
+def check_stability_of_an_upper_bound(tmp_path):
+    """Two hulls: one above the bound, so that the crystal is stable for certain; one below it."""
+    hull, out = tmp_path / "hull.parquet", tmp_path / "stability.parquet"
+    for element_energy, stable in ((-4.0, [True, True]), (-4.07, [False, True])):
+        entries = [
+            hull_row(element, element_energy, "dft", "DFT, correction MP2020")
+            for element in ("Li", "Cl")
+        ]
+        tables.write_table(hull, entries, tables.HULL_ENTRIES, {})
+        given = {"energies": [tmp_path / "dft.parquet"], "hull": hull, "kind": "dft", "out": out}
+        stability.run(settings("stability"), **given)
+        cut, whole, unselected = tables.read_table(out, tables.STABILITY).to_pylist()
+        assert cut["e_above_hull"] == pytest.approx(-150 / 40 - 0.307 - element_energy)
+        assert cut["e_above_hull"] - whole["e_above_hull"] == pytest.approx(1 / 40)
+        assert (cut["status"], whole["status"]) == ("unconverged_ionic", "ok")
+        assert [cut["stable"], whole["stable"]] == stable
+        assert unselected["e_above_hull"] is None
+
+
 def test_the_last_leg_of_a_run_counts(tmp_path):
-    text = vasprun_text()
-    earlier = text.replace("-153.0123588", "-100.0000000").encode()
-    assert earlier != text.encode()
-    rows = collect(tmp_path, {"legs": None})
+    collect(tmp_path, {"legs": None})
     folder = tmp_path / "dft_inputs" / "00000" / "legs"
-    (folder / "vasprun.xml.relax1.gz").write_bytes(gzip.compress(earlier))
-    (folder / "vasprun.xml.relax2.gz").write_bytes(gzip.compress(text.encode()))
+    for leg, energy in ((1, -100.0), (2, -150.0)):
+        text = relaxation([energy]).encode()
+        (folder / f"vasprun.xml.relax{leg}.gz").write_bytes(gzip.compress(text))
     manifest, out = tmp_path / "dft_inputs" / "manifest.parquet", tmp_path / "again.parquet"
     dft_collect.run(settings("dft_collect"), manifest=manifest, out=out)
     rows = {row["id"]: row for row in tables.read_table(out, tables.DFT_RESULTS).to_pylist()}
     assert rows["legs"]["status"] == "ok"
-    assert rows["legs"]["raw_energy_per_atom"] == pytest.approx(-153.0123588 / 40, abs=1e-9)
+    assert rows["legs"]["raw_energy_per_atom"] == pytest.approx(-150.0 / 40, abs=1e-9)
 
 
 def test_a_run_of_another_composition_is_not_taken(tmp_path):

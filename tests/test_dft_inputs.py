@@ -1,5 +1,6 @@
 """dft_inputs: folders as pymatgen's sets make them, a manifest row for every relaxed row."""
 
+import gzip
 import json
 import os
 import re
@@ -135,7 +136,25 @@ def test_quantum_espresso_inputs(tmp_path):
     assert rows[3]["potcar_symbols"] == ["Sr.UPF", "Fe.UPF", "O.UPF"]
 
 
-@pytest.mark.parametrize("finished", ["vasprun.xml", "vasprun.xml.relax2"])
+def run_task(root, task):
+    """What SLURM does for one line of the list, with `echo` in VASP's place."""
+    environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": str(task)}
+    command = ["bash", "job_array.sh"]
+    subprocess.run(command, cwd=root, env=environment | {"VASP_COMMAND": "echo ran"}, check=True)
+
+
+WHOLE = b"<modeling>\n</modeling>\n"
+
+
+@pytest.mark.parametrize(
+    "finished",
+    [
+        {"vasprun.xml": WHOLE},
+        {"vasprun.xml.gz": gzip.compress(WHOLE)},
+        {"vasprun.xml.relax1": WHOLE, "vasprun.xml.relax2": WHOLE},
+        {"vasprun.xml.relax1.gz": b"", "vasprun.xml.relax2.gz": gzip.compress(WHOLE)},
+    ],
+)
 def test_scripts_run_each_folder_once(tmp_path, finished):
     """The array's task for each line calls DFT in that folder; finished runs are passed over."""
     out, rows = run(tmp_path)
@@ -143,20 +162,32 @@ def test_scripts_run_each_folder_once(tmp_path, finished):
     assert folders == [row["path"] for row in rows if row["path"]]
     for folder in folders:
         (out.parent / folder / "POTCAR").write_text("made by the user")
-    (out.parent / folders[1] / finished).write_text("<modeling>\n</modeling>\n")
-    (out.parent / folders[2] / "vasprun.xml").write_text("<modeling>\n")
-    (out.parent / folders[2] / "CONTCAR").write_text("further")
+    for name, content in finished.items():
+        (out.parent / folders[1] / name).write_bytes(content)
     for task in range(1, 4):
-        subprocess.run(
-            ["bash", "job_array.sh"],
-            cwd=out.parent,
-            env={"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": str(task)}
-            | {"VASP_COMMAND": "echo ran"},
-            check=True,
-        )
+        run_task(out.parent, task)
     ran = [(out.parent / folder / "vasp.out").exists() for folder in folders]
     assert ran == [True, False, True]
-    assert (out.parent / folders[2] / "POSCAR").read_text() == "further"
+
+
+@pytest.mark.parametrize(
+    "unfinished",
+    [{"vasprun.xml": b"<modeling>\n"}, {"vasprun.xml": WHOLE, "vasprun.xml.relax1": WHOLE}],
+)
+def test_a_run_that_was_cut_short_goes_on_and_its_result_is_kept(tmp_path, unfinished):
+    """Killed in its course, or between the two legs of custodian's relaxation; twice."""
+    out, rows = run(tmp_path)
+    folder = out.parent / rows[0]["path"]
+    (folder / "POTCAR").write_text("made by the user")
+    (folder / "CONTCAR").write_text("further")
+    for attempt in (1, 2):
+        for name, content in unfinished.items():
+            (folder / name).write_bytes(content)
+        run_task(out.parent, 1)
+        assert (folder / "vasp.out").read_text() == "ran\n"
+        assert (folder / "POSCAR").read_text() == "further"
+        assert (folder / f"vasprun.xml.cut{attempt}").read_bytes() == unfinished["vasprun.xml"]
+        assert not (folder / "vasprun.xml").exists()
 
 
 def test_slurm_runs_the_array(tmp_path):

@@ -184,6 +184,18 @@ def test_dft_results_keep_uncomputed_crystals_in_the_denominators(tmp_path):
     assert numbers["means"]["delta_energy_per_atom"]["count"] == 0
 
 
+def test_a_dft_relaxation_under_way_counts_by_its_upper_bound(tmp_path):
+    """It has a structure and an energy: stable by that energy, it is stable, unique and novel."""
+    salt = rocksalt()
+    run = write_run(tmp_path, [Draw(salt, salt, -0.1)], {}, kind="dft")
+    rows = tables.read_table(run.relaxed[0], tables.DFT_RESULTS).to_pylist()
+    shortfall = {"status": "unconverged_ionic", "error": "cut short", "converged_ionic": False}
+    tables.write_table(run.relaxed[0], [rows[0] | shortfall], tables.DFT_RESULTS, {})
+    numbers, _ = run_metrics(run)
+    assert numbers["rates"]["stability_rate"]["numerator"] == 1
+    assert numbers["rates"]["sun_rate"]["numerator"] == 1
+
+
 def test_nothing_generated_gives_rates_of_zero(tmp_path):
     numbers, flags = run_metrics(write_run(tmp_path, [Draw(), Draw()], {}))
     assert {found["numerator"] for found in numbers["rates"].values()} == {0}

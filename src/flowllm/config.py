@@ -487,7 +487,7 @@ STAGES: dict[str, Stage] = {
     "reference_hull": Stage(("reference_hull", "potential"), version=2),
     "stability": Stage(("stability",)),
     "dft_inputs": Stage(("dft_inputs",)),
-    "dft_collect": Stage(("dft_collect",)),
+    "dft_collect": Stage(("dft_collect",), version=2),
     "dft_hull": Stage(("dft_hull",)),
     "fingerprints": Stage(("fingerprints",)),
     "metrics": Stage(("metrics",), version=2),

@@ -216,9 +216,9 @@ DFT_RESULTS = _extend(
         _column("corrected_energy_per_atom", pa.float64(), "eV/atom, by correction_scheme"),
         _column("correction_scheme", pa.string(), "dft_collect.correction_scheme"),
         _column("run_type", pa.string(), "of the run, e.g. GGA or GGA+U"),
-        _column("converged_electronic", pa.bool_(), "as the code says"),
-        _column("converged_ionic", pa.bool_(), "as the code says"),
-        _column("num_steps", pa.int32(), "ionic steps"),
+        _column("converged_electronic", pa.bool_(), "the last ionic step's electronic loop"),
+        _column("converged_ionic", pa.bool_(), "false: the energy is an upper bound"),
+        _column("num_steps", pa.int32(), "whole ionic steps"),
     ],
     _OUTCOME,
 )

@@ -27,15 +27,22 @@ elif [ -f gpaw.json ]; then
     [ -f gpaw_result.json ] && exit 0
     $GPAW_COMMAND "$root/gpaw_static.py" .
 else
-    # custodian's double relaxation leaves its second leg as .relax2.
-    for result in vasprun.xml vasprun.xml.relax2; do
-        [ -f "$result" ] && tail -c 64 "$result" | grep -q "</modeling>" && exit 0
+    # Where custodian's double relaxation left its first leg, the second is the end.
+    result=vasprun.xml
+    if ls vasprun.xml.relax* > /dev/null 2>&1; then result=vasprun.xml.relax2; fi
+    for file in "$result" "$result.gz"; do
+        [ -f "$file" ] && zcat -f "$file" | tail -c 64 | grep -q "</modeling>" && exit 0
     done
     if [ ! -f POTCAR ]; then
         echo "$folder has no POTCAR: set PMG_VASP_PSP_DIR for dft_inputs, or make it from POTCAR.spec" >&2
         exit 1
     fi
-    # A run that was cut short goes on from its last structure.
+    # A run that was cut short goes on from its last structure; dft_collect can read what it had.
+    if [ -s vasprun.xml ]; then
+        number=1
+        while [ -e "vasprun.xml.cut$number" ]; do number=$((number + 1)); done
+        mv vasprun.xml "vasprun.xml.cut$number"
+    fi
     if [ -s CONTCAR ]; then cp CONTCAR POSCAR; fi
     $VASP_COMMAND > vasp.out
 fi

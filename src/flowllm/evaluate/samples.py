@@ -168,7 +168,6 @@ def _join(
 ) -> Sample:
     crystal = crystal_of(generated) if generated["status"] == "ok" else None
     relaxed = relaxed or {"status": "missing", "lengths": None}
-    relaxed_crystal = crystal_of(relaxed) if relaxed["status"] == "ok" else None
     stability = stability or {}
     return Sample(
         name=base["id"],
@@ -178,7 +177,8 @@ def _join(
         generated_status=generated["status"],
         generated=crystal,
         relaxed_status=relaxed["status"],
-        relaxed=relaxed_crystal,
+        # A DFT relaxation that is under way has its last structure.
+        relaxed=crystal_of(relaxed),
         converged=bool(relaxed.get("converged", relaxed.get("converged_ionic"))),
         initial_energy=relaxed.get("initial_energy_per_atom"),
         final_energy=relaxed.get("final_energy_per_atom", relaxed.get("corrected_energy_per_atom")),

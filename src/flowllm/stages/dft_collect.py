@@ -9,14 +9,8 @@ from pymatgen.core import Composition
 from flowllm import tables
 from flowllm.config import DftCollect, StageSettings
 from flowllm.crystal import Crystal
-from flowllm.dft.results import (
-    GPAW_OUTPUT,
-    RunProblem,
-    corrected_energy,
-    find_output,
-    read_run,
-    scheme_of,
-)
+from flowllm.dft.results import GPAW_OUTPUT, corrected_energy, read_run, scheme_of
+from flowllm.dft.runs import RunProblem
 from flowllm.runlog import Progress, log, stage_run
 
 Row = Mapping[str, Any]
@@ -25,10 +19,11 @@ Row = Mapping[str, Any]
 def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
     """Write one row for each row of the manifest.
 
-    Status is ok, what kept the crystal from getting a folder, or what is wrong with its run:
-    missing, unfinished, unreadable, not_converged, wrong_composition, wrong_functional,
-    no_correction. Folders beside the manifest that it does not name are reported in the log and
-    counted.
+    Status is ok, what kept the crystal from getting a folder, unconverged_ionic where the energy
+    is that of the last good step of a relaxation that has not come to its end, or what is wrong
+    with its run: missing, unfinished, unreadable, unconverged_electronic, wrong_composition,
+    wrong_functional, no_correction. Folders beside the manifest that it does not name are reported
+    in the log and counted.
     """
     section: DftCollect = settings.dft_collect
     with stage_run(settings, inputs={"manifest": manifest}, output=out) as run:
@@ -72,32 +67,24 @@ def _collect(entry: Row, root: Path, section: DftCollect) -> dict[str, Any]:
 
 
 def _read(folder: Path, formula: str, section: DftCollect) -> dict[str, Any]:
-    """Columns of a run that can be read; status not_converged where it is not."""
-    output = find_output(folder)
-    if output is None:
-        raise RunProblem("missing", "no result in the folder")
-    found = read_run(output)
+    """Columns of a run with an energy; status unconverged_ionic where it is an upper bound."""
+    found = read_run(folder)
     if found.structure.composition != Composition(formula):
         raise RunProblem(
             "wrong_composition",
             f"the run is of {found.structure.formula}, the manifest says {formula}",
         )
     num_atoms = len(found.structure)
-    columns = {
+    energy = corrected_energy(found, section.correction_scheme, section.strict_anions)
+    return {
+        **tables.crystal_columns(Crystal.from_structure(found.structure)),
         "raw_energy_per_atom": found.energy / num_atoms,
+        "corrected_energy_per_atom": energy / num_atoms,
+        "correction_scheme": scheme_of(found, section.correction_scheme),
         "run_type": found.run_type,
         "converged_electronic": found.converged_electronic,
         "converged_ionic": found.converged_ionic,
         "num_steps": found.num_steps,
-    }
-    if not (found.converged_electronic and found.converged_ionic):
-        which = "electronic" if not found.converged_electronic else "ionic"
-        return columns | {"status": "not_converged", "error": f"the {which} loop hit its limit"}
-    energy = corrected_energy(found, section.correction_scheme, section.strict_anions)
-    return columns | {
-        **tables.crystal_columns(Crystal.from_structure(found.structure)),
-        "corrected_energy_per_atom": energy / num_atoms,
-        "correction_scheme": scheme_of(found, section.correction_scheme),
-        "status": "ok",
-        "error": None,
+        "status": "ok" if found.converged_ionic else "unconverged_ionic",
+        "error": found.shortfall,
     }

@@ -86,7 +86,7 @@ def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def _check_same_energies(rows: Sequence[Row], sources: Sequence[str], hull: Path) -> None:
     """Refuse energies on another scale than the hull's."""
-    labels = {row["energy_source"] for row in rows if row["status"] == "ok"}
+    labels = {row["energy_source"] for row in rows if row["energy_per_atom"] is not None}
     if {measured_against(label) for label in labels} - set(sources):
         raise FlowllmError(
             f"{hull}: the hull is of {' + '.join(sources)} and the energies are of "
@@ -97,10 +97,14 @@ def _check_same_energies(rows: Sequence[Row], sources: Sequence[str], hull: Path
 def _stability(
     row: Row, hull: ReferenceHull, hull_source: str, section: Stability
 ) -> dict[str, Any]:
-    """The row of one crystal; without an energy or a reference it is not stable, with a reason."""
+    """The row of one crystal; without an energy or a reference it is not stable, with a reason.
+
+    The energy of a DFT relaxation that is under way is an upper bound: so is its distance to the
+    hull, and a crystal that is stable by it is stable. Its row keeps the status that says so.
+    """
     amounts = Composition(row["formula"]).get_el_amt_dict() if row["formula"] else {}
     status, error, distance = row["status"], row["error"], None
-    if status == "ok":
+    if row["energy_per_atom"] is not None:
         try:
             distance = hull.e_above_hull(amounts, row["energy_per_atom"])
         except MissingReference as missing:
