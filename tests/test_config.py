@@ -153,6 +153,11 @@ def test_names_must_fit_together(values):
     setting = {"name": "CSP", "base": "tau0.7-p0.9", "flow": "llm", "num_steps": 9}
     with pytest.raises(FlowllmError, match=r"not among the csp_bases \['csp'\]"):
         check_config(changed(values, "csp_settings", [setting]))
+    setting["base"] = "train_compositions"
+    with pytest.raises(FlowllmError, match="needs a flow with start: simple"):
+        check_config(changed(values, "settings", [setting]))
+    with pytest.raises(FlowllmError, match="bases: a name stands twice"):
+        check_config(changed(values, "bases.0.name", "train_compositions"))
     twice = changed(values, "settings", [values["settings"][0]] * 2)
     with pytest.raises(FlowllmError, match="settings: a name stands twice"):
         check_config(twice)

@@ -39,6 +39,7 @@ PAPERS["settings"] = [
     {"name": "s2", "base": "b2", "flow": "types", "num_steps": 250},
     {"name": "s3", "base": "b0", "flow": None, "num_steps": 0},
 ]
+NO_LLM = {"name": "no-llm", "base": "train_compositions", "flow": "types", "num_steps": 750}
 
 
 def lines_of(config, figures, target="all"):
@@ -90,6 +91,14 @@ def test_ten_settings_and_another_models_samples(tmp_path):
     assert jobs["prerelax"] == 207
     assert jobs["metrics"] == jobs["stability"] == jobs["dft_inputs"] == 11
     assert jobs["fingerprints"] == 12
+
+
+def test_a_setting_without_the_language_model_draws_its_own_base(tmp_path):
+    changes = {"settings": [PAPERS["settings"][0], NO_LLM]}
+    lines = lines_of(configured(tmp_path, **PAPERS | changes), {})
+    for stage in ("sample_base", "sample_compositions"):
+        assert (lines[stage].jobs, lines[stage].items) == (20, 10_000)
+    assert lines["refine"].items == 20_000
 
 
 def test_hours_and_bytes_by_hand(tmp_path):

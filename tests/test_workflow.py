@@ -54,7 +54,8 @@ def test_the_full_configuration_plans_hundreds_of_shards(profile):
     jobs = planned(output)
     assert jobs["sample_pairs"] == 300 + 3
     assert jobs["sample_base"] == 3 * 20
-    assert jobs["prerelax"] == jobs["refine"] == 5 * 20
+    assert jobs["sample_compositions"] == 20  # FlowMM-like: no language model
+    assert jobs["prerelax"] == jobs["refine"] == 6 * 20
     assert jobs["train_rfm"] == 2  # the flows llm and types
     others = {"dft_collect", "dft_hull", "import_samples", "sample_csp", "match_csp"}
     assert set(jobs) == set(STAGES) - others | {"all"}
@@ -92,8 +93,8 @@ def test_ten_settings_plan_in_ten_seconds_of_a_core(tmp_path):
 
 def test_the_second_target_adds_dft():
     jobs = planned(snakemake("-n", "all_dft"))
-    assert jobs["dft_collect"] == 5
-    assert jobs["stability"] == jobs["metrics"] == 10
+    assert jobs["dft_collect"] == 6
+    assert jobs["stability"] == jobs["metrics"] == 12
     assert jobs == billed("all_dft")
 
 
@@ -107,19 +108,19 @@ def test_external_samples_are_branches_like_ours(tmp_path):
     overlay.write_text(yaml.safe_dump({"external_samples": rows}))
     jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), str(overlay)))
     assert jobs["import_samples"] == 3 + 2
-    assert jobs["prerelax"] == 5 * 20 + 3 + 2
-    assert jobs["refine"] == 5 * 20
-    assert jobs["stability"] == jobs["metrics"] == jobs["dft_inputs"] == 5 + 2
-    assert jobs["fingerprints"] == 5 + 2 + 1
+    assert jobs["prerelax"] == 6 * 20 + 3 + 2
+    assert jobs["refine"] == 6 * 20
+    assert jobs["stability"] == jobs["metrics"] == jobs["dft_inputs"] == 6 + 2
+    assert jobs["fingerprints"] == 6 + 2 + 1
 
 
 def test_structure_prediction_is_a_branch_of_its_own():
     overlay = str(ROOT / "workflow" / "config" / "csp.yaml")
     jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), overlay))
     assert jobs["sample_csp"] == 2 * 19
-    assert jobs["refine"] == 5 * 20 + 3 * 19
+    assert jobs["refine"] == 6 * 20 + 3 * 19
     assert jobs["match_csp"] == 3
-    assert jobs["prerelax"] == 5 * 20
+    assert jobs["prerelax"] == 6 * 20
     assert jobs == billed("all", overlay)
 
 

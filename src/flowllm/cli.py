@@ -184,6 +184,23 @@ def sample_base(
     stage.run(given, model=model, start=start, count=count, out=out, gpus=gpus)
 
 
+@app.command("sample_compositions")
+def sample_compositions(
+    crystals: Annotated[Path, typer.Option(help="crystals/train.parquet")],
+    start: Start,
+    count: Count,
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Draw one shard of base crystals without the language model: compositions of training."""
+    from flowllm.stages import sample_compositions as stage
+
+    given = _settings("sample_compositions", settings, config, log_path)
+    stage.run(given, crystals=crystals, start=start, count=count, out=out)
+
+
 @app.command("sample_csp")
 def sample_csp(
     model: Annotated[Path, typer.Option(help="Folder of the merged model.")],

@@ -230,11 +230,15 @@ class CspBase(Section):
     attempts: PositiveInt = Field(description="crystals a formula; the nearest counts")
 
 
+TRAIN_COMPOSITIONS = "train_compositions"
+"""The base without a language model: atoms of random training crystals, all else FlowMM's base."""
+
+
 class Setting(Section):
     """One row of the results: a base and how it is refined."""
 
     name: Name
-    base: Name
+    base: Name = Field(description="a row of bases, or train_compositions")
     flow: Name | None = Field(description="null keeps the LLM's crystal")
     num_steps: NonNegativeInt = Field(description="integration steps; 0 without a flow")
 
@@ -404,7 +408,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_fit(self) -> "Config":
         flows = [flow.name for flow in self.flows]
-        bases = [base.name for base in (*self.bases, *self.csp_bases)]
+        bases = [base.name for base in (*self.bases, *self.csp_bases)] + [TRAIN_COMPOSITIONS]
         settings = [setting.name for setting in (*self.settings, *self.csp_settings)]
         for names, where in ((flows, "flows"), (bases, "bases"), (settings, "settings")):
             if len(set(names)) != len(names):
@@ -418,12 +422,7 @@ class Config(Section):
         if "test" in [*settings, *external]:
             raise ValueError("settings: the name test is the test split's, take another")
         self._bases_fit()
-        for setting in (*self.settings, *self.csp_settings):
-            if setting.flow not in [None, *flows]:
-                raise ValueError(
-                    f"settings: {setting.name} uses flow {setting.flow!r}, "
-                    f"which is not among the flows {flows}"
-                )
+        self._flows_fit()
         missing = set(STAGES) - set(self.resources)
         unknown = set(self.resources) - set(STAGES)
         if missing or unknown:
@@ -431,17 +430,31 @@ class Config(Section):
         return self
 
     def _bases_fit(self) -> None:
-        for where, rows, found in (
-            ("bases", self.settings, self.bases),
-            ("csp_bases", self.csp_settings, self.csp_bases),
+        for where, rows, names in (
+            ("bases", self.settings, [*(base.name for base in self.bases), TRAIN_COMPOSITIONS]),
+            ("csp_bases", self.csp_settings, [base.name for base in self.csp_bases]),
         ):
-            names = [base.name for base in found]
             for setting in rows:
                 if setting.base not in names:
                     raise ValueError(
                         f"settings: {setting.name} uses base {setting.base!r}, "
                         f"which is not among the {where} {names}"
                     )
+
+    def _flows_fit(self) -> None:
+        starts = {flow.name: flow.start for flow in self.flows}
+        for setting in (*self.settings, *self.csp_settings):
+            if setting.flow not in [None, *starts]:
+                raise ValueError(
+                    f"settings: {setting.name} uses flow {setting.flow!r}, "
+                    f"which is not among the flows {[*starts]}"
+                )
+            simple = setting.flow is not None and starts[setting.flow] == "simple"
+            if setting.base == TRAIN_COMPOSITIONS and not simple:
+                raise ValueError(
+                    f"settings: {setting.name} has the base {TRAIN_COMPOSITIONS}, whose cells and "
+                    "coordinates are random: it needs a flow with start: simple"
+                )
 
     def row(self, kind: Kind, name: str) -> Flow | Base | CspBase | Setting | External:
         """Return the row of a name in one of the lists."""
@@ -480,6 +493,7 @@ STAGES: dict[str, Stage] = {
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=3),
     "train_rfm": Stage(("train_rfm",), row="flow", version=2),
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=3),
+    "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=2),
     "refine": Stage(("refine",), row="setting", version=2),
     "import_samples": Stage((), row="external"),

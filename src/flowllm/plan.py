@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
 
-from flowllm.config import STAGES, Config, Resources, Section
+from flowllm.config import STAGES, TRAIN_COMPOSITIONS, Config, Resources, Section
 from flowllm.data.sources import catalogue
 from flowllm.errors import FlowllmError
 
@@ -121,6 +121,7 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
     shards = ceil(sizes.num_samples / sizes.samples_per_shard)
     pair_shards = [ceil(n / sizes.pairs_per_shard) for n in (sizes.num_pairs, sizes.num_val_pairs)]
     csp_shards = ceil(sizes.num_csp_crystals / sizes.csp_crystals_per_shard)
+    bases = {setting.base for setting in config.settings}
     rows = len(config.settings) + len(config.external_samples)
     imported = sum(row.shards for row in config.external_samples)
     kinds = 2 if target == "all_dft" else 1
@@ -128,7 +129,8 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
     jobs |= {
         "train_rfm": len(_flows(config)),
         "sample_pairs": sum(pair_shards),
-        "sample_base": len({setting.base for setting in config.settings}) * shards,
+        "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * shards,
+        "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * shards,
         "sample_csp": len({setting.base for setting in config.csp_settings}) * csp_shards,
         "refine": len(config.settings) * shards + len(config.csp_settings) * csp_shards,
         "import_samples": imported,
@@ -150,7 +152,7 @@ def count_items(
     """Return how many items every stage works through; None where it depends on unseen data."""
     sizes, llm, flow = config.sizes, config.finetune_llm, config.train_rfm
     train, test, every = crystals.get("train"), crystals.get("test"), crystals.get("rows")
-    bases = len({setting.base for setting in config.settings}) * sizes.num_samples
+    bases = {setting.base for setting in config.settings}
     samples = None if config.external_samples else len(config.settings) * sizes.num_samples
     texts = llm.max_steps * llm.batch_size if llm.max_steps else _times(train, llm.epochs)
     pairs = flow.max_steps * flow.batch_size if flow.max_steps else sizes.num_pairs * flow.epochs
@@ -167,7 +169,8 @@ def count_items(
         "merge_adapter": 1,
         "sample_pairs": sizes.num_pairs + sizes.num_val_pairs,
         "train_rfm": len(_flows(config)) * pairs,
-        "sample_base": bases,
+        "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * sizes.num_samples,
+        "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * sizes.num_samples,
         "sample_csp": sum(predictions[base] for base in {one.base for one in config.csp_settings}),
         "refine": len(config.settings) * sizes.num_samples
         + sum(predictions[setting.base] for setting in config.csp_settings),

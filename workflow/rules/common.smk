@@ -9,7 +9,7 @@ from pathlib import Path
 SOURCE = str(Path(workflow.basedir).resolve() / "src")
 sys.path.insert(0, SOURCE)
 
-from flowllm.config import check_config, stage_json
+from flowllm.config import TRAIN_COMPOSITIONS, check_config, stage_json
 from flowllm.errors import FlowllmError
 
 # A cluster's job reads this file again; it is given the configuration that snakemake started with,

@@ -1,0 +1,72 @@
+"""Draw one shard of base crystals without the language model: what FlowMM starts from.
+
+The atoms are those of a random training crystal; coordinates are uniform, lengths log-normal with
+the training crystals' moments, angles uniform on 60 to 120 degrees (Miller et al. 2024). FlowMM
+itself generates the atoms as well: a row of the results that starts here is like it, not it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowllm.config import TRAIN_COMPOSITIONS, StageSettings
+from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
+from flowllm.runlog import stage_run
+from flowllm.seeds import generator
+from flowllm.tables import BASE, CRYSTALS, crystal_columns, read_table, write_table
+
+ANGLES = (60.0, 120.0)
+"""Degrees; those of Niggli-reduced cells."""
+
+
+def run(settings: StageSettings, *, crystals: Path, start: int, count: int, out: Path) -> None:
+    """Draw the crystals `start` to `start + count`.
+
+    Refinement keeps their atoms and draws the rest again, from its flow's own base.
+
+    Args:
+        settings: the stage's settings; only the seed counts.
+        crystals: the training split.
+        start: number of the first crystal.
+        count: number of crystals.
+        out: the shard (`tables.BASE`), one row a crystal.
+
+    Raises:
+        FlowllmError: the training split is missing or empty.
+    """
+    work = {"start": start, "count": count}
+    with stage_run(settings, inputs={"crystals": crystals}, output=out, work=work) as run:
+        table = read_table(crystals, CRYSTALS, ["atomic_numbers", "lengths"])
+        if not table.num_rows:
+            raise FlowllmError(f"{crystals}: holds no crystals; run the stage prepare")
+        atoms = table.column("atomic_numbers").to_pylist()
+        log_lengths = np.log(table.column("lengths").to_pylist())
+        rows = []
+        for number in range(start, start + count):
+            rng = generator(settings.seed, "sample_compositions", number)
+            rows.append(_row(number, draw(atoms[rng.integers(len(atoms))], log_lengths, rng)))
+        run.count(rows_in=count, rows_out=count, rows_failed=0)
+        write_table(out, rows, BASE, run.metadata())
+
+
+def draw(atomic_numbers: list[int], log_lengths: np.ndarray, rng: np.random.Generator) -> Crystal:
+    """Draw a crystal of some atoms from FlowMM's base distribution.
+
+    Args:
+        atomic_numbers: of the atoms (n,).
+        log_lengths: logarithms of the training crystals' lengths in angstrom (m, 3).
+        rng: source of randomness.
+    """
+    return Crystal.from_arrays(
+        np.asarray(atomic_numbers),
+        rng.random((len(atomic_numbers), 3)),
+        np.exp(rng.normal(log_lengths.mean(axis=0), log_lengths.std(axis=0))),
+        rng.uniform(*ANGLES, 3),
+    )
+
+
+def _row(number: int, crystal: Crystal) -> dict[str, Any]:
+    name = f"{TRAIN_COMPOSITIONS}-{number:06d}"
+    return {"id": name, **crystal_columns(crystal), "formula": crystal.formula, "status": "ok"}
