@@ -101,7 +101,7 @@ def test_page_holds_scenes_and_downloads(run):
     gallery = Gallery(out.read_text())
     assert [len(drawn["edges"]) for drawn in gallery.scenes] == [12, 12]
     name, address = next(iter(gallery.downloads.items()))
-    assert name == "FlowLLM-test-000002.cif"
+    assert name == "FlowLLM-test_FlowLLM-test-000002.cif"
     head, text = address.split(",", 1)
     assert head == "data:chemical/x-cif;charset=utf-8"
     assert len(Structure.from_str(unquote(text), fmt="cif")) == 2

@@ -12,8 +12,8 @@ from flowllm import tables
 from flowllm.config import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.report.quality_tables import csp_table
 from flowllm.report.records import read_predictions
-from flowllm.report.tables import csp_table
 from flowllm.stages import match_csp
 from flowllm.tables import crystal_columns, read_table, write_table
 

@@ -15,8 +15,12 @@ from evaluated_run import REPOSITORY, Draw, stage_settings, write_run
 from flowllm import tables as schemas
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.rates import rate
-from flowllm.report import figures, tables
+from flowllm.report import figures
+from flowllm.report.process_tables import draft_table, fate_table
+from flowllm.report.published import published_rows
+from flowllm.report.quality_tables import noise_table, paper_table
 from flowllm.report.records import (
+    draft_counts,
     flows_of,
     generation_seconds,
     read_records,
@@ -24,6 +28,7 @@ from flowllm.report.records import (
     read_results,
     stage_costs,
 )
+from flowllm.report.table import Column, Table, to_latex
 from flowllm.runlog import provenance_path
 from flowllm.stages import metrics, report
 from flowllm.tables import write_table
@@ -125,6 +130,7 @@ def test_page_links_lead_to_sections(page_path):
         "gallery_potential",
         "gallery_dft",
         "counting",
+        "language_model",
         "fates",
         "training",
         "cost",
@@ -202,7 +208,7 @@ def test_everyone_stands_in_the_papers_table_and_only_dft_is_called_stable(run_d
     potential, dft = (json.loads(path.read_text())["rates"] for path in metrics_files(run_dir))
     assert float(ours["structural_validity"]) == potential["structural_validity"]["value"]
     assert float(ours["sun_rate"]) == dft["sun_rate"]["value"]
-    alone = tables.paper_table(read_results(metrics_files(run_dir)[:1])).rows[0]
+    alone = paper_table(read_results(metrics_files(run_dir)[:1])).rows[0]
     assert alone["setting"] == ours["setting"]
     assert "stability_rate" not in alone
     assert "sun_rate" not in alone
@@ -221,15 +227,34 @@ def test_samples_of_another_model_say_where_they_are_from(run_dir):
         **result.numbers,
         "sampling": {"base": {}, "setting": {}, "external": {"name": "O", "file": "o.pt"}},
     }
-    (row,) = tables.fate_table([replace(result, numbers=numbers)]).rows
+    (row,) = fate_table([replace(result, numbers=numbers)]).rows
     assert row["origin"] == "another model, o.pt"
-    (row,) = tables.fate_table([result]).rows
-    assert row["origin"] == "temperature 0.7, top_p 0.9, base tau0.7, flow llm, num_steps 50"
+    (row,) = fate_table([result]).rows
+    assert row["origin"] == "base tau0.7, τ 0.7, P 0.9, flow llm, 50 steps"
+
+
+def test_rows_without_a_language_model_or_a_flow_are_said(run_dir):
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    settings = [
+        {"name": "FlowMM-like", "base": "train_compositions", "flow": "types", "num_steps": 750},
+        {"name": "CrystalLLM", "base": "tau0.7", "flow": None, "num_steps": 0},
+    ]
+    results = [result]
+    for setting in settings:
+        sampling = {"base": {}, "setting": setting, "external": {}}
+        numbers = {**result.numbers, "setting": setting["name"], "sampling": sampling}
+        results.append(replace(result, numbers=numbers))
+    caption = paper_table(results).caption
+    assert "FlowMM-like: compositions of the training set, FlowMM's uniform base, no" in caption
+    assert "CrystalLLM: the language model's crystals, not refined." in caption
+    assert "FlowLLM-test" not in caption
+    origins = [row["origin"] for row in fate_table(results[1:]).rows]
+    assert origins == ["base train_compositions, flow types, 750 steps", "base tau0.7, no flow"]
 
 
 def test_published_values_fit_together():
-    row = next(row for row in tables.published_rows(["sun_rate"]) if row["sun_rate"])
-    parts = tables.published_rows(["stability_rate", "novel_of_stable", "unique_of_stable_novel"])
+    row = next(row for row in published_rows(["sun_rate"]) if row["sun_rate"])
+    parts = published_rows(["stability_rate", "novel_of_stable", "unique_of_stable_novel"])
     product = 1.0
     for name in ("stability_rate", "novel_of_stable", "unique_of_stable_novel"):
         product *= parts[0][name]["value"]
@@ -237,7 +262,7 @@ def test_published_values_fit_together():
 
 
 def test_unknown_published_values_are_not_shown_as_numbers():
-    methods = {row["setting"] for row in tables.published_rows(["sun_rate"])}
+    methods = {row["setting"] for row in published_rows(["sun_rate"])}
     assert methods == {"FlowLLM (tau 0.7, P 0.9)"}
 
 
@@ -334,6 +359,31 @@ def test_costs_are_summed_by_stage(tmp_path):
     assert generation_seconds(records, "t", "unknown") is None
 
 
+def test_drafts_are_counted_with_and_without_a_grammar(tmp_path):
+    pairs = {"temperature": 0.9, "top_p": 0.99, "structured": True}
+    free = {"base": {"temperature": 0.7, "top_p": 0.9}, "sample_base": {"structured": False}}
+    records = [
+        ("base/hot/shard-0", "sample_base", free, {"drafts": 6, "rows_in": 4, "rows_out": 3}),
+        ("base/hot/shard-1", "sample_base", free, {"drafts": 4, "rows_in": 4, "rows_out": 4}),
+        (
+            "pairs/train/shard-0",
+            "sample_pairs",
+            {"sample_pairs": pairs},
+            {"drafts": 8, "rows_in": 2, "rows_out": 2},
+        ),
+        ("generated/a/shard-0", "refine", {}, {"rows_in": 4, "rows_out": 4}),
+    ]
+    named = [
+        {"output": output, "stage": stage, "settings": settings, "counts": counts}
+        for output, stage, settings, counts in records
+    ]
+    first, second = draft_table(draft_counts(named)).rows
+    assert (first["where"], first["form"]) == ("pairs train", "by grammar")
+    assert (first["accepted"], first["filled"]) == (rate(2, 8, "drafts"), rate(2, 2, "draws"))
+    assert (second["where"], second["form"]) == ("base hot", "free")
+    assert (second["accepted"], second["filled"]) == (rate(7, 10, "drafts"), rate(7, 8, "draws"))
+
+
 def test_histogram_counts_what_lies_beyond_its_ends(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
     values = pa.table({"e_above_hull": [-7.0, -0.5, 0.01, 0.99, 1.0, 55.0]})
@@ -392,14 +442,14 @@ def test_markdown_has_one_line_a_row(page_path):
 
 
 def test_latex_is_escaped_and_has_one_line_a_row():
-    table = tables.Table(
+    table = Table(
         "a_b",
         "50 % & more",
         "E_hull ≤ 0",
-        [tables.Column("setting", "Setting"), tables.Column("n", "Count_1", "count")],
+        [Column("setting", "Setting"), Column("n", "Count_1", "count")],
         [{"setting": "tau_0.7", "n": 12000}, {"setting": "x{y}\\z", "n": None, "published": True}],
     )
-    lines = tables.to_latex(table).splitlines()
+    lines = to_latex(table).splitlines()
     assert lines[1] == r"\caption{50 \% \& more. E\_hull $\leq$ 0}"
     assert lines[5] == r"Setting & Count\_1 \\"
     assert lines[7] == r"tau\_0.7 & 12\,000 \\"
@@ -447,11 +497,11 @@ def test_noise_levels_stand_beside_the_proxy_metrics(run_dir, tmp_path):
         path.write_text(json.dumps(record))
     flows = flows_of(read_records(tmp_path))
     result = read_results(metrics_files(run_dir)[:1])[0]
-    assert tables.noise_table([result], flows) is None
+    assert noise_table([result], flows) is None
     numbers = json.loads(json.dumps(result.numbers))
     numbers["sampling"]["setting"] |= {"name": "Noisy", "flow": "noisy"}
     numbers["setting"] = "Noisy"
-    rows = tables.noise_table([result, replace(result, numbers=numbers)], flows).rows
+    rows = noise_table([result, replace(result, numbers=numbers)], flows).rows
     assert [(row["setting"], row["coords_noise"]) for row in rows] == [
         ("FlowLLM-test", 0.0),
         ("Noisy", 0.02),

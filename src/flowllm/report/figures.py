@@ -212,6 +212,7 @@ def validity_against_steps(results: Sequence[Result], main: str) -> Figure | Non
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("integration steps")
     axes.set_ylabel("structural validity, %")
+    axes.set_ylim(top=101)  # a point at 100 % is drawn whole
     _legend_below(figure, axes)
     return figure
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from flowllm.report.gallery import Candidate
-from flowllm.report.tables import Column, Table, show
+from flowllm.report.table import Column, Table, show
 
 TEMPLATE = "page.html.j2"
 VIEWER = Path(__file__).with_name("viewer.js")
@@ -55,7 +55,7 @@ def headline_cards(table: Table, what: str) -> list[dict[str, str]]:
     """Return the first setting's rates of a stability table as cards.
 
     Args:
-        table: made by `tables.sun_table`.
+        table: made by `quality_tables.sun_table`.
         what: whose energies, in words.
     """
     ours = next((row for row in table.rows if not row.get("published")), None)

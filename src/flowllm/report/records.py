@@ -45,6 +45,17 @@ class Result:
         return str(self.numbers["setting"])
 
     @property
+    def row(self) -> dict[str, Any]:
+        """All of the setting's numbers by their names, for any of the tables."""
+        return {
+            "setting": self.setting,
+            "drawn": self.numbers["counts"]["drawn"],
+            **self.numbers["rates"],
+            **self.numbers["means"],
+            **self.numbers["distances"],
+        }
+
+    @property
     def e_above_hull(self) -> list[float]:
         """E_hull in eV per atom, of the crystals that have one."""
         return self.flags.column("e_above_hull").drop_null().to_pylist()
@@ -108,6 +119,14 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
         flags = read_table(path.with_suffix(".parquet"), tables.METRICS_PER_CRYSTAL, FLAGS)
         results.append(Result(numbers, flags))
     return results
+
+
+def once_a_setting(results: Sequence[Result]) -> list[Result]:
+    """Return one result a setting, for numbers that do not depend on whose energies were used."""
+    found: dict[str, Result] = {}
+    for result in results:
+        found.setdefault(result.setting, result)
+    return list(found.values())
 
 
 def read_predictions(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -182,6 +201,55 @@ def _tokens_per_second(counts: Sequence[dict[str, Any]]) -> float | None:
     """Return the tokens of some jobs over the time that they generated; None without any."""
     seconds = sum(count.get("generation_seconds", 0) for count in counts)
     return sum(count.get("generated_tokens", 0) for count in counts) / seconds if seconds else None
+
+
+@dataclass(frozen=True)
+class DraftCount:
+    """What the language model's drafts of one kind came to, over the shards.
+
+    Attributes:
+        where: the pairs or the base they were drawn for.
+        structured: whether a grammar fixed the form of the text.
+        temperature: of sampling.
+        top_p: of sampling.
+        drafts: texts written.
+        accepted: texts that gave a crystal.
+        draws: crystals asked for.
+    """
+
+    where: str
+    structured: bool
+    temperature: float
+    top_p: float
+    drafts: int
+    accepted: int
+    draws: int
+
+
+def draft_counts(records: Sequence[dict[str, Any]]) -> list[DraftCount]:
+    """Sum the language model's drafts by what they were for, in the order of the pipeline."""
+    shards: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        if record["stage"] in ("sample_pairs", "sample_base", "sample_csp"):
+            folder, name, *_ = record["output"].split("/")
+            shards[f"{folder} {name}"].append(record)
+    found = []
+    for where, jobs in sorted(shards.items(), key=lambda item: _stage_order(item[1][0]["stage"])):
+        settings, stage = jobs[0]["settings"], jobs[0]["stage"]
+        section = settings["sample_pairs" if stage == "sample_pairs" else "sample_base"]
+        sampling = settings.get("base") or settings.get("csp_base") or section
+        found.append(
+            DraftCount(
+                where=where,
+                structured=section["structured"],
+                temperature=sampling["temperature"],
+                top_p=sampling["top_p"],
+                drafts=sum(job["counts"]["drafts"] for job in jobs),
+                accepted=sum(job["counts"]["rows_out"] for job in jobs),
+                draws=sum(job["counts"]["rows_in"] for job in jobs),
+            )
+        )
+    return found
 
 
 def _stage_order(stage: str) -> tuple[int, str]:

@@ -1,32 +1,19 @@
 """The report: tables, figures, the HTML page, and the main table on the terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
 
 from flowllm.config import Report, StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.report import figures, tables
-from flowllm.report.gallery import find_candidates
-from flowllm.report.page import Drawn, Section, headline_cards, provenance_details, render
-from flowllm.report.records import (
-    Result,
-    flows_of,
-    generation_seconds,
-    read_curves,
-    read_predictions,
-    read_records,
-    read_rejections,
-    read_results,
-    stage_costs,
-)
-from flowllm.report.tables import Shown, Table
+from flowllm.report.page import Section, headline_cards, render
+from flowllm.report.quality_tables import TERMINAL_COLUMNS
+from flowllm.report.records import read_predictions, read_results
+from flowllm.report.sections import make_sections
+from flowllm.report.table import Shown, Table, show, to_csv, to_latex, to_markdown
 from flowllm.runlog import stage_run
 from flowllm.tables import atomic_path, write_text
 
-TABLE_FORMATS = {"csv": tables.to_csv, "md": tables.to_markdown, "tex": tables.to_latex}
+TABLE_FORMATS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
 
 
 def run(
@@ -62,136 +49,20 @@ def run(
             *headline_cards(by_table["stability_dft"], "by DFT"),
             *headline_cards(by_table["stability_potential"], "estimated by the potential"),
         ]
-        settings_count = len({result.setting for result in results})
+        count = len({result.setting for result in results})
+        name = run_dir.resolve().name
         page = render(
             title=section.title,
-            subtitle=f"{settings_count} settings, one row of the tables each; run {run_dir.name}",
+            subtitle=f"{count} settings, one row of the tables each; run {name}",
             color=section.color,
             cards=cards,
             sections=sections,
         )
         write_text(out, page)
         run.count(rows_in=len(metrics), rows_out=len(metrics), rows_failed=0)
-        for name in ("stability_potential", "stability_dft"):
-            _print_table(by_table[name])
+        for table in ("stability_potential", "stability_dft"):
+            _print_table(by_table[table])
         print(f"\nReport: {out.resolve()}")
-
-
-def make_sections(
-    results: Sequence[Result],
-    predictions: Sequence[Mapping[str, Any]],
-    run_dir: Path,
-    color: str,
-) -> list[Section]:
-    """Return the page's sections from the results and what lies in the run's folder."""
-    records = read_records(run_dir)
-    kinds = [kind for kind in ("potential", "dft") if any(one.kind == kind for one in results)]
-    seconds = {result.setting: _seconds(result, records) for result in results}
-    curves = [
-        _draw(
-            f"training_{curve.name.lower().replace(' ', '_')}",
-            f"{curve.name}: losses in training.",
-            lambda curve=curve: figures.training_curve(curve, color),
-        )
-        for curve in read_curves(run_dir)
-    ]
-    return [
-        Section(
-            "results",
-            "Results",
-            figures=_result_figures(results, kinds, color),
-            tables=[
-                tables.paper_table(results),
-                tables.sun_table(results, "potential"),
-                tables.sun_table(results, "dft"),
-                tables.proxy_table(results),
-                *filter(None, [tables.noise_table(results, flows_of(records))]),
-                tables.ground_state_table(results),
-            ],
-        ),
-        *(
-            [Section("prediction", "Structure prediction", tables=[tables.csp_table(predictions)])]
-            if predictions
-            else []
-        ),
-        *(section for kind in kinds if (section := _gallery(results, kind, run_dir)).gallery),
-        Section(
-            "counting",
-            "Other ways of counting",
-            tables=[
-                *(tables.reading_table(results, kind) for kind in kinds),
-                *(table for kind in kinds for table in tables.protocol_tables(results, kind)),
-            ],
-        ),
-        Section(
-            "fates",
-            "What became of the draws",
-            tables=[
-                tables.fate_table(results),
-                tables.rejection_table(read_rejections(run_dir)),
-            ],
-        ),
-        Section("training", "Training", figures=[curve for curve in curves if curve]),
-        Section(
-            "cost",
-            "Time and cost",
-            tables=[tables.speed_table(results, seconds), tables.cost_table(stage_costs(records))],
-        ),
-        Section("provenance", "Provenance", details=provenance_details(records)),
-    ]
-
-
-def _gallery(results: Sequence[Result], kind: str, run_dir: Path) -> Section:
-    ours = [result for result in results if result.kind == kind]
-    whose = "by DFT" if kind == "dft" else "estimated by the potential"
-    return Section(
-        f"gallery_{kind}",
-        f"Best candidates, {whose}",
-        note="The novel crystals lowest above the hull, as relaxed, one a class of duplicates in a "
-        "setting, S.U.N. first. Drag or use the arrow keys to turn.",
-        gallery=find_candidates(ours, run_dir),
-    )
-
-
-def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str) -> list[Drawn]:
-    style = figures.looks((result.setting for result in results), color)
-    drawn = []
-    for kind in kinds:
-        ours = [result for result in results if result.kind == kind]
-        whose = tables.energy_name(ours) + (" (estimates)" if kind == "potential" else "")
-        drawn.append(
-            _draw(
-                f"e_hull_{kind}",
-                f"E above hull of the generated crystals by {whose}; the end bins hold all beyond.",
-                lambda ours=ours: figures.e_hull_histogram(ours, style),
-            )
-        )
-    once = list({result.setting: result for result in results}.values())
-    drawn.append(
-        _draw(
-            "num_steps",
-            "Structural validity against integration steps, by base and flow; 95 % intervals.",
-            lambda: figures.validity_against_steps(once, color),
-        )
-    )
-    drawn.append(
-        _draw(
-            "num_elements",
-            "Distinct elements in the generated crystals and in the test split.",
-            lambda: figures.num_elements_bars(once, style),
-        )
-    )
-    return [figure for figure in drawn if figure]
-
-
-def _draw(name: str, caption: str, make: Callable[[], Figure | None]) -> Drawn | None:
-    files = figures.draw(make)
-    return None if files is None else Drawn(name, caption, dict(files))
-
-
-def _seconds(result: Result, records: Sequence[dict]) -> float | None:
-    base = result.numbers["sampling"]["setting"].get("base")
-    return generation_seconds(records, str(base), result.setting)
 
 
 def _write_files(sections: Sequence[Section], folder: Path) -> None:
@@ -209,11 +80,11 @@ def _write_files(sections: Sequence[Section], folder: Path) -> None:
 
 def _print_table(table: Table) -> None:
     """Print the main numbers of a table's own rows, if there are any; lines are not broken."""
-    columns = tables.TERMINAL_COLUMNS
+    columns = TERMINAL_COLUMNS
     lines = [[column.title for column in columns]]
     for row in table.rows:
         if not row.get("published"):
-            lines.append([_one_line(tables.show(row[column.key], column)) for column in columns])
+            lines.append([_one_line(show(row[column.key], column)) for column in columns])
     if len(lines) == 1:
         return
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

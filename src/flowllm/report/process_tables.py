@@ -1,0 +1,181 @@
+"""How a run went: what became of the draws, what was turned away, time and cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowllm.evaluate.rates import rate
+from flowllm.report.protocol_text import energy_name
+from flowllm.report.published import PUBLISHED_NOTE, published_rows
+from flowllm.report.records import DraftCount, Result, StageCost
+from flowllm.report.table import SETTING, Column, Table
+
+
+def fate_table(results: Sequence[Result]) -> Table:
+    """What became of the draws: how many crystals reached each stage."""
+    columns = (
+        SETTING,
+        Column("origin", "Made by"),
+        Column("energies", "Energies"),
+        Column("drawn", "Drawn", "count"),
+        Column("generated", "Generated", "rate", 1),
+        Column("relaxed", "Relaxed", "rate", 1),
+        Column("placed_on_hull", "Placed on the hull", "rate", 1),
+        Column("stopped", "What stopped the others"),
+    )
+    rows = []
+    for result in results:
+        counts = result.numbers["counts"]
+        # A crystal that failed early has a status of its own at each later stage; the later
+        # statuses are the complete list.
+        stopped = {name: n for name, n in counts["relaxed"].items() if name != "ok"}
+        text = ", ".join(f"{name} {count}" for name, count in stopped.items())
+        row = {"origin": _origin(result), "energies": result.kind, "stopped": text or "–"}
+        rows.append(result.row | row)
+    return Table(
+        "fates",
+        "What became of the draws",
+        "Crystals that were rejected, failed or never computed stay in every denominator.",
+        columns,
+        rows,
+    )
+
+
+def _origin(result: Result) -> str:
+    """Return in words how a setting's crystals were made, or from where they were read."""
+    sampling = result.numbers["sampling"]
+    if file := sampling["external"].get("file"):
+        return f"another model, {file}"
+    if not (setting := sampling["setting"]):
+        return "–"
+    said = [f"base {setting['base']}"]
+    if base := sampling["base"]:
+        said.append(f"τ {base['temperature']:g}, P {base['top_p']:g}")
+    flow = setting["flow"]
+    said.append("no flow" if flow is None else f"flow {flow}, {setting['num_steps']} steps")
+    return ", ".join(said)
+
+
+def draft_table(counts: Sequence[DraftCount]) -> Table:
+    """How many of the language model's texts are crystals, with and without a grammar."""
+    columns = (
+        Column("where", "Drawn for"),
+        Column("form", "Form of the text"),
+        Column("temperature", "τ", "number"),
+        Column("top_p", "P", "number"),
+        Column("drafts", "Drafts", "count"),
+        Column("accepted", "Accepted, of drafts", "rate", 1),
+        Column("filled", "Filled, of draws", "rate", 1),
+    )
+    rows = [
+        {
+            "where": one.where,
+            "form": "by grammar" if one.structured else "free",
+            "temperature": one.temperature,
+            "top_p": one.top_p,
+            "drafts": one.drafts,
+            "accepted": rate(one.accepted, one.drafts, "drafts"),
+            "filled": rate(one.accepted, one.draws, "draws"),
+        }
+        for one in counts
+    ]
+    return Table(
+        "drafts",
+        "Validity of the language model's drafts",
+        "A draft is accepted if its text is a crystal as the prompt asked; one that is not is "
+        "drawn again, up to max_attempts times. Free: the model wrote what it would; by grammar: "
+        "its text could only be lengths, angles and atoms, so that the share says less of it.",
+        columns,
+        rows,
+    )
+
+
+def rejection_table(rejections: Sequence[tuple[str, str, int]]) -> Table:
+    """What was turned away and why, source rows and drafts of the language model."""
+    columns = (
+        Column("where", "Where"),
+        Column("reason", "Reason"),
+        Column("count", "Count", "count"),
+    )
+    rows = [
+        {"where": where, "reason": reason, "count": count} for where, reason, count in rejections
+    ]
+    return Table(
+        "rejections",
+        "What was turned away",
+        "Source rows that are in no split; drafts of the language model that were drawn again; "
+        "draws given up after the last attempt.",
+        columns,
+        rows,
+    )
+
+
+def cost_table(costs: Sequence[StageCost]) -> Table:
+    """Time, throughput, cost, memory and rows of each stage."""
+    columns = (
+        Column("stage", "Stage"),
+        Column("jobs", "Jobs", "count"),
+        Column("seconds", "Seconds, all jobs", "number", 1),
+        Column("longest", "Longest job, s", "number", 1),
+        Column("rows_per_second", "Rows a second", "number", 2),
+        Column("tokens_per_second", "Tokens a second", "number", 1),
+        Column("core_hours", "Core-hours", "number", 3),
+        Column("gpu_hours", "GPU-hours", "number", 3),
+        Column("peak_memory_mb", "Peak memory, MiB", "count"),
+        Column("rows_in", "Rows in", "count"),
+        Column("rows_out", "Rows out", "count"),
+        Column("rows_failed", "Failed", "count"),
+    )
+    rows = [
+        {
+            "stage": cost.stage,
+            "jobs": cost.jobs,
+            "seconds": round(cost.seconds, 1),
+            "longest": round(cost.longest, 1),
+            "rows_per_second": cost.rows_per_second,
+            "tokens_per_second": cost.tokens_per_second,
+            "core_hours": cost.core_hours,
+            "gpu_hours": cost.gpu_hours,
+            "peak_memory_mb": cost.peak_memory_mb,
+            **cost.rows,
+        }
+        for cost in costs
+    ]
+    return Table(
+        "stages",
+        "Time, throughput and cost of each stage",
+        "Wall time inside the stages, from their records; jobs may have run at the same time. "
+        "Rows a second: of one job, its start included. Tokens a second: while generating. "
+        "Core-hours and GPU-hours: wall time times the cores and GPUs that a job saw.",
+        columns,
+        rows,
+    )
+
+
+def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) -> Table:
+    """Time to generate 10,000 crystals and time for one S.U.N. crystal (paper, appendix G)."""
+    columns = (
+        SETTING,
+        Column("energies", "S.U.N. by"),
+        Column("minutes_per_10000", "Minutes for 10,000", "number", 1),
+        Column("seconds_per_sun", "Seconds for one S.U.N.", "number", 2),
+    )
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        total = seconds.get(result.setting)
+        drawn = result.numbers["counts"]["drawn"]
+        if not total or not drawn:
+            continue
+        sun = result.numbers["rates"]["sun_rate"]["numerator"]
+        row = {"setting": result.setting, "energies": energy_name([result])}
+        row["minutes_per_10000"] = round(total / drawn * 10_000 / 60, 1)
+        row["seconds_per_sun"] = round(total / sun, 2) if sun else None
+        rows.append(row)
+    return Table(
+        "speed",
+        "Time to generate",
+        "Drawing the base and refining it, from the recorded times of these jobs, the start of each "
+        "included, on the machines of the provenance below; published: one A100-80GB. "
+        + PUBLISHED_NOTE,
+        columns,
+        rows + published_rows([column.key for column in columns]),
+    )

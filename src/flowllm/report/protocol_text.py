@@ -1,0 +1,72 @@
+"""By which energies, hull, thresholds and matcher some results were made, in words for captions."""
+
+from collections.abc import Sequence
+
+from flowllm.config import TRAIN_COMPOSITIONS
+from flowllm.report.records import Result, once_a_setting
+
+
+def energy_name(results: Sequence[Result]) -> str:
+    """Return the names of the energies behind some results."""
+    names = {name for result in results for name in result.numbers["protocol"]["energy_sources"]}
+    return ", ".join(sorted(names)) or "none"
+
+
+def hull_name(results: Sequence[Result]) -> str:
+    """Return the names of the reference hulls of some results."""
+    names = {name for result in results for name in result.numbers["protocol"]["hull_sources"]}
+    return ", ".join(sorted(names)) or "none"
+
+
+def corrections(results: Sequence[Result]) -> str:
+    """Return the correction schemes of DFT energies in words, nothing for a potential's."""
+    found = {name for one in results for name in one.numbers["protocol"]["correction_schemes"]}
+    return f"; corrections: {', '.join(sorted(found))}" if found else ""
+
+
+def _matcher(result: Result) -> str:
+    matcher = result.numbers["protocol"]["matcher"]
+    return f"{matcher['name']} {matcher['ltol']}, {matcher['stol']}, {matcher['angle_tol']}°"
+
+
+def made_by(results: Sequence[Result]) -> str:
+    """Return energies, hull, corrections, thresholds and matcher of some results in words."""
+    return (
+        f"Energies: {energy_name(results)}; hull: {hull_name(results)}{corrections(results)}; "
+        f"{rules(results)}. "
+    )
+
+
+def special_rows(results: Sequence[Result]) -> str:
+    """Return which rows lack the flow or the language model, in words; nothing without any."""
+    said = []
+    for result in once_a_setting(results):
+        row = result.numbers["sampling"]["setting"]
+        if row and row["base"] == TRAIN_COMPOSITIONS:
+            said.append(
+                f"{result.setting}: compositions of the training set, FlowMM's uniform base, no "
+                "language model (FlowMM itself generates the atoms too). "
+            )
+        elif row and row["flow"] is None:
+            said.append(f"{result.setting}: the language model's crystals, not refined. ")
+    return "".join(said)
+
+
+def rules(results: Sequence[Result]) -> str:
+    """Return thresholds, novelty and matcher of some results in words."""
+    said = []
+    for result in results:
+        rule = result.numbers["protocol"]["stability_rule"]
+        against = {"train": "the training split", "train_val": "the train and val splits"}[
+            result.numbers["protocol"]["novelty_against"]
+        ]
+        sign = "≤" if rule["inclusive"] else "<"
+        text = (
+            f"stable: E_hull {sign} {rule['stable_below']:g} eV/atom with at least "
+            f"{rule['min_elements']} elements; metastable: < {rule['metastable_below']:g} eV/atom, the stable ones "
+            "included; "
+            f"novel against {against}; same crystal: {_matcher(result)}"
+        )
+        if text not in said:
+            said.append(text)
+    return "; or ".join(said)

@@ -1,0 +1,164 @@
+"""The sections of the page: which figures and tables stand where."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from flowllm.report import counting_tables, figures, process_tables, quality_tables
+from flowllm.report.gallery import find_candidates
+from flowllm.report.page import Drawn, Section, provenance_details
+from flowllm.report.protocol_text import energy_name, hull_name
+from flowllm.report.records import (
+    Result,
+    draft_counts,
+    flows_of,
+    generation_seconds,
+    read_curves,
+    read_records,
+    read_rejections,
+    stage_costs,
+)
+
+
+def make_sections(
+    results: Sequence[Result],
+    predictions: Sequence[Mapping[str, Any]],
+    run_dir: Path,
+    color: str,
+) -> list[Section]:
+    """Return the page's sections from the results and what lies in the run's folder."""
+    records = read_records(run_dir)
+    kinds = [kind for kind in ("potential", "dft") if any(one.kind == kind for one in results)]
+    sections = [
+        _results(results, kinds, records, color),
+        _prediction(predictions),
+        *(_gallery(results, kind, run_dir) for kind in kinds),
+        _counting(results, kinds),
+        _language_model(records, run_dir),
+        _fates(results),
+        _training(run_dir, color),
+        _cost(results, records),
+        Section("provenance", "Provenance", details=provenance_details(records)),
+    ]
+    return [one for one in sections if one.figures or one.tables or one.gallery or one.details]
+
+
+def _results(
+    results: Sequence[Result], kinds: Sequence[str], records: Sequence[dict], color: str
+) -> Section:
+    return Section(
+        "results",
+        "Results",
+        figures=_result_figures(results, kinds, color),
+        tables=[
+            quality_tables.paper_table(results),
+            quality_tables.sun_table(results, "potential"),
+            quality_tables.sun_table(results, "dft"),
+            quality_tables.proxy_table(results),
+            *filter(None, [quality_tables.noise_table(results, flows_of(records))]),
+            quality_tables.ground_state_table(results),
+        ],
+    )
+
+
+def _prediction(predictions: Sequence[Mapping[str, Any]]) -> Section:
+    tables = [quality_tables.csp_table(predictions)] if predictions else []
+    return Section("prediction", "Structure prediction", tables=tables)
+
+
+def _counting(results: Sequence[Result], kinds: Sequence[str]) -> Section:
+    tables = [counting_tables.reading_table(results, kind) for kind in kinds]
+    for kind in kinds:
+        tables += counting_tables.protocol_tables(results, kind)
+    return Section("counting", "Other ways of counting", tables=tables)
+
+
+def _language_model(records: Sequence[dict], run_dir: Path) -> Section:
+    tables = [
+        process_tables.draft_table(draft_counts(records)),
+        process_tables.rejection_table(read_rejections(run_dir)),
+    ]
+    return Section("language_model", "The language model's drafts", tables=tables)
+
+
+def _fates(results: Sequence[Result]) -> Section:
+    return Section("fates", "What became of the draws", tables=[process_tables.fate_table(results)])
+
+
+def _training(run_dir: Path, color: str) -> Section:
+    drawn = [
+        _draw(
+            f"training_{curve.name.lower().replace(' ', '_')}",
+            f"{curve.name}: losses in training.",
+            lambda curve=curve: figures.training_curve(curve, color),
+        )
+        for curve in read_curves(run_dir)
+    ]
+    return Section("training", "Training", figures=[figure for figure in drawn if figure])
+
+
+def _cost(results: Sequence[Result], records: Sequence[dict]) -> Section:
+    seconds = {result.setting: _seconds(result, records) for result in results}
+    tables = [
+        process_tables.speed_table(results, seconds),
+        process_tables.cost_table(stage_costs(records)),
+    ]
+    return Section("cost", "Time and cost", tables=tables)
+
+
+def _gallery(results: Sequence[Result], kind: str, run_dir: Path) -> Section:
+    ours = [result for result in results if result.kind == kind]
+    whose = "by DFT" if kind == "dft" else "estimated by the potential"
+    return Section(
+        f"gallery_{kind}",
+        f"Best candidates, {whose}",
+        note="The novel crystals lowest above the hull, as relaxed, one a class of duplicates in a "
+        "setting, S.U.N. first. Drag or use the arrow keys to turn.",
+        gallery=find_candidates(ours, run_dir),
+    )
+
+
+def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str) -> list[Drawn]:
+    style = figures.looks((result.setting for result in results), color)
+    drawn = []
+    for kind in kinds:
+        ours = [result for result in results if result.kind == kind]
+        whose = energy_name(ours) + (" (estimates)" if kind == "potential" else "")
+        drawn.append(
+            _draw(
+                f"e_hull_{kind}",
+                f"E above hull of the relaxed crystals by {whose}, hull: {hull_name(ours)}; share of "
+                "all generated, the end bins hold all beyond (the paper's figure 3a).",
+                lambda ours=ours: figures.e_hull_histogram(ours, style),
+            )
+        )
+    once = list({result.setting: result for result in results}.values())
+    drawn.append(
+        _draw(
+            "num_steps",
+            "Structural validity, of all generated, against integration steps, by base and flow; "
+            "bars: Wilson's 95 % intervals (the paper's figure 3c).",
+            lambda: figures.validity_against_steps(once, color),
+        )
+    )
+    drawn.append(
+        _draw(
+            "num_elements",
+            "Distinct elements of the crystals, generated and of the test split (the paper's figure "
+            "3b).",
+            lambda: figures.num_elements_bars(once, style),
+        )
+    )
+    return [figure for figure in drawn if figure]
+
+
+def _draw(name: str, caption: str, make: Callable[[], Figure | None]) -> Drawn | None:
+    files = figures.draw(make)
+    return None if files is None else Drawn(name, caption, dict(files))
+
+
+def _seconds(result: Result, records: Sequence[dict]) -> float | None:
+    base = result.numbers["sampling"]["setting"].get("base")
+    return generation_seconds(records, str(base), result.setting)

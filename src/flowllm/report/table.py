@@ -1,0 +1,205 @@
+"""A table of the report, and how it is written as text, CSV, Markdown and LaTeX.
+
+A cell is a rate or a summary as the metrics' JSON holds it, a published value, text, or None. The
+column says how it is shown; CSV gets the bare numbers, a rate's counts and interval too.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["text", "count", "number", "rate", "mean", "distance"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: the key of its cells in a row, its heading, and how a cell is shown.
+
+    Attributes:
+        key: name in a row and in the CSV's header.
+        title: heading.
+        kind: `text`, `count`, `number`, `rate` (a fraction, shown in percent), `mean`
+            or `distance` (between two sets of crystals).
+        digits: decimals shown.
+    """
+
+    key: str
+    title: str
+    kind: Kind = "text"
+    digits: int = 2
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell as a reader sees it: the number, and in small print what it rests on."""
+
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report.
+
+    Attributes:
+        name: of its files.
+        title: heading.
+        caption: what a reader must know to read it.
+        columns: its columns.
+        rows: cells by column key; a row with `published` set is not ours.
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    def shown(self) -> list[list[Shown]]:
+        """Return the cells as a reader sees them."""
+        return [[show(row.get(column.key), column) for column in self.columns] for row in self.rows]
+
+
+def show(cell: Any, column: Column) -> Shown:
+    """Return a cell as a reader sees it."""
+    if cell is None:
+        return Shown("–")
+    if not isinstance(cell, Mapping):
+        return Shown(_plain(cell, column))
+    kind = _cell_kind(cell)
+    number = cell["mean"] if kind == "mean" else cell["value"]
+    details = {
+        "published": lambda: f"published [{cell['evidence']}]",
+        "rate": lambda: (
+            f"{cell['numerator']} of {cell['denominator']}; "
+            f"{100 * cell['low']:.{column.digits}f}–{100 * cell['high']:.{column.digits}f}"
+        ),
+        "mean": lambda: f"{_spread(cell, column)}{cell['count']} crystals",
+        "distance": lambda: f"{cell['count']} against {cell['reference_count']}",
+    }
+    if number is None:
+        return Shown("–", "of none")
+    percent = kind == "rate" or (kind == "published" and column.kind == "rate")
+    text = f"{100 * number:.{column.digits}f}\u202f%" if percent else _fixed(number, column, kind)
+    return Shown(text, details[kind]())
+
+
+def _plain(cell: Any, column: Column) -> str:
+    if column.kind == "number":
+        return f"{cell:.{column.digits}f}"
+    if column.kind == "count":
+        return f"{cell:,}".replace(",", "\u202f")
+    return str(cell)
+
+
+def _cell_kind(cell: Mapping[str, Any]) -> Literal["published", "rate", "mean", "distance"]:
+    """Return what a cell is, by what it holds."""
+    if "evidence" in cell:
+        return "published"
+    if "numerator" in cell:
+        return "rate"
+    return "mean" if "mean" in cell else "distance"
+
+
+def _fixed(number: float, column: Column, kind: str) -> str:
+    # A mean in a column of rates, where readings of a rule are compared, needs more decimals.
+    digits = 4 if kind == "mean" and column.kind == "rate" else column.digits
+    return f"{number:.{digits}f}"
+
+
+def _spread(cell: Mapping[str, Any], column: Column) -> str:
+    error = cell["standard_error"]
+    return "" if error is None else f"± {_fixed(error, column, 'mean')}; "
+
+
+def to_csv(table: Table) -> str:
+    """Return a table as CSV: fractions, not percent; a column for each count and interval."""
+    rows = [_bare(row, table.columns) for row in table.rows]
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, header or [c.key for c in table.columns], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+_CSV_PARTS = {
+    "published": (),
+    "rate": ("numerator", "denominator", "low", "high"),
+    "mean": ("standard_error", "count"),
+    "distance": ("count", "reference_count"),
+}
+
+
+def _bare(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
+    """Return a row's numbers without formatting, by CSV column."""
+    bare: dict[str, Any] = {}
+    for column in columns:
+        cell = row.get(column.key)
+        if not isinstance(cell, Mapping):
+            bare[column.key] = cell
+            continue
+        kind = _cell_kind(cell)
+        bare[column.key] = cell["mean"] if kind == "mean" else cell["value"]
+        bare.update({f"{column.key}_{part}": cell[part] for part in _CSV_PARTS[kind]})
+        if kind == "published":
+            bare[f"{column.key}_source"] = f"[{cell['evidence']}] {cell['text']}"
+    return bare
+
+
+def to_markdown(table: Table) -> str:
+    """Return a table as GitHub Markdown, title and caption included."""
+    lines = [f"### {table.title}", "", table.caption, ""]
+    lines.append("| " + " | ".join(column.title for column in table.columns) + " |")
+    lines.append("|" + "|".join("---" if c.kind == "text" else "--:" for c in table.columns) + "|")
+    for cells in table.shown():
+        texts = [f"{cell.text} ({cell.detail})" if cell.detail else cell.text for cell in cells]
+        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\u202f": r"\,",
+    "–": "--",
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "Δ": r"$\Delta$",
+    "τ": r"$\tau$",
+    "Å": r"\AA{}",
+    "³": r"$^3$",
+    "°": r"$^\circ$",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def to_latex(table: Table) -> str:
+    """Return a table as a LaTeX table environment for the package booktabs."""
+    alignment = "".join("l" if column.kind == "text" else "r" for column in table.columns)
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{_latex(table.title)}. {_latex(table.caption)}}}",
+        rf"\label{{tab:{table.name.replace('_', '-')}}}",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        " & ".join(_latex(column.title) for column in table.columns) + r" \\",
+        r"\midrule",
+    ]
+    for row, cells in zip(table.rows, table.shown(), strict=True):
+        texts = [_latex(cell.text) for cell in cells]
+        if row.get("published"):
+            texts = [rf"\textit{{{text}}}" for text in texts]
+        lines.append(" & ".join(texts) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+SETTING = Column("setting", "Setting")
+"""The first column of most tables."""
