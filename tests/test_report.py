@@ -359,7 +359,7 @@ def test_costs_are_summed_by_stage(tmp_path):
     assert generation_seconds(records, "t", "unknown") is None
 
 
-def test_drafts_are_counted_with_and_without_a_grammar(tmp_path):
+def test_drafts_are_counted_with_and_without_a_grammar():
     pairs = {"temperature": 0.9, "top_p": 0.99, "structured": True}
     free = {"base": {"temperature": 0.7, "top_p": 0.9}, "sample_base": {"structured": False}}
     records = [

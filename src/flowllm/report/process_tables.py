@@ -173,7 +173,7 @@ def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) 
     return Table(
         "speed",
         "Time to generate",
-        "Drawing the base and refining it, from the recorded times of these jobs, the start of each "
+        "Drawing the base and refining it, from the recorded times of these jobs, each one's start "
         "included, on the machines of the provenance below; published: one A100-80GB. "
         + PUBLISHED_NOTE,
         columns,

@@ -63,9 +63,8 @@ def rules(results: Sequence[Result]) -> str:
         sign = "≤" if rule["inclusive"] else "<"
         text = (
             f"stable: E_hull {sign} {rule['stable_below']:g} eV/atom with at least "
-            f"{rule['min_elements']} elements; metastable: < {rule['metastable_below']:g} eV/atom, the stable ones "
-            "included; "
-            f"novel against {against}; same crystal: {_matcher(result)}"
+            f"{rule['min_elements']} elements; metastable: < {rule['metastable_below']:g} eV/atom, "
+            f"the stable ones included; novel against {against}; same crystal: {_matcher(result)}"
         )
         if text not in said:
             said.append(text)

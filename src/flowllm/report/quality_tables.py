@@ -109,7 +109,8 @@ def paper_table(results: Sequence[Result]) -> Table:
     return Table(
         "paper",
         "Everyone in one table (the paper's table 1)",
-        f"This run's rows, then published ones. {how}What the columns mean: tables below; a dash in this run's rows: not computed. "
+        f"This run's rows, then published ones. {how}What the columns mean: tables below; a dash "
+        "in this run's rows: not computed. "
         f"{special_rows(results)}{PUBLISHED_NOTE}",
         _PAPER_COLUMNS,
         rows + published_rows(keys, every=True),

@@ -129,8 +129,8 @@ def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str)
         drawn.append(
             _draw(
                 f"e_hull_{kind}",
-                f"E above hull of the relaxed crystals by {whose}, hull: {hull_name(ours)}; share of "
-                "all generated, the end bins hold all beyond (the paper's figure 3a).",
+                f"E above hull of the relaxed crystals by {whose}, hull: {hull_name(ours)}; share "
+                "of all generated, the end bins hold all beyond (the paper's figure 3a).",
                 lambda ours=ours: figures.e_hull_histogram(ours, style),
             )
         )
@@ -146,8 +146,8 @@ def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str)
     drawn.append(
         _draw(
             "num_elements",
-            "Distinct elements of the crystals, generated and of the test split (the paper's figure "
-            "3b).",
+            "Distinct elements of the crystals, generated and of the test split (the paper's "
+            "figure 3b).",
             lambda: figures.num_elements_bars(once, style),
         )
     )
