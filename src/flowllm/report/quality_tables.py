@@ -180,8 +180,8 @@ def ground_state_table(results: Sequence[Result]) -> Table:
         "Distance of the generated crystals to their relaxed state",
         f"Relaxed by {energy_name(ours)}. Match rate and RMSD by StructureMatcher's defaults "
         "(0.2, 0.3, 5°), as the paper says; its code's (0.3, 0.5, 10°) stand under other ways of "
-        "counting. RMSD in units of the cube root of the volume an atom, over the matches. Δ-energy: "
-        "what the relaxation gained. " + PUBLISHED_NOTE,
+        "counting. RMSD in units of the cube root of the volume an atom, over the matches. "
+        "Δ-energy: what the relaxation gained. " + PUBLISHED_NOTE,
         _GROUND_STATE_COLUMNS,
         [result.row for result in ours] + published_rows(keys),
     )
