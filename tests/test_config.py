@@ -317,3 +317,26 @@ def test_settings_can_go_to_another_process(config):
 def test_values_do_not_change(config):
     with pytest.raises(ValueError, match="frozen"):
         config.prepare.max_atoms = 30
+
+
+@pytest.mark.parametrize(
+    ("code", "ours", "theirs", "fits"),
+    [
+        ("vasp", "MP2020", "MP2020", True),
+        ("vasp", "MP2020_plus_u_only", "MP2020", True),
+        ("vasp", "none", "none", True),
+        ("vasp", "none", "MP2020", False),
+        ("vasp", "MP2020", "GPAW", False),
+        ("gpaw", "MP2020", "MP2020", False),
+        ("gpaw", "MP2020", "GPAW", True),
+    ],
+)
+def test_dft_energies_and_their_hull_are_on_one_scale(values, code, ours, theirs, fits):
+    given = changed(changed(values, "dft.code", code), "dft_collect.correction_scheme", ours)
+    check_config(given)  # no hull, nothing to fit
+    given["dft_hull"] = {"source": "entries.json", "correction_scheme": theirs}
+    if fits:
+        check_config(given)
+        return
+    with pytest.raises(FlowllmError, match=f"dft_hull: its energies are of {theirs}, .* {code}"):
+        check_config(given)

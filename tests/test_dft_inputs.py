@@ -38,7 +38,7 @@ def _no_pseudopotentials(monkeypatch):
     monkeypatch.setattr("flowllm.dft.inputs.SETTINGS", {})
 
 
-def run(tmp_path, rows=ROWS, distances=DISTANCES, **changes):
+def run(tmp_path, rows=ROWS, distances=DISTANCES, code="vasp", **changes):
     relaxed, stability = tmp_path / "relaxed.parquet", tmp_path / "stability.parquet"
     tables.write_table(relaxed, rows, tables.RELAXED, {})
     stable = [
@@ -47,7 +47,7 @@ def run(tmp_path, rows=ROWS, distances=DISTANCES, **changes):
     ]
     tables.write_table(stability, stable, tables.STABILITY, {})
     out = tmp_path / "dft_inputs" / "manifest.parquet"
-    given = settings("dft_inputs", dft_inputs=changes)
+    given = settings("dft_inputs", dft={"code": code}, dft_inputs=changes)
     dft_inputs.run(given, relaxed=[relaxed], stability=stability, out=out)
     return out, tables.read_table(out, tables.DFT_MANIFEST).to_pylist()
 
@@ -112,7 +112,7 @@ def test_each_input_set(tmp_path, input_set):
 
 
 def test_gpaw_inputs(tmp_path):
-    out, rows = run(tmp_path, input_set="GPAWStatic", kpoint_density=64.0)
+    out, rows = run(tmp_path, code="gpaw", kpoint_density=64.0)
     given = json.loads((out.parent / rows[3]["path"] / "gpaw.json").read_text())
     structure = tables.crystal_of(ROWS[3]).to_structure()
     assert given["atomic_numbers"] == list(structure.atomic_numbers)
@@ -122,17 +122,19 @@ def test_gpaw_inputs(tmp_path):
     assert given["kpoints"] == list(MPRelaxSet(structure).kpoints.kpts[0])
     assert given["magnetic_moments"] == [0.6, 5.0, 0.6, 0.6, 0.6]
     assert rows[3]["potcar_symbols"] == ["Sr.PBE", "Fe.PBE", "O.PBE"]
+    assert rows[3]["input_set"] == "GPAWStatic"
     assert rows[2]["error"] == "GPAWStatic has no pseudopotential for Po"
 
 
 def test_quantum_espresso_inputs(tmp_path):
-    out, rows = run(tmp_path, input_set="EspressoRelax")
+    out, rows = run(tmp_path, code="espresso")
     found = PWInput.from_file(out.parent / rows[3]["path"] / "pw.in")
     crystal = tables.crystal_of(ROWS[3])
     assert found.structure.composition == crystal.to_structure().composition
     np.testing.assert_allclose(found.structure.lattice.abc, crystal.lengths, atol=1e-5)
     assert found.sections["control"]["calculation"] == "vc-relax"
     assert found.sections["system"]["ecutwfc"] == pytest.approx(520 / 13.605693, abs=1e-3)
+    assert rows[3]["input_set"] == "EspressoRelax"
     assert rows[3]["potcar_symbols"] == ["Sr.UPF", "Fe.UPF", "O.UPF"]
 
 

@@ -43,9 +43,9 @@ def test_the_dft_leg_from_inputs_to_stability(tmp_path):
     relaxed = [relaxed_row(crystal, name, -4.0) for name, crystal in crystals.items()]
     stable = [{"id": name, "e_above_hull": 0.0, "status": "ok"} for name in crystals]
     manifest = tmp_path / "dft_inputs" / "manifest.parquet"
-    coarse = {"input_set": "GPAWStatic", "plane_wave_cutoff": 300.0, "kpoint_density": 32.0}
+    coarse = {"plane_wave_cutoff": 300.0, "kpoint_density": 32.0}
     dft_inputs.run(
-        settings("dft_inputs", dft_inputs=coarse),
+        settings("dft_inputs", dft={"code": "gpaw"}, dft_inputs=coarse),
         relaxed=[write(tmp_path / "relaxed.parquet", relaxed, tables.RELAXED)],
         stability=write(tmp_path / "stability.parquet", stable, tables.STABILITY),
         out=manifest,

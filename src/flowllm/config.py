@@ -283,10 +283,18 @@ class Prerelax(Section):
     chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
 
 
+class Dft(Section):
+    """The code of every DFT energy."""
+
+    code: Literal["vasp", "gpaw", "espresso"]
+
+
 class DftInputs(Section):
     """Which relaxed crystals go to DFT, and with what inputs."""
 
-    input_set: Literal["MPRelaxSet", "MPScanRelaxSet", "MPStaticSet", "GPAWStatic", "EspressoRelax"]
+    input_set: Literal["MPRelaxSet", "MPScanRelaxSet", "MPStaticSet"] = Field(
+        description="pymatgen's, for code vasp; the other codes have one set each"
+    )
     plane_wave_cutoff: PositiveFloat = Field(description="eV; GPAW and Quantum ESPRESSO")
     kpoint_density: PositiveFloat = Field(description="angstrom^3; GPAW and Quantum ESPRESSO")
     selection: Literal["all", "first", "random", "n_ary", "e_above_hull"]
@@ -398,6 +406,7 @@ class Config(Section):
     reference_hull: ReferenceHull
     dft_hull: DftHull
     stability: Stability
+    dft: Dft
     dft_inputs: DftInputs
     dft_collect: DftCollect
     fingerprints: Fingerprints
@@ -427,6 +436,19 @@ class Config(Section):
         unknown = set(self.resources) - set(STAGES)
         if missing or unknown:
             raise ValueError(f"resources: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _dft_on_one_scale(self) -> "Config":
+        """Said before the DFT is paid for; stability looks at the energies themselves."""
+        found = self.dft_hull.correction_scheme
+        ours = self.dft_collect.correction_scheme.removesuffix("_plus_u_only")
+        needed = "GPAW" if self.dft.code == "gpaw" else ours
+        if self.dft_hull.source is not None and found != needed:
+            raise ValueError(
+                f"dft_hull: its energies are of {found}, those of dft.code {self.dft.code} will be "
+                f"of {needed}; give dft_hull a source and a correction_scheme of {needed}"
+            )
         return self
 
     def _bases_fit(self) -> None:
@@ -500,7 +522,7 @@ STAGES: dict[str, Stage] = {
     "prerelax": Stage(("prerelax", "potential"), version=2),
     "reference_hull": Stage(("reference_hull", "potential"), version=2),
     "stability": Stage(("stability",)),
-    "dft_inputs": Stage(("dft_inputs",)),
+    "dft_inputs": Stage(("dft", "dft_inputs"), version=2),
     "dft_collect": Stage(("dft_collect",), version=2),
     "dft_hull": Stage(("dft_hull",)),
     "fingerprints": Stage(("fingerprints",)),

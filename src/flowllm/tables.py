@@ -198,7 +198,7 @@ DFT_MANIFEST = pa.schema(
         _ID,
         _column("path", pa.string(), "the run's folder, relative to the manifest's"),
         _FORMULA,
-        _column("input_set", pa.string(), "dft_inputs.input_set"),
+        _column("input_set", pa.string(), "dft_inputs.input_set, or dft.code's own set"),
         _column("input_set_version", pa.string(), "of pymatgen, which defines the set"),
         _column("potcar_symbols", pa.list_(pa.string()), "pseudopotentials, in POSCAR's order"),
         _column("structure_hash", pa.string(), "SHA-256 of the POSCAR as written"),

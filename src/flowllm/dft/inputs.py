@@ -30,6 +30,9 @@ VASP_SETS: dict[str, type[VaspInputSet]] = {
     "MPStaticSet": MPStaticSet,
 }
 
+OPEN_SETS = {"gpaw": "GPAWStatic", "espresso": "EspressoRelax"}
+"""The one set of inputs that each other code has."""
+
 GPAW_INPUT = "gpaw.json"
 
 _GPAW_SETUPS = frozenset(
@@ -53,6 +56,11 @@ class InputFolder:
     structure_hash: str
 
 
+def input_set_of(code: str, section: DftInputs) -> str:
+    """Name of a code's set of inputs."""
+    return OPEN_SETS.get(code, section.input_set)
+
+
 def input_set_version() -> str:
     """The version that defines the input sets: pymatgen's."""
     return f"pymatgen {package_metadata.version('pymatgen')}"
@@ -68,7 +76,7 @@ def missing_pseudopotentials(crystal: Crystal, input_set: str) -> list[str]:
 def _known_elements(input_set: str) -> frozenset[str]:
     if input_set in VASP_SETS:
         return frozenset(VASP_SETS[input_set].CONFIG["POTCAR"])
-    if input_set == "GPAWStatic":
+    if input_set == OPEN_SETS["gpaw"]:
         return _GPAW_SETUPS
     # Quantum ESPRESSO's are the user's own: whether one is there is seen when it runs.
     return frozenset(Element.from_Z(z).symbol for z in range(1, MAX_ATOMIC_NUMBER + 1))
@@ -82,10 +90,16 @@ def folder_name(crystal_id: str) -> str:
     return f"{safe}-{hashlib.sha256(crystal_id.encode()).hexdigest()[:12]}"
 
 
-def write_folder(crystal: Crystal, section: DftInputs, folder: Path) -> InputFolder:
+def write_folder(crystal: Crystal, input_set: str, section: DftInputs, folder: Path) -> InputFolder:
     """Write the inputs of one calculation.
 
     A folder with the same inputs is left as it is, with whatever results it holds.
+
+    Args:
+        crystal: the crystal.
+        input_set: what `input_set_of` gave.
+        section: cutoff and mesh of the codes other than VASP.
+        folder: where.
 
     Raises:
         FlowllmError: pymatgen is configured with pseudopotentials and one is missing, or the folder
@@ -95,12 +109,12 @@ def write_folder(crystal: Crystal, section: DftInputs, folder: Path) -> InputFol
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        if section.input_set == "GPAWStatic":
+        if input_set in VASP_SETS:
+            pseudopotentials = _write_vasp(structure, VASP_SETS[input_set], temporary)
+        elif input_set == OPEN_SETS["gpaw"]:
             pseudopotentials = _write_gpaw(structure, section, temporary)
-        elif section.input_set == "EspressoRelax":
-            pseudopotentials = _write_espresso(structure, section, temporary)
         else:
-            pseudopotentials = _write_vasp(structure, section, temporary)
+            pseudopotentials = _write_espresso(structure, section, temporary)
         temporary.chmod(0o755)
         structure_hash = hashlib.sha256(Poscar(structure).get_str().encode()).hexdigest()
         _put_in_place(temporary, folder)
@@ -113,9 +127,9 @@ def write_folder(crystal: Crystal, section: DftInputs, folder: Path) -> InputFol
     return InputFolder(pseudopotentials, structure_hash)
 
 
-def _write_vasp(structure: Structure, section: DftInputs, folder: Path) -> list[str]:
+def _write_vasp(structure: Structure, input_set: type[VaspInputSet], folder: Path) -> list[str]:
     """INCAR, KPOINTS, POSCAR, and POTCAR.spec, or POTCAR where pymatgen has them."""
-    inputs = VASP_SETS[section.input_set](structure)
+    inputs = input_set(structure)
     inputs.write_input(str(folder), potcar_spec=not SETTINGS.get("PMG_VASP_PSP_DIR"))
     return list(inputs.potcar_symbols)
 

@@ -12,6 +12,7 @@ from flowllm import dft, seeds, tables
 from flowllm.config import DftInputs, StageSettings
 from flowllm.dft.inputs import (
     folder_name,
+    input_set_of,
     input_set_version,
     missing_pseudopotentials,
     write_folder,
@@ -29,6 +30,7 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
     `no_pseudopotential`, or `not_selected`.
     """
     section: DftInputs = settings.dft_inputs
+    input_set = input_set_of(settings.dft.code, section)
     with stage_run(
         settings,
         inputs={"relaxed": relaxed, "stability": stability},
@@ -36,17 +38,17 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
     ) as run:
         rows = tables.read_tables(relaxed, tables.RELAXED).to_pylist()
         distances = _distances(stability, rows)
-        manifest = [_first_row(row, section) for row in rows]
+        manifest = [_first_row(row, input_set) for row in rows]
         chosen = _select(manifest, distances, section, settings.seed)
         progress = Progress("dft_inputs", len(chosen))
         for number, place in enumerate(chosen):
             directory = f"{number // section.folders_per_directory:05d}"
             path = Path(directory) / folder_name(rows[place]["id"])
             crystal = tables.crystal_of(rows[place])
-            written = write_folder(crystal, section, out.parent / path)
+            written = write_folder(crystal, input_set, section, out.parent / path)
             manifest[place] |= {
                 "path": path.as_posix(),
-                "input_set": section.input_set,
+                "input_set": input_set,
                 "input_set_version": input_set_version(),
                 "potcar_symbols": written.potcar_symbols,
                 "structure_hash": written.structure_hash,
@@ -82,13 +84,13 @@ def _distances(stability: Path, rows: Sequence[Row]) -> dict[str, float | None]:
     return distances
 
 
-def _first_row(row: Row, section: DftInputs) -> dict[str, Any]:
+def _first_row(row: Row, input_set: str) -> dict[str, Any]:
     """The manifest's row before selection: failed before, without pseudopotential, or ok."""
     first = {name: row[name] for name in ("id", "formula", "status", "error")}
     if row["status"] == "ok":
-        missing = missing_pseudopotentials(tables.crystal_of(row), section.input_set)
+        missing = missing_pseudopotentials(tables.crystal_of(row), input_set)
         if missing:
-            detail = f"{section.input_set} has no pseudopotential for {', '.join(missing)}"
+            detail = f"{input_set} has no pseudopotential for {', '.join(missing)}"
             first |= {"status": "no_pseudopotential", "error": detail}
     return first
 
