@@ -71,10 +71,11 @@ def main() -> None:
             malformed = sum(count for reason, count in reasons.items() if reason not in PARSED)
             parsed = given.texts - malformed
             as_asked = parsed - reasons[Reason.FORMULA_MISMATCH]
+            accepted = as_asked - reasons[Reason.COINCIDING_ATOMS]
             tokens = sum(outcome.num_tokens for outcome in outcomes)
             print(
                 f"structured {structured!s:5} conditional {conditional!s:5} of {given.texts}: "
-                f"{parsed} parse, {as_asked} have the asked-for atoms; "
+                f"{parsed} parse, {as_asked} have the asked-for atoms, {accepted} are accepted; "
                 f"{tokens} tokens, {tokens / seconds:.0f}/s, {tokens / busy:.0f} a CPU-second; "
                 f"{ {reason.value: count for reason, count in reasons.items()} }",
                 flush=True,

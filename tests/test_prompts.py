@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from crystals import caesium_chloride, rocksalt
+from crystals import caesium_chloride, perovskite, rocksalt
 from flowllm.config import Prompts
 from flowllm.errors import FlowllmError
 from flowllm.llm.prompts import (
@@ -19,6 +19,7 @@ from flowllm.llm.prompts import (
     splits_digits,
 )
 from flowllm.llm.text import decode, encode
+from flowllm.tables import crystal_columns
 from tiny_llm import END, make_tokenizer
 
 PROMPTS = Prompts(
@@ -33,6 +34,7 @@ PROMPTS = Prompts(
     formula_style="cell",
 )
 REDUCED = PROMPTS.model_copy(update={"formula_style": "reduced"})
+ATOMS = PROMPTS.model_copy(update={"formula_style": "atoms"})
 
 
 def metaspace_tokenizer() -> PreTrainedTokenizerFast:
@@ -62,6 +64,15 @@ def test_formula_styles():
     numbers = np.array([11, 11, 17, 17], dtype=np.uint8)
     assert prompt_formula(PROMPTS, numbers) == "Na2Cl2"
     assert prompt_formula(REDUCED, numbers) == "NaCl"
+    assert prompt_formula(ATOMS, numbers) == "Na Na Cl Cl"
+
+
+def test_a_formula_atom_by_atom_has_the_order_of_the_text():
+    crystal = perovskite()
+    symbols = encode(crystal).split("\n")[2::2]
+    assert prompt_formula(ATOMS, crystal.atomic_numbers).split(" ") == symbols
+    row = crystal_columns(crystal)
+    assert conditions_of(ATOMS, row).formula == " ".join(symbols)
 
 
 def test_any_conditions_have_their_sentences_in_a_fixed_order():

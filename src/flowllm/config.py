@@ -87,7 +87,7 @@ class Prompts(Section):
     e_above_hull: str
     space_group_number: str
     instruction: str
-    formula_style: Literal["cell", "reduced"]
+    formula_style: Literal["atoms", "cell", "reduced"]
 
     @model_validator(mode="after")
     def _values_are_used(self) -> "Prompts":
@@ -510,7 +510,7 @@ STAGES: dict[str, Stage] = {
     "download": Stage(("data",)),
     "prepare": Stage(("prepare",)),
     "fetch_model": Stage(()),
-    "finetune_llm": Stage(("finetune_llm", "prompts"), version=2),
+    "finetune_llm": Stage(("finetune_llm", "prompts"), version=3),
     "merge_adapter": Stage(()),
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=3),
     "train_rfm": Stage(("train_rfm",), row="flow", version=2),

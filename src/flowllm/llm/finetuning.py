@@ -230,22 +230,18 @@ def mean_loss(
 def summed_loss(model: PeftModel, batch: MicroBatch, device: torch.device) -> Tensor:
     """Return the sum of the cross entropies of all labelled tokens, in nats.
 
-    The output layer, a fifth of a small model's work, is left out for the positions before the
-    first label.
+    The output layer, a quarter of a small model's work, sees the labelled positions alone. The
+    padding needs no mask: it stands behind the text, where no token of a causal model looks.
     """
-    labels = batch.labels.to(device)
-    # The token at position t is predicted at position t - 1.
-    first = 1 + int((labels[:, 1:] != IGNORED).any(dim=0).nonzero()[0])
-    kept = labels.shape[1] - first + 1
-    logits = model(
-        input_ids=batch.input_ids.to(device),
-        attention_mask=batch.attention_mask.to(device),
-        logits_to_keep=kept,
-    ).logits
-    predicted = logits[:, :-1].float()
-    return torch.nn.functional.cross_entropy(
-        predicted.flatten(0, 1), labels[:, first:].flatten(), ignore_index=IGNORED, reduction="sum"
+    # The token at position t is predicted at position t - 1; nothing predicts the first.
+    labels = batch.labels.to(device)[:, 1:]
+    labelled = labels != IGNORED
+    choose = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, hidden: (hidden[0][:, :-1][labelled],)
     )
+    with choose:
+        logits = model(input_ids=batch.input_ids.to(device)).logits
+    return torch.nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="sum")
 
 
 def curve_csv(curve: Sequence[Mapping[str, Any]]) -> str:

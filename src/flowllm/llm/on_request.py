@@ -97,7 +97,7 @@ def read_conditions(path: Path) -> list[Words]:
 
 
 Wish = tuple[Conditions, np.ndarray | None]
-"""What the prompt gives, and the atoms that follow from it (none but for a cell's formula)."""
+"""What the prompt gives, and the atoms that follow from it (none of a reduced formula)."""
 
 
 def _wish(prompts: Prompts, words: Words) -> Wish:
@@ -119,7 +119,7 @@ def _wish(prompts: Prompts, words: Words) -> Wish:
             )
     except ValueError as error:
         raise FlowllmError(f"conditions {dict(words)}: {error}") from error
-    return Conditions(**values), numbers if prompts.formula_style == "cell" else None
+    return Conditions(**values), None if prompts.formula_style == "reduced" else numbers
 
 
 def _atoms(formula: str) -> np.ndarray:

@@ -105,7 +105,12 @@ def prompt_text(prompts: Prompts, conditions: Conditions) -> str:
 
 
 def prompt_formula(prompts: Prompts, atomic_numbers: np.ndarray) -> str:
-    """Return a cell's formula in the style of the prompts: `Na4Cl4` (cell) or `NaCl` (reduced)."""
+    """Return a cell's formula in the style of the prompts.
+
+    `Na Na Cl Cl` (atoms, in the order of the text), `Na2Cl2` (cell) or `NaCl` (reduced).
+    """
+    if prompts.formula_style == "atoms":
+        return " ".join(element_symbol(int(z)) for z in atomic_numbers)
     if prompts.formula_style == "cell":
         return cell_formula(atomic_numbers)
     counts = composition_of(atomic_numbers)

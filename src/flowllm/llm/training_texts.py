@@ -32,12 +32,10 @@ class MicroBatch:
 
     Attributes:
         input_ids: int64 (b, t).
-        attention_mask: int64 (b, t), 0 where padded.
         labels: int64 (b, t), the tokens that count in the loss, IGNORED elsewhere.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     labels: Tensor
 
     @property
@@ -162,8 +160,9 @@ def padding_share(batches: np.ndarray, lengths: Sequence[int], micro_batch_size:
 def collate(examples: Sequence[Example], loss_on_prompt: bool, pad_token_id: int) -> MicroBatch:
     """Pad examples on the right to the longest of them.
 
-    The padding is a token that exists already, hidden by the attention mask and left out of the
-    loss by its label, so that the vocabulary stays as it was and an end token of an answer counts.
+    The padding is a token that exists already, behind what a causal model's tokens see and left
+    out of the loss by its label, so that the vocabulary stays as it was and an end token of an
+    answer counts.
 
     Args:
         examples: prompts with answers.
@@ -172,12 +171,10 @@ def collate(examples: Sequence[Example], loss_on_prompt: bool, pad_token_id: int
     """
     shape = (len(examples), max(len(example.tokens) for example in examples))
     input_ids = torch.full(shape, pad_token_id)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, IGNORED)
     for i, example in enumerate(examples):
         tokens = torch.tensor(example.tokens)
         first = 0 if loss_on_prompt else example.prompt_length
         input_ids[i, : tokens.numel()] = tokens
-        attention_mask[i, : tokens.numel()] = 1
         labels[i, first : tokens.numel()] = tokens[first:]
-    return MicroBatch(input_ids, attention_mask, labels)
+    return MicroBatch(input_ids, labels)
