@@ -1,11 +1,15 @@
 """The metrics stage: counts worked by hand, failures in every denominator, identical bytes."""
 
+import itertools
 import json
+from collections import Counter
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pymatgen.analysis.structure_matcher import StructureMatcher
 from scipy.stats import binomtest
 
 from crystals import (
@@ -138,6 +142,86 @@ def test_counts_and_means(ten):
     assert means["rmsd"]["count"] == 7
     histogram = numbers["histograms"]["num_elements"]
     assert histogram == {"generated": {"1": 1, "2": 7, "3": 1}, "test": {"1": 1, "2": 1, "3": 1}}
+
+
+def real_draws(rng):
+    """Real MP-20 crystals: known ones, copies of one another, some that relax far, some missing."""
+    known = list(small_mp_20_sample("train", 8).values())
+    seen = list(small_mp_20_sample("val", 3).values())
+    new = list(small_mp_20_sample("test", 9).values())
+    relaxed = [rattled(one, 0.05, i) for i, one in enumerate([*known[:6], *seen, *new, *new[:4]])]
+    energies = rng.normal(0.02, 0.1, len(relaxed)).round(3)
+    draws = [
+        Draw(
+            rattled(one, 0.6 if index % 4 == 0 else 0.03, 99 + index),
+            one,
+            float(energy),
+            energies=(float(energy) - 2.5, float(energy) - 3.0),
+            num_steps=index,
+        )
+        for index, (one, energy) in enumerate(zip(relaxed, energies, strict=True))
+    ]
+    return [*draws, Draw(new[0], None, relaxed_status="timeout"), Draw(None)]
+
+
+def slow_classes(matcher, structures):
+    """Classes of which matches of all pairs join any two, as sets of indices."""
+    classes = [{index} for index in range(len(structures))]
+    for i, j in itertools.combinations(range(len(structures)), 2):
+        if matcher.fit(structures[i], structures[j]):
+            joined = [one for one in classes if i in one or j in one]
+            classes = [one for one in classes if one not in joined] + [set().union(*joined)]
+    return classes
+
+
+def test_rates_on_real_crystals_are_the_slow_definitions(tmp_path):
+    """Paper, appendices D and E, written out with StructureMatcher on all pairs."""
+    draws = real_draws(np.random.default_rng(5))
+    train, val = small_mp_20_sample("train", 8), small_mp_20_sample("val", 3)
+    splits = {"train": train, "val": val, "test": small_mp_20_sample("test", 5)}
+    numbers, _ = run_metrics(write_run(tmp_path, draws, splits))
+
+    matcher, loose = StructureMatcher(), StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
+    done = [draw for draw in draws if draw.relaxed is not None]
+    ends = [draw.relaxed.to_structure() for draw in done]
+    starts = [draw.generated.to_structure() for draw in done]
+    classes = slow_classes(matcher, ends)
+
+    def unlike(references):
+        others = [one.to_structure() for one in references.values()]
+        return {i for i, end in enumerate(ends) if not any(matcher.fit(end, o) for o in others)}
+
+    several = {i for i, end in enumerate(ends) if len(end.composition) >= 2}
+    below = {bound: {i for i in several if done[i].e_above_hull < bound} for bound in (0.0, 0.08)}
+    first = {min(one) for one in classes}
+    novel, novel_both = unlike(train), unlike(train) & unlike(val)
+    expected = {
+        "stability_rate": len(below[0.0]),
+        "metastability_rate": len(below[0.08]),
+        "uniqueness": len(classes),
+        "novelty": len(novel),
+        "novelty_train_val": len(novel_both),
+        "sun_rate": sum(bool(one & below[0.0] & novel) for one in classes),
+        "sun_rate_train_val": sum(bool(one & below[0.0] & novel_both) for one in classes),
+        "metastable_sun_rate": sum(bool(one & below[0.08] & novel) for one in classes),
+        "match_rate": sum(map(matcher.fit, starts, ends)),
+        "match_rate_loose": sum(map(loose.fit, starts, ends)),
+    }
+    found = {name: numbers["rates"][name]["numerator"] for name in expected}
+    assert found == expected
+    assert len({*expected.values()}) > 5  # or the rates could be mistaken for one another
+    assert {numbers["rates"][name]["denominator"] for name in expected} == {len(draws)}
+    near = {i for i in range(len(ends)) if done[i].e_above_hull <= 0.1}
+    mattergen = numbers["protocols"]["MatterGen"]["sun_rate"]["numerator"]
+    assert mattergen == len(near & first & novel)
+    rmsd = [matcher.get_rms_dist(*pair) for pair in zip(starts, ends, strict=True)]
+    means = numbers["means"]
+    assert means["rmsd"]["mean"] == pytest.approx(np.mean([one[0] for one in rmsd if one]))
+    assert means["delta_energy_per_atom"]["mean"] == pytest.approx(0.5)
+    assert means["delta_energy_per_cell"]["mean"] == pytest.approx(0.5 * np.mean([*map(len, ends)]))
+    assert means["num_steps"]["mean"] == pytest.approx(np.mean([*range(len(ends))]))
+    n_ary = Counter(str(len(one.generated.to_structure().composition)) for one in draws[:-1])
+    assert numbers["histograms"]["num_elements"]["generated"] == n_ary
 
 
 def test_the_protocol_is_named(ten):

@@ -16,7 +16,8 @@ from flowllm import tables as schemas
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.rates import rate
 from flowllm.report import figures
-from flowllm.report.process_tables import draft_table, fate_table
+from flowllm.report.process_tables import draft_table, fate_table, speed_table
+from flowllm.report.protocol_text import energy_name
 from flowllm.report.published import published_rows
 from flowllm.report.quality_tables import noise_table, paper_table
 from flowllm.report.records import (
@@ -357,6 +358,17 @@ def test_costs_are_summed_by_stage(tmp_path):
     assert (sample.tokens_per_second, refine.tokens_per_second) == (300 / 24, None)
     assert generation_seconds(records, "t", "a") == 42
     assert generation_seconds(records, "t", "unknown") is None
+
+
+def test_times_of_appendix_g_by_hand(run_dir):
+    """Five draws of which one is S.U.N., in 30 s: 1,000 minutes for 10,000, 30 s for the one."""
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    ours, *published = speed_table([result], {"FlowLLM-test": 30.0}).rows
+    assert (ours["minutes_per_10000"], ours["seconds_per_sun"]) == (1000.0, 30.0)
+    assert ours["energies"] == energy_name([result])
+    paper = published[-1]["minutes_per_10000"]["value"], published[-1]["seconds_per_sun"]["value"]
+    assert paper == (89.6, 10.9)
+    assert not [row for row in speed_table([result], {}).rows if not row.get("published")]
 
 
 def test_drafts_are_counted_with_and_without_a_grammar():
