@@ -13,7 +13,7 @@ from flowllm.config import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.report.quality_tables import csp_table
-from flowllm.report.records import read_predictions
+from flowllm.report.results import read_predictions
 from flowllm.stages import match_csp
 from flowllm.tables import crystal_columns, read_table, write_table
 

@@ -25,10 +25,10 @@ from flowllm.report.records import (
     flows_of,
     generation_seconds,
     read_records,
-    read_rejections,
-    read_results,
     stage_costs,
 )
+from flowllm.report.results import read_results
+from flowllm.report.run_folder import read_rejections
 from flowllm.report.table import Column, Table, to_latex
 from flowllm.runlog import provenance_path
 from flowllm.stages import metrics, report

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from flowllm.report.protocol_text import energy_name, hull_name, made_by
-from flowllm.report.records import Result
+from flowllm.report.results import Result
 from flowllm.report.table import SETTING, Column, Table
 
 _READINGS = (

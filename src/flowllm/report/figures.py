@@ -12,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from flowllm.report.records import Curve, Result
+from flowllm.report.results import Result
+from flowllm.report.run_folder import Curve
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; the configured main colour
 # stands before them. Lines also differ in style and bars in hatching, for print.

@@ -19,7 +19,7 @@ from pymatgen.symmetry.analyzer import SymmetryUndeterminedError
 
 from flowllm import tables
 from flowllm.crystal import Crystal
-from flowllm.report.records import Result
+from flowllm.report.results import Result
 from flowllm.tables import crystal_of, read_table
 
 LIMIT = 12

@@ -6,7 +6,8 @@ from typing import Any
 from flowllm.evaluate.rates import rate
 from flowllm.report.protocol_text import energy_name
 from flowllm.report.published import PUBLISHED_NOTE, published_rows
-from flowllm.report.records import DraftCount, Result, StageCost
+from flowllm.report.records import DraftCount, StageCost
+from flowllm.report.results import Result
 from flowllm.report.table import SETTING, Column, Table
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from flowllm.config import TRAIN_COMPOSITIONS
-from flowllm.report.records import Result, once_a_setting
+from flowllm.report.results import Result, once_a_setting
 
 
 def energy_name(results: Sequence[Result]) -> str:

@@ -5,20 +5,36 @@ from typing import Any, Literal
 
 from flowllm.report.protocol_text import energy_name, made_by, special_rows
 from flowllm.report.published import PUBLISHED_NOTE, published_rows
-from flowllm.report.records import Result, once_a_setting
+from flowllm.report.results import Result, once_a_setting
 from flowllm.report.table import SETTING, Column, Table
+
+_DRAWN = Column("drawn", "Crystals", "count")
+_METASTABLE = Column("metastability_rate", "Metastable", "rate")
+_STABLE = Column("stability_rate", "Stable", "rate")
+_NOVEL = Column("novelty", "Novel", "rate")
+_SUN = Column("sun_rate", "S.U.N.", "rate")
+_STRUCTURE = Column("structural_validity", "Structural validity", "rate")
+_COMPOSITION = Column("compositional_validity", "Composition validity", "rate")
+_COVERAGE = (
+    Column("coverage_recall", "Coverage recall", "rate"),
+    Column("coverage_precision", "Coverage precision", "rate"),
+)
+_DISTANCES = (
+    Column("wasserstein_density", "Distance of density", "distance", 3),
+    Column("wasserstein_num_elements", "Distance of number of elements", "distance", 3),
+)
 
 _SUN_COLUMNS = (
     SETTING,
-    Column("drawn", "Crystals", "count"),
-    Column("metastability_rate", "Metastable", "rate"),
-    Column("stability_rate", "Stable", "rate"),
+    _DRAWN,
+    _METASTABLE,
+    _STABLE,
     Column("uniqueness", "Unique", "rate"),
-    Column("novelty", "Novel", "rate"),
+    _NOVEL,
     Column("novel_of_stable", "Novel, of stable", "rate"),
     Column("unique_of_stable_novel", "Unique, of stable and novel", "rate"),
     Column("metastable_sun_rate", "Metastable S.U.N.", "rate"),
-    Column("sun_rate", "S.U.N.", "rate"),
+    _SUN,
 )
 
 TERMINAL_COLUMNS = (
@@ -26,21 +42,19 @@ TERMINAL_COLUMNS = (
     Column("structural_validity", "Valid structure", "rate"),
     Column("compositional_validity", "Valid composition", "rate"),
     Column("relaxed", "Relaxed", "rate"),
-    Column("metastability_rate", "Metastable", "rate"),
-    Column("stability_rate", "Stable", "rate"),
-    Column("novelty", "Novel", "rate"),
-    Column("sun_rate", "S.U.N.", "rate"),
+    _METASTABLE,
+    _STABLE,
+    _NOVEL,
+    _SUN,
 )
 """What is printed of each setting; counts stand beside the rates."""
 
 _PAPER_COLUMNS = (
     SETTING,
-    Column("structural_validity", "Structural validity", "rate"),
-    Column("compositional_validity", "Composition validity", "rate"),
-    Column("coverage_recall", "Coverage recall", "rate"),
-    Column("coverage_precision", "Coverage precision", "rate"),
-    Column("wasserstein_density", "Distance of density", "distance", 3),
-    Column("wasserstein_num_elements", "Distance of number of elements", "distance", 3),
+    _STRUCTURE,
+    _COMPOSITION,
+    *_COVERAGE,
+    *_DISTANCES,
     Column("stability_rate", "Stable, by DFT", "rate"),
     Column("sun_rate", "S.U.N., by DFT", "rate"),
 )
@@ -48,20 +62,18 @@ _PAPER_COLUMNS = (
 
 _PROXY_COLUMNS = (
     SETTING,
-    Column("drawn", "Crystals", "count"),
-    Column("structural_validity", "Structural validity", "rate"),
-    Column("compositional_validity", "Composition validity", "rate"),
+    _DRAWN,
+    _STRUCTURE,
+    _COMPOSITION,
     Column("validity", "Valid", "rate"),
-    Column("coverage_recall", "Coverage recall", "rate"),
-    Column("coverage_precision", "Coverage precision", "rate"),
+    *_COVERAGE,
     Column("coverage_precision_of_valid", "Coverage precision, of valid", "rate"),
-    Column("wasserstein_density", "Distance of density", "distance", 3),
-    Column("wasserstein_num_elements", "Distance of number of elements", "distance", 3),
+    *_DISTANCES,
 )
 
 _GROUND_STATE_COLUMNS = (
     SETTING,
-    Column("drawn", "Crystals", "count"),
+    _DRAWN,
     Column("match_rate", "Match rate", "rate"),
     Column("rmsd", "RMSD", "mean", 4),
     Column("delta_energy_per_atom", "Δ-energy, eV/atom", "mean", 3),

@@ -1,77 +1,15 @@
-"""What the report reads: the metrics' JSON and flags, and the records that lie in the run's folder.
+"""What the provenance records of a run's stages say: time, cost, the language model's drafts."""
 
-Only the metrics are demanded. Everything else is read where it exists, so that a report can be made
-of any part of a run.
-"""
-
-import csv
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from flowllm import tables
 from flowllm.config import STAGES
-from flowllm.errors import FlowllmError
-from flowllm.evaluate.results import FORMAT
-from flowllm.tables import read_table
-
-FLAGS = ("id", "num_elements", "e_above_hull", "unique", "novel", "sun")
-"""What the report reads of each crystal."""
 
 RECORD_SUFFIX = ".provenance.json"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One setting's metrics by one kind of energies.
-
-    Attributes:
-        numbers: the JSON of the metrics stage.
-        flags: the columns `FLAGS` of every crystal.
-    """
-
-    numbers: dict[str, Any]
-    flags: pa.Table
-
-    @property
-    def setting(self) -> str:
-        """Name of the setting."""
-        return str(self.numbers["setting"])
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """All of the setting's numbers by their names, for any of the tables."""
-        return {
-            "setting": self.setting,
-            "drawn": self.numbers["counts"]["drawn"],
-            **self.numbers["rates"],
-            **self.numbers["means"],
-            **self.numbers["distances"],
-        }
-
-    @property
-    def e_above_hull(self) -> list[float]:
-        """E_hull in eV per atom, of the crystals that have one."""
-        return self.flags.column("e_above_hull").drop_null().to_pylist()
-
-    @property
-    def kind(self) -> str:
-        """Whose energies: `potential` or `dft`."""
-        return str(self.numbers["protocol"]["energies"])
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A training curve: columns by name, NaN where a row has no value."""
-
-    name: str
-    columns: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -105,52 +43,6 @@ class StageCost:
         """Rows read a second of one job, its start included."""
         rows = self.rows["rows_in"]
         return rows / self.seconds if rows and self.seconds else None
-
-
-def read_results(paths: Sequence[Path]) -> list[Result]:
-    """Read the metrics' JSON files and the flags beside them.
-
-    Raises:
-        FlowllmError: a file is missing, is not JSON, or was written by another version.
-    """
-    results = []
-    for path in paths:
-        numbers = _read_json(path, FORMAT, "metrics")
-        flags = read_table(path.with_suffix(".parquet"), tables.METRICS_PER_CRYSTAL, FLAGS)
-        results.append(Result(numbers, flags))
-    return results
-
-
-def once_a_setting(results: Sequence[Result]) -> list[Result]:
-    """Return one result a setting, for numbers that do not depend on whose energies were used."""
-    found: dict[str, Result] = {}
-    for result in results:
-        found.setdefault(result.setting, result)
-    return list(found.values())
-
-
-def read_predictions(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Read the numbers of structure prediction, csp/{setting}.json.
-
-    Raises:
-        FlowllmError: a file is missing, is not JSON, or was written by another version.
-    """
-    return [_read_json(path, tables.CSP_FORMAT, "match_csp") for path in paths]
-
-
-def _read_json(path: Path, version: int, stage: str) -> dict[str, Any]:
-    try:
-        numbers = json.loads(path.read_text())
-    except OSError as error:
-        raise FlowllmError(f"{path}: {error.strerror}; run the stage {stage}") from error
-    except json.JSONDecodeError as error:
-        raise FlowllmError(f"{path}: not JSON ({error}); run the stage {stage} again") from error
-    if numbers.get("format") != version:
-        raise FlowllmError(
-            f"{path}: format {numbers.get('format')!r}, expected {version}; "
-            f"run the stage {stage} again"
-        )
-    return numbers
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
@@ -277,66 +169,3 @@ def generation_seconds(records: Sequence[dict[str, Any]], base: str, setting: st
         for folder in folders
     ]
     return sum(map(sum, found)) if all(found) else None
-
-
-def read_curves(run_dir: Path) -> list[Curve]:
-    """Read the training curves that exist."""
-    paths = {"Language model": run_dir / "llm" / "adapter" / "training_curve.csv"}
-    for path in sorted((run_dir / "rfm").glob("*/training_curve.csv")):
-        paths[f"Flow {path.parent.name}"] = path
-    return [Curve(name, _columns(path)) for name, path in paths.items() if path.exists()]
-
-
-def _columns(path: Path) -> dict[str, list[float]]:
-    with path.open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    names = list(rows[0]) if rows else []
-    return {name: [_number(row[name]) for row in rows] for name in names}
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
-def read_rejections(run_dir: Path) -> list[tuple[str, str, int]]:
-    """Count what was turned away, as (where, reason, count), the most frequent first."""
-    found = _rejected_rows(run_dir / "crystals" / "rejected.parquet")
-    for split in ("train", "val"):
-        shards = sorted((run_dir / "pairs" / split).glob("shard-*.parquet"))
-        found += _drafts(f"pairs, {split}", shards, tables.PAIRS)
-    for folder in sorted((run_dir / "base").glob("*")):
-        shards = sorted(folder.glob("shard-*.parquet"))
-        found += _drafts(f"base {folder.name}", shards, tables.BASE)
-    return found
-
-
-def _rejected_rows(path: Path) -> list[tuple[str, str, int]]:
-    if not path.exists():
-        return []
-    reasons = read_table(path, tables.REJECTED, ["reason"]).column(0)
-    return _ordered("source rows", Counter(reasons.to_pylist()))
-
-
-def _drafts(where: str, shards: Iterable[Path], schema: pa.Schema) -> list[tuple[str, str, int]]:
-    """Count the language model's turned away drafts, and the draws that were given up."""
-    drafts: Counter[str] = Counter()
-    given_up: Counter[str] = Counter()
-    for shard in shards:
-        table = read_table(shard, schema, ["rejections", "status"])
-        drafts.update(_value_counts(pc.list_flatten(table.column("rejections"))))
-        given_up.update(_value_counts(table.column("status")))
-    del given_up["ok"]
-    return _ordered(f"{where}: drafts", drafts) + _ordered(f"{where}: given up", given_up)
-
-
-def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    pairs = pc.value_counts(column.drop_null()).to_pylist()
-    return {pair["values"]: pair["counts"] for pair in pairs}
-
-
-def _ordered(where: str, counted: Counter[str]) -> list[tuple[str, str, int]]:
-    ranked = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
-    return [(where, reason, count) for reason, count in ranked]

@@ -11,15 +11,14 @@ from flowllm.report.gallery import find_candidates
 from flowllm.report.page import Drawn, Section, provenance_details
 from flowllm.report.protocol_text import energy_name, hull_name
 from flowllm.report.records import (
-    Result,
     draft_counts,
     flows_of,
     generation_seconds,
-    read_curves,
     read_records,
-    read_rejections,
     stage_costs,
 )
+from flowllm.report.results import Result
+from flowllm.report.run_folder import read_curves, read_rejections
 
 
 def make_sections(

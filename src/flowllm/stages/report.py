@@ -7,7 +7,7 @@ from flowllm.config import Report, StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.report.page import Section, headline_cards, render
 from flowllm.report.quality_tables import TERMINAL_COLUMNS
-from flowllm.report.records import read_predictions, read_results
+from flowllm.report.results import read_predictions, read_results
 from flowllm.report.sections import make_sections
 from flowllm.report.table import Shown, Table, show, to_csv, to_latex, to_markdown
 from flowllm.runlog import stage_run

@@ -1,0 +1,102 @@
+"""The results that the report shows: metrics and flags of the settings, structure prediction."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from flowllm import tables
+from flowllm.errors import FlowllmError
+from flowllm.evaluate.results import FORMAT
+from flowllm.tables import read_table
+
+FLAGS = ("id", "num_elements", "e_above_hull", "unique", "novel", "sun")
+"""What the report reads of each crystal."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One setting's metrics by one kind of energies.
+
+    Attributes:
+        numbers: the JSON of the metrics stage.
+        flags: the columns `FLAGS` of every crystal.
+    """
+
+    numbers: dict[str, Any]
+    flags: pa.Table
+
+    @property
+    def setting(self) -> str:
+        """Name of the setting."""
+        return str(self.numbers["setting"])
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """All of the setting's numbers by their names, for any of the tables."""
+        return {
+            "setting": self.setting,
+            "drawn": self.numbers["counts"]["drawn"],
+            **self.numbers["rates"],
+            **self.numbers["means"],
+            **self.numbers["distances"],
+        }
+
+    @property
+    def e_above_hull(self) -> list[float]:
+        """E_hull in eV per atom, of the crystals that have one."""
+        return self.flags.column("e_above_hull").drop_null().to_pylist()
+
+    @property
+    def kind(self) -> str:
+        """Whose energies: `potential` or `dft`."""
+        return str(self.numbers["protocol"]["energies"])
+
+
+def read_results(paths: Sequence[Path]) -> list[Result]:
+    """Read the metrics' JSON files and the flags beside them.
+
+    Raises:
+        FlowllmError: a file is missing, is not JSON, or was written by another version.
+    """
+    results = []
+    for path in paths:
+        numbers = _read_json(path, FORMAT, "metrics")
+        flags = read_table(path.with_suffix(".parquet"), tables.METRICS_PER_CRYSTAL, FLAGS)
+        results.append(Result(numbers, flags))
+    return results
+
+
+def once_a_setting(results: Sequence[Result]) -> list[Result]:
+    """Return one result a setting, for numbers that do not depend on whose energies were used."""
+    found: dict[str, Result] = {}
+    for result in results:
+        found.setdefault(result.setting, result)
+    return list(found.values())
+
+
+def read_predictions(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Read the numbers of structure prediction, csp/{setting}.json.
+
+    Raises:
+        FlowllmError: a file is missing, is not JSON, or was written by another version.
+    """
+    return [_read_json(path, tables.CSP_FORMAT, "match_csp") for path in paths]
+
+
+def _read_json(path: Path, version: int, stage: str) -> dict[str, Any]:
+    try:
+        numbers = json.loads(path.read_text())
+    except OSError as error:
+        raise FlowllmError(f"{path}: {error.strerror}; run the stage {stage}") from error
+    except json.JSONDecodeError as error:
+        raise FlowllmError(f"{path}: not JSON ({error}); run the stage {stage} again") from error
+    if numbers.get("format") != version:
+        raise FlowllmError(
+            f"{path}: format {numbers.get('format')!r}, expected {version}; "
+            f"run the stage {stage} again"
+        )
+    return numbers
