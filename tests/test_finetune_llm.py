@@ -27,7 +27,7 @@ from flowllm.errors import FlowllmError
 from flowllm.llm.finetuning import learning_rate, summed_loss
 from flowllm.llm.model_record import read_record
 from flowllm.llm.prompts import UNCONDITIONAL, Example, PromptTokens
-from flowllm.llm.text import decode
+from flowllm.llm.text import decode, element_symbol
 from flowllm.llm.training_texts import (
     IGNORED,
     TrainingTexts,
@@ -342,8 +342,37 @@ def powerset(names: list[str]) -> list[tuple[str, ...]]:
     return [chosen for count in range(len(names) + 1) for chosen in combinations(names, count)]
 
 
+def test_infilling_hides_one_element_whose_symbol_is_the_answer():
+    prompts = PromptTokens(settings_for("finetune_llm", Path("x")).prompts, make_tokenizer())
+    rows = crystal_rows() * 40
+    texts = training_texts(rows, prompts, infill_share=0.4, formula_share=0.3)
+    hidden, plain = Counter(), Counter()
+    for row, example in zip(rows, texts.epoch(0), strict=True):
+        prompt = prompts.decode(example.tokens[: example.prompt_length])
+        answer = prompts.decode(example.tokens[example.prompt_length :])
+        if "What is ?" not in prompt:
+            plain["Formula" in prompt] += 1
+            continue
+        shown = prompt.strip().split("\n")[3::2]
+        symbols = [element_symbol(z) for z in row["atomic_numbers"]]
+        assert shown == ["?" if symbol == answer else symbol for symbol in symbols]
+        hidden[answer] += 1
+    assert sum(hidden.values()) / len(rows) == pytest.approx(0.4, abs=0.08)
+    assert plain[True] / len(rows) == pytest.approx(0.3, abs=0.08)
+    assert set(hidden) == {element_symbol(z) for row in rows for z in row["atomic_numbers"]}
+
+
+def test_a_permuted_crystal_has_its_formula_in_the_same_order():
+    settings = settings_for("finetune_llm", Path("x"), prompts={"formula_style": "atoms"})
+    prompts = PromptTokens(settings.prompts, make_tokenizer())
+    for prompt, crystal in decoded(training_texts(crystal_rows(), prompts, permute=True), 0):
+        symbols = " ".join(element_symbol(z) for z in crystal.atomic_numbers)
+        assert f"Formula {symbols}." in prompt
+
+
 def training_texts(rows, prompts, **changes) -> TrainingTexts:
-    given = {"formula_share": 1.0, "properties_share": 0.0, "translate": False, "permute": False}
+    shares = {"infill_share": 0.0, "formula_share": 1.0, "properties_share": 0.0}
+    given = {**shares, "translate": False, "permute": False}
     return TrainingTexts(rows, prompts, max_tokens=999, key=(0, "train"), **{**given, **changes})
 
 

@@ -8,12 +8,14 @@ from transformers import PreTrainedTokenizerFast
 
 from crystals import caesium_chloride, perovskite, rocksalt
 from flowllm.config import Prompts
+from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.llm.prompts import (
     UNCONDITIONAL,
     Conditions,
     PromptTokens,
     conditions_of,
+    infill_text,
     prompt_formula,
     prompt_text,
     splits_digits,
@@ -31,6 +33,8 @@ PROMPTS = Prompts(
     e_above_hull="Hull {e_above_hull}.",
     space_group_number="Group {space_group_number}.",
     instruction="Write it:",
+    infill="What is {mask}?",
+    mask="?",
     formula_style="cell",
 )
 REDUCED = PROMPTS.model_copy(update={"formula_style": "reduced"})
@@ -73,6 +77,25 @@ def test_a_formula_atom_by_atom_has_the_order_of_the_text():
     assert prompt_formula(ATOMS, crystal.atomic_numbers).split(" ") == symbols
     row = crystal_columns(crystal)
     assert conditions_of(ATOMS, row).formula == " ".join(symbols)
+
+
+def test_a_hidden_element_is_hidden_in_its_atoms_and_in_no_others_letters():
+    # C is hidden, the C of Ca and Cl is not.
+    coords = [[0, 0, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]]
+    crystal = Crystal.from_arrays([20, 6, 17, 6], coords, [4, 4, 4], [90, 90, 90])
+    assert infill_text(PROMPTS, crystal, 6) == (
+        "A crystal. What is ??\n4.0 4.0 4.0\n90 90 90\nCa\n0.00 0.00 0.00\n?\n0.50 0.00 0.00\n"
+        "Cl\n0.00 0.50 0.00\n?\n0.00 0.00 0.50\n"
+    )
+
+
+def test_an_infilling_text_answers_with_the_symbol_alone():
+    tokens = PromptTokens(PROMPTS, make_tokenizer())
+    example = tokens.infilling(rocksalt(), 17)
+    asked = infill_text(PROMPTS, rocksalt(), 17)
+    assert tokens.decode(example.tokens[: example.prompt_length]) == asked
+    assert tokens.decode(example.tokens[example.prompt_length :]) == "Cl"
+    assert example.tokens[-1] == tokens.end_token_id
 
 
 def test_any_conditions_have_their_sentences_in_a_fixed_order():

@@ -87,6 +87,8 @@ class Prompts(Section):
     e_above_hull: str
     space_group_number: str
     instruction: str
+    infill: str = Field(description="before a crystal with one element hidden: asks for {mask}")
+    mask: str = Field(description="word in the place of a hidden element's symbol")
     formula_style: Literal["atoms", "cell", "reduced"]
 
     @model_validator(mode="after")
@@ -94,6 +96,8 @@ class Prompts(Section):
         for name in CONDITIONS:
             if f"{{{name}}}" not in getattr(self, name):
                 raise ValueError(f"{name} must contain {{{name}}}")
+        if "{mask}" not in self.infill:
+            raise ValueError("infill must contain {mask}")
         return self
 
 
@@ -117,6 +121,7 @@ class FinetuneLlm(Section):
     max_tokens: PositiveInt = Field(description="longer texts are left out, and counted")
     gradient_checkpointing: bool
     loss_on: Literal["text", "crystal"] = Field(description="prompt and crystal, or crystal only")
+    infill_share: Fraction = Field(description="share of texts that ask for one hidden element")
     formula_share: Fraction = Field(description="share of prompts that give the formula alone")
     properties_share: Fraction = Field(description="share that give some of all that is known")
     augment_translation: bool = Field(description="move each training crystal anew every epoch")
@@ -127,8 +132,8 @@ class FinetuneLlm(Section):
 
     @model_validator(mode="after")
     def _shares_leave_room(self) -> "FinetuneLlm":
-        if self.formula_share + self.properties_share > 1:
-            raise ValueError("formula_share and properties_share exceed 1 together")
+        if self.infill_share + self.formula_share + self.properties_share > 1:
+            raise ValueError("infill_share, formula_share and properties_share exceed 1 together")
         return self
 
 

@@ -15,9 +15,9 @@ from pymatgen.core import Composition
 from transformers import PreTrainedTokenizerBase
 
 from flowllm.config import CONDITIONS, Prompts
-from flowllm.crystal import cell_formula
+from flowllm.crystal import Crystal, cell_formula
 from flowllm.errors import FlowllmError
-from flowllm.llm.text import composition_of, element_symbol
+from flowllm.llm.text import composition_of, element_symbol, encode
 
 CACHED_PROMPTS = 65536
 """More than the distinct formulas of MP-20."""
@@ -104,6 +104,21 @@ def prompt_text(prompts: Prompts, conditions: Conditions) -> str:
     return f"{' '.join(sentences)}\n{prompts.instruction}\n"
 
 
+def infill_text(prompts: Prompts, crystal: Crystal, atomic_number: int) -> str:
+    """Return the prompt that asks for one hidden element of a crystal; its symbol is the answer.
+
+    Args:
+        prompts: the sentences, and the word in the symbol's place.
+        crystal: the crystal.
+        atomic_number: the element to hide, in all its atoms.
+    """
+    lines = encode(crystal).split("\n")
+    for atom in np.flatnonzero(crystal.atomic_numbers == atomic_number):
+        lines[2 + 2 * atom] = prompts.mask
+    question = prompts.infill.replace("{mask}", prompts.mask)
+    return "\n".join([f"{prompts.introduction} {question}", *lines, ""])
+
+
 def prompt_formula(prompts: Prompts, atomic_numbers: np.ndarray) -> str:
     """Return a cell's formula in the style of the prompts.
 
@@ -142,8 +157,11 @@ class PromptTokens:
         self.prompt = lru_cache(CACHED_PROMPTS)(self._prompt)
 
     def _prompt(self, conditions: Conditions) -> tuple[int, ...]:
+        return self._begun(prompt_text(self.prompts, conditions))
+
+    def _begun(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a prompt, begun as the tokenizer begins a text (Llama's <s>)."""
-        ids = self._tokenizer(prompt_text(self.prompts, conditions))["input_ids"]
+        ids = self._tokenizer(text)["input_ids"]
         # Some tokenizers also end every text; the answer is yet to come.
         return tuple(ids[:-1] if ids[-1] == self.end_token_id else ids)
 
@@ -163,6 +181,11 @@ class PromptTokens:
         """Return one training text: prompt, answer, end token."""
         prompt = self.prompt(conditions)
         return Example((*prompt, *self.answer(text)), len(prompt))
+
+    def infilling(self, crystal: Crystal, atomic_number: int) -> Example:
+        """Return a text that asks for one hidden element of a crystal, and its symbol."""
+        prompt = self._begun(infill_text(self.prompts, crystal, atomic_number))
+        return Example((*prompt, *self.answer(element_symbol(atomic_number))), len(prompt))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of sampled tokens, its end token and other special tokens left out."""

@@ -5,7 +5,7 @@ one sees.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from flowllm.crystal import Crystal
-from flowllm.llm.prompts import UNCONDITIONAL, Conditions, Example, PromptTokens, conditions_of
+from flowllm.llm.prompts import (
+    UNCONDITIONAL,
+    Conditions,
+    Example,
+    PromptTokens,
+    conditions_of,
+    prompt_formula,
+)
 from flowllm.llm.text import encode
 from flowllm.llm.transformations import permuted, translated
 from flowllm.seeds import generator
@@ -57,6 +64,7 @@ class TrainingTexts:
         prompts: PromptTokens,
         *,
         max_tokens: int,
+        infill_share: float,
         formula_share: float,
         properties_share: float,
         translate: bool,
@@ -69,6 +77,7 @@ class TrainingTexts:
             rows: rows of `tables.CRYSTALS`.
             prompts: prompts as tokens.
             max_tokens: the most tokens of a text.
+            infill_share: share of examples that ask for one hidden element of the crystal.
             formula_share: share of examples whose prompt gives the formula alone.
             properties_share: share whose prompt gives some of all that is known of the crystal.
             translate: whether each crystal is moved as a whole, anew every epoch.
@@ -76,6 +85,7 @@ class TrainingTexts:
             key: the seed, and a name for these texts.
         """
         self._prompts = prompts
+        self._infill_share = infill_share
         self._formula_share, self._properties_share = formula_share, properties_share
         self._translate, self._permute = translate, permute
         self._seed, self._name = key
@@ -85,8 +95,7 @@ class TrainingTexts:
             crystal = crystal_of(row)
             assert isinstance(crystal, Crystal)
             known = conditions_of(prompts.prompts, row)
-            longest = known if properties_share else known.only(["formula"])
-            if len(prompts.example(longest, encode(crystal)).tokens) > max_tokens:
+            if self._most_tokens(known, crystal) > max_tokens:
                 self.too_long += 1
             else:
                 self._rows.append((number, known, crystal))
@@ -95,14 +104,30 @@ class TrainingTexts:
         return len(self._rows)
 
     def epoch(self, epoch: int) -> list[Example]:
-        """Return one example a row; what its prompt gives is drawn anew every epoch."""
+        """Return one example a row; its task and what its prompt gives are drawn every epoch."""
         draws = generator(self._seed, "finetune_llm", self._name, "conditions", epoch)
         return [
-            self._prompts.example(
-                self._draw(known, draws), encode(self._augmented(crystal, number, epoch))
-            )
+            self._example(known, self._augmented(crystal, number, epoch), draws)
             for number, known, crystal in self._rows
         ]
+
+    def _example(self, known: Conditions, crystal: Crystal, draws: np.random.Generator) -> Example:
+        if draws.random() < self._infill_share:
+            hidden = draws.choice(np.unique(crystal.atomic_numbers))
+            return self._prompts.infilling(crystal, int(hidden))
+        # Its atoms may have got another order, which a formula atom by atom shows.
+        formula = prompt_formula(self._prompts.prompts, crystal.atomic_numbers)
+        conditions = self._draw(replace(known, formula=formula), draws)
+        return self._prompts.example(conditions, encode(crystal))
+
+    def _most_tokens(self, known: Conditions, crystal: Crystal) -> int:
+        """Tokens of the longest example of a crystal that these shares allow."""
+        longest = known if self._properties_share else known.only(["formula"])
+        examples = [self._prompts.example(longest, encode(crystal))]
+        if self._infill_share:
+            hidden = np.unique(crystal.atomic_numbers).tolist()
+            examples += [self._prompts.infilling(crystal, z) for z in hidden]
+        return max(len(example.tokens) for example in examples)
 
     def _augmented(self, crystal: Crystal, number: int, epoch: int) -> Crystal:
         """Describe a crystal in the way that its row's number and the epoch draw."""
@@ -115,7 +140,7 @@ class TrainingTexts:
 
     def _draw(self, known: Conditions, draws: np.random.Generator) -> Conditions:
         """Draw the formula alone, a choice of one to all that is known, or nothing."""
-        kind, names = draws.random(), known.given()
+        kind, names = draws.random() * (1 - self._infill_share), known.given()
         if kind < self._formula_share:
             return known.only(["formula"])
         if kind < self._formula_share + self._properties_share:

@@ -108,6 +108,7 @@ def _texts(
         rows,
         prompts,
         max_tokens=section.max_tokens,
+        infill_share=section.infill_share,
         formula_share=section.formula_share,
         properties_share=section.properties_share,
         translate=augmented and section.augment_translation,
@@ -128,13 +129,16 @@ def _record(settings: StageSettings, rows: Rows) -> ModelRecord:
     if section.properties_share:
         trained = {name for name in CONDITIONS if any(row.get(name) is not None for row in rows)}
         trained |= {"formula", "elements"}
+    if section.infill_share:
+        trained |= {"infill", "mask"}
+    optional = {*CONDITIONS, "infill", "mask"}
     return ModelRecord(
         base_model=section.base_model,
         precision=section.precision,
         prompts={
             name: sentence
             for name, sentence in settings.prompts.model_dump().items()
-            if name not in CONDITIONS or name in trained
+            if name not in optional or name in trained
         },
         elements=tuple(sorted({z for row in rows for z in row["atomic_numbers"]})),
         max_atoms=max(row["num_atoms"] for row in rows),
