@@ -2,24 +2,26 @@
 
 python benchmarks/bench_sampling.py --model MODEL --crystals val.parquet --config config.yaml ...
 
-transformers at batch 1 is how the public code samples. Its few texts are enough for a rate; each
-line says how many there were. Engine start-up is left out and told apart.
+transformers draws as the public code does (`generate` with do_sample, temperature and top_p), at
+batch 1 and at larger ones. Its few texts are enough for a rate; each line says how many there were.
+Each formula is asked for `--in-a-row` times. Engine start-up is left out and told apart.
 """
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from flowllm.config import load_config
-from flowllm.llm.engine import Sampling, VllmEngine
+from flowllm.llm.engine import Draft, Request, Sampling, VllmEngine
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import Conditions, prompt_formula
-from flowllm.llm.sampling import Sampler, Task
+from flowllm.llm.sampling import Engine, Sampler, Task
 from flowllm.llm.text import composition_of
-from flowllm.llm.transformers_engine import TransformersEngine
 from flowllm.seeds import derive, generator
 from flowllm.tables import CRYSTALS, crystal_of, read_table
 
@@ -30,15 +32,22 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--crystals", type=Path, required=True)
     parser.add_argument("--config", type=Path, action="append", required=True)
-    parser.add_argument("--texts", type=int, default=64, help="of vLLM")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--texts", type=int, default=256, help="of vLLM")
+    parser.add_argument("--in-a-row", type=int, default=1, help="texts of one formula")
+    parser.add_argument("--max-atoms", type=int, default=20)
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 32, 64])
     parser.add_argument("--batch-1-texts", type=int, default=3)
+    parser.add_argument("--all-tokens", action="store_true", help="vLLM without the restriction")
     given = parser.parse_args()
     config = load_config(given.config)
     opened = ModelFolder(given.model, config.prompts)
     rows = read_table(given.crystals, CRYSTALS).to_pylist()
-    chosen = generator(0, "bench_sampling").choice(len(rows), given.texts)
-    tasks = [make_task(opened, rows[i], number) for number, i in enumerate(chosen)]
+    rows = [row for row in rows if row["num_atoms"] <= given.max_atoms]
+    chosen = generator(0, "bench_sampling").choice(len(rows), -(-given.texts // given.in_a_row))
+    tasks = [
+        make_task(opened, rows[chosen[number // given.in_a_row]], number)
+        for number in range(given.texts)
+    ]
     prompts, record = opened.prompts, opened.record
     longest = max(len(prompts.prompt(task.conditions)) for task in tasks)
     sampling = Sampling(
@@ -46,25 +55,68 @@ def main() -> None:
         top_p=config.sample_pairs.top_p,
         max_tokens=prompts.most_answer_tokens(record.elements, record.max_atoms),
         end_token_id=prompts.end_token_id,
+        allowed_tokens=None if given.all_tokens else prompts.answer_tokens(),
     )
-    print(f"{given.model}: {AutoConfig.from_pretrained(given.model).dtype}")
-    engines = {
-        "vllm": lambda: VllmEngine(
-            given.model, gpus=0, max_prompt_tokens=longest, sampling=sampling
-        )
-    }
+    dtype = AutoConfig.from_pretrained(given.model).dtype
+    print(f"{given.model}: {dtype}, {torch.get_num_threads()} threads, {longest} prompt tokens")
+    start = partial(VllmEngine, given.model, gpus=0, max_prompt_tokens=longest, sampling=sampling)
+    ours = measure("vllm", start, opened, tasks)
     for size in given.batch_sizes:
-        engines[f"transformers, batch {size}"] = partial(
-            TransformersEngine, given.model, sampling=sampling, batch_size=size
-        )
-    rates = {}
-    for name, start in engines.items():
-        size = given.texts if name == "vllm" else int(name.split()[-1])
+        start = partial(PlainGenerate, given.model, sampling, size)
         count = given.batch_1_texts if size == 1 else size
-        rates[name] = measure(name, start, opened, tasks[:count])
-    for name, (tokens, pairs) in rates.items():
-        gain = rates["vllm"][0] / tokens, rates["vllm"][1] / pairs if pairs else float("nan")
+        name = f"transformers, batch {size}"
+        tokens, pairs = measure(name, start, opened, tasks[:: max(1, given.texts // count)][:count])
+        gain = ours[0] / tokens, ours[1] / pairs if pairs else float("nan")
         print(f"vllm against {name}: {gain[0]:.1f} times the tokens/s, {gain[1]:.1f} the pairs/s")
+
+
+class PlainGenerate:
+    """transformers' own sampling, as the public code calls it."""
+
+    cached_prompt_tokens = 0
+
+    def __init__(self, model: Path, sampling: Sampling, batch_size: int) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+        self._sampling, self._batch_size = sampling, batch_size
+        self._waiting: list[tuple[int, Request]] = []
+
+    def submit(self, key: int, request: Request) -> None:
+        """Take on a text."""
+        self._waiting.append((key, request))
+
+    @torch.inference_mode()
+    def finished(self) -> list[tuple[int, Draft]]:
+        """Write the next batch."""
+        batch, self._waiting = (
+            self._waiting[: self._batch_size],
+            self._waiting[self._batch_size :],
+        )
+        end = self._sampling.end_token_id
+        longest = max(len(request.prompt) for _, request in batch)
+        padded = [[end] * (longest - len(one.prompt)) + list(one.prompt) for _, one in batch]
+        mask = [[0] * (longest - len(one.prompt)) + [1] * len(one.prompt) for _, one in batch]
+        written = self._model.generate(
+            input_ids=torch.tensor(padded),
+            attention_mask=torch.tensor(mask),
+            do_sample=True,
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            top_k=0,
+            max_new_tokens=self._sampling.max_tokens,
+            eos_token_id=end,
+            pad_token_id=end,
+        )[:, longest:].tolist()
+        return [(key, self._draft(row)) for (key, _), row in zip(batch, written, strict=True)]
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        del self._model
+
+    def _draft(self, row: Sequence[int]) -> Draft:
+        end = self._sampling.end_token_id
+        if end not in row:
+            return Draft(tuple(row), truncated=True)
+        return Draft(tuple(row[: row.index(end) + 1]), truncated=False)
 
 
 def make_task(opened: ModelFolder, row: dict, number: int) -> Task:
@@ -74,7 +126,9 @@ def make_task(opened: ModelFolder, row: dict, number: int) -> Task:
     return Task(asked, composition_of(numbers), None, partial(derive, 0, "bench_sampling", number))
 
 
-def measure(name: str, start, opened: ModelFolder, tasks: list[Task]) -> tuple[float, float]:
+def measure(
+    name: str, start: Callable[[], Engine], opened: ModelFolder, tasks: list[Task]
+) -> tuple[float, float]:
     """Tokens and accepted pairs a second of one attempt a task."""
     clock = time.perf_counter()
     engine = start()
@@ -90,7 +144,9 @@ def measure(name: str, start, opened: ModelFolder, tasks: list[Task]) -> tuple[f
     print(
         f"{name}: {len(tasks)} texts, {tokens} tokens in {seconds:.1f} s, "
         f"{tokens / seconds:.1f} tokens/s, {tokens / busy:.1f} a CPU-second, "
-        f"{accepted} accepted, {accepted / seconds:.3f} pairs/s "
+        f"{accepted} accepted, {accepted / seconds:.3f} pairs/s, "
+        f"{sampler.speed.cached_prompt_tokens} of {sampler.speed.prompt_tokens} prompt tokens "
+        "not computed again "
         f"(start {started:.1f} s)",
         flush=True,
     )

@@ -1,11 +1,14 @@
 """What the tests of the language model's stages share: crystals, settings, a merged tiny model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from crystals import caesium_chloride, fcc, perovskite, rocksalt
 from flowllm.config import StageSettings, check_config, load_config, merge
 from flowllm.crystal import Crystal
+from flowllm.llm.engine import Draft, Request
+from flowllm.llm.sampling import Engine
 from flowllm.stages import finetune_llm, merge_adapter
 from flowllm.tables import CRYSTALS, crystal_columns, write_table
 from tiny_llm import write_tiny_llm
@@ -66,6 +69,16 @@ def crystal_table(path: Path, crystals: list[Crystal]) -> Path:
     ]
     write_table(path, rows, CRYSTALS, {})
     return path
+
+
+def drafts_of(engine: Engine, requests: Sequence[Request]) -> list[Draft]:
+    """Let an engine write all texts; in the order of the requests."""
+    for key, request in enumerate(requests):
+        engine.submit(key, request)
+    found: dict[int, Draft] = {}
+    while len(found) < len(requests):
+        found |= dict(engine.finished())
+    return [found[key] for key in range(len(requests))]
 
 
 def merged_model(folder: Path) -> dict[str, Path]:

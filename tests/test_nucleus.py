@@ -1,75 +1,73 @@
-"""The nucleus without a sort, against vLLM's own filter, which sorts."""
+"""Draws from the nucleus, against vLLM's own filter, which sorts, and the filtered softmax."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm.sampling_params import SamplingParams
-from vllm.v1.sample.logits_processor import BatchUpdate
-from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 
-from flowllm.llm.nucleus import EXTRA_ARG, NucleusProcessor, keep_nucleus
+from flowllm.llm.nucleus import draw_tokens, uniforms_of
 
 
-def theirs(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    return apply_top_k_top_p_pytorch(logits.clone(), None, top_p)
+def shares(logits: torch.Tensor, candidates: int, **options: float) -> torch.Tensor:
+    """How often each token (v,) is drawn where the random numbers are evenly spaced."""
+    uniforms = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+    rows = logits.expand(len(uniforms), -1)
+    drawn = draw_tokens(rows, uniforms, candidates=candidates, **options)
+    return torch.bincount(drawn, minlength=len(logits)) / len(uniforms)
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 5.0])
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.99])
-def test_keeps_what_vllm_keeps(scale, p):
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("candidates", [8, 300])
+def test_shares_are_the_filtered_softmax(scale, p, candidates):
     torch.manual_seed(0)
-    logits = torch.randn(16, 1000) * scale
-    logits[::2, 50:] = -torch.inf  # as a grammar leaves them
-    top_p = torch.full((16,), p)
-    expected = theirs(logits, top_p)
-    torch.testing.assert_close(keep_nucleus(logits, top_p), expected)
-
-
-def test_rows_have_their_own_p():
-    torch.manual_seed(1)
-    logits = torch.randn(4, 300)
-    top_p = torch.tensor([0.2, 0.999, 1.0, 0.7])
-    expected = theirs(logits, top_p)
-    kept = keep_nucleus(logits.clone(), top_p, candidates=16)
-    torch.testing.assert_close(kept[[0, 1, 3]], expected[[0, 1, 3]])
-    torch.testing.assert_close(kept[2], logits[2])
+    logits = torch.randn(200) * scale
+    logits[50:100] = -torch.inf  # as a grammar leaves them
+    scaled = logits[None] / 0.7
+    filtered = apply_top_k_top_p_pytorch(scaled, None, torch.tensor([p])) if p < 1 else scaled
+    expected = filtered[0].softmax(0)
+    found = shares(logits, candidates, temperature=0.7, top_p=p)
+    # Evenly spaced numbers miss a token's share by at most one of them at each end.
+    torch.testing.assert_close(found, expected, atol=1.01 / 20000, rtol=0)
 
 
 @given(
     st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40),
     st.floats(0.01, 1.0),
     st.integers(1, 8),
+    st.floats(0, 1, exclude_max=True),
 )
-def test_what_is_kept_is_the_smallest_set_that_reaches_p(values, p, candidates):
+def test_what_is_drawn_belongs_to_the_smallest_set_that_reaches_p(values, p, candidates, uniform):
     logits = torch.tensor([values])
-    kept = keep_nucleus(logits.clone(), torch.tensor([p]), candidates)[0]
+    uniforms = torch.tensor([uniform], dtype=torch.float64)
+    drawn = draw_tokens(logits, uniforms, temperature=1.0, top_p=p, candidates=candidates)
     probabilities = torch.tensor(values, dtype=torch.float64).softmax(0)
-    inside = kept.isfinite()
-    assert inside.any()
-    assert probabilities[inside].sum() >= p - 1e-5
-    # Without its least likely values the set would not reach p.
-    least = probabilities[inside].min()
-    assert probabilities[probabilities > least + 1e-9].sum() < p + 1e-5
-    assert inside[probabilities > least].all()
+    likelier = probabilities[probabilities > probabilities[drawn] + 1e-9].sum()
+    assert likelier < p + 1e-5
 
 
-def test_requests_are_followed_through_the_batch():
-    processor = NucleusProcessor(None, torch.device("cpu"), False)
-    narrow = SamplingParams(extra_args={EXTRA_ARG: 0.01})
-    plain = SamplingParams()
+def test_rows_are_drawn_each_for_itself():
+    """Rows whose nucleus is among the candidates beside rows whose is not."""
+    torch.manual_seed(1)
+    logits = torch.randn(32, 300) * torch.tensor([0.1, 6.0]).repeat(16)[:, None]
+    uniforms = torch.rand(32, dtype=torch.float64)
+    options = {"temperature": 0.9, "top_p": 0.95, "candidates": 16}
+    together = draw_tokens(logits, uniforms, **options)
+    alone = [draw_tokens(logits[i : i + 1], uniforms[i : i + 1], **options) for i in range(32)]
+    assert together.tolist() == torch.cat(alone).tolist()
 
-    def kept() -> list[int]:
-        logits = torch.arange(10.0).repeat(3, 1)
-        return processor.apply(logits).isfinite().sum(dim=1).tolist()
 
-    assert kept() == [10, 10, 10]
-    added = [(0, plain, [], []), (1, narrow, [], []), (2, plain, [], [])]
-    processor.update_state(BatchUpdate(3, removed=[], added=added, moved=[]))
-    assert kept() == [10, 1, 10]
-    swap = [(0, 1, MoveDirectionality.SWAP)]
-    processor.update_state(BatchUpdate(3, removed=[], added=[], moved=swap))
-    assert kept() == [1, 10, 10]
-    processor.update_state(BatchUpdate(3, removed=[0], added=[], moved=[]))
-    assert kept() == [10, 10, 10]
+def test_temperature_zero_takes_the_likeliest():
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, -1.0, 4.9]])
+    uniforms = torch.tensor([0.99, 0.99], dtype=torch.float64)
+    assert draw_tokens(logits, uniforms, temperature=0, top_p=1.0).tolist() == [1, 0]
+
+
+def test_the_numbers_of_a_text_repeat_and_are_uniform():
+    numbers = uniforms_of(7, 10000)
+    assert torch.equal(numbers[:50], uniforms_of(7, 50))
+    assert not torch.equal(numbers[:50], uniforms_of(8, 50))
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    counts = torch.histc(numbers.float(), 10, 0, 1)
+    assert (counts - 1000).abs().max() < 5 * 30  # five standard deviations

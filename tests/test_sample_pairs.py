@@ -62,6 +62,17 @@ def test_every_pair_has_the_atoms_of_its_training_crystal(shard):
         assert c1.lengths.tolist() == truth.lengths.tolist()
 
 
+def test_draws_in_a_row_have_one_crystal(paths):
+    def ids(draws: range, in_a_row: int) -> list[str]:
+        targets = sample_pairs.draw_targets(42, paths["train"], "train", draws, in_a_row)
+        return [material_id for _, material_id, _ in targets]
+
+    single, grouped = ids(range(25), 1), ids(range(100), 4)
+    assert grouped == [material_id for material_id in single for _ in range(4)]
+    assert ids(range(6, 13), 4) == grouped[6:13]
+    assert 1 < len(set(single)) < 25
+
+
 def test_the_text_of_a_row_is_its_crystal(shard):
     for row in read_table(shard, PAIRS).to_pylist():
         c0 = crystal_of(row)

@@ -1,6 +1,6 @@
 """Rounds of drafts and their judgement, with an engine that writes given texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from crystals import caesium_chloride, rocksalt
 from flowllm.config import load_config
@@ -17,16 +17,27 @@ SALT, CAESIUM = encode(rocksalt()), encode(caesium_chloride())
 
 
 class Typist:
-    """An engine that writes what it is told to, and remembers what it was asked."""
+    """An engine that writes what it is told to, two texts at a time, and remembers the requests."""
+
+    cached_prompt_tokens = 0
 
     def __init__(self, write: Callable[[Request], str]) -> None:
         self.write = write
-        self.rounds: list[list[Request]] = []
+        self.requests: list[Request] = []
+        self.waiting: list[tuple[int, Request]] = []
         self.closed = False
 
-    def generate(self, requests: Sequence[Request]) -> list[Draft]:
-        self.rounds.append(list(requests))
-        return [Draft(PROMPTS.answer(self.write(request)), truncated=False) for request in requests]
+    def submit(self, key: int, request: Request) -> None:
+        self.requests.append(request)
+        self.waiting.append((key, request))
+
+    def finished(self) -> list[tuple[int, Draft]]:
+        batch, self.waiting = self.waiting[:2], self.waiting[2:]
+        assert batch
+        return [(key, self.draft(request)) for key, request in batch]
+
+    def draft(self, request: Request) -> Draft:
+        return Draft(PROMPTS.answer(self.write(request)), truncated=False)
 
     def close(self) -> None:
         self.closed = True
@@ -46,11 +57,8 @@ def test_only_what_was_rejected_is_drawn_again_with_the_next_seed():
     bad = {100, 101, 200, 201, 202}
     typist = Typist(lambda request: CAESIUM if request.seed in bad else SALT)
     outcomes = sampler(typist).draw([salt_task(seed) for seed in range(4)])
-    assert [[r.seed for r in requests] for requests in typist.rounds] == [
-        [0, 100, 200, 300],
-        [101, 201],
-        [102, 202],
-    ]
+    # Rejected ones go back behind what still waits, not behind all others.
+    assert [r.seed for r in typist.requests] == [0, 100, 200, 300, 101, 201, 102, 202]
     assert [outcome.attempts for outcome in outcomes] == [1, 3, 3, 1]
     assert [outcome.crystal is not None for outcome in outcomes] == [True, True, False, True]
     reasons = [rejection.reason for rejection in outcomes[1].rejections]
@@ -65,17 +73,31 @@ def test_only_what_was_rejected_is_drawn_again_with_the_next_seed():
 def test_prompts_and_expressions_reach_the_engine():
     typist = Typist(lambda _: SALT)
     sampler(typist).draw([salt_task(0, regex="x+"), Task(UNCONDITIONAL, None, None, lambda _: 7)])
-    first, second = typist.rounds[0]
+    first, second = typist.requests
     assert first == Request(PROMPTS.prompt(Conditions("Na1Cl1")), 0, "x+")
     assert second == Request(PROMPTS.prompt(UNCONDITIONAL), 7, None)
 
 
+def test_prompts_are_grouped_and_long_texts_come_first():
+    typist = Typist(lambda _: SALT)
+    asked = [("Na1Cl1", 2), ("Cs1Cl1", 2), ("Ca1Ti1O3", 5), ("Na1Cl1", 2), ("Cs1Cl1", 2)]
+    tasks = [
+        Task(Conditions(formula), {1: atoms}, None, lambda _, i=i: i)
+        for i, (formula, atoms) in enumerate(asked)
+    ]
+    sampler(typist, 1).draw([*tasks, Task(UNCONDITIONAL, None, None, lambda _: 5)])
+    order = [request.seed for request in typist.requests]
+    assert order[0] == 2
+    assert order[-1] == 5
+    assert sorted(order[1:5]) == [0, 1, 3, 4]
+    prompts = [request.prompt for request in typist.requests]
+    assert prompts[1] == prompts[2] != prompts[3] == prompts[4]
+
+
 def test_a_truncated_draft_is_rejected():
     class Cut(Typist):
-        def generate(self, requests):
-            return [
-                Draft(draft.tokens[:-1], truncated=True) for draft in super().generate(requests)
-            ]
+        def draft(self, request):
+            return Draft(super().draft(request).tokens[:-1], truncated=True)
 
     outcome = sampler(Cut(lambda _: SALT), 1).draw([salt_task(0)])[0]
     assert outcome.crystal is None
@@ -118,6 +140,7 @@ def test_columns_and_counts():
     assert counts["drafts"] == 6
     assert counts["acceptance"] == round(2 / 6, 4)
     assert counts["rejections"] == {"wrong_count": 4}
+    assert counts["prompt_tokens"] == 6 * len(PROMPTS.prompt(Conditions("Na1Cl1")))
     assert counts["generated_tokens"] == sum(row["num_tokens"] for row in rows)
 
 

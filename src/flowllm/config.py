@@ -159,7 +159,9 @@ class SamplePairs(Section):
     temperature: PositiveFloat
     top_p: Probability
     backend: Literal["vllm", "transformers"]
+    restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
     structured: bool = Field(description="grammar that fixes the form and the formula's atoms")
+    draws_in_a_row: PositiveInt = Field(description="consecutive draws of one crystal and prompt")
     max_attempts: PositiveInt = Field(description="drafts a pair before it is given up")
     chunk_size: PositiveInt = Field(description="prompts at once; what a kill can cost")
 
@@ -221,6 +223,7 @@ class SampleBase(Section):
     """Unconditional sampling, the start of generation."""
 
     backend: Literal["vllm", "transformers"]
+    restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
     structured: bool = Field(description="grammar that fixes the form of the text")
     max_attempts: PositiveInt
     chunk_size: PositiveInt
@@ -517,11 +520,11 @@ STAGES: dict[str, Stage] = {
     "fetch_model": Stage(()),
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=3),
     "merge_adapter": Stage(()),
-    "sample_pairs": Stage(("sample_pairs", "prompts"), version=3),
+    "sample_pairs": Stage(("sample_pairs", "prompts"), version=4),
     "train_rfm": Stage(("train_rfm",), row="flow", version=2),
-    "sample_base": Stage(("sample_base", "prompts"), row="base", version=3),
+    "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),
     "sample_compositions": Stage(()),
-    "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=2),
+    "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
     "refine": Stage(("refine",), row="setting", version=2),
     "import_samples": Stage((), row="external"),
     "prerelax": Stage(("prerelax", "potential"), version=2),

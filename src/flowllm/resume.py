@@ -8,6 +8,7 @@ another seed or other inputs.
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def make_parts(
     rows_per_part: int,
     make_rows: Callable[[range], Sequence[Mapping[str, Any]]],
 ) -> pa.Table:
-    """Make a table part by part, each saved when finished.
+    """Make a table part by part; each is saved while the next is made.
 
     The parts stay in `partial_path(output)` until the caller, who writes the output, drops them.
 
@@ -77,12 +78,21 @@ def make_parts(
     """
     folder = partial_folder(output, run)
     parts = []
-    for start in range(0, num_rows, rows_per_part):
-        items = range(start, min(start + rows_per_part, num_rows))
-        part = folder / f"part-{start:08d}.parquet"
-        if not part.exists():
-            write_table(part, make_rows(items), schema, run.metadata())
-        parts.append(part)
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        saved: Future[None] | None = None
+        for start in range(0, num_rows, rows_per_part):
+            items = range(start, min(start + rows_per_part, num_rows))
+            part = folder / f"part-{start:08d}.parquet"
+            parts.append(part)
+            if part.exists():
+                continue
+            rows = make_rows(items)
+            # No third part: memory holds the rows of one being made and of one being saved.
+            if saved is not None:
+                saved.result()
+            saved = writer.submit(write_table, part, rows, schema, run.metadata())
+        if saved is not None:
+            saved.result()
     return pa.concat_tables([read_table(part, schema) for part in parts] or [schema.empty_table()])
 
 

@@ -10,8 +10,7 @@ the same distribution otherwise.
 import logging
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
+    from vllm import CompletionOutput, SamplingParams
 
 CPU_BATCH = 128
 """Texts at once on a CPU; more do not raise the throughput of its few cores."""
@@ -65,16 +64,22 @@ class Sampling:
         top_p: nucleus probability.
         max_tokens: the most tokens of a text.
         end_token_id: what ends a text.
+        allowed_tokens: no other is drawn; None for the whole vocabulary.
     """
 
     temperature: float
     top_p: float
     max_tokens: int
     end_token_id: int
+    allowed_tokens: tuple[int, ...] | None
 
 
 class VllmEngine:
-    """vLLM holding one model."""
+    """vLLM holding one model.
+
+    Attributes:
+        cached_prompt_tokens: tokens of prompts that were not computed again, in all texts so far.
+    """
 
     def __init__(
         self, model: Path, *, gpus: int, max_prompt_tokens: int, sampling: Sampling
@@ -94,7 +99,7 @@ class VllmEngine:
             warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM
 
-            from flowllm.llm.nucleus import NucleusProcessor
+            from flowllm.llm.vllm_hooks import CONFIG, WORKER, DrawProcessor
 
             config = AutoConfig.from_pretrained(model)
             self._llm = LLM(
@@ -105,26 +110,32 @@ class VllmEngine:
                 tensor_parallel_size=max(1, gpus),
                 max_model_len=max_model_len,
                 enable_prefix_caching=True,
-                logits_processors=[NucleusProcessor],
+                logits_processors=[DrawProcessor],
+                additional_config={CONFIG: asdict(sampling)},
+                worker_extension_cls=WORKER,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
                 **({} if gpus else _cpu_options(config, max_model_len)),
             )
         self._sampling = sampling
+        self.cached_prompt_tokens = 0
+        # Several GPUs share out the vocabulary; their large models gain nothing from a small head.
+        if sampling.allowed_tokens is not None and gpus <= 1:
+            self._llm.collective_rpc("use_small_head", args=(sampling.allowed_tokens,))
 
-    def generate(self, requests: Sequence[Request]) -> list[Draft]:
-        """Write all texts, in the order of the requests."""
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(request.prompt)} for request in requests],
-            [self._params(request) for request in requests],
-            use_tqdm=False,
-        )
-        completions = [output.outputs[0] for output in outputs]
-        return [
-            Draft(tuple(completion.token_ids), completion.finish_reason == "length")
-            for completion in completions
-        ]
+    def submit(self, key: int, request: Request) -> None:
+        """Take on a text; the key tells it from the others being written."""
+        prompt = {"prompt_token_ids": list(request.prompt)}
+        self._llm.llm_engine.add_request(str(key), prompt, self._params(request))
+
+    def finished(self) -> list[tuple[int, Draft]]:
+        """Write on until a text is finished; the finished ones with their keys."""
+        outputs = []
+        while not outputs:
+            outputs = self._llm.llm_engine.step()
+        self.cached_prompt_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
+        return [(int(output.request_id), _draft(output.outputs[0])) for output in outputs]
 
     def close(self) -> None:
         """Give back memory and process groups; a process holds one engine at a time."""
@@ -135,19 +146,22 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        from flowllm.llm.nucleus import EXTRA_ARG
+        from flowllm.llm.vllm_hooks import SEED
 
         structured = request.regex and StructuredOutputsParams(regex=request.regex)
         return SamplingParams(
-            temperature=self._sampling.temperature,
-            extra_args={EXTRA_ARG: self._sampling.top_p},
+            temperature=0.0,  # the likeliest token: the only one that DrawProcessor leaves
+            extra_args={SEED: request.seed},
             max_tokens=self._sampling.max_tokens,
             stop_token_ids=[self._sampling.end_token_id],
-            seed=request.seed,
             structured_outputs=structured or None,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+
+
+def _draft(completion: "CompletionOutput") -> Draft:
+    return Draft(tuple(completion.token_ids), completion.finish_reason == "length")
 
 
 def _set_environment(gpus: int) -> None:

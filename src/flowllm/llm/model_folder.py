@@ -41,6 +41,7 @@ class ModelFolder:
         temperature: float,
         top_p: float,
         max_attempts: int,
+        restrict_tokens: bool,
         backend: str,
         gpus: int,
     ) -> Sampler:
@@ -51,6 +52,7 @@ class ModelFolder:
             temperature: of the softmax.
             top_p: nucleus probability.
             max_attempts: drafts a crystal before it is given up.
+            restrict_tokens: draw only tokens that crystal text consists of.
             backend: vllm or transformers.
             gpus: GPUs of the job, 0 for the CPU.
 
@@ -67,6 +69,7 @@ class ModelFolder:
             top_p=top_p,
             max_tokens=self.prompts.most_answer_tokens(record.elements, record.max_atoms),
             end_token_id=self.prompts.end_token_id,
+            allowed_tokens=self.prompts.answer_tokens() if restrict_tokens else None,
         )
 
         def start_engine() -> Engine:

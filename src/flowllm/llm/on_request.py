@@ -55,6 +55,7 @@ def sample(
         temperature=settings.base.temperature,
         top_p=settings.base.top_p,
         max_attempts=settings.sample_base.max_attempts,
+        restrict_tokens=settings.sample_base.restrict_tokens,
         backend=settings.sample_base.backend,
         gpus=gpus,
     )

@@ -15,9 +15,12 @@ from pymatgen.core import Composition
 from transformers import PreTrainedTokenizerBase
 
 from flowllm.config import CONDITIONS, Prompts
-from flowllm.crystal import Crystal, cell_formula
+from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal, cell_formula
 from flowllm.errors import FlowllmError
 from flowllm.llm.text import composition_of, element_symbol, encode
+
+MAX_LENGTH_WRITTEN = 100
+"""Angstrom; cells of few atoms are shorter."""
 
 CACHED_PROMPTS = 65536
 """More than the distinct formulas of MP-20."""
@@ -202,6 +205,23 @@ class PromptTokens:
         atom = "\n0.00 0.00 0.00\n"
         longest = max(len(self._ids(element_symbol(z) + atom)) for z in elements)
         return len(self._ids(lattice)) + max_atoms * longest + 1
+
+    def answer_tokens(self) -> tuple[int, ...]:
+        """Return the tokens that crystal texts of any elements and numbers consist of, and the end.
+
+        They are what the tokenizer makes of texts with every number that a crystal text can have,
+        so tokens of several digits, where it has such, are among them.
+        """
+        numbers = [
+            *(f"{tenths / 10:.1f}" for tenths in range(10 * MAX_LENGTH_WRITTEN)),
+            *(str(degrees) for degrees in range(181)),
+            *(f"0.{hundredths:02d}" for hundredths in range(100)),
+        ]
+        lines = [" ".join([number] * 3) for number in numbers]
+        atoms = [f"{element_symbol(z)}\n{lines[-1]}" for z in range(1, MAX_ATOMIC_NUMBER + 1)]
+        text = "\n".join([*lines, *atoms])
+        # Single characters too: a model may spell what the tokenizer joins.
+        return tuple(sorted({token for part in (text, *set(text)) for token in self.answer(part)}))
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -22,10 +22,20 @@ EXHAUSTED = "exhausted"
 
 
 class Engine(Protocol):
-    """What writes texts."""
+    """What writes texts.
 
-    def generate(self, requests: Sequence[Request]) -> list[Draft]:
-        """Write all texts, in the order of the requests."""
+    Attributes:
+        cached_prompt_tokens: tokens of prompts that were not computed again, in all texts so far.
+    """
+
+    cached_prompt_tokens: int
+
+    def submit(self, key: int, request: Request) -> None:
+        """Take on a text; the key tells it from the others being written."""
+        ...
+
+    def finished(self) -> list[tuple[int, Draft]]:
+        """Write on until a text is finished; the finished ones with their keys."""
         ...
 
     def close(self) -> None:
@@ -79,6 +89,8 @@ class Speed:
 
     drafts: int = 0
     tokens: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
     seconds: float = 0.0
 
 
@@ -86,7 +98,7 @@ class Sampler:
     """Draws crystals with one engine; as a context manager it closes the engine at the end.
 
     Attributes:
-        speed: drafts, tokens and seconds so far.
+        speed: drafts, tokens of texts and prompts, and seconds so far.
     """
 
     def __init__(
@@ -118,35 +130,42 @@ class Sampler:
             self._engine.close()
 
     def draw(self, tasks: Sequence[Task]) -> list[Outcome]:
-        """Draw all tasks, in rounds: each round draws again what the one before rejected."""
-        outcomes = [Outcome() for _ in tasks]
-        pending = list(range(len(tasks)))
-        for attempt in range(self._max_attempts):
-            drafts = self._generate([tasks[i] for i in pending], attempt)
-            for i, draft in zip(pending, drafts, strict=True):
-                self._judge(tasks[i], draft, outcomes[i])
-            pending = [i for i in pending if outcomes[i].crystal is None]
-            if not pending:
-                break
-        return outcomes
+        """Draw all tasks; a draft is judged, and drawn again if rejected, while others are written.
 
-    def _generate(self, tasks: Sequence[Task], attempt: int) -> list[Draft]:
-        requests = [
-            Request(self._prompts.prompt(task.conditions), task.seed(attempt), task.regex)
-            for task in tasks
-        ]
+        Tasks of one prompt go to the engine together, so that it can compute the prompt once, and
+        those of many atoms first, so that no long text is left to be written alone at the end.
+        """
+        outcomes = [Outcome() for _ in tasks]
+        prompts = [self._prompts.prompt(task.conditions) for task in tasks]
+        in_order = sorted(range(len(tasks)), key=lambda i: (-_num_atoms(tasks[i]), prompts[i]))
         if self._engine is None:
             self._engine = self._start_engine()
         started = time.perf_counter()
-        drafts = self._engine.generate(requests)
+
+        def submit(i: int) -> None:
+            seed = tasks[i].seed(outcomes[i].attempts)
+            self._engine.submit(i, Request(prompts[i], seed, tasks[i].regex))
+            self.speed.prompt_tokens += len(prompts[i])
+
+        for i in in_order:
+            submit(i)
+        unfinished = len(tasks)
+        while unfinished:
+            for i, draft in self._engine.finished():
+                self._judge(tasks[i], draft, outcomes[i])
+                if outcomes[i].crystal is None and outcomes[i].attempts < self._max_attempts:
+                    submit(i)
+                else:
+                    unfinished -= 1
         self.speed.seconds += time.perf_counter() - started
-        self.speed.drafts += len(drafts)
-        self.speed.tokens += sum(len(draft.tokens) for draft in drafts)
-        return drafts
+        self.speed.cached_prompt_tokens = self._engine.cached_prompt_tokens
+        return outcomes
 
     def _judge(self, task: Task, draft: Draft, outcome: Outcome) -> None:
         outcome.text = self._prompts.decode(draft.tokens)
         outcome.num_tokens += len(draft.tokens)
+        self.speed.drafts += 1
+        self.speed.tokens += len(draft.tokens)
         decoded = decode(
             outcome.text,
             max_atoms=self._max_atoms,
@@ -157,6 +176,11 @@ class Sampler:
             outcome.rejections.append(decoded)
         else:
             outcome.crystal = decoded
+
+
+def _num_atoms(task: Task) -> int:
+    """Atoms that were asked for; 0 for any number."""
+    return sum(task.composition.values()) if task.composition else 0
 
 
 def sample_columns(outcome: Outcome, prompt: str) -> dict[str, Any]:
@@ -231,6 +255,8 @@ def sampling_counts(rows: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str
         "acceptance": round(accepted / drafts, 4),
         "rejections": dict(sorted(rejected.items())),
         "generated_tokens": speed.tokens,
+        "prompt_tokens": speed.prompt_tokens,
+        "cached_prompt_tokens": speed.cached_prompt_tokens,
         "generation_seconds": round(speed.seconds, 1),
         "tokens_per_second": round(speed.tokens / speed.seconds, 1) if speed.seconds else None,
     }

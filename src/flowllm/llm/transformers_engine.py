@@ -1,8 +1,7 @@
 """The second engine: transformers' generate, for machines without vLLM, and to check vLLM by.
 
-A text's random numbers are its own here too: they are Gumbel noise from a generator of the
-request's seed, added to the filtered logits, of which the largest is a draw from the softmax
-(Gumbel, 1954). The logits depend on the batch in their last bits, as vLLM's do.
+Tokens are drawn by the same numbers as vLLM's (`llm.nucleus`), so that both engines write the same
+text to the same seed, but for the last bits of the logits, which depend on the batch here too.
 """
 
 from collections.abc import Sequence
@@ -14,36 +13,55 @@ from transformers import (
     AutoConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from flowllm.device import pick_device
 from flowllm.errors import FlowllmError
 from flowllm.llm.base_model import load_base_model
 from flowllm.llm.engine import Draft, Request, Sampling
+from flowllm.llm.nucleus import draw_tokens, uniforms_of
 
 BATCH = 64
 """Texts at once; a batch goes on until its longest text ends."""
 
 
-class GumbelNoise(LogitsProcessor):
-    """Adds each row's own noise, so that the largest logit is a draw from the softmax."""
+class Draw(LogitsProcessor):
+    """Leaves of each row's logits just the token that the row's own random numbers draw."""
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        """Start one generator a row."""
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    def __init__(self, requests: Sequence[Request], sampling: Sampling, prompt_length: int) -> None:
+        """Make each row's random numbers.
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
-        """Add noise to scores (b, v)."""
-        noise = torch.empty_like(scores, dtype=torch.float32)
-        for row, generator in zip(noise, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores - noise.log()
+        Args:
+            requests: of the batch.
+            sampling: how all texts are drawn.
+            prompt_length: tokens of the padded prompts.
+        """
+        rows = [uniforms_of(request.seed, sampling.max_tokens) for request in requests]
+        self._uniforms = torch.stack(rows)
+        self._sampling, self._prompt_length = sampling, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Filter scores (b, v)."""
+        allowed = self._sampling.allowed_tokens
+        tokens = torch.arange(scores.shape[-1]) if allowed is None else torch.tensor(allowed)
+        tokens = tokens.to(scores.device)
+        written = input_ids.shape[1] - self._prompt_length
+        drawn = draw_tokens(
+            scores[:, tokens],
+            self._uniforms[:, written].to(scores.device),
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+        )
+        only = torch.full_like(scores, -torch.inf)
+        return only.scatter_(-1, tokens[drawn].unsqueeze(-1), 0.0)
 
 
 class TransformersEngine:
-    """transformers holding one model, on one GPU or the CPU."""
+    """transformers holding one model, on one GPU or the CPU.
+
+    Attributes:
+        cached_prompt_tokens: none, every prompt is computed.
+    """
 
     def __init__(self, model: Path, *, sampling: Sampling, batch_size: int = BATCH) -> None:
         """Load the model.
@@ -58,27 +76,32 @@ class TransformersEngine:
             str(model), dtype=dtype, quantization="none", device=pick_device()
         ).eval()
         self._sampling, self._batch_size = sampling, batch_size
+        self.cached_prompt_tokens = 0
+        self._waiting: list[tuple[int, Request]] = []
 
-    def generate(self, requests: Sequence[Request]) -> list[Draft]:
-        """Write all texts, in the order of the requests.
+    def submit(self, key: int, request: Request) -> None:
+        """Take on a text; the key tells it from the others being written.
 
         Raises:
-            FlowllmError: a request asks for a form, which only vLLM holds to.
+            FlowllmError: the request asks for a form, which only vLLM holds to.
         """
-        if any(request.regex for request in requests):
+        if request.regex:
             raise FlowllmError("structured: true needs backend: vllm")
-        return [
-            draft
-            for start in range(0, len(requests), self._batch_size)
-            for draft in self._generate_batch(requests[start : start + self._batch_size])
-        ]
+        self._waiting.append((key, request))
+
+    def finished(self) -> list[tuple[int, Draft]]:
+        """Write the next batch of texts; they come with their keys."""
+        batch = self._waiting[: self._batch_size]
+        del self._waiting[: self._batch_size]
+        keys, requests = zip(*batch, strict=True)
+        return list(zip(keys, self._write(requests), strict=True))
 
     def close(self) -> None:
         """Give back the model's memory."""
         del self._model
 
     @torch.inference_mode()
-    def _generate_batch(self, requests: Sequence[Request]) -> list[Draft]:
+    def _write(self, requests: Sequence[Request]) -> list[Draft]:
         end, device = self._sampling.end_token_id, self._model.device
         longest = max(len(request.prompt) for request in requests)
         input_ids = torch.full((len(requests), longest), end)
@@ -91,23 +114,11 @@ class TransformersEngine:
             attention_mask=attention_mask.to(device),
             max_new_tokens=self._sampling.max_tokens,
             do_sample=False,
-            logits_processor=self._processors(requests, device),
+            logits_processor=LogitsProcessorList([Draw(requests, self._sampling, longest)]),
             eos_token_id=end,
             pad_token_id=end,
         )
         return [self._draft(row) for row in written[:, longest:].tolist()]
-
-    def _processors(self, requests: Sequence[Request], device: torch.device) -> LogitsProcessorList:
-        sampling = self._sampling
-        if sampling.temperature == 0:
-            return LogitsProcessorList()
-        return LogitsProcessorList(
-            [
-                TemperatureLogitsWarper(sampling.temperature),
-                TopPLogitsWarper(sampling.top_p),
-                GumbelNoise([request.seed for request in requests], device),
-            ]
-        )
 
     def _draft(self, tokens: Sequence[int]) -> Draft:
         """Cut a row behind its end token; what stands there is padding."""

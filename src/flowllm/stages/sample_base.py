@@ -41,6 +41,7 @@ def run(
             temperature=base.temperature,
             top_p=base.top_p,
             max_attempts=section.max_attempts,
+            restrict_tokens=section.restrict_tokens,
             backend=section.backend,
             gpus=gpus,
         )

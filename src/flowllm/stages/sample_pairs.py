@@ -59,7 +59,8 @@ def run(
         output=out,
         work={"split": split, "start": start, "count": count},
     ) as run:
-        targets = _draw_targets(settings.seed, crystals, split, range(start, start + count))
+        draws = range(start, start + count)
+        targets = draw_targets(settings.seed, crystals, split, draws, section.draws_in_a_row)
         opened = ModelFolder(model, settings.prompts)
         asked = [
             Conditions(formula=prompt_formula(settings.prompts, c1.atomic_numbers))
@@ -70,6 +71,7 @@ def run(
             temperature=section.temperature,
             top_p=section.top_p,
             max_attempts=section.max_attempts,
+            restrict_tokens=section.restrict_tokens,
             backend=section.backend,
             gpus=gpus,
         )
@@ -94,15 +96,27 @@ Target = tuple[int, str, Crystal]
 """Number of the draw, material_id and crystal of c1."""
 
 
-def _draw_targets(seed: int, path: Path, split: str, draws: range) -> list[Target]:
-    """Draw the training crystal of each pair, with replacement."""
+def draw_targets(
+    seed: int, path: Path, split: str, draws: range, draws_in_a_row: int
+) -> list[Target]:
+    """Draw the training crystal of each pair, with replacement.
+
+    Args:
+        seed: the configuration's.
+        path: the crystals.
+        split: their split.
+        draws: numbers of the draws.
+        draws_in_a_row: so many draws, counted from 0, have one crystal.
+
+    Raises:
+        FlowllmError: there are no crystals.
+    """
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles"]
     table = read_table(path, CRYSTALS, columns)
     if table.num_rows == 0:
         raise FlowllmError(f"{path}: holds no crystals to sample pairs for")
-    chosen = [
-        int(generator(seed, "sample_pairs", split, draw).integers(table.num_rows)) for draw in draws
-    ]
+    rows_of = (generator(seed, "sample_pairs", split, draw // draws_in_a_row) for draw in draws)
+    chosen = [int(random.integers(table.num_rows)) for random in rows_of]
     rows: Sequence[Mapping[str, Any]] = table.take(chosen).to_pylist()
     targets = []
     for draw, row in zip(draws, rows, strict=True):
