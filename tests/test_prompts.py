@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from crystals import caesium_chloride, perovskite, rocksalt
 from flowllm.config import Prompts
-from flowllm.crystal import Crystal
+from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal
 from flowllm.errors import FlowllmError
 from flowllm.llm.prompts import (
     UNCONDITIONAL,
@@ -172,3 +172,21 @@ def test_digit_splitting_is_recognised():
     words = {"<unk>": 0, "1": 1, "2": 2, "12": 3, **{str(i): i + 10 for i in range(3, 10)}, "0": 30}
     merging = Tokenizer(models.BPE(vocab=words, merges=[("1", "2")], unk_token="<unk>"))
     assert not splits_digits(PreTrainedTokenizerFast(tokenizer_object=merging, eos_token="<unk>"))
+
+
+def test_answers_are_written_with_the_tokens_of_crystal_text():
+    """Any crystal of any elements, and every single character of it."""
+    tokens = PromptTokens(PROMPTS, make_tokenizer())
+    allowed = set(tokens.answer_tokens())
+    rng = np.random.default_rng(0)
+    for start in range(1, MAX_ATOMIC_NUMBER + 1, 8):
+        numbers = np.arange(start, min(start + 8, MAX_ATOMIC_NUMBER + 1))
+        text = encode(
+            Crystal.from_arrays(
+                numbers, rng.random((len(numbers), 3)), rng.uniform(1, 99.9, 3), [60, 90, 120]
+            )
+        )
+        assert set(tokens.answer(text)) <= allowed
+        assert {token for character in text for token in tokens.answer(character)} <= allowed
+    assert len(allowed) < 200
+    assert not set(tokens.prompt(UNCONDITIONAL)) <= allowed

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 if TYPE_CHECKING:
-    from vllm import CompletionOutput, SamplingParams
+    from vllm import CompletionOutput, RequestOutput, SamplingParams
 
 CPU_BATCH = 128
 """Texts at once on a CPU; more do not raise the throughput of its few cores."""
@@ -126,12 +126,14 @@ class VllmEngine:
 
     def submit(self, key: int, request: Request) -> None:
         """Take on a text; the key tells it from the others being written."""
-        prompt = {"prompt_token_ids": list(request.prompt)}
+        from vllm.inputs import TokensPrompt
+
+        prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
         self._llm.llm_engine.add_request(str(key), prompt, self._params(request))
 
     def finished(self) -> list[tuple[int, Draft]]:
         """Write on until a text is finished; the finished ones with their keys."""
-        outputs = []
+        outputs: list[RequestOutput] = []
         while not outputs:
             outputs = self._llm.llm_engine.step()
         self.cached_prompt_tokens += sum(output.num_cached_tokens or 0 for output in outputs)

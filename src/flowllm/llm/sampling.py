@@ -138,27 +138,26 @@ class Sampler:
         outcomes = [Outcome() for _ in tasks]
         prompts = [self._prompts.prompt(task.conditions) for task in tasks]
         in_order = sorted(range(len(tasks)), key=lambda i: (-_num_atoms(tasks[i]), prompts[i]))
-        if self._engine is None:
-            self._engine = self._start_engine()
+        engine = self._engine = self._engine or self._start_engine()
         started = time.perf_counter()
 
         def submit(i: int) -> None:
             seed = tasks[i].seed(outcomes[i].attempts)
-            self._engine.submit(i, Request(prompts[i], seed, tasks[i].regex))
+            engine.submit(i, Request(prompts[i], seed, tasks[i].regex))
             self.speed.prompt_tokens += len(prompts[i])
 
         for i in in_order:
             submit(i)
         unfinished = len(tasks)
         while unfinished:
-            for i, draft in self._engine.finished():
+            for i, draft in engine.finished():
                 self._judge(tasks[i], draft, outcomes[i])
                 if outcomes[i].crystal is None and outcomes[i].attempts < self._max_attempts:
                     submit(i)
                 else:
                     unfinished -= 1
         self.speed.seconds += time.perf_counter() - started
-        self.speed.cached_prompt_tokens = self._engine.cached_prompt_tokens
+        self.speed.cached_prompt_tokens = engine.cached_prompt_tokens
         return outcomes
 
     def _judge(self, task: Task, draft: Draft, outcome: Outcome) -> None:
