@@ -1,10 +1,10 @@
 """The sampling engine: vLLM in offline batch mode, the CPU and the CUDA build with the same code.
 
-What repeats: every request carries its own seed, so its random numbers do not depend on what else
-is in the batch. The logits do, in their last bits: how sums are ordered follows from the batch's
-composition, and once in many tokens that decides between two of nearly equal chance. So vLLM
-guarantees the same texts for the same requests in the same order on the same machine and build, and
-the same distribution otherwise.
+What repeats: every text has its own random numbers, from its seed. The logits depend on what else
+is in the batch, in their last bits: how sums are ordered follows from the batch's composition, and
+once in many tokens that decides between two. So the same requests in the same order give the same
+texts on the same machine and build where the engine runs within the process (CPU); elsewhere a
+few texts differ, and their distribution does not.
 """
 
 import logging
