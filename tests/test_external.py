@@ -69,19 +69,20 @@ def write_flat_pt(path):
     torch.save(tensors(False), path)
 
 
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [
-        ("cifs", write_cifs),
-        ("cif.csv", write_csv_of(lambda structure: structure.to(fmt="cif"), "cif")),
-        ("json.csv", write_csv_of(lambda one: json.dumps(one.as_dict()), "structure")),
-        ("all.extxyz", write_xyz),
-        ("all.json", write_json),
-        ("entries.json.gz", write_json_of_entries),
-        ("eval_gen.pt", write_pt),
-        ("flat.pt", write_flat_pt),
-    ],
-)
+FORMATS = {
+    "cifs": write_cifs,
+    "cif.csv": write_csv_of(lambda structure: structure.to(fmt="cif"), "cif"),
+    "json.csv": write_csv_of(lambda one: json.dumps(one.as_dict()), "structure"),
+    "all.extxyz": write_xyz,
+    "all.json": write_json,
+    "entries.json.gz": write_json_of_entries,
+    "eval_gen.pt": write_pt,
+    "flat.pt": write_flat_pt,
+}
+"""How `CRYSTALS` are written, by the name of the file."""
+
+
+@pytest.mark.parametrize(("name", "write"), FORMATS.items())
 def test_every_format_gives_the_crystals_back(tmp_path, name, write):
     write(tmp_path / name)
     parsers = list(read_samples(tmp_path / name))

@@ -4,25 +4,21 @@ import json
 
 import pytest
 
-from crystals import fcc, perovskite, rattled, rocksalt
+from crystals import rocksalt
 from evaluated_run import STABILITY_RULE, stage_settings, write_splits
 from flowllm import tables
 from flowllm.config import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.stages import fingerprints, import_samples, metrics
 from flowllm.tables import crystal_columns, crystal_of, read_table, write_table
-
-CRYSTALS = [rocksalt(), rattled(perovskite(), 0.1, 3), fcc()]
+from test_external import CRYSTALS, FORMATS
 
 
 @pytest.fixture
 def samples(tmp_path):
     """A folder of CIF files, as DiffCSP and others export it."""
-    folder = tmp_path / "cifs"
-    folder.mkdir()
-    for index, crystal in enumerate(CRYSTALS):
-        (folder / f"{index:03d}.cif").write_text(crystal.to_structure().to(fmt="cif"))
-    return folder
+    FORMATS["cifs"](tmp_path / "cifs")
+    return tmp_path / "cifs"
 
 
 def read_in(file, folder, shards=1):
@@ -74,7 +70,10 @@ def test_a_shard_that_is_not_the_rows(samples, tmp_path):
         import_samples.run(given, shard=2, base=tmp_path / "b.parquet", out=tmp_path / "o.parquet")
 
 
-def test_samples_are_measured_like_ours(samples, tmp_path):
+@pytest.mark.parametrize("name", FORMATS)
+def test_samples_of_every_format_are_measured_like_ours(tmp_path, name):
+    samples = tmp_path / name
+    FORMATS[name](samples)
     base, generated = read_in(samples, tmp_path, 2)
     relaxed = [
         {"id": f"Other-{i:06d}", **crystal_columns(one), "potential": "p", "status": "ok"}
