@@ -21,6 +21,8 @@ PALETTE = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0072B2", "#0
 LINE_STYLES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++")
 GREY = "#6b6b6b"
+PALE = "#e4e4e4"
+"""The data's bars: no colour of a setting looks so in black and white."""
 
 WIDTH, HEIGHT = 5.2, 3.5
 """Inches; small, so that the text stays readable on a phone."""
@@ -128,7 +130,7 @@ def num_elements_bars(results: Sequence[Result], style: Mapping[str, Look]) -> F
     """Number of distinct elements, generated against the test split (paper, figure 3b)."""
     figure, axes = _figure()
     histograms = [result.numbers["histograms"]["num_elements"] for result in results]
-    series = [("test split", histograms[0]["test"], Look(GREY, "-", ""))]
+    series = [("test split", histograms[0]["test"], Look(PALE, "-", ""))]
     for result, histogram in zip(results, histograms, strict=True):
         series.append((result.setting, histogram["generated"], style[result.setting]))
     largest = max((int(key) for _, counts, _ in series for key in counts), default=1)
@@ -142,7 +144,7 @@ def num_elements_bars(results: Sequence[Result], style: Mapping[str, Look]) -> F
             width,
             color=look.color,
             hatch=look.hatch,
-            edgecolor="white",
+            edgecolor=GREY if index == 0 else "white",
             linewidth=0.5,
             label=name,
         )
