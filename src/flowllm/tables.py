@@ -117,7 +117,8 @@ PAIRS = _extend(
 """pairs/{train,val}/shard-*.parquet; `id` is `{split}-{draw:08d}`, the crystal columns are c0."""
 
 BASE = _extend(_CRYSTAL, [_FORMULA], _SAMPLE, _OUTCOME)
-"""base/{base}/shard-*.parquet: what the LLM proposed; `id` is `{base}-{index:06d}`."""
+"""base/{base}/shard-*.parquet: what the LLM proposed, or sample_compositions drew; `id` is
+`{base}-{index:06d}`."""
 
 CSP_BASE = _extend(
     _CRYSTAL,

@@ -65,6 +65,7 @@ _PROXY_COLUMNS = (
     _DRAWN,
     _STRUCTURE,
     _COMPOSITION,
+    Column("fingerprinted", "Fingerprint found", "rate"),
     Column("validity", "Valid", "rate"),
     *_COVERAGE,
     Column("coverage_precision_of_valid", "Coverage precision, of valid", "rate"),
