@@ -1,7 +1,7 @@
 """The numbers of one setting, from the flags of its crystals: what metrics/*/{setting}.json holds.
 
-Every rate is over all that was drawn, whatever became of it, unless `of` says otherwise. Nothing here
-depends on when, where or by how many workers it was computed.
+Every rate is over all that was drawn, whatever became of it, unless `of` says otherwise. Nothing
+here depends on when, where or by how many workers it was computed.
 """
 
 from collections import Counter
