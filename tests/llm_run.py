@@ -81,11 +81,14 @@ def drafts_of(engine: Engine, requests: Sequence[Request]) -> list[Draft]:
     return [found[key] for key in range(len(requests))]
 
 
-def merged_model(folder: Path) -> dict[str, Path]:
-    """Fine-tune and merge a tiny model; returns the paths of `base`, `train` and `model`."""
+def merged_model(folder: Path, **changes: Any) -> dict[str, Path]:
+    """Fine-tune, with these changes of settings, and merge a tiny model.
+
+    Returns the paths of `base`, `train` and `model`.
+    """
     base = write_tiny_llm(folder / "base")
     train = crystal_table(folder / "train.parquet", small_crystals())
-    settings = settings_for("finetune_llm", base)
+    settings = settings_for("finetune_llm", base, **changes)
     finetune_llm.run(settings, train=train, val=train, out=folder / "adapter")
     settings = settings_for("merge_adapter", base)
     merge_adapter.run(settings, adapter=folder / "adapter", out=folder / "model")

@@ -536,6 +536,24 @@ def sample(
     draw(given, model=model, asked=asked, count=count, out=out, gpus=gpus)
 
 
+@app.command()
+def infill(
+    model: Annotated[Path, typer.Option(help="Folder of the merged model.")],
+    cif: Annotated[Path, typer.Option(help="The crystal.")],
+    hidden: Annotated[str, typer.Option(help="Symbol of the element to hide, e.g. Cl.")],
+    first: Annotated[int, typer.Option(min=1, help="Print the so many likeliest.")] = 5,
+    config: Configs = None,
+) -> None:
+    """Hide one element of a crystal and print which the model takes it for."""
+    from flowllm.llm.infilling import infill as chances_of
+
+    setup_logging(None)
+    loaded = load_config(config or [Path("config.yaml")])
+    chances = chances_of(loaded, model=model, cif=cif, hidden=hidden)
+    for symbol, chance in list(chances.items())[:first]:
+        typer.echo(f"{symbol:2} {chance:.3f}")
+
+
 def main() -> None:
     """Run the command; what the user can mend is printed without a traceback."""
     stop_at_once_on_sigterm()

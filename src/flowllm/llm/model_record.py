@@ -56,6 +56,18 @@ class ModelRecord:
                 "with a finetune_llm.properties_share, on crystals that have these values"
             )
 
+    def check_infilling(self, folder: Path) -> None:
+        """Check that a model has been trained to name hidden elements.
+
+        Raises:
+            FlowllmError: it has not.
+        """
+        if "infill" not in self.prompts:
+            raise FlowllmError(
+                f"{folder}: was not trained to name hidden elements; fine-tune with a "
+                "finetune_llm.infill_share"
+            )
+
 
 def write_record(folder: Path, record: ModelRecord) -> None:
     """Write a model folder's record."""
