@@ -197,7 +197,7 @@ def test_a_restart_without_a_step_leaves_the_earlier_runs_energy(tmp_path, earli
     assert run.energy == ENERGIES[2 if "relax" in earlier else 1]
     assert not run.converged_ionic
     assert "vasprun.xml was cut short" in run.shortfall
-    assert f"taken from {earlier}" in run.shortfall
+    assert f"; taken instead: {earlier}" in run.shortfall
 
 
 def test_an_earlier_run_is_not_asked_where_the_newest_has_a_step(tmp_path):

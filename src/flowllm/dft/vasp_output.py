@@ -75,7 +75,7 @@ def read_vasp(outputs: list[Path]) -> DftRun:
         if not problems:
             return run
         # The attempt after this one was not made for nothing: its relaxation was to go on.
-        shortfall = f"{problems[0]}; taken from {path.name}: {run.shortfall or 'its last step'}"
+        shortfall = f"{problems[0]}; taken instead: {run.shortfall or path.name}"
         return replace(run, converged_ionic=False, shortfall=shortfall)
     raise problems[0]
 
