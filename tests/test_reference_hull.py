@@ -4,11 +4,13 @@ import gzip
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from pymatgen.core import Composition, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
 
-from crystals import fcc, rattled, rocksalt
+from crystals import MP_20_SAMPLE, fcc, rattled, rocksalt
 from energy_rows import crystal_row, settings
 from flowllm import tables
 from flowllm.crystal import Crystal
@@ -96,6 +98,31 @@ def test_the_potential_and_the_elemental_energies_are_on_one_scale():
     ]
     assert abs(sum(differences)) / len(differences) < 0.03
     assert max(map(abs, differences)) < 0.1
+
+
+def test_mp_20s_elements_are_on_the_same_scale():
+    """The numbers that docs/energies.md gives: CHGNet less the Materials Project, same crystal.
+
+    The latter is the element's reference plus the crystal's energy above the hull, its own data.
+    """
+    if not MP_20_SAMPLE.exists():
+        pytest.skip("the MP-20 sample is not on this machine")
+    splits = [pd.read_csv(MP_20_SAMPLE / f"{split}.csv") for split in ("train", "val", "test")]
+    rows = pd.concat(splits)
+    rows = rows[[len(Composition(formula)) == 1 for formula in rows["pretty_formula"]]]
+    symbols = [next(iter(Composition(formula))).symbol for formula in rows["pretty_formula"]]
+    reference = {row["formula"]: row["energy_per_atom"] for row in missing_elements([])}
+    theirs = [reference[f"{symbol}1"] for symbol in symbols] + rows["e_above_hull"].to_numpy()
+    crystals = [Crystal.from_structure(Structure.from_str(cif, fmt="cif")) for cif in rows["cif"]]
+    potential = load_potential("chgnet", torch.device("cpu"))
+    relaxed = relax(potential, crystals, max_force=0.1, max_steps=500, max_seconds=1e9)
+    differences = [result.final_energy_per_atom for result in relaxed] - theirs
+    assert len(differences) == 16
+    assert differences.mean() == pytest.approx(0.018, abs=0.002)
+    assert differences.std() == pytest.approx(0.033, abs=0.002)
+    worst = abs(differences).argmax()
+    assert symbols[worst] == "Cr"
+    assert differences[worst] == pytest.approx(0.112, abs=0.003)
 
 
 def test_entries_may_be_relaxed_first(tmp_path):
