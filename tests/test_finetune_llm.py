@@ -20,14 +20,17 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.llm.finetuning import learning_rate, summed_loss
+from flowllm.event_log import events_path
+from flowllm.llm.finetuning import learning_rate
 from flowllm.llm.model_record import read_record
 from flowllm.llm.prompts import UNCONDITIONAL, Example, PromptTokens
 from flowllm.llm.text import decode, element_symbol
+from flowllm.llm.token_loss import summed_loss
 from flowllm.llm.training_texts import (
     IGNORED,
     TrainingTexts,
@@ -87,6 +90,7 @@ def test_the_folder_loads_and_tells_how_it_was_made(inputs, tmp_path):
     assert record.max_atoms == 5
     counts = read_provenance(out)["counts"]
     assert counts["rows_in"] == counts["rows_out"] == 8
+    assert 0 <= counts["padding_share"] <= counts["padding_share_without_grouping"] < 1
     assert not list(out.glob("*.bin"))
 
 
@@ -131,11 +135,15 @@ def test_a_missing_base_model_says_so(inputs, tmp_path):
         run({**inputs, "base": tmp_path / "nowhere"}, tmp_path / "adapter")
 
 
-def test_four_bit_training_runs_on_the_cpu(inputs, tmp_path):
-    changes = {"quantization": "nf4", "learning_rate": 5e-3, "max_steps": 12, "eval_steps": 4}
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_training_runs_on_the_cpu(inputs, tmp_path, quantization):
+    changes = {"quantization": quantization, "learning_rate": 5e-3}
+    changes |= {"max_steps": 12, "eval_steps": 4}
     rows = curve(run(inputs, tmp_path / "adapter", **changes))
     first, _, last = (float(row["val_loss"]) for row in rows if row["val_loss"])
     assert last < first
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(weights[name].abs().max() > 0 for name in weights)  # B begins at zero: all learn
 
 
 @pytest.mark.parametrize(
@@ -175,20 +183,62 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(inputs, tmp_pat
     for name in names:
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
     assert not checkpoints.exists()
+    for folder in (stopped, whole):
+        losses = [float(row["train_loss"]) for row in curve(folder)]
+        events = EventAccumulator(str(events_path(folder))).Reload().Scalars("train_loss")
+        assert [event.step for event in events] == list(range(1, 41))
+        np.testing.assert_allclose([event.value for event in events], losses, rtol=1e-5)
 
 
-def test_two_processes_train_what_one_does(inputs, tmp_path):
+def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_path):
+    changes = {"max_steps": 60, "learning_rate": 0.3, "eval_steps": 2, "patience": 3}
+    out = run(inputs, tmp_path / "adapter", **changes)
+    validated = {int(row["step"]): float(row["val_loss"]) for row in curve(out) if row["val_loss"]}
+    best = min(validated, key=validated.get)
+    assert max(validated) == best + 2 * 3 < 60
+    counts = read_provenance(out)["counts"]
+    assert (counts["stopped_early"], counts["best_step"], counts["steps"]) == (True, best, best + 6)
+
+    settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
+    texts = TrainingTexts(
+        crystal_rows()[:3],
+        PromptTokens(settings.prompts, make_tokenizer()),
+        max_tokens=settings.finetune_llm.max_tokens,
+        formula_share=settings.finetune_llm.formula_share,
+        properties_share=settings.finetune_llm.properties_share,
+        translate=False,
+        permute=False,
+        key=(settings.seed, "val"),
+    )
+    batch = collate(texts.epoch(0), settings.finetune_llm.loss_on == "text", 0)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(inputs["base"]), out)
+    with torch.no_grad():
+        loss = summed_loss(model.eval(), batch, torch.device("cpu")).item() / batch.num_targets
+    assert loss == pytest.approx(validated[best], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"sharding": "fsdp", "quantization": "nf4", "gradient_checkpointing": True},
+    ],
+)
+def test_two_processes_train_what_one_does(inputs, tmp_path, more):
     """Micro-batches are shared out, dropout and all: the same but for the sums' rounding.
 
-    With 4 texts in micro-batches of 3, the two processes have work of different sizes.
+    With 5 texts in micro-batches of 2, the two processes have work of different sizes.
     """
-    changes = {"max_steps": 5, "micro_batch_size": 3, "lora_dropout": 0.1, "eval_steps": 2}
+    changes = {"max_steps": 5, "batch_size": 5, "micro_batch_size": 2, "lora_dropout": 0.1}
+    changes |= {"eval_steps": 2, "save_steps": 3, "patience": 9, **more}
     settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
     values = {"seed": settings.seed, "version": settings.version, **settings.values}
     paths = [inputs["train"], inputs["val"], tmp_path / "two"]
     script = Path(__file__).with_name("two_processes_llm.py")
     command = [sys.executable, str(script), json.dumps(values), *map(str, paths)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, env=environment, stderr=subprocess.PIPE, text=True)
+    assert ("in each of 2 processes" in done.stderr) == ("sharding" in more)
     finetune_llm.run(settings, train=paths[0], val=paths[1], out=tmp_path / "one")
     one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "two"))
     assert one.keys() == two.keys()

@@ -15,12 +15,14 @@ from llm_run import crystal_table, settings_for, small_crystals
 from tiny_llm import write_tiny_llm
 
 
-@pytest.fixture(scope="module")
-def merged(tmp_path_factory):
+@pytest.fixture(scope="module", params=["none", "nf4"])
+def merged(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("merge")
     base = write_tiny_llm(folder / "base")
     train = crystal_table(folder / "train.parquet", small_crystals())
-    settings = settings_for("finetune_llm", base, finetune_llm={"learning_rate": 0.02})
+    settings = settings_for(
+        "finetune_llm", base, finetune_llm={"learning_rate": 0.02, "quantization": request.param}
+    )
     finetune_llm.run(settings, train=train, val=train, out=folder / "adapter")
     settings = settings_for("merge_adapter", base)
     merge_adapter.run(settings, adapter=folder / "adapter", out=folder / "model")

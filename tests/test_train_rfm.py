@@ -13,10 +13,12 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flow_pairs import BOUNDS, LLM_FLOW, OPTIONS, prototypes, write_pairs
 from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
+from flowllm.event_log import events_path
 from flowllm.launcher import make_fabric
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
@@ -75,6 +77,10 @@ def test_writes_model_curve_and_counts(config_path, shards, tmp_path):
     for row in rows:
         whole = 200 * float(row["val_coords_error"]) + float(row["val_lattice_error"])
         assert float(row["val_loss"]) == pytest.approx(whole)
+    events = EventAccumulator(str(events_path(out))).Reload().Scalars("val_loss")
+    assert {event.step: event.value for event in events} == pytest.approx(
+        {int(row["step"]): float(row["val_loss"]) for row in rows}
+    )
     assert record["validation_loss"] == min(float(row["val_loss"]) for row in rows)
     assert not list(tmp_path.glob(".*"))  # no partial or temporary folder is left
     counts = json.loads((tmp_path / "_flow.provenance.json").read_text())["counts"]
@@ -179,7 +185,8 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, OPTIONS)
     scales = standardization_of(pairs)
     fabric = make_fabric(section.precision)
-    alone = train(section, settings.seed, pairs, pairs, scales, tmp_path / "alone.pt", fabric)
+    files = tmp_path / "alone.pt", tmp_path / "events"
+    alone = train(section, settings.seed, pairs, pairs, scales, *files, fabric)
     values = {"seed": settings.seed, "version": settings.version, **settings.values}
     script = Path(__file__).with_name("two_processes.py")
     words = [sys.executable, str(script), str(tmp_path), json.dumps(values), str(tmp_path / "two")]
@@ -221,7 +228,8 @@ def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(config_path, shar
         writer.write_table(pa.Table.from_pylist(rows, schema=PREPARED))
     bad = PreparedPairs([tmp_path / "bad.arrow"])
     fabric = make_fabric(section.precision)
-    trained = train(section, 7, bad, pairs, standardization, tmp_path / "c.pt", fabric)
+    files = tmp_path / "c.pt", tmp_path / "events"
+    trained = train(section, 7, bad, pairs, standardization, *files, fabric)
     assert trained.summary["skipped_steps"] == 2
     assert trained.summary["steps"] == 20
     assert all(value.isfinite().all() for value in trained.field.state_dict().values())

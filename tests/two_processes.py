@@ -24,8 +24,10 @@ def main() -> None:
     fabric.launch()
     pairs = PreparedPairs([folder / "train-00000.arrow"])
     scales = standardization_of(pairs)
-    checkpoint = folder / "checkpoint.pt"
-    trained = train(settings.train_rfm, settings.seed, pairs, pairs, scales, checkpoint, fabric)
+    checkpoint, events = folder / "checkpoint.pt", folder / "events"
+    trained = train(
+        settings.train_rfm, settings.seed, pairs, pairs, scales, checkpoint, events, fabric
+    )
     if fabric.is_global_zero:
         save_file(trained.weights, out)
 

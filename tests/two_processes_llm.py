@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from flowllm.config import StageSettings
+from flowllm.runlog import setup_logging
 from flowllm.stages import finetune_llm
 
 
@@ -21,6 +22,7 @@ def two_processes(_precision: str) -> Fabric:
 def main() -> None:
     settings = StageSettings("finetune_llm", json.loads(sys.argv[1]))
     train, val, out = map(Path, sys.argv[2:])
+    setup_logging(None)
     finetune_llm.make_fabric = two_processes
     finetune_llm.run(settings, train=train, val=val, out=out)
 

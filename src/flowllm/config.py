@@ -120,6 +120,7 @@ class FinetuneLlm(Section):
     max_grad_norm: PositiveFloat
     max_tokens: PositiveInt = Field(description="longer texts are left out, and counted")
     gradient_checkpointing: bool
+    sharding: Literal["none", "fsdp"] = Field(description="of the frozen weights over the GPUs")
     loss_on: Literal["text", "crystal"] = Field(description="prompt and crystal, or crystal only")
     infill_share: Fraction = Field(description="share of texts that ask for one hidden element")
     formula_share: Fraction = Field(description="share of prompts that give the formula alone")
@@ -128,7 +129,14 @@ class FinetuneLlm(Section):
     augment_permutation: bool = Field(description="shuffle its atoms anew every epoch")
     validation_rows: PositiveInt
     eval_steps: PositiveInt
+    patience: PositiveInt | None = Field(description="validations without gain before stopping")
     save_steps: PositiveInt
+
+    @model_validator(mode="after")
+    def _int8_is_not_sharded(self) -> "FinetuneLlm":
+        if self.sharding == "fsdp" and self.quantization == "int8":
+            raise ValueError("sharding fsdp takes the quantizations nf4 and none; int8 is not cut")
+        return self
 
     @model_validator(mode="after")
     def _shares_leave_room(self) -> "FinetuneLlm":

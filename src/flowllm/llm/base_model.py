@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -84,7 +85,7 @@ def load_base_model(
         FlowllmError: there is no such model, or it has no safetensors.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             quantization_config=_quantization_config(quantization, dtype),
@@ -94,6 +95,11 @@ def load_base_model(
         )
     except (OSError, ValueError) as error:
         raise FlowllmError(_not_found(source, error)) from error
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On some CPUs a validation would pack the weights for good, in a form without gradient.
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def quiet_transformers() -> None:

@@ -1,4 +1,4 @@
-"""The fine-tuning loop: LoRA on every linear layer, one straight loop, exact resume.
+"""The fine-tuning loop: one straight loop, exact resume.
 
 An own loop, rather than a trainer's, so that the order of the data, the random numbers of the
 dropout and what counts in a loss are all visible and follow from the seed: a run that was killed
@@ -11,36 +11,30 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    prepare_model_for_kbit_training,
-    set_peft_model_state_dict,
-)
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import Parameter
-from transformers import PreTrainedModel
 
 from flowllm.checkpoints import load_checkpoint, naming_damage
 from flowllm.config import FinetuneLlm
 from flowllm.errors import FlowllmError
+from flowllm.event_log import event_log
 from flowllm.llm.prompts import Example
+from flowllm.llm.token_loss import mean_loss, shares, sum_over_processes, summed_loss
 from flowllm.llm.training_texts import (
-    IGNORED,
     MicroBatch,
     TrainingTexts,
     collate,
+    lengths_of,
     order_of_epoch,
     padding_share,
 )
@@ -60,144 +54,242 @@ class State:
         step: optimiser steps done.
         tokens: tokens of the texts seen, padding left out.
         curve: one row a step, columns `CURVE_COLUMNS`.
+        best_step: step of the lowest validation loss; 0 before the first validation.
+        best_loss: that loss.
+        stale: validations since then.
     """
 
     step: int = 0
     tokens: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
+    best_step: int = 0
+    best_loss: float = math.inf
+    stale: int = 0
 
 
-def add_lora(model: PreTrainedModel, section: FinetuneLlm, seed: int) -> PeftModel:
-    """Put a LoRA adapter on every linear layer but the output's.
+class Finetuning:
+    """The training of one adapter.
 
-    Args:
-        model: the base model, its weights frozen from here on.
-        section: rank, alpha, dropout, quantisation, gradient checkpointing.
-        seed: of the adapter's first weights.
+    Attributes:
+        batch_size: texts an optimiser step, over all processes.
+        num_steps: optimiser steps, where nothing stops it earlier.
+        state: where it stands.
     """
-    if section.quantization != "none":
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=section.gradient_checkpointing
-        )
-    elif section.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
-    model.config.use_cache = False
-    torch.manual_seed(derive(seed, "finetune_llm", "adapter"))
-    config = LoraConfig(
-        r=section.lora_rank,
-        lora_alpha=section.lora_alpha,
-        lora_dropout=section.lora_dropout,
-        target_modules="all-linear",
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
 
+    def __init__(
+        self,
+        model: PeftModel,
+        train_texts: TrainingTexts,
+        val_texts: TrainingTexts,
+        section: FinetuneLlm,
+        seed: int,
+        pad_token_id: int,
+        fabric: Fabric,
+    ) -> None:
+        """Hold what is trained, and plan for how long.
 
-def train_adapter(
-    model: PeftModel,
-    train_texts: TrainingTexts,
-    val_texts: TrainingTexts,
-    section: FinetuneLlm,
-    seed: int,
-    folder: Path,
-    pad_token_id: int,
-    fabric: Fabric,
-) -> State:
-    """Train the adapter in place, from the last checkpoint where there is one.
+        Args:
+            model: base model with adapter, trained in place.
+            train_texts: at least one text.
+            val_texts: at least one text.
+            section: the settings.
+            seed: the configuration's seed.
+            pad_token_id: any token.
+            fabric: the processes that share each batch; the result depends on their number only
+                by the order of sums.
+        """
+        self.batch_size = min(section.batch_size, len(train_texts))
+        self._steps_per_epoch = len(train_texts) // self.batch_size
+        self.num_steps = section.epochs * self._steps_per_epoch
+        if section.max_steps is not None:
+            self.num_steps = min(self.num_steps, section.max_steps)
+        self.state = State()
+        self._best: dict[str, Tensor] = {}  # the adapter of best_step, where patience asks for it
+        self._model, self._texts = model, train_texts
+        self._section, self._seed, self._fabric = section, seed, fabric
+        self._pad_token_id = pad_token_id
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=section.weight_decay)
+        self._val_batches = self._in_micro_batches(val_texts.epoch(0))
 
-    Args:
-        model: base model with adapter.
-        train_texts: at least one text.
-        val_texts: at least one text.
-        section: the settings.
-        seed: the configuration's seed.
-        folder: for checkpoints.
-        pad_token_id: any token.
-        fabric: the processes that share each batch; the result depends on their number only by
-            the order of sums.
+    def padding_shares(self) -> tuple[float, float]:
+        """Share of padding in the first epoch: as it is ordered, and in a plain random order."""
+        lengths = lengths_of(self._texts.epoch(0))
+        order = self._order(0, lengths)
+        rng = generator(self._seed, "finetune_llm", "padding")
+        shuffled = rng.permutation(order.ravel()).reshape(order.shape)
+        size = self._section.micro_batch_size
+        return padding_share(order, lengths, size), padding_share(shuffled, lengths, size)
 
-    Returns:
-        The last state, with the training curve.
+    def train(self, checkpoints: Path, events: Path) -> State:
+        """Train the adapter, from the last checkpoint where there is one.
 
-    Raises:
-        FlowllmError: the loss is not a number, or the checkpoint is damaged.
-        Stopped: SIGTERM came; the state was saved.
-    """
-    batch_size = min(section.batch_size, len(train_texts))
-    steps_per_epoch = len(train_texts) // batch_size
-    num_steps = section.epochs * steps_per_epoch
-    if section.max_steps is not None:
-        num_steps = min(num_steps, section.max_steps)
-    device = next(model.parameters()).device
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=section.weight_decay)
-    on_prompt = section.loss_on == "text"
-    state = _load_checkpoint(folder, model, optimizer)
-    val_batches = _in_micro_batches(
-        val_texts.epoch(0), section.micro_batch_size, on_prompt, pad_token_id
-    )
-    progress = Progress("finetune_llm: steps", num_steps, state.step)
-    clock, clock_tokens = time.perf_counter(), state.tokens
+        With `patience` the adapter is in the end the one of the lowest validation loss.
 
-    model.train()
-    with noting_sigterm() as asked_to_stop:
-        while state.step < num_steps:
-            epoch, first_batch = divmod(state.step, steps_per_epoch)
-            examples = train_texts.epoch(epoch)
-            lengths = [len(example.tokens) for example in examples]
-            order = order_of_epoch(
-                lengths, batch_size, generator(seed, "finetune_llm", "order", epoch)
-            )
-            _log_padding(epoch, order, lengths, section.micro_batch_size, seed)
-            for batch in order[first_batch:]:
-                rate = learning_rate(state.step, num_steps, section)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                chosen = [examples[i] for i in batch]
-                micro_batches = _in_micro_batches(
-                    chosen, section.micro_batch_size, on_prompt, pad_token_id
-                )
-                seeds = [
-                    derive(seed, "finetune_llm", "dropout", state.step, number)
-                    for number in range(len(micro_batches))
-                ]
-                train_loss = _accumulate(model, micro_batches, seeds, device, fabric)
-                _add_up_gradients(parameters, fabric)
-                if not math.isfinite(train_loss):
-                    raise FlowllmError(
-                        f"finetune_llm: the loss is {train_loss} at step {state.step + 1}; "
-                        "lower finetune_llm.learning_rate"
-                    )
-                torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+        Args:
+            checkpoints: folder for checkpoints.
+            events: folder of TensorBoard's event files.
 
-                state.step += 1
-                state.tokens += sum(len(example.tokens) for example in chosen)
-                last = state.step == num_steps
-                val_loss = None
-                if state.step % section.eval_steps == 0 or last:
-                    val_loss = mean_loss(model, val_batches, device, fabric)
-                    log.info("finetune_llm: step %d, validation loss %.4f", state.step, val_loss)
-                row = (state.step, epoch, state.tokens, rate, train_loss, val_loss)
-                state.curve.append(dict(zip(CURVE_COLUMNS, row, strict=True)))
-                stopping = not last and _any_process(asked_to_stop(), fabric)
-                if stopping or (state.step % section.save_steps == 0 and not last):
-                    if fabric.is_global_zero:
-                        _save_checkpoint(folder, model, optimizer, state)
-                    fabric.barrier()
+        Returns:
+            The last state, with the training curve.
+
+        Raises:
+            FlowllmError: the loss is not a number, or the checkpoint is damaged.
+            Stopped: SIGTERM came; the state was saved.
+        """
+        self._load(checkpoints)
+        state, section, fabric = self.state, self._section, self._fabric
+        progress = Progress("finetune_llm: steps", self.num_steps, state.step)
+        clock, clock_tokens = time.perf_counter(), state.tokens
+        self._model.train()
+        with (
+            noting_sigterm() as asked_to_stop,
+            event_log(events, state.step, writes=fabric.is_global_zero) as write_events,
+        ):
+            for epoch, batch in self._batches():
+                row = self._step(epoch, batch)
+                over = state.step == self.num_steps
+                if state.step % section.eval_steps == 0 or over:
+                    row["val_loss"] = self._validate()
+                    over = over or self._patience_is_over()
+                state.curve.append(row)
+                write_events(row)
+                stopping = not over and self._any_process(asked_to_stop())
+                if stopping or (state.step % section.save_steps == 0 and not over):
+                    self._save(checkpoints)
                 if stopping:
                     raise Stopped(
                         f"finetune_llm: stopped by SIGTERM, saved after step {state.step} of "
-                        f"{num_steps}; run the same again to go on"
+                        f"{self.num_steps}; run the same again to go on"
                     )
                 speed = (state.tokens - clock_tokens) / (time.perf_counter() - clock)
-                progress.advance(note=f"loss {train_loss:.3f}, {speed:.0f} tokens/s")
-                if last:
+                progress.advance(note=f"loss {row['train_loss']:.3f}, {speed:.0f} tokens/s")
+                if over:
                     break
-    return state
+        if self._best:
+            set_peft_model_state_dict(self._model, self._best)
+        return state
+
+    def _batches(self) -> Iterator[tuple[int, list[Example]]]:
+        """The texts of every step from the present one on, with their epoch.
+
+        An epoch's order depends on its number only.
+        """
+        first_epoch, done = divmod(self.state.step, self._steps_per_epoch)
+        for epoch in count(first_epoch):
+            examples = self._texts.epoch(epoch)
+            for batch in islice(self._order(epoch, lengths_of(examples)), done, None):
+                yield epoch, [examples[i] for i in batch]
+            done = 0
+
+    def _order(self, epoch: int, lengths: Sequence[int]) -> np.ndarray:
+        rng = generator(self._seed, "finetune_llm", "order", epoch)
+        return order_of_epoch(lengths, self.batch_size, rng)
+
+    def _step(self, epoch: int, batch: Sequence[Example]) -> dict[str, Any]:
+        """Take one optimiser step; return its row of the curve, not validated."""
+        state, section = self.state, self._section
+        rate = learning_rate(state.step, self.num_steps, section)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        train_loss = self._accumulate(self._in_micro_batches(batch))
+        if not math.isfinite(train_loss):
+            raise FlowllmError(
+                f"finetune_llm: the loss is {train_loss} at step {state.step + 1}; "
+                "lower finetune_llm.learning_rate"
+            )
+        torch.nn.utils.clip_grad_norm_(self._parameters, section.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += sum(lengths_of(batch))
+        row = (state.step, epoch, state.tokens, rate, train_loss, None)
+        return dict(zip(CURVE_COLUMNS, row, strict=True))
+
+    def _accumulate(self, batches: Sequence[MicroBatch]) -> float:
+        """Add up the gradients of all processes' micro-batches; return their mean loss a token.
+
+        Each micro-batch has its own seed for the dropout, so that it does not matter whose it is.
+        """
+        num_targets = sum(batch.num_targets for batch in batches)
+        total = 0.0
+        for number, weight in shares(len(batches), self._fabric):
+            torch.manual_seed(
+                derive(self._seed, "finetune_llm", "dropout", self.state.step, number)
+            )
+            loss = summed_loss(self._model, batches[number], self._fabric.device)
+            loss = loss * (weight / num_targets)
+            loss.backward()
+            total += loss.item()
+        self._add_up_gradients()
+        return sum_over_processes(total, self._fabric)
+
+    def _add_up_gradients(self) -> None:
+        """Give every process the sum of all gradients: one message, the adapter is small."""
+        if self._fabric.world_size == 1:
+            return
+        gradients = [parameter.grad for parameter in self._parameters]
+        joined = torch.cat([gradient.flatten() for gradient in gradients])
+        summed = self._fabric.all_reduce(joined, reduce_op="sum")
+        parts = summed.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def _validate(self) -> float:
+        """Return the validation loss; with `patience` note whether it is the best one so far."""
+        state = self.state
+        loss = mean_loss(self._model, self._val_batches, self._fabric)
+        log.info("finetune_llm: step %d, validation loss %.4f", state.step, loss)
+        state.stale += 1
+        if loss < state.best_loss:
+            state.best_step, state.best_loss, state.stale = state.step, loss, 0
+            if self._section.patience is not None:
+                weights = get_peft_model_state_dict(self._model)
+                self._best = {name: value.clone() for name, value in weights.items()}
+        return loss
+
+    def _patience_is_over(self) -> bool:
+        patience = self._section.patience
+        return patience is not None and self.state.stale >= patience
+
+    def _any_process(self, flag: bool) -> bool:
+        return sum_over_processes(float(flag), self._fabric) > 0
+
+    def _in_micro_batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        size, on_prompt = self._section.micro_batch_size, self._section.loss_on == "text"
+        by_length = sorted(examples, key=lambda example: len(example.tokens))
+        return [
+            collate(by_length[start : start + size], on_prompt, self._pad_token_id)
+            for start in range(0, len(by_length), size)
+        ]
+
+    def _save(self, folder: Path) -> None:
+        """Write a checkpoint, then drop the older ones."""
+        target = folder / f"checkpoint-{self.state.step:08d}"
+        weights = get_peft_model_state_dict(self._model)
+        if self._fabric.is_global_zero:
+            with atomic_folder(target) as temporary:
+                save_file(weights, temporary / "adapter.safetensors")
+                save_file(self._best, temporary / "best.safetensors")
+                torch.save(self._optimizer.state_dict(), temporary / "optimizer.pt")
+                (temporary / "state.json").write_text(json.dumps(asdict(self.state)))
+            for older in folder.glob("checkpoint-*"):
+                if older != target:
+                    shutil.rmtree(older)
+        self._fabric.barrier()
+
+    def _load(self, folder: Path) -> None:
+        found = sorted(folder.glob("checkpoint-*"))
+        if not found:
+            return
+        optimizer = load_checkpoint(found[-1] / "optimizer.pt", self._fabric.device)
+        with naming_damage(found[-1]):
+            weights = load_file(found[-1] / "adapter.safetensors")
+            self._best = load_file(found[-1] / "best.safetensors")
+            self.state = State(**json.loads((found[-1] / "state.json").read_text()))
+        set_peft_model_state_dict(self._model, weights)
+        self._optimizer.load_state_dict(optimizer)
+        log.info("finetune_llm: resuming after step %d", self.state.step)
 
 
 def learning_rate(step: int, num_steps: int, section: FinetuneLlm) -> float:
@@ -213,35 +305,6 @@ def learning_rate(step: int, num_steps: int, section: FinetuneLlm) -> float:
         return section.learning_rate * (step + 1) / warmup
     done = (step - warmup) / max(num_steps - warmup, 1)
     return section.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-@torch.no_grad()
-def mean_loss(
-    model: PeftModel, batches: Sequence[MicroBatch], device: torch.device, fabric: Fabric
-) -> float:
-    """Return the mean loss a token, in nats, without dropout."""
-    model.eval()
-    mine = batches[fabric.global_rank :: fabric.world_size]
-    total = _sum(sum(summed_loss(model, batch, device).item() for batch in mine), fabric)
-    model.train()
-    return total / sum(batch.num_targets for batch in batches)
-
-
-def summed_loss(model: PeftModel, batch: MicroBatch, device: torch.device) -> Tensor:
-    """Return the sum of the cross entropies of all labelled tokens, in nats.
-
-    The output layer, a quarter of a small model's work, sees the labelled positions alone. The
-    padding needs no mask: it stands behind the text, where no token of a causal model looks.
-    """
-    # The token at position t is predicted at position t - 1; nothing predicts the first.
-    labels = batch.labels.to(device)[:, 1:]
-    labelled = labels != IGNORED
-    choose = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, hidden: (hidden[0][:, :-1][labelled],)
-    )
-    with choose:
-        logits = model(input_ids=batch.input_ids.to(device)).logits
-    return torch.nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="sum")
 
 
 def curve_csv(curve: Sequence[Mapping[str, Any]]) -> str:
@@ -261,101 +324,3 @@ def curve_csv(curve: Sequence[Mapping[str, Any]]) -> str:
             }
         )
     return text.getvalue()
-
-
-def _accumulate(
-    model: PeftModel,
-    batches: Sequence[MicroBatch],
-    seeds: Sequence[int],
-    device: torch.device,
-    fabric: Fabric,
-) -> float:
-    """Add up the gradients of this process's micro-batches; return the loss of all processes'.
-
-    Each micro-batch has its own seed for the dropout, so that it does not matter whose it is.
-    """
-    num_targets = sum(batch.num_targets for batch in batches)
-    mine = slice(fabric.global_rank, None, fabric.world_size)
-    total = 0.0
-    for batch, seed in zip(batches[mine], seeds[mine], strict=True):
-        torch.manual_seed(seed)
-        loss = summed_loss(model, batch, device) / num_targets
-        loss.backward()
-        total += loss.item()
-    return _sum(total, fabric)
-
-
-def _add_up_gradients(parameters: Sequence[Parameter], fabric: Fabric) -> None:
-    """Give every process the sum of all processes' gradients: one message, the adapter is small."""
-    if fabric.world_size == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:  # this process had no micro-batch
-            parameter.grad = torch.zeros_like(parameter)
-    joined = torch.cat([parameter.grad.flatten() for parameter in parameters])
-    summed = fabric.all_reduce(joined, reduce_op="sum")
-    for parameter, grad in zip(
-        parameters, summed.split([p.numel() for p in parameters]), strict=True
-    ):
-        parameter.grad.copy_(grad.view_as(parameter))
-
-
-def _sum(value: float, fabric: Fabric) -> float:
-    """Sum of a number over all processes."""
-    number = torch.tensor(value, dtype=torch.float64, device=fabric.device)
-    return float(fabric.all_reduce(number, reduce_op="sum"))
-
-
-def _any_process(flag: bool, fabric: Fabric) -> bool:
-    return _sum(float(flag), fabric) > 0
-
-
-def _in_micro_batches(
-    examples: Sequence[Example], size: int, on_prompt: bool, pad_token_id: int
-) -> list[MicroBatch]:
-    by_length = sorted(examples, key=lambda example: len(example.tokens))
-    return [
-        collate(by_length[start : start + size], on_prompt, pad_token_id)
-        for start in range(0, len(by_length), size)
-    ]
-
-
-def _log_padding(
-    epoch: int, order: np.ndarray, lengths: Sequence[int], micro_batch_size: int, seed: int
-) -> None:
-    shuffled = generator(seed, "finetune_llm", "padding", epoch).permutation(order.ravel())
-    log.info(
-        "finetune_llm: epoch %d, padding %.1f %% of all tokens (%.1f %% without grouping)",
-        epoch,
-        100 * padding_share(order, lengths, micro_batch_size),
-        100 * padding_share(shuffled.reshape(order.shape), lengths, micro_batch_size),
-    )
-
-
-def _save_checkpoint(
-    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, state: State
-) -> None:
-    """Write a checkpoint, then drop the older ones."""
-    target = folder / f"checkpoint-{state.step:08d}"
-    with atomic_folder(target) as temporary:
-        save_file(get_peft_model_state_dict(model), temporary / "adapter.safetensors")
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-        (temporary / "state.json").write_text(json.dumps(asdict(state)))
-    for older in folder.glob("checkpoint-*"):
-        if older != target:
-            shutil.rmtree(older)
-
-
-def _load_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> State:
-    found = sorted(folder.glob("checkpoint-*"))
-    if not found:
-        return State()
-    device = next(model.parameters()).device
-    saved = load_checkpoint(found[-1] / "optimizer.pt", device)
-    with naming_damage(found[-1]):
-        weights = load_file(found[-1] / "adapter.safetensors")
-        state = State(**json.loads((found[-1] / "state.json").read_text()))
-    set_peft_model_state_dict(model, weights)
-    optimizer.load_state_dict(saved)
-    log.info("finetune_llm: resuming after step %d", state.step)
-    return state

@@ -149,6 +149,11 @@ class TrainingTexts:
         return UNCONDITIONAL
 
 
+def lengths_of(examples: Sequence[Example]) -> list[int]:
+    """Return the number of tokens of each text."""
+    return [len(example.tokens) for example in examples]
+
+
 def order_of_epoch(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> np.ndarray:
     """Return a shuffled order in which neighbouring texts, and so batches, have similar lengths.
 

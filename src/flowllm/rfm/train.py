@@ -17,6 +17,7 @@ from torch import Tensor
 from flowllm.checkpoints import load_checkpoint
 from flowllm.config import TrainRfm
 from flowllm.errors import FlowllmError
+from flowllm.event_log import event_log
 from flowllm.rfm.loader import (
     PairBatch,
     PreparedPairs,
@@ -76,6 +77,7 @@ def train(
     val_pairs: PreparedPairs,
     standardization: Standardization,
     checkpoint: Path,
+    events: Path,
     fabric: Fabric,
 ) -> Trained:
     """Train the velocity field on the pairs; go on from the checkpoint where there is one.
@@ -87,6 +89,7 @@ def train(
         val_pairs: pairs of the validation loss.
         standardization: statistics of the training pairs.
         checkpoint: file of the state, rewritten as training goes on.
+        events: folder of TensorBoard's event files.
         fabric: devices and precision.
 
     Raises:
@@ -146,7 +149,10 @@ def train(
 
     # --- the loop
     weights = (settings.lambda_f, settings.lambda_l)
-    with noting_sigterm() as asked_to_stop:
+    with (
+        noting_sigterm() as asked_to_stop,
+        event_log(events, state["step"], writes=fabric.is_global_zero) as write_events,
+    ):
         for step, batch in _batches(pairs, settings, seed, state["step"], num_steps):
             if _patience_is_over(state, settings):
                 break
@@ -190,6 +196,7 @@ def train(
                         "seconds": state["seconds"],
                     }
                 )
+                write_events(curve[-1])
                 sums.zero_()
                 if not math.isfinite(val_loss):
                     raise FlowllmError(

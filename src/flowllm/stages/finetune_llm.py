@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric import Fabric
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
@@ -14,20 +15,22 @@ from transformers import PreTrainedTokenizerBase
 from flowllm.config import CONDITIONS, FinetuneLlm, StageSettings
 from flowllm.device import pick_dtype
 from flowllm.errors import FlowllmError
+from flowllm.event_log import events_path
 from flowllm.launcher import launch, make_fabric
+from flowllm.llm.adapter import add_lora, shard_base_model
 from flowllm.llm.base_model import (
     load_base_model,
     load_tokenizer,
     plain_base_model,
     quiet_transformers,
 )
-from flowllm.llm.finetuning import State, add_lora, curve_csv, train_adapter
+from flowllm.llm.finetuning import Finetuning, State, curve_csv
 from flowllm.llm.model_record import ModelRecord, write_record
 from flowllm.llm.prompts import PromptTokens
 from flowllm.llm.training_texts import TrainingTexts
 from flowllm.memory import keep_freed_memory
 from flowllm.resume import drop_partial, partial_folder
-from flowllm.runlog import stage_run
+from flowllm.runlog import log, stage_run
 from flowllm.tables import CRYSTALS, atomic_folder, read_table
 
 Rows = Sequence[Mapping[str, Any]]
@@ -37,8 +40,9 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
     """Fine-tune on the training crystals and write the adapter's folder.
 
     The folder holds the adapter (safetensors), its configuration, the tokenizer, the training curve
-    and `flowllm.json` (base model, prompts, elements). A killed run goes on from its last
-    checkpoint, and on the same machine ends with the same bytes as an undisturbed one.
+    and `flowllm.json` (base model, prompts, elements); events for TensorBoard lie beside it. A
+    killed run goes on from its last checkpoint, and on the same machine ends with the same bytes as
+    an undisturbed one.
 
     Args:
         settings: sections `finetune_llm` and `prompts`.
@@ -64,24 +68,17 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
             prompts = PromptTokens(settings.prompts, tokenizer)
             texts = _texts("train", train, train_rows, prompts, settings)
             val_texts = _texts("val", val, val_rows, prompts, settings)
-            base = load_base_model(
-                source,
-                dtype=pick_dtype(section.precision),
-                quantization=section.quantization,
-                device=fabric.device,
-            )
-        model = add_lora(base, section, settings.seed)
-        started = time.perf_counter()
-        state = train_adapter(
-            model,
-            texts,
-            val_texts,
-            section,
-            settings.seed,
-            checkpoints,
-            prompts.end_token_id,
-            fabric,
+            model = _model(source, settings, fabric)
+        finetuning = Finetuning(
+            model, texts, val_texts, section, settings.seed, prompts.end_token_id, fabric
         )
+        padding, ungrouped = finetuning.padding_shares()
+        log.info(
+            "finetune_llm: padding %.1f %% of all tokens (%.1f %% without grouping by length)",
+            *(100 * padding, 100 * ungrouped),
+        )
+        started = time.perf_counter()
+        state = finetuning.train(checkpoints, events_path(out))
         seconds = time.perf_counter() - started
         if fabric.is_global_zero:
             _write_adapter(out, model, tokenizer, state, _record(settings, train_rows))
@@ -94,8 +91,30 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
             tokens=state.tokens,
             train_loss=round(state.curve[-1]["train_loss"], 4),
             val_loss=round(state.curve[-1]["val_loss"], 4),
+            best_step=state.best_step,
+            best_val_loss=round(state.best_loss, 4),
+            stopped_early=state.step < finetuning.num_steps,
+            padding_share=round(padding, 4),
+            padding_share_without_grouping=round(ungrouped, 4),
             training_seconds=round(seconds, 1),
         )
+
+
+def _model(source: str, settings: StageSettings, fabric: Fabric) -> PeftModel:
+    """Load the base model and add the adapter; whole in each process, or each with its part."""
+    section: FinetuneLlm = settings.finetune_llm
+    sharded = section.sharding == "fsdp" and fabric.world_size > 1
+    base = load_base_model(
+        source,
+        dtype=pick_dtype(section.precision),
+        quantization=section.quantization,
+        # A model to be sharded may be too large for one GPU.
+        device="cpu" if sharded else fabric.device,
+    )
+    model = add_lora(base, section, settings.seed)
+    if sharded:
+        shard_base_model(model, fabric.device, fabric.world_size)
+    return model
 
 
 def _texts(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flowllm.config import Flow, StageSettings, TrainRfm
 from flowllm.errors import FlowllmError
+from flowllm.event_log import events_path
 from flowllm.launcher import launch, make_fabric
 from flowllm.resume import drop_partial, partial_folder
 from flowllm.rfm.loader import PreparedPairs
@@ -52,7 +53,14 @@ def run(
         standardization = standardization_of(train_set)
         checkpoint = folder / "checkpoint.pt"
         trained = train(
-            section, settings.seed, train_set, val_set, standardization, checkpoint, fabric
+            section,
+            settings.seed,
+            train_set,
+            val_set,
+            standardization,
+            checkpoint,
+            events_path(out),
+            fabric,
         )
         if fabric.is_global_zero:
             counts = {"pairs": dict(train_counts), "val_pairs": dict(val_counts)}
