@@ -54,6 +54,7 @@ def test_the_full_configuration_by_hand(tmp_path):
         "fetch_model": 1,
         "finetune_llm": 1,
         "merge_adapter": 1,
+        "invariance": 1,
         "sample_pairs": 303,  # 3,300,000 and 33,000 by 11,000
         "train_rfm": 1,
         "sample_base": 60,  # 3 bases, 10,000 by 500
@@ -188,5 +189,5 @@ def test_the_command_prints_totals(tmp_path):
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     total = next(line for line in done.output.splitlines() if line.startswith("total"))
-    assert total.split()[1] == "548"
+    assert total.split()[1] == "549"
     assert "? is unknown" in done.output

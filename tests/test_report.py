@@ -79,6 +79,12 @@ def run_dir(tmp_path_factory):
         (folder / place).mkdir(parents=True)
         curve = "step,train_loss,val_loss\n1,2.0,\n2,1.0,1.5\n"
         (folder / place / "training_curve.csv").write_text(curve)
+    increases = [
+        {"id": f"mp-{i}", "num_atoms": 2, "perplexity": 1.5 + i, "ipt_translation": 0.1 * i}
+        | {"ipt_permutation": 0.3}
+        for i in range(3)
+    ]
+    write_table(folder / "llm" / "invariance.parquet", increases, schemas.INVARIANCE, {})
     rejected = [
         {"split": "train", "file": "train.csv", "row": row, "reason": reason}
         for row, reason in enumerate(["too_many_atoms", "too_many_atoms", "disordered"])
@@ -138,6 +144,13 @@ def test_page_links_lead_to_sections(page_path):
         "provenance",
     ]
     assert all(f'id="{target}"' in text for target in targets)
+
+
+def test_the_invariance_of_the_language_model_is_the_mean_over_crystals(page_path):
+    rows = read_csv(page_path, "invariance")
+    assert [float(row["value"]) for row in rows] == pytest.approx([2.5, 0.1, 0.3])
+    assert {row["value_count"] for row in rows} == {"3"}
+    assert float(rows[1]["value_standard_error"]) == pytest.approx(0.1 / 3**0.5)
 
 
 def test_tables_hold_the_numbers_of_the_metrics(run_dir, page_path):

@@ -29,7 +29,7 @@ RELAXED: Jobs = {"stability": 2, "dft_inputs": 2, **METRICS}
 GENERATED: Jobs = {"prerelax": 4, "fingerprints": 2, **RELAXED}
 REFINED: Jobs = {"refine": 4, **GENERATED}
 SAMPLED: Jobs = {"sample_pairs": 3, "train_rfm": 1, "sample_base": 2, **REFINED}
-TUNED: Jobs = {"finetune_llm": 1, "merge_adapter": 1, **SAMPLED}
+TUNED: Jobs = {"finetune_llm": 1, "merge_adapter": 1, "invariance": 1, **SAMPLED}
 PREPARED: Jobs = {"reference_hull": 1, **TUNED, "fingerprints": 3}
 DATA: Jobs = {"download": 1, "prepare": 1, **PREPARED}
 ALL: Jobs = {"fetch_model": 1, **DATA}
@@ -103,6 +103,9 @@ CHANGES = (
         {"prompts": {"introduction": "This is a crystal."}},
     ),
     Change("`finetune_llm`", TUNED, {"finetune_llm": {"learning_rate": 0.01}}),
+    Change(
+        "`invariance`", {"invariance": 1, "report": 1}, {"invariance": {"num_transformations": 3}}
+    ),
     Change(
         "`sample_pairs`",
         {"sample_pairs": 3, "train_rfm": 1, **BRANCH},

@@ -120,6 +120,22 @@ def merge_adapter(
     stage.run(_settings("merge_adapter", settings, config, log_path), adapter=adapter, out=out)
 
 
+@app.command("invariance")
+def invariance(
+    model: Annotated[Path, typer.Option(help="Folder of the merged model.")],
+    crystals: Annotated[Path, typer.Option(help="crystals/val.parquet")],
+    out: Out,
+    settings: Settings = None,
+    config: Configs = None,
+    log_path: Log = None,
+) -> None:
+    """Measure the increase in perplexity under translation and permutation (equation 9)."""
+    from flowllm.stages import invariance as stage
+
+    given = _settings("invariance", settings, config, log_path)
+    stage.run(given, model=model, crystals=crystals, out=out)
+
+
 @app.command("sample_pairs")
 def sample_pairs(
     model: Annotated[Path, typer.Option(help="Folder of the merged model.")],

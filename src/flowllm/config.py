@@ -145,6 +145,14 @@ class FinetuneLlm(Section):
         return self
 
 
+class Invariance(Section):
+    """How well the language model knows that a crystal has no origin and its atoms no order."""
+
+    num_crystals: PositiveInt = Field(description="validation crystals, the first ones")
+    num_transformations: PositiveInt = Field(description="translations, and as many permutations")
+    batch_size: PositiveInt = Field(description="texts at once; memory only")
+
+
 class Sizes(Section):
     """How much is sampled, and how it is cut into shards; only the workflow reads these.
 
@@ -406,6 +414,7 @@ class Config(Section):
     prepare: Prepare
     prompts: Prompts
     finetune_llm: FinetuneLlm
+    invariance: Invariance
     sizes: Sizes
     sample_pairs: SamplePairs
     train_rfm: TrainRfm
@@ -528,6 +537,7 @@ STAGES: dict[str, Stage] = {
     "fetch_model": Stage(()),
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=3),
     "merge_adapter": Stage(()),
+    "invariance": Stage(("invariance", "prompts")),
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=4),
     "train_rfm": Stage(("train_rfm",), row="flow", version=2),
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),

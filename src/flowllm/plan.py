@@ -167,6 +167,7 @@ def count_items(
         "finetune_llm": texts,
         "fetch_model": 1,
         "merge_adapter": 1,
+        "invariance": config.invariance.num_crystals,
         "sample_pairs": sizes.num_pairs + sizes.num_val_pairs,
         "train_rfm": len(_flows(config)) * pairs,
         "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * sizes.num_samples,

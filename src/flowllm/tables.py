@@ -101,6 +101,17 @@ REJECTED = pa.schema(
 )
 """crystals/rejected.parquet: every source row that is in no split, and why."""
 
+INVARIANCE = pa.schema(
+    [
+        _column("id", pa.string(), "of the validation crystal", nullable=False),
+        _column("num_atoms", pa.int32(), "atoms in the cell", nullable=False),
+        _column("perplexity", pa.float64(), "a token of its text as it stands", nullable=False),
+        _column("ipt_translation", pa.float64(), "equation 9, moved as a whole", nullable=False),
+        _column("ipt_permutation", pa.float64(), "equation 9, atoms reordered", nullable=False),
+    ]
+)
+"""llm/invariance.parquet: how much descriptions of one crystal differ for the language model."""
+
 PAIRS = _extend(
     _CRYSTAL,
     [

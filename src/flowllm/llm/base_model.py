@@ -79,7 +79,7 @@ def load_base_model(
         source: what `plain_base_model` gave.
         dtype: of the weights, or of the computation with quantised weights.
         quantization: nf4 (4-bit NormalFloat, as QLoRA), int8 (LLM.int8) or none.
-        device: where the weights go.
+        device: where the weights go; auto: laid over all GPUs of this process.
 
     Raises:
         FlowllmError: there is no such model, or it has no safetensors.
@@ -89,7 +89,7 @@ def load_base_model(
             source,
             dtype=dtype,
             quantization_config=_quantization_config(quantization, dtype),
-            device_map={"": device},
+            device_map=device if device == "auto" else {"": device},
             use_safetensors=True,
             trust_remote_code=False,
         )

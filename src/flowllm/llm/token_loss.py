@@ -25,7 +25,8 @@ def token_losses(model: PreTrainedModel, batch: MicroBatch, device: torch.device
     labels = batch.labels.to(device)[:, 1:]
     labelled = labels != IGNORED
     choose = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, hidden: (hidden[0][:, :-1][labelled],)
+        # A model laid over several GPUs ends on another one than it begins on.
+        lambda _, hidden: (hidden[0][:, :-1][labelled.to(hidden[0].device)],)
     )
     with choose:
         logits = model(input_ids=batch.input_ids.to(device)).logits

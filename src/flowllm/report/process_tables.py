@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flowllm.evaluate.rates import rate
+import pyarrow as pa
+
+from flowllm.evaluate.rates import rate, summary
 from flowllm.report.protocol_text import energy_name
 from flowllm.report.published import PUBLISHED_NOTE, published_rows
 from flowllm.report.records import DraftCount, StageCost
@@ -85,6 +87,33 @@ def draft_table(counts: Sequence[DraftCount]) -> Table:
         "A draft is accepted if its text is a crystal as the prompt asked; one that is not is "
         "drawn again, up to max_attempts times. Free: the model wrote what it would; by grammar: "
         "its text could only be lengths, angles and atoms, so that the share says less of it.",
+        columns,
+        rows,
+    )
+
+
+def invariance_table(increases: pa.Table) -> Table:
+    """How much descriptions of one and the same crystal differ for the language model."""
+    columns = (
+        Column("what", "Of a validation crystal's text"),
+        Column("value", "Mean", "mean", 4),
+    )
+    names = {
+        "perplexity": "perplexity a token, as it stands",
+        "ipt_translation": "increase in perplexity under translation",
+        "ipt_permutation": "increase in perplexity under permutation of the atoms",
+    }
+    rows = [
+        {"what": said, "value": summary(increases.column(name).to_pylist(), "1", "validation")}
+        for name, said in names.items()
+        if len(increases)
+    ]
+    return Table(
+        "invariance",
+        "Invariance of the language model",
+        "Equation 9: mean perplexity over random descriptions of a crystal, less the lowest of "
+        "them and of its own; 0 for a model that knows them to be the same. The prompt gives no "
+        "condition; crystals of one atom have one order only.",
         columns,
         rows,
     )

@@ -46,6 +46,12 @@ def _number(text: str) -> float:
         return float("nan")
 
 
+def read_invariance(run_dir: Path) -> pa.Table:
+    """Read the increases in perplexity of the validation crystals; none where not measured."""
+    path = run_dir / "llm" / "invariance.parquet"
+    return read_table(path, tables.INVARIANCE) if path.exists() else tables.INVARIANCE.empty_table()
+
+
 def read_rejections(run_dir: Path) -> list[tuple[str, str, int]]:
     """Count what was turned away, as (where, reason, count), the most frequent first."""
     found = _rejected_rows(run_dir / "crystals" / "rejected.parquet")

@@ -18,7 +18,7 @@ from flowllm.report.records import (
     stage_costs,
 )
 from flowllm.report.results import Result
-from flowllm.report.run_folder import read_curves, read_rejections
+from flowllm.report.run_folder import read_curves, read_invariance, read_rejections
 
 
 def make_sections(
@@ -76,6 +76,7 @@ def _counting(results: Sequence[Result], kinds: Sequence[str]) -> Section:
 
 def _language_model(records: Sequence[dict], run_dir: Path) -> Section:
     tables = [
+        process_tables.invariance_table(read_invariance(run_dir)),
         process_tables.draft_table(draft_counts(records)),
         process_tables.rejection_table(read_rejections(run_dir)),
     ]
