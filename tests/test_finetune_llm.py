@@ -191,19 +191,27 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(inputs, tmp_pat
 
 
 def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_path):
-    changes = {"max_steps": 60, "learning_rate": 0.3, "eval_steps": 2, "patience": 3}
-    out = run(inputs, tmp_path / "adapter", **changes)
+    """Trained on other crystals than it is validated on, a model soon gets worse."""
+    changes = {"max_steps": 400, "learning_rate": 0.02, "eval_steps": 2, "patience": 3}
+    crystals = small_crystals()
+    paths = {
+        "base": inputs["base"],
+        "train": crystal_table(tmp_path / "train.parquet", crystals[:4]),
+        "val": crystal_table(tmp_path / "val.parquet", crystals[4:]),
+    }
+    out = run(paths, tmp_path / "adapter", **changes)
     validated = {int(row["step"]): float(row["val_loss"]) for row in curve(out) if row["val_loss"]}
     best = min(validated, key=validated.get)
-    assert max(validated) == best + 2 * 3 < 60
+    assert max(validated) == best + 2 * 3 < 400
     counts = read_provenance(out)["counts"]
     assert (counts["stopped_early"], counts["best_step"], counts["steps"]) == (True, best, best + 6)
 
     settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
     texts = TrainingTexts(
-        crystal_rows()[:3],
+        crystal_rows()[4:],
         PromptTokens(settings.prompts, make_tokenizer()),
         max_tokens=settings.finetune_llm.max_tokens,
+        infill_share=settings.finetune_llm.infill_share,
         formula_share=settings.finetune_llm.formula_share,
         properties_share=settings.finetune_llm.properties_share,
         translate=False,
