@@ -1,7 +1,7 @@
 """A real SLURM on this one machine, for tests: munge, slurmctld and slurmd from Debian's packages.
 
-Everything lives in one folder (configuration, keys, sockets, logs) on ports of its own, so that a
-SLURM that the machine already has is not touched. By hand:
+Two slurmd play two nodes. Everything lives in one folder (configuration, keys, sockets, logs) on
+ports of its own, so that a SLURM that the machine already has is not touched. By hand:
 
     python tests/slurm_cluster.py FOLDER       # until Ctrl-C; prints the SLURM_CONF to export
 """
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo")
+NODES = ("one", "two")
 NODE_MEMORY_MB = 20000
 
 SLURM_CONF = """\
@@ -25,15 +26,14 @@ ClusterName=flowllm
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmctldPort={port}
-SlurmdPort={node_port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -44,14 +44,22 @@ MpiDefault=none
 ReturnToService=2
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 KillWait=10
+MinJobAge=3600
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:1 State=UNKNOWN
-PartitionName=cpu Nodes={host} Default=YES MaxTime=INFINITE State=UP
-PartitionName=gpu Nodes={host} MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
+"""
+
+NODE_CONF = """\
+NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} \
+RealMemory={memory} Gres=gpu:1 Feature=a100 State=UNKNOWN
 """
 
 # A count without a file leaves the node invalid; any device file serves, nothing opens it.
-GRES_CONF = "AutoDetect=off\nNodeName={host} Name=gpu File=/dev/null\n"
+GRES_CONF = "AutoDetect=off\nNodeName={nodes} Name=gpu File=/dev/null\n"
 
 
 def missing_programs() -> list[str]:
@@ -62,14 +70,14 @@ def missing_programs() -> list[str]:
 
 @contextmanager
 def slurm_cluster(folder: Path) -> Iterator[Path]:
-    """Start the three daemons in `folder`, give the path of slurm.conf, stop them at the end."""
+    """Start the daemons in `folder`, give the path of slurm.conf, stop them at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     conf = _write_configuration(folder)
     environment = {**os.environ, "SLURM_CONF": str(conf)}
     daemons = []
     try:
         for command in _daemons(folder, conf):
-            log = (folder / f"{Path(command[0]).name}.out").open("w")
+            log = (folder / f"{Path(command[0]).name}.out").open("a")
             daemons.append(
                 subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
             )
@@ -88,21 +96,16 @@ def _write_configuration(folder: Path) -> Path:
     key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o400)
     folder.chmod(0o755)
-    for name in ("state", "spool"):
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir(exist_ok=True)
     host = socket.gethostname().split(".")[0]
     conf = folder / "slurm.conf"
-    conf.write_text(
-        SLURM_CONF.format(
-            host=host,
-            folder=folder,
-            port=_free_port(),
-            node_port=_free_port(),
-            cpus=os.cpu_count(),
-            memory=NODE_MEMORY_MB,
-        )
-    )
-    (folder / "gres.conf").write_text(GRES_CONF.format(host=host))
+    text = SLURM_CONF.format(host=host, folder=folder, port=_free_port())
+    hardware = {"cpus": os.cpu_count(), "memory": NODE_MEMORY_MB}
+    for node in NODES:
+        text += NODE_CONF.format(node=node, host=host, port=_free_port(), **hardware)
+    conf.write_text(text)
+    (folder / "gres.conf").write_text(GRES_CONF.format(nodes=",".join(NODES)))
     return conf
 
 
@@ -120,7 +123,7 @@ def _daemons(folder: Path, conf: Path) -> list[list[str]]:
     return [
         munged,
         ["/usr/sbin/slurmctld", "-D", "-i", "-f", str(conf)],
-        ["/usr/sbin/slurmd", "-D", "-f", str(conf)],
+        *(["/usr/sbin/slurmd", "-D", "-N", node, "-f", str(conf)] for node in NODES),
     ]
 
 
@@ -131,13 +134,16 @@ def _free_port() -> int:
 
 
 def _wait_until_idle(environment: dict[str, str], folder: Path, seconds: float = 60) -> None:
-    """Wait until the node takes jobs; the daemons' logs are in the error otherwise."""
+    """Wait until the nodes take jobs; the daemons' logs are in the error otherwise."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         state = subprocess.run(
-            ["sinfo", "--noheader", "--format=%T"], env=environment, capture_output=True, text=True
+            ["sinfo", "--noheader", "--Node", "--partition=cpu", "--format=%T"],
+            env=environment,
+            capture_output=True,
+            text=True,
         )
-        if "idle" in state.stdout:
+        if state.stdout.split() == ["idle"] * len(NODES):
             return
         time.sleep(1)
     logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*.log")))

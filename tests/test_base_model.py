@@ -6,9 +6,16 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from flowllm.errors import FlowllmError
-from flowllm.llm.base_model import BUNDLED, load_base_model, load_tokenizer, plain_base_model
+from flowllm.llm.base_model import (
+    BUNDLED,
+    load_base_model,
+    load_tokenizer,
+    plain_base_model,
+    save_tokenizer,
+)
 from flowllm.llm.prompts import splits_digits
 from tiny_llm import make_tokenizer, write_tiny_llm
 
@@ -41,6 +48,16 @@ def test_a_tokenizer_that_joins_digits_is_warned_of(tmp_path, caplog):
         assert caplog.text == ""
         load_tokenizer(str(tmp_path / "joins"))
     assert "does not split numbers into digits" in caplog.text
+
+
+def test_a_tokenizers_files_are_the_same_online_and_offline(tmp_path):
+    write_tiny_llm(tmp_path / "base")
+    for offline in (False, True):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base", local_files_only=offline)
+        assert tokenizer.init_kwargs["local_files_only"] is offline
+        save_tokenizer(tokenizer, tmp_path / str(offline))
+    for path in (tmp_path / "True").iterdir():
+        assert path.read_bytes() == (tmp_path / "False" / path.name).read_bytes()
 
 
 def test_a_folder_or_hub_name_is_passed_on(tmp_path):

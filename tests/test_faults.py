@@ -8,12 +8,14 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from flowllm.errors import FlowllmError
@@ -124,6 +126,30 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_ones_lock_is_lifted(tm
     assert "--unlock" in second
     snakemake("--unlock", *TINY, cwd=tmp_path)
     assert not list(locks.glob("*.lock"))
+
+
+SMALL_WORKFLOW = """
+rule copy:
+    input: "original"
+    output: "copy"
+    shell: "cp {input} {output}"
+rule write:
+    output: "original"
+    shell: "head --bytes 3000000 /dev/zero > {output}"
+"""
+
+
+def test_a_wrong_clock_reruns_nothing_with_the_profile(tmp_path):
+    profile = ROOT / "workflow" / "profiles" / "slurm" / "config.yaml"
+    size = str(yaml.safe_load(profile.read_text())["max-checksum-file-size"])
+    (tmp_path / "Snakefile").write_text(SMALL_WORKFLOW)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--max-checksum-file-size", size]
+    subprocess.run(command, cwd=tmp_path, env=environment(), check=True, capture_output=True)
+    copied = (tmp_path / "copy").stat().st_mtime
+    os.utime(tmp_path / "original", (copied + 3600, copied + 3600))
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), check=True, capture_output=True)
+    assert b"Nothing to be done" in done.stderr
+    assert (tmp_path / "copy").stat().st_mtime == copied
 
 
 def test_every_fault_of_the_documentation_names_a_test_that_exists():

@@ -1,9 +1,10 @@
-"""`snakemake --profile slurm` on a real SLURM of this one machine.
+"""`snakemake --profile slurm` on a real SLURM of this one machine, whose two slurmd play two nodes.
 
-The stages after sampling run again on SLURM, in a copy of the finished local run. Meanwhile one job
-is cancelled between two of its parts, and a configuration file is edited. Skipped, with the reason,
-where Debian's packages munge, slurmctld, slurmd and slurm-client are missing or the daemons may
-not run (they need root).
+The whole tiny run is made there from nothing, with the profile's entries for a site filled in.
+Meanwhile one of its jobs is preempted, one is cancelled between two of its parts, and a
+configuration file is edited. Beside it both trainings run again on two nodes each, in a copy of the
+finished local run. Skipped, with the reason, where Debian's packages munge,
+slurmctld, slurmd and slurm-client are missing or the daemons may not run (they need root).
 """
 
 import json
@@ -11,133 +12,267 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from slurm_cluster import missing_programs, slurm_cluster
 from tiny_run import ROOT, SNAKEMAKE, TINY, environment, planned, snakemake
 
-pytestmark = [
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+PROFILE = ROOT / "workflow" / "profiles" / "slurm"
+
+needs_slurm = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {missing_programs()}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd needs root"),
 ]
 
-ON_GPU = ("refine", "reference_hull")
-ON_CPU = ("prerelax", "stability")
+# What a user edits in the profile; here there is no accounting database, and few groups make the
+# test quicker: each job starts Snakemake twice.
+ENTRIES = {
+    "slurm-status-command: sacct": "slurm-status-command: squeue",
+    "slurm-partition-config: slurm/": f"slurm-partition-config: {ROOT}/slurm/",
+    "# slurm-requeue:": "slurm-requeue:",
+    "# slurm_account:": "slurm_account:",
+    "# constraint:": "constraint:",
+    "# tmpdir: \"'/local/scratch'\"": "tmpdir: \"'{scratch}'\"",
+    "#   groups: [": "groups: [fingerprints=prints, stability=judge, dft_inputs=judge, "
+    "metrics=judge, ",
+    "#   group-components: [relaxations=4]": "group-components: [relaxations=2, prints=3]",
+}
+
+LOCAL = {"download", "fetch_model", "report"}
+ON_GPU = {rule for rule, asked in CONFIG["resources"].items() if asked["gpus"]}
 SITE = {"resources": {rule: {"gpus": 1} for rule in ON_GPU}}
+COLUMNS = ("JobID", "Comment", "State", "NodeList", "Account", "Features", "Requeue", "RestartCnt")
 EDITED = {**SITE, "stability": {"metastable_below": 0.5}}
+TWO_NODES = {**SITE, "nodes": {"finetune_llm": 2, "train_rfm": 2}}
+TRAINED = {
+    "finetune_llm": "run/llm/adapter/adapter_model.safetensors",
+    "train_rfm": "run/rfm/llm/weights.safetensors",
+}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A copy of the local run in which stages ran again on SLURM.
+    """The whole run on SLURM, and the trainings on two nodes.
 
     Attributes:
         folder: its working directory.
         overlay: the configuration file that was edited meanwhile.
+        jobs: all jobs of the cluster, with what SLURM says of them (`COLUMNS`).
         said: what snakemake printed.
         parts: parts of the reference hull that the cancelled job had saved.
+        two_nodes: working directory of the trainings.
     """
 
     folder: Path
     overlay: Path
+    jobs: list[dict[str, str]]
     said: str
     parts: int
+    two_nodes: Path
 
 
 @pytest.fixture(scope="module")
-def slurm_run(finished_run, tmp_path_factory) -> Iterator[Run]:
-    scratch = tmp_path_factory.mktemp("slurm")
+def slurm_run(finished_run, tmp_path_factory) -> Run:
+    scratch = tmp_path_factory.mktemp("slurm with space")
     folder, overlay = scratch / "work", scratch / "site.yaml"
-    shutil.copytree(finished_run, folder)
+    folder.mkdir()
+    shutil.copytree(finished_run / "tiny-llm", folder / "tiny-llm")
     overlay.write_text(yaml.safe_dump(SITE))
-    words = [
-        *["--profile", str(ROOT / "slurm"), "--slurm-status-command", "squeue"],
-        *["--slurm-partition-config", str(ROOT / "slurm" / "partitions.yaml")],
-        *["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "5"],
-        *["--groups", "prerelax=relaxations", "--group-components", "relaxations=2"],
-        *["--forcerun", "reference_hull", "refine", "--until", "stability"],
-        *[*TINY, str(overlay)],
-    ]
-    with slurm_cluster(scratch / "cluster") as conf, (scratch / "said").open("w") as said:
-        cluster = {**environment(), "SLURM_CONF": str(conf)}
-        process = subprocess.Popen(
-            [*SNAKEMAKE, *words], cwd=folder, env=cluster, stdout=said, stderr=subprocess.STDOUT
-        )
-        parts = cancel_between_parts(folder / "run" / "hull", cluster, process)
+    profile = site_profile(scratch)
+    with slurm_cluster(tmp_path_factory.mktemp("cluster")) as conf:
+        cluster = Cluster({**environment(), "SLURM_CONF": str(conf)}, profile)
+        whole = cluster.start(folder, overlay)
+        two_nodes = on_two_nodes(finished_run, scratch / "two", cluster)
+        parts = cancel_between_parts(folder / "run" / "hull", cluster, whole)
         overlay.write_text(yaml.safe_dump(EDITED))
-        code = process.wait()
-    text = (scratch / "said").read_text()
-    assert code == 0, text[-8000:]
-    return Run(folder, overlay, text, parts)
+        cluster.preempt("rule_merge_adapter", whole)
+        for process, where in ((two_nodes, scratch / "two"), (whole, folder)):
+            code = process.wait()
+            said = (where / "said").read_text()
+            assert code == 0, said[-8000:]
+        return Run(folder, overlay, cluster.jobs(), said, parts, scratch / "two")
 
 
-def cancel_between_parts(hull: Path, cluster: dict[str, str], process: subprocess.Popen) -> int:
+def site_profile(scratch: Path) -> Path:
+    """Copy the profile and fill in its entries for a site."""
+    text = (PROFILE / "config.yaml").read_text()
+    for given, filled in ENTRIES.items():
+        assert given in text, given
+        text = text.replace(given, filled)
+    (scratch / "local").mkdir()
+    (scratch / "config.yaml").write_text(text.replace("{scratch}", str(scratch / "local")))
+    return scratch
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How tests speak to the SLURM that runs.
+
+    Attributes:
+        environment: of its commands.
+        profile: folder of the profile.
+    """
+
+    environment: dict[str, str]
+    profile: Path
+
+    def start(self, folder: Path, overlay: Path, *words: str) -> subprocess.Popen[bytes]:
+        """Start snakemake in a folder; what it prints goes into `said` there."""
+        quick = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
+        command = [*SNAKEMAKE, "--profile", str(self.profile), *quick, *words, *TINY, str(overlay)]
+        streams = subprocess.STDOUT
+        with (folder / "said").open("wb") as said:
+            return subprocess.Popen(
+                command, cwd=folder, env=self.environment, stdout=said, stderr=streams
+            )
+
+    def run(self, *command: str) -> str:
+        """Run a SLURM command and return what it prints."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def jobs(self) -> list[dict[str, str]]:
+        """All jobs, also those that have ended."""
+        shown = "--Format=" + ",".join(f"{column}:|" for column in COLUMNS)
+        lines = self.run("squeue", "--noheader", "--states=all", shown).splitlines()
+        return [dict(zip(COLUMNS, line.split("|"), strict=False)) for line in lines]
+
+    def wait_for(self, comment: str, state: str, process: subprocess.Popen[bytes]) -> dict:
+        """Wait until a job is in a state, and return it."""
+        while True:
+            for job in self.jobs():
+                if job["Comment"].startswith(comment) and job["State"] == state:
+                    return job
+            assert process.poll() is None, f"snakemake ended before {comment} was {state}"
+            time.sleep(0.1)
+
+    def preempt(self, comment: str, process: subprocess.Popen[bytes]) -> None:
+        """Have a more important job take the place of a running one for a moment."""
+        job = self.wait_for(comment, "RUNNING", process)
+        place = [f"--nodelist={job['NodeList']}", f"--cpus-per-task={os.cpu_count()}"]
+        self.run("sbatch", "--partition=urgent", *place, "--wrap=true", "--output=/dev/null")
+        self.wait_for(comment, "PENDING", process)
+        # SLURM would wait for two minutes.
+        self.run("scontrol", "update", f"JobId={job['JobID']}", "StartTime=now")
+
+
+def on_two_nodes(finished_run: Path, folder: Path, cluster: Cluster) -> subprocess.Popen[bytes]:
+    """Start both trainings again, each on two nodes, in a copy of the local run."""
+    shutil.copytree(finished_run, folder)
+    overlay = folder / "two.yaml"
+    overlay.write_text(yaml.safe_dump(TWO_NODES))
+    targets = [str(Path(path).parent) for path in TRAINED.values()]
+    for target in targets:
+        shutil.rmtree(folder / target)
+    return cluster.start(folder, overlay, *targets, "--allowed-rules", *TRAINED)
+
+
+def cancel_between_parts(hull: Path, cluster: Cluster, process: subprocess.Popen[bytes]) -> int:
     """Cancel the job of the reference hull once it has saved a part, and wait for its end."""
     folder = hull / ".potential.parquet.partial"
     while not list(folder.glob("part-*.parquet")):
         assert process.poll() is None, "snakemake ended before the reference hull had a part"
         time.sleep(0.02)
-    squeue = ["squeue", "--noheader", "--states=all", "--format=%A %T %k"]
-    jobs = subprocess.run(squeue, env=cluster, capture_output=True, text=True, check=True).stdout
-    job = next(line.split()[0] for line in jobs.splitlines() if "rule_reference_hull" in line)
-    subprocess.run(["scancel", job], env=cluster, check=True)
-    while (
-        f"{job} CANCELLED"
-        not in subprocess.run(
-            squeue, env=cluster, capture_output=True, text=True, check=True
-        ).stdout
-    ):
-        time.sleep(0.1)
+    job = cluster.wait_for("rule_reference_hull", "RUNNING", process)
+    cluster.run("scancel", job["JobID"])
+    cluster.wait_for("rule_reference_hull", "CANCELLED", process)
     return len(list(folder.glob("part-*.parquet")))
 
 
-def records(folder: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in folder.rglob("_*.provenance.json")]
+def records(folder: Path) -> dict[str, list[dict]]:
+    """The records of a run, by stage."""
+    found: dict[str, list[dict]] = {}
+    for path in folder.rglob("_*.provenance.json"):
+        record = json.loads(path.read_text())
+        found.setdefault(record["stage"], []).append(record)
+    return found
 
 
-def test_jobs_land_in_their_partition_with_their_gpu(slurm_run):
-    by_stage: dict[str, list[dict]] = {}
-    for record in records(slurm_run.folder / "run"):
-        by_stage.setdefault(record["stage"], []).append(record["slurm"])
-    for stage in ON_GPU:
-        for job in by_stage[stage]:
-            assert job["SLURM_JOB_PARTITION"] == "gpu"
-            assert job["CUDA_VISIBLE_DEVICES"] == "0"
-    for stage in ON_CPU:
-        for job in by_stage[stage]:
-            assert job["SLURM_JOB_PARTITION"] == "cpu"
-            assert job["CUDA_VISIBLE_DEVICES"] is None
-    shards = [job["SLURM_JOB_ID"] for job in by_stage["prerelax"]]
-    assert len(shards) == 4
-    assert len(set(shards)) == 2  # two shards a job, by the group
+class TestSlurm:
+    pytestmark = needs_slurm
+
+    def test_jobs_land_in_their_partition_with_their_gpu(self, slurm_run):
+        made = records(slurm_run.folder / "run")
+        assert ON_GPU - made.keys() == {"sample_csp"}  # not part of the target
+        for stage, found in made.items():
+            jobs = [record["slurm"] for record in found]
+            if stage in LOCAL:
+                assert jobs == [None], stage
+                continue
+            partition, gpus = ("gpu", "0") if stage in ON_GPU else ("cpu", None)
+            assert {job["SLURM_JOB_PARTITION"] for job in jobs} == {partition}, stage
+            assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs} == {gpus}, stage
+        shards = [record["slurm"]["SLURM_JOB_ID"] for record in made["prerelax"]]
+        assert len(shards) == 4
+        assert len(set(shards)) == 2  # two shards a job, by the group
+
+    def test_artefacts_equal_the_local_runs(self, slurm_run, finished_run):
+        compared = 0
+        for pattern in ("[!_.]*.parquet", "*.safetensors", "metrics/*/[!_]*.json", "POSCAR"):
+            paths = list((finished_run / "run").rglob(pattern))
+            assert paths, pattern
+            for path in paths:
+                other = slurm_run.folder / path.relative_to(finished_run)
+                assert other.read_bytes() == path.read_bytes(), path
+                compared += 1
+        assert compared > 40
+
+    def test_the_sites_entries_reach_every_job(self, slurm_run):
+        jobs = [job for job in slurm_run.jobs if job["Comment"].startswith("rule_")]
+        assert len(jobs) > 15
+        for job in jobs:
+            assert (job["Account"], job["Features"], job["Requeue"]) == ("materials", "a100", "1")
+        logs = (slurm_run.folder / ".snakemake" / "slurm_logs").rglob("*.log")
+        assert any(f"tmpdir={slurm_run.folder.parent / 'local'}" in log.read_text() for log in logs)
+
+    def test_a_preempted_job_is_queued_again_by_slurm(self, slurm_run):
+        [job] = [job for job in slurm_run.jobs if job["Comment"] == "rule_merge_adapter"]
+        assert (job["State"], job["RestartCnt"]) == ("COMPLETED", "1")
+
+    def test_a_cancelled_job_is_tried_again_and_goes_on(self, slurm_run):
+        logs = slurm_run.folder / ".snakemake" / "slurm_logs" / "rule_reference_hull"
+        assert any("stopped by SIGTERM" in path.read_text() for path in logs.rglob("*.log"))
+        second = (slurm_run.folder / "run" / "logs" / "reference_hull.log").read_text()
+        assert "reference_hull: resuming from" in second
+        assert slurm_run.parts >= 1
+        assert "Trying to restart job" in slurm_run.said
+
+    def test_an_edited_configuration_counts_from_the_next_start(self, slurm_run):
+        """Stability ran after the edit and equals the local run; the next plan makes it again."""
+        command = ["-n", "--until", "stability", *TINY, str(slurm_run.overlay)]
+        assert planned(snakemake(*command, cwd=slurm_run.folder)) == {"stability": 2}
+
+    def test_two_nodes_train_what_one_does(self, slurm_run, finished_run):
+        made = records(slurm_run.two_nodes / "run")
+        for stage, file in TRAINED.items():
+            [record] = made[stage]
+            assert record["slurm"]["SLURM_JOB_PARTITION"] == "gpu"
+            assert record["hardware"]["nodes"] == 2
+            one, two = load_file(finished_run / file), load_file(slurm_run.two_nodes / file)
+            for name, value in one.items():
+                torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_artefacts_equal_the_local_runs(slurm_run, finished_run):
-    for folder in ("hull", "generated", "relaxed", "stability"):
-        paths = list((finished_run / "run" / folder).rglob("*.parquet"))
-        assert paths
-        for path in paths:
-            other = slurm_run.folder / path.relative_to(finished_run)
-            assert other.read_bytes() == path.read_bytes(), path
-            assert other.stat().st_mtime > path.stat().st_mtime
-
-
-def test_a_cancelled_job_is_tried_again_and_goes_on(slurm_run):
-    first = (slurm_run.folder / ".snakemake" / "slurm_logs" / "rule_reference_hull").rglob("*.log")
-    assert any("stopped by SIGTERM" in path.read_text() for path in first)
-    second = (slurm_run.folder / "run" / "logs" / "reference_hull.log").read_text()
-    assert "reference_hull: resuming from" in second
-    assert slurm_run.parts >= 1
-    assert "Trying to restart job" in slurm_run.said
-
-
-def test_an_edited_configuration_counts_from_the_next_start(slurm_run):
-    """Stability ran after the edit and equals the local run; the next plan makes it again."""
-    command = ["-n", "--until", "stability", *TINY, str(slurm_run.overlay)]
-    assert planned(snakemake(*command, cwd=slurm_run.folder)) == {"stability": 2}
+def test_every_attempt_fits_into_a_partition():
+    """As the profile comes: the last attempt's memory and time, and the GPUs, are to be had."""
+    profile = yaml.safe_load((PROFILE / "config.yaml").read_text())
+    partitions = yaml.safe_load((PROFILE / "partitions.yaml").read_text())["partitions"].values()
+    attempts = 1 + profile["retries"]
+    for rule, asked in CONFIG["resources"].items():
+        assert any(
+            attempts * asked["mem_mb"] <= partition["max_mem_mb"]
+            and attempts * asked["runtime"] <= partition["max_runtime"]
+            and asked["cpus"] <= partition["max_threads"]
+            and asked["gpus"] <= partition.get("max_gpu", 0)
+            for partition in partitions
+        ), rule

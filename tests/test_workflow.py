@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from flowllm.cli import app
 from flowllm.config import STAGES, load_config
-from flowllm.plan import count_jobs
+from flowllm.plan import count_jobs, plan
 from tiny_run import ROOT, TINY, planned, snakemake
 
 
@@ -163,6 +163,32 @@ def test_environments_pin_what_pyproject_pins():
     for line in project["dependencies"] + extras["dev"] + extras["docs"]:
         name, version = line.split("==")
         assert constraints[canonicalize_name(name)] == version
+
+
+PARTS = {
+    "llm": ("fetch_model", "finetune_llm", "merge_adapter"),
+    **{"pairs": ("sample_pairs",), "rfm": ("train_rfm",), "base": ("sample_base",)},
+    **{"generated": ("refine",), "relaxed": ("prerelax",), "hull": ("reference_hull",)},
+    **{"fingerprints": ("fingerprints",), "stability": ("stability",), "metrics": ("metrics",)},
+}
+
+
+@pytest.mark.slow
+def test_the_bill_counts_the_files_that_a_run_has(finished_run):
+    def files(part: str) -> int:
+        return sum(path.is_file() for path in (finished_run / "run" / part).rglob("*"))
+
+    config = load_config([ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"])
+    lines = {line.stage: line for line in plan(config, {}, "all", {})}
+    for part, stages in PARTS.items():
+        # Beside these lie the log and the benchmark, which have folders of their own.
+        assert files(part) == sum(lines[stage].files - 2 * lines[stage].jobs for stage in stages)
+    jobs = sum(line.jobs for line in lines.values())
+    assert files("logs") == files("benchmarks") == jobs
+    assert files("report") == pytest.approx(lines["report"].files - 2, rel=0.1)
+    # Crystals that did not relax get no DFT inputs: the bill is the most that there can be.
+    assert files("") <= sum(line.files for line in lines.values())
+    assert files("") > 0.8 * sum(line.files for line in lines.values())
 
 
 @pytest.mark.slow

@@ -401,6 +401,13 @@ class Resources(Section):
     runtime: PositiveInt = Field(description="minutes")
 
 
+class Nodes(Section):
+    """Nodes of one job, of the stages that share their work among nodes."""
+
+    finetune_llm: PositiveInt
+    train_rfm: PositiveInt
+
+
 Kind = Literal["flow", "base", "csp_base", "setting", "external"]
 """The lists of which a stage's jobs are given one row each."""
 
@@ -438,6 +445,7 @@ class Config(Section):
     metrics: Metrics
     report: Report
     resources: dict[str, Resources]
+    nodes: Nodes
 
     @model_validator(mode="after")
     def _names_fit(self) -> "Config":
@@ -535,8 +543,8 @@ STAGES: dict[str, Stage] = {
     "download": Stage(("data",)),
     "prepare": Stage(("prepare",)),
     "fetch_model": Stage(()),
-    "finetune_llm": Stage(("finetune_llm", "prompts"), version=3),
-    "merge_adapter": Stage(()),
+    "finetune_llm": Stage(("finetune_llm", "prompts"), version=4),
+    "merge_adapter": Stage((), version=2),
     "invariance": Stage(("invariance", "prompts")),
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=4),
     "train_rfm": Stage(("train_rfm",), row="flow", version=2),

@@ -1,6 +1,8 @@
-"""Processes of one job: one for each of its GPUs, or a single one on the CPU."""
+"""Processes of one job: one for each GPU of each of its nodes, or a single one on the CPU."""
 
 import logging
+import os
+import sys
 
 import torch
 from lightning.fabric import Fabric
@@ -13,18 +15,23 @@ _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 def make_fabric(precision: Precision) -> Fabric:
-    """All visible GPUs of this job, or one CPU process.
+    """All GPUs of this job, or one CPU process on each of its nodes.
+
+    In a SLURM job of several nodes the command first starts itself again on each of them, so that
+    nothing slow belongs before this call.
 
     Args:
         precision: of what runs in the fabric's autocast.
     """
+    num_nodes = _start_on_every_node()
     device = pick_device()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 1
-    # One job starts its own processes; the default would look for tasks that SLURM started.
-    plugins = [LightningEnvironment()] if gpus > 1 else None
+    # A node's processes are started here; the default would look for tasks that SLURM started.
+    plugins = [LightningEnvironment()] if gpus * num_nodes > 1 else None
     return Fabric(
         accelerator=device.type,
         devices=gpus,
+        num_nodes=num_nodes,
         precision=_PRECISIONS[precision],
         plugins=plugins,
     )
@@ -35,3 +42,30 @@ def launch(fabric: Fabric) -> None:
     fabric.launch()
     if not fabric.is_global_zero:
         log.setLevel(logging.WARNING)
+
+
+def _start_on_every_node() -> int:
+    """Become `srun` of this command where a job has several nodes; return the number of nodes.
+
+    SLURM runs a job's script on the first node only. The processes meet at the address of that
+    node from which SLURM's own tasks are reached.
+    """
+    if int(os.getenv("SLURM_STEP_NUM_NODES", "1")) > 1:
+        os.environ.setdefault("MASTER_ADDR", os.environ["SLURM_LAUNCH_NODE_IPADDR"])
+        os.environ.setdefault("MASTER_PORT", _port())
+        os.environ["NODE_RANK"] = os.environ["SLURM_NODEID"]
+        return int(os.environ["SLURM_STEP_NUM_NODES"])
+    nodes = os.getenv("SLURM_JOB_NUM_NODES", "1")
+    if int(nodes) > 1 and "SLURM_STEP_ID" not in os.environ:
+        cores = os.getenv("SLURM_CPUS_PER_TASK", "1")
+        # The first process that fails ends all: the others would wait for it.
+        spread = ["--ntasks-per-node=1", f"--cpus-per-task={cores}", "--kill-on-bad-exit=1"]
+        command = [sys.executable, "-m", "flowllm", *sys.argv[1:]]
+        log.info("starting on %s nodes", nodes)
+        os.execvp("srun", ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", *spread, *command])
+    return 1
+
+
+def _port() -> str:
+    """A port that all processes of a job know, and that other jobs on the node hardly have."""
+    return str(15000 + int(os.environ["SLURM_JOB_ID"]) % 10000)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
 
-from flowllm.config import STAGES, TRAIN_COMPOSITIONS, Config, Resources, Section
+from flowllm.config import STAGES, TRAIN_COMPOSITIONS, Config, Section
 from flowllm.data.sources import catalogue
 from flowllm.errors import FlowllmError
 
@@ -32,15 +32,15 @@ OUTPUT_FILES = {
     "download": 4,  # the manifest and MP-20's three splits
     "finetune_llm": 6,
     "merge_adapter": 6,  # and one for each 5 GB of the weights
-    "train_rfm": 4,
+    "train_rfm": 3,
     "import_samples": 2,
     "prerelax": 2,  # the times of the crystals lie in a file of their own
     "dft_inputs": 4,
     "metrics": 2,
     "match_csp": 2,
-    "report": 40,
+    "report": 49,  # with its figures and tables, about
 }
-"""Files of a job's output where they are not one; of the model folders and the report about."""
+"""Files of a job's output where they are not one."""
 
 DFT_FILES = 4
 """INCAR, KPOINTS, POSCAR and POTCAR or POTCAR.spec, in a folder for each crystal."""
@@ -252,8 +252,8 @@ def _measured(stage: str, records: Sequence[tuple[Path, dict[str, Any]]]) -> Fig
         return Figure()
     return Figure(
         seconds=sum(record["seconds"] for _, record in records) / items,
-        gpus=max(len(machine.get("gpus", [])) for machine in hardware),
-        cpus=max(machine["cpus"] for machine in hardware),
+        gpus=max(machine.get("nodes", 1) * len(machine.get("gpus", [])) for machine in hardware),
+        cpus=max(machine.get("nodes", 1) * machine["cpus"] for machine in hardware),
         bytes=sum(_output_bytes(path) for path, _ in records) / items,
     )
 
@@ -289,11 +289,12 @@ def _line(
         folders = items + ceil(items / config.dft_inputs.folders_per_directory)
     limit = config.resources[stage].runtime / 60
     line = Line(stage, jobs, items, files, folders, None, None, None, None, limit)
-    return _bill(line, figures, config.resources[stage])
+    asked, nodes = config.resources[stage], getattr(config.nodes, stage, 1)
+    return _bill(line, figures, (asked.gpus * nodes, asked.cpus * nodes))
 
 
-def _bill(line: Line, figures: Mapping[str, Figure], asked: Resources | None) -> Line:
-    """Add bytes and hours to a line, where its figure is known and fits the job's processors.
+def _bill(line: Line, figures: Mapping[str, Figure], asked: tuple[int, int] | None) -> Line:
+    """Add bytes and hours to a line, where its figure is known and fits the job's GPUs and cores.
 
     Work is taken to divide by the processors of a job: one with twice the GPUs takes half as long.
     """
@@ -302,7 +303,7 @@ def _bill(line: Line, figures: Mapping[str, Figure], asked: Resources | None) ->
         return line
     if figure.bytes is not None:
         line = replace(line, bytes=figure.bytes * line.items)
-    gpus, cpus = (asked.gpus, asked.cpus) if asked else (0, figure.cpus)
+    gpus, cpus = asked or (0, figure.cpus)
     # A CPU's seconds say nothing of a GPU's, nor the other way.
     if figure.seconds is None or bool(figure.gpus) != bool(gpus):
         return line

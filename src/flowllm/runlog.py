@@ -124,6 +124,7 @@ def stage_run(
     inputs: Mapping[str, Path | Sequence[Path]],
     output: Path,
     work: Mapping[str, Any] | None = None,
+    leader: bool = True,
 ) -> AbstractContextManager[StageRun]:
     """Open a stage's run; at the end its record is written (see `recorded`).
 
@@ -132,23 +133,27 @@ def stage_run(
         inputs: input files or folders by role.
         output: the main output (a file or a folder); the record lies beside it.
         work: the part of the whole that a scattered job does (split, start, count).
+        leader: whether this process writes the record, one of those that share a job.
     """
     given = settings.stage, settings.version, settings.values, settings.seed
-    return recorded(StageRun(*given, inputs, work or {}), output)
+    return recorded(StageRun(*given, inputs, work or {}), output, leader)
 
 
 @contextmanager
-def recorded(run: StageRun, output: Path) -> Iterator[StageRun]:
+def recorded(run: StageRun, output: Path, leader: bool = True) -> Iterator[StageRun]:
     """Time a run, and at its end write its record to `_<output>.provenance.json`.
 
     Args:
         run: what is made, from what.
         output: the main output (a file or a folder).
+        leader: whether this process writes it.
     """
     started = datetime.now(UTC)
     clock = time.perf_counter()
     log.info("%s: started, output %s", run.stage, output)
     yield run
+    if not leader:
+        return
     seconds = time.perf_counter() - clock
     record = {
         **run.metadata(),
@@ -275,9 +280,10 @@ def _versions() -> dict[str, str]:
 
 
 def _hardware() -> dict[str, Any]:
-    """Machine, processor count, and the GPUs that torch sees if the stage loaded torch."""
+    """Number of nodes, and of this one: processors, and GPUs if the stage loaded torch."""
     hardware: dict[str, Any] = {
         "machine": platform.machine(),
+        "nodes": int(os.getenv("SLURM_STEP_NUM_NODES", "1")),
         "system": platform.system(),
         "cpus": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")

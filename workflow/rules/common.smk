@@ -101,6 +101,16 @@ def gpus(stage):
     return CONFIG.resources[stage].gpus
 
 
+def gpus_on_nodes(stage):
+    """What a job of several nodes asks for; of one node, its GPUs."""
+    gpus, nodes = CONFIG.resources[stage].gpus, getattr(CONFIG.nodes, stage)
+    if nodes == 1:
+        return {"gpu": gpus}
+    # With `mpi` the SLURM plugin leaves it to the command to start its tasks (launcher.py).
+    each = {"gres": f"gpu:{gpus}"} if gpus else {}
+    return {"nodes": nodes, "tasks": nodes, "mpi": "srun", **each}
+
+
 def mem_mb(stage):
     """Memory that grows with the attempt: a job killed for memory gets more."""
     return lambda wildcards, attempt: CONFIG.resources[stage].mem_mb * attempt

@@ -70,6 +70,13 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer's files, the same bytes whether it was loaded online or offline."""
+    for origin in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(origin, None)
+    tokenizer.save_pretrained(folder)
+
+
 def load_base_model(
     source: str, *, dtype: torch.dtype, quantization: Quantization, device: torch.device | str
 ) -> PreTrainedModel:

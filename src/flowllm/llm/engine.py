@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
+from flowllm.runlog import log
+
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput, SamplingParams
 
@@ -93,6 +95,9 @@ class VllmEngine:
             sampling: how all texts are drawn.
         """
         max_model_len = max_prompt_tokens + sampling.max_tokens
+        if gpus and not torch.backends.cuda.is_built():
+            log.warning("this is vLLM's build for the CPU: the job's %d GPUs stay idle", gpus)
+            gpus = 0
         _set_environment(gpus)
         # Imported after the environment is set: vLLM reads it while it is imported.
         with warnings.catch_warnings():

@@ -23,6 +23,7 @@ from flowllm.llm.base_model import (
     load_tokenizer,
     plain_base_model,
     quiet_transformers,
+    save_tokenizer,
 )
 from flowllm.llm.finetuning import Finetuning, State, curve_csv
 from flowllm.llm.model_record import ModelRecord, write_record
@@ -58,7 +59,9 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
     keep_freed_memory()
     fabric = make_fabric("fp32")  # no autocast: the base model's weights have the precision
     launch(fabric)
-    with stage_run(settings, inputs={"train": train, "val": val}, output=out) as run:
+    inputs = {"train": train, "val": val}
+    leader = fabric.is_global_zero
+    with stage_run(settings, inputs=inputs, output=out, leader=leader) as run:
         train_rows = read_table(train, CRYSTALS).to_pylist()
         val_rows = read_table(val, CRYSTALS).slice(0, section.validation_rows).to_pylist()
         with fabric.rank_zero_first():
@@ -183,6 +186,6 @@ def _write_adapter(
         save_file(get_peft_model_state_dict(model), folder / "adapter_model.safetensors")
         text = json.dumps(config, indent=2, sort_keys=True, default=str)
         (folder / "adapter_config.json").write_text(text + "\n")
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         (folder / "training_curve.csv").write_text(curve_csv(state.curve))
         write_record(folder, record)

@@ -7,7 +7,12 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from flowllm.config import StageSettings
 from flowllm.device import pick_dtype
-from flowllm.llm.base_model import load_base_model, plain_base_model, quiet_transformers
+from flowllm.llm.base_model import (
+    load_base_model,
+    plain_base_model,
+    quiet_transformers,
+    save_tokenizer,
+)
 from flowllm.llm.model_record import read_record, write_record
 from flowllm.runlog import stage_run
 from flowllm.tables import atomic_folder
@@ -38,7 +43,7 @@ def run(settings: StageSettings, *, adapter: Path, out: Path) -> None:
         _end_at(merged, tokenizer.eos_token_id)
         with atomic_folder(out) as folder:
             merged.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
             write_record(folder, record)
         run.count(parameters=merged.num_parameters())
 

@@ -43,7 +43,9 @@ def run(
     flow: Flow = settings.flow
     fabric = make_fabric(section.precision)
     launch(fabric)
-    with stage_run(settings, inputs={"pairs": pairs, "val_pairs": val_pairs}, output=out) as run:
+    inputs = {"pairs": pairs, "val_pairs": val_pairs}
+    leader = fabric.is_global_zero
+    with stage_run(settings, inputs=inputs, output=out, leader=leader) as run:
         with fabric.rank_zero_first():
             folder = partial_folder(out, run)
             start = start_of(flow, pairs)
