@@ -3,12 +3,13 @@
 Two slurmd play two nodes. Everything lives in one folder (configuration, keys, sockets, logs) on
 ports of its own, so that a SLURM that the machine already has is not touched. By hand:
 
-    python tests/slurm_cluster.py FOLDER       # until Ctrl-C; prints the SLURM_CONF to export
+    python tests/slurm_cluster.py FOLDER       # until Ctrl-C or SIGTERM; prints SLURM_CONF
 """
 
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -151,7 +152,8 @@ def _wait_until_idle(environment: dict[str, str], folder: Path, seconds: float =
 
 
 def main() -> None:
-    """Run a cluster until interrupted."""
+    """Run a cluster until interrupted or terminated."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with slurm_cluster(Path(sys.argv[1]).resolve()) as conf:
         print(f"export SLURM_CONF={conf}", flush=True)
         try:
