@@ -36,7 +36,7 @@ def test_a_stage_has_one_rule_command_module_and_test_of_its_name():
 
 def test_every_rule_names_log_benchmark_environment_and_resources():
     for stage in STAGES:
-        for part in ("log:", "benchmark:", "conda:", "threads:", "gpu=", "mem_mb=", "runtime="):
+        for part in ("log:", "benchmark:", "conda:", "threads:", "gpus", "mem_mb=", "runtime="):
             assert part in rules()[stage], f"{stage} lacks {part}"
 
 
@@ -144,6 +144,15 @@ def test_a_bad_configuration_stops_before_the_dag(tmp_path, overlay, message):
     output = snakemake("-n", "--configfile", str(path), check=False)
     assert message in output
     assert "Building DAG" not in output
+
+
+def test_too_many_shards_for_a_command_are_refused_before_anything_runs(tmp_path):
+    overlay = tmp_path / "many.yaml"
+    sizes = {"num_pairs": 700, "pairs_per_shard": 1, "num_val_pairs": 1}
+    overlay.write_text(yaml.safe_dump({"run_dir": "x" * 150, "sizes": sizes}))
+    output = snakemake("-n", "--until", "train_rfm", *TINY, str(overlay), check=False)
+    assert "701 shards do not fit into the command line" in output
+    assert "Job stats" not in output
 
 
 def test_environments_pin_what_pyproject_pins():

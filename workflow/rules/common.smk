@@ -211,12 +211,22 @@ def crystals_folder(wildcards, input):
     return os.path.dirname(input.crystals[0])
 
 
+# Linux passes at most 128 kB on to a shell as its command.
+MAX_COMMAND = 100_000
+
+
 def options(**roles):
     """One command line option for each file of an input, e.g. `options(pairs="pairs")`."""
 
     def words(wildcards, input):
-        return [
+        given = [
             f"--{name}={path}" for name, role in roles.items() for path in input[role]
         ]
+        if sum(map(len, given)) > MAX_COMMAND:
+            raise WorkflowError(
+                f"{len(given)} shards do not fit into the command line of the job that reads "
+                "them all; make them larger (sizes: pairs_per_shard, samples_per_shard)"
+            )
+        return given
 
     return words
