@@ -49,7 +49,8 @@ ENTRIES = {
 LOCAL = {"download", "fetch_model", "report"}
 ON_GPU = {rule for rule, asked in CONFIG["resources"].items() if asked["gpus"]}
 SITE = {"resources": {rule: {"gpus": 1} for rule in ON_GPU}}
-COLUMNS = ("JobID", "Comment", "State", "NodeList", "Account", "Features", "Requeue", "RestartCnt")
+COLUMNS = ("JobID", "Comment", "State", "NodeList", "Account", "Feature", "Requeue", "RestartCnt")
+WIDTH = 80
 EDITED = {**SITE, "stability": {"metastable_below": 0.5}}
 TWO_NODES = {**SITE, "nodes": {"finetune_llm": 2, "train_rfm": 2}}
 TRAINED = {
@@ -143,9 +144,10 @@ class Cluster:
 
     def jobs(self) -> list[dict[str, str]]:
         """All jobs, also those that have ended."""
-        shown = "--Format=" + ",".join(f"{column}:|" for column in COLUMNS)
+        shown = "--Format=" + ",".join(f"{column}:{WIDTH}" for column in COLUMNS)
         lines = self.run("squeue", "--noheader", "--states=all", shown).splitlines()
-        return [dict(zip(COLUMNS, line.split("|"), strict=False)) for line in lines]
+        starts = {column: WIDTH * i for i, column in enumerate(COLUMNS)}
+        return [{c: line[i : i + WIDTH].strip() for c, i in starts.items()} for line in lines]
 
     def wait_for(self, comment: str, state: str, process: subprocess.Popen[bytes]) -> dict:
         """Wait until a job is in a state, and return it."""
@@ -231,7 +233,7 @@ class TestSlurm:
         jobs = [job for job in slurm_run.jobs if job["Comment"].startswith("rule_")]
         assert len(jobs) > 15
         for job in jobs:
-            assert (job["Account"], job["Features"], job["Requeue"]) == ("materials", "a100", "1")
+            assert (job["Account"], job["Feature"], job["Requeue"]) == ("materials", "a100", "1")
         logs = (slurm_run.folder / ".snakemake" / "slurm_logs").rglob("*.log")
         assert any(f"tmpdir={slurm_run.folder.parent / 'local'}" in log.read_text() for log in logs)
 
