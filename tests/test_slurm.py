@@ -26,7 +26,7 @@ from tiny_run import ROOT, SNAKEMAKE, TINY, environment, planned, snakemake
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 PROFILE = ROOT / "workflow" / "profiles" / "slurm"
 
-needs_slurm = [
+pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {missing_programs()}"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd needs root"),
@@ -200,81 +200,69 @@ def records(folder: Path) -> dict[str, list[dict]]:
     return found
 
 
-class TestSlurm:
-    pytestmark = needs_slurm
-
-    def test_jobs_land_in_their_partition_with_their_gpu(self, slurm_run):
-        made = records(slurm_run.folder / "run")
-        assert ON_GPU - made.keys() == {"sample_csp"}  # not part of the target
-        for stage, found in made.items():
-            jobs = [record["slurm"] for record in found]
-            if stage in LOCAL:
-                assert jobs == [None], stage
-                continue
-            partition, gpus = ("gpu", "0") if stage in ON_GPU else ("cpu", None)
-            assert {job["SLURM_JOB_PARTITION"] for job in jobs} == {partition}, stage
-            assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs} == {gpus}, stage
-        shards = [record["slurm"]["SLURM_JOB_ID"] for record in made["prerelax"]]
-        assert len(shards) == 4
-        assert len(set(shards)) == 2  # two shards a job, by the group
-
-    def test_artefacts_equal_the_local_runs(self, slurm_run, finished_run):
-        compared = 0
-        for pattern in ("[!_.]*.parquet", "*.safetensors", "metrics/*/[!_]*.json", "POSCAR"):
-            paths = list((finished_run / "run").rglob(pattern))
-            assert paths, pattern
-            for path in paths:
-                other = slurm_run.folder / path.relative_to(finished_run)
-                assert other.read_bytes() == path.read_bytes(), path
-                compared += 1
-        assert compared > 40
-
-    def test_the_sites_entries_reach_every_job(self, slurm_run):
-        jobs = [job for job in slurm_run.jobs if job["Comment"].startswith("rule_")]
-        assert len(jobs) > 15
-        for job in jobs:
-            assert (job["Account"], job["Feature"], job["Requeue"]) == ("materials", "a100", "1")
-        logs = (slurm_run.folder / ".snakemake" / "slurm_logs").rglob("*.log")
-        assert any(f"tmpdir={slurm_run.folder.parent / 'local'}" in log.read_text() for log in logs)
-
-    def test_a_preempted_job_is_queued_again_by_slurm(self, slurm_run):
-        [job] = [job for job in slurm_run.jobs if job["Comment"] == "rule_merge_adapter"]
-        assert (job["State"], job["RestartCnt"]) == ("COMPLETED", "1")
-
-    def test_a_cancelled_job_is_tried_again_and_goes_on(self, slurm_run):
-        logs = slurm_run.folder / ".snakemake" / "slurm_logs" / "rule_reference_hull"
-        assert any("stopped by SIGTERM" in path.read_text() for path in logs.rglob("*.log"))
-        second = (slurm_run.folder / "run" / "logs" / "reference_hull.log").read_text()
-        assert "reference_hull: resuming from" in second
-        assert slurm_run.parts >= 1
-        assert "Trying to restart job" in slurm_run.said
-
-    def test_an_edited_configuration_counts_from_the_next_start(self, slurm_run):
-        """Stability ran after the edit and equals the local run; the next plan makes it again."""
-        command = ["-n", "--until", "stability", *TINY, str(slurm_run.overlay)]
-        assert planned(snakemake(*command, cwd=slurm_run.folder)) == {"stability": 2}
-
-    def test_two_nodes_train_what_one_does(self, slurm_run, finished_run):
-        made = records(slurm_run.two_nodes / "run")
-        for stage, file in TRAINED.items():
-            [record] = made[stage]
-            assert record["slurm"]["SLURM_JOB_PARTITION"] == "gpu"
-            assert record["hardware"]["nodes"] == 2
-            one, two = load_file(finished_run / file), load_file(slurm_run.two_nodes / file)
-            for name, value in one.items():
-                torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
+def test_jobs_land_in_their_partition_with_their_gpu(slurm_run):
+    made = records(slurm_run.folder / "run")
+    assert ON_GPU - made.keys() == {"sample_csp"}  # not part of the target
+    for stage, found in made.items():
+        jobs = [record["slurm"] for record in found]
+        if stage in LOCAL:
+            assert jobs == [None], stage
+            continue
+        partition, gpus = ("gpu", "0") if stage in ON_GPU else ("cpu", None)
+        assert {job["SLURM_JOB_PARTITION"] for job in jobs} == {partition}, stage
+        assert {job["CUDA_VISIBLE_DEVICES"] for job in jobs} == {gpus}, stage
+    shards = [record["slurm"]["SLURM_JOB_ID"] for record in made["prerelax"]]
+    assert len(shards) == 4
+    assert len(set(shards)) == 2  # two shards a job, by the group
 
 
-def test_every_attempt_fits_into_a_partition():
-    """As the profile comes: the last attempt's memory and time, and the GPUs, are to be had."""
-    profile = yaml.safe_load((PROFILE / "config.yaml").read_text())
-    partitions = yaml.safe_load((PROFILE / "partitions.yaml").read_text())["partitions"].values()
-    attempts = 1 + profile["retries"]
-    for rule, asked in CONFIG["resources"].items():
-        assert any(
-            attempts * asked["mem_mb"] <= partition["max_mem_mb"]
-            and attempts * asked["runtime"] <= partition["max_runtime"]
-            and asked["cpus"] <= partition["max_threads"]
-            and asked["gpus"] <= partition.get("max_gpu", 0)
-            for partition in partitions
-        ), rule
+def test_artefacts_equal_the_local_runs(slurm_run, finished_run):
+    compared = 0
+    for pattern in ("[!_.]*.parquet", "*.safetensors", "metrics/*/[!_]*.json", "POSCAR"):
+        paths = list((finished_run / "run").rglob(pattern))
+        assert paths, pattern
+        for path in paths:
+            other = slurm_run.folder / path.relative_to(finished_run)
+            assert other.read_bytes() == path.read_bytes(), path
+            compared += 1
+    assert compared > 40
+
+
+def test_the_sites_entries_reach_every_job(slurm_run):
+    jobs = [job for job in slurm_run.jobs if job["Comment"].startswith("rule_")]
+    assert len(jobs) > 15
+    for job in jobs:
+        assert (job["Account"], job["Feature"], job["Requeue"]) == ("materials", "a100", "1")
+    logs = (slurm_run.folder / ".snakemake" / "slurm_logs").rglob("*.log")
+    assert any(f"tmpdir={slurm_run.folder.parent / 'local'}" in log.read_text() for log in logs)
+
+
+def test_a_preempted_job_is_queued_again_by_slurm(slurm_run):
+    [job] = [job for job in slurm_run.jobs if job["Comment"] == "rule_merge_adapter"]
+    assert (job["State"], job["RestartCnt"]) == ("COMPLETED", "1")
+
+
+def test_a_cancelled_job_is_tried_again_and_goes_on(slurm_run):
+    logs = slurm_run.folder / ".snakemake" / "slurm_logs" / "rule_reference_hull"
+    assert any("stopped by SIGTERM" in path.read_text() for path in logs.rglob("*.log"))
+    second = (slurm_run.folder / "run" / "logs" / "reference_hull.log").read_text()
+    assert "reference_hull: resuming from" in second
+    assert slurm_run.parts >= 1
+    assert "Trying to restart job" in slurm_run.said
+
+
+def test_an_edited_configuration_counts_from_the_next_start(slurm_run):
+    """Stability ran after the edit and equals the local run; the next plan makes it again."""
+    command = ["-n", "--until", "stability", *TINY, str(slurm_run.overlay)]
+    assert planned(snakemake(*command, cwd=slurm_run.folder)) == {"stability": 2}
+
+
+def test_two_nodes_train_what_one_does(slurm_run, finished_run):
+    made = records(slurm_run.two_nodes / "run")
+    for stage, file in TRAINED.items():
+        [record] = made[stage]
+        assert record["slurm"]["SLURM_JOB_PARTITION"] == "gpu"
+        assert record["hardware"]["nodes"] == 2
+        one, two = load_file(finished_run / file), load_file(slurm_run.two_nodes / file)
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)

@@ -155,6 +155,23 @@ def test_too_many_shards_for_a_command_are_refused_before_anything_runs(tmp_path
     assert "Job stats" not in output
 
 
+def test_every_attempt_fits_into_a_partition():
+    """As the profile comes: the last attempt's memory and time, and the GPUs, are to be had."""
+    folder = ROOT / "workflow" / "profiles" / "slurm"
+    profile = yaml.safe_load((folder / "config.yaml").read_text())
+    partitions = yaml.safe_load((folder / "partitions.yaml").read_text())["partitions"]
+    resources = yaml.safe_load((ROOT / "config.yaml").read_text())["resources"]
+    attempts = 1 + profile["retries"]
+    for rule, asked in resources.items():
+        assert any(
+            attempts * asked["mem_mb"] <= partition["max_mem_mb"]
+            and attempts * asked["runtime"] <= partition["max_runtime"]
+            and asked["cpus"] <= partition["max_threads"]
+            and asked["gpus"] <= partition.get("max_gpu", 0)
+            for partition in partitions.values()
+        ), rule
+
+
 def test_environments_pin_what_pyproject_pins():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
