@@ -124,6 +124,7 @@ CHANGES = (
     Change("`metrics`", METRICS, {"metrics": {"novelty_against": "train_val"}}),
     Change("`report`", REPORT, {"report": {"color": "#000000"}}),
     Change("`resources`: more memory for a rule", {}, {"resources": {"prepare": {"mem_mb": 9}}}),
+    Change("`nodes`: a training on two", {}, {"nodes": {"finetune_llm": 2, "train_rfm": 2}}),
     Change(
         "`sizes.num_pairs` grows from 12 to 20: of its 2 shards one is filled up, and one added",
         {"sample_pairs": 2, "train_rfm": 1, **BRANCH},
