@@ -192,7 +192,7 @@ def test_environments_pin_what_pyproject_pins():
 
 
 PARTS = {
-    "llm": ("fetch_model", "finetune_llm", "merge_adapter"),
+    "llm": ("fetch_model", "finetune_llm", "merge_adapter", "invariance"),
     **{"pairs": ("sample_pairs",), "rfm": ("train_rfm",), "base": ("sample_base",)},
     **{"generated": ("refine",), "relaxed": ("prerelax",), "hull": ("reference_hull",)},
     **{"fingerprints": ("fingerprints",), "stability": ("stability",), "metrics": ("metrics",)},

@@ -30,9 +30,9 @@ JOB_FILES = 3
 OUTPUT_FILES = {
     "prepare": 4,
     "download": 4,  # the manifest and MP-20's three splits
-    "finetune_llm": 6,
+    "finetune_llm": 7,  # and TensorBoard's events, as in train_rfm
     "merge_adapter": 6,  # and one for each 5 GB of the weights
-    "train_rfm": 3,
+    "train_rfm": 4,
     "import_samples": 2,
     "prerelax": 2,  # the times of the crystals lie in a file of their own
     "dft_inputs": 4,
