@@ -7,7 +7,7 @@ the graphs of a batch are made with array operations and one backward pass gives
 The convolutions are `chgnet_layers`', which take fewer products for the same numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import chgnet
@@ -150,24 +150,12 @@ class CHGNetModel(ModelInterface):
         """Join the crystals' graphs and expand bonds and angles in the network's basis."""
         strained_cells = cells + cells @ strain
         positions = positions + (positions[:, None] @ strain[state.system_idx])[:, 0]
-        first_atom = np.concatenate([[0], np.cumsum(counts.cpu().numpy())])
-        first_edge = np.cumsum([0] + [len(graph.edges) for graph in graphs])
-        first_bond = np.cumsum([0] + [len(graph.representatives) for graph in graphs])
-
-        def joined(arrays: list[np.ndarray]) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate(arrays)).to(self._device)
-
-        edges = joined([g.edges + first_atom[i] for i, g in enumerate(graphs)])
-        undirected = joined([g.undirected + first_bond[i] for i, g in enumerate(graphs)])
-        representatives = joined([g.representatives + first_edge[i] for i, g in enumerate(graphs)])
-        angles = joined(
-            [
-                g.angles
-                + np.array([first_atom[i], *2 * [first_bond[i], first_edge[i]]], dtype=np.int64)
-                for i, g in enumerate(graphs)
-            ]
+        graph = _joined(graphs, counts.cpu().numpy())
+        edges, images, undirected, representatives, angles = (
+            torch.from_numpy(getattr(graph, field.name)).to(self._device)
+            for field in fields(NeighborGraph)
         )
-        images = joined([g.images for g in graphs]).to(torch.float32)
+        images = images.to(torch.float32)
         shifts = (images[:, None] @ strained_cells[state.system_idx[edges[:, 0]]])[:, 0]
         vectors = positions[edges[:, 0]] - positions[edges[:, 1]] - shifts
         lengths = torch.linalg.vector_norm(vectors, dim=1)
@@ -190,6 +178,26 @@ class CHGNetModel(ModelInterface):
             strains=[],
             volumes=[],
         )
+
+
+def _joined(graphs: list[NeighborGraph], counts: np.ndarray) -> NeighborGraph:
+    """The graphs of a batch as one, atoms (`counts` a crystal) and bonds numbered through."""
+    first_atom = np.cumsum(counts) - counts
+    num_edges = np.array([len(graph.edges) for graph in graphs])
+    num_bonds = np.array([len(graph.representatives) for graph in graphs])
+    firsts = (first_atom, np.cumsum(num_edges) - num_edges, np.cumsum(num_bonds) - num_bonds)
+    numbered = [
+        NeighborGraph(
+            edges=graph.edges + atom,
+            images=graph.images,
+            undirected=graph.undirected + bond,
+            representatives=graph.representatives + edge,
+            angles=graph.angles + np.array([atom, bond, edge, bond, edge]),
+        )
+        for graph, atom, edge, bond in zip(graphs, *firsts, strict=True)
+    ]
+    names = [field.name for field in fields(NeighborGraph)]
+    return NeighborGraph(*(np.concatenate([getattr(g, name) for g in numbered]) for name in names))
 
 
 def neighbor_graph(

@@ -1,9 +1,8 @@
 """Relaxation of a batch of crystals whatever they are: each ends relaxed, or with a reason.
 
 torch-sim's FIRE with the Frechet cell filter moves the atoms and the cells of a batch; what has
-finished makes room for what waits. Around it stands what generated crystals need: before every
-evaluation of the potential each crystal is checked, and one that fails is taken out with its
-reason while the others go on.
+finished makes room for what waits. What `guard` finds at fault is taken out with its reason while
+the others go on.
 """
 
 import time
@@ -21,6 +20,7 @@ from torch_sim.optimizers import FrechetCellFIREState, frechet_cell_fire
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.relax.guard import GuardedModel
 from flowllm.relax.models import Fault, LoadedPotential
 from flowllm.runlog import log
 
@@ -28,18 +28,6 @@ CPU_BATCH_LOAD = 10_000.0
 """Load of a batch on the CPU, about 16 MP-20 crystals: an evaluation took 42 ms a crystal alone, 28
 ms in batches of 16 and 35 ms in batches of 32, whose activations no cache holds (one thread, busy
 machine). On a GPU torch-sim measures what fits."""
-
-MAX_IMAGES = 20_000
-"""Cells within `SEARCH_RADIUS` of a cell; above it the cell is too flat or too small to search."""
-
-SEARCH_RADIUS = 6.0
-"""Angstrom, the longest cutoff among the potentials."""
-
-MAX_DENSITY = 1.0
-"""Atoms per cubic angstrom; diamond has 0.18."""
-
-MAX_VOLUME_PER_ATOM = 1000.0
-"""Cubic angstrom; solid caesium has 110."""
 
 MIN_FINAL_DISTANCE = 0.5
 """Angstrom; a relaxed crystal with nearer atoms has left what the potential was fitted to, and its
@@ -98,6 +86,17 @@ class _Limits:
     max_seconds: float
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is to be relaxed, with what, and what has come of it by place among the crystals."""
+
+    model: GuardedModel
+    crystals: Sequence[Crystal]
+    limits: _Limits
+    advance: Callable[[int], None]
+    results: dict[int, Relaxation]
+
+
 @dataclass
 class _Running:
     """A crystal in the batch."""
@@ -110,104 +109,8 @@ class _Running:
     seconds: float = 0.0
 
 
-class GuardedModel(ModelInterface):
-    """A potential that no crystal of a batch can break for the others.
-
-    Crystals that cannot be evaluated get zeros, and `faults` says why, by their place in the batch
-    of the last call. States are in float64 whatever the potential computes in.
-    """
-
-    def __init__(self, model: ModelInterface) -> None:
-        """Guard a potential."""
-        super().__init__()
-        self.model = model
-        self._device, self._dtype = model.device, torch.float64
-        self._compute_forces = self._compute_stress = True
-        self._memory_scales_with = model.memory_scales_with
-        self.faults: dict[int, Fault] = {}
-
-    def forward(self, state: ts.SimState) -> dict[str, torch.Tensor]:
-        """Evaluate the crystals that can be; see `ModelInterface.forward`."""
-        self.faults = geometry_faults(state)
-        good = [place for place in range(state.n_systems) if place not in self.faults]
-        output = {
-            "energy": torch.zeros(state.n_systems, dtype=self._dtype, device=self._device),
-            "forces": torch.zeros_like(state.positions),
-            "stress": torch.zeros_like(state.cell),
-        }
-        if not good:
-            return output
-        given = state if len(good) == state.n_systems else state[good]
-        found = self.model(_in_dtype(given, self.model.dtype))
-        self.faults |= {good[place]: fault for place, fault in found.get("faults", {}).items()}
-        systems = torch.tensor(good, device=self._device)
-        output["energy"][systems] = found["energy"].to(self._dtype).reshape(-1)
-        output["forces"][torch.isin(state.system_idx, systems)] = found["forces"].to(self._dtype)
-        output["stress"][systems] = found["stress"].to(self._dtype).reshape(-1, 3, 3)
-        self._drop_faulty(state, output)
-        return output
-
-    def _drop_faulty(self, state: ts.SimState, output: dict[str, torch.Tensor]) -> None:
-        """Note the crystals with a NaN or an infinity, and zero what was found for all faulty."""
-        bad = ~torch.isfinite(output["energy"]) | ~torch.isfinite(output["stress"]).all(dim=(1, 2))
-        bad[state.system_idx[~torch.isfinite(output["forces"]).all(dim=1)]] = True
-        for place in torch.where(bad)[0].tolist():
-            fault = Fault("not_finite", "the potential gave a number that is not finite")
-            self.faults.setdefault(place, fault)
-        faulty = torch.tensor(sorted(self.faults), dtype=torch.long, device=self._device)
-        output["energy"][faulty] = 0.0
-        output["stress"][faulty] = 0.0
-        output["forces"][torch.isin(state.system_idx, faulty)] = 0.0
-
-
-def _in_dtype(state: ts.SimState, dtype: torch.dtype) -> ts.SimState:
-    """The atoms and cells of a state in another precision; torch-sim's `to` changes the given."""
-    return ts.SimState(
-        positions=state.positions.to(dtype),
-        masses=state.masses.to(dtype),
-        cell=state.cell.to(dtype),
-        pbc=state.pbc,
-        atomic_numbers=state.atomic_numbers,
-        system_idx=state.system_idx,
-    )
-
-
 def _nothing(_: int) -> None:
     """Nobody to tell of progress."""
-
-
-def geometry_faults(state: ts.SimState) -> dict[int, Fault]:
-    """Find the crystals whose cell no potential can be evaluated in, in time and memory.
-
-    Returns:
-        Faults by the crystal's place in the batch.
-    """
-    cells = state.row_vector_cell.detach()
-    volumes = torch.linalg.det(cells)
-    counts = torch.bincount(state.system_idx, minlength=state.n_systems)
-    regular = torch.where((volumes > 1e-9)[:, None, None], cells, torch.eye(3).to(cells))
-    # Distance between opposite faces of the cell: one over the length of the reciprocal vector.
-    heights = 1 / torch.linalg.inv(regular).norm(dim=1)
-    images = torch.prod(2 * torch.ceil(SEARCH_RADIUS / heights) + 1, dim=1)
-    rows = zip(volumes.tolist(), counts.tolist(), images.tolist(), strict=True)
-    found = {place: _geometry_fault(*row) for place, row in enumerate(rows)}
-    return {place: fault for place, fault in found.items() if fault is not None}
-
-
-def _geometry_fault(volume: float, num_atoms: int, num_images: float) -> Fault | None:
-    """The fault of one cell: volume in cubic angstrom, cells within the search radius."""
-    if not 1e-9 < volume < float("inf"):
-        return Fault("no_volume", f"the cell's volume is {volume:.3g} cubic angstrom")
-    if volume / num_atoms > MAX_VOLUME_PER_ATOM:
-        detail = f"{volume / num_atoms:.3g} cubic angstrom an atom, limit {MAX_VOLUME_PER_ATOM:g}"
-        return Fault("too_sparse", detail)
-    if num_atoms / volume > MAX_DENSITY:
-        detail = f"{num_atoms} atoms in {volume:.3g} cubic angstrom, limit {MAX_DENSITY:g} each"
-        return Fault("too_dense", detail)
-    if num_images > MAX_IMAGES:
-        detail = f"{num_images:.0f} cells within {SEARCH_RADIUS:g} angstrom, limit {MAX_IMAGES}"
-        return Fault("flat_cell", detail)
-    return None
 
 
 def single_points(
@@ -251,15 +154,14 @@ def relax(
         `max_steps` is no fault.
     """
     limits = _Limits(max_force, max_steps, max_seconds)
-    results: dict[int, Relaxation] = {}
+    work = _Work(GuardedModel(potential.model), crystals, limits, advance, results={})
     for index, crystal in enumerate(crystals):
         fault = _known_fault(potential, crystal)
         if fault is not None:
-            results[index] = Relaxation(fault=fault)
-    advance(len(results))
-    waiting = [index for index in range(len(crystals)) if index not in results]
-    _relax_or_halve(GuardedModel(potential.model), crystals, waiting, limits, results, advance)
-    return [results[index] for index in range(len(crystals))]
+            work.results[index] = Relaxation(fault=fault)
+    advance(len(work.results))
+    _relax_or_halve(work, [index for index in range(len(crystals)) if index not in work.results])
+    return [work.results[index] for index in range(len(crystals))]
 
 
 def _known_fault(potential: LoadedPotential, crystal: Crystal) -> Fault | None:
@@ -271,43 +173,30 @@ def _known_fault(potential: LoadedPotential, crystal: Crystal) -> Fault | None:
     return None
 
 
-def _relax_or_halve(
-    model: GuardedModel,
-    crystals: Sequence[Crystal],
-    indices: list[int],
-    limits: _Limits,
-    results: dict[int, Relaxation],
-    advance: Callable[[int], None],
-) -> None:
+def _relax_or_halve(work: _Work, indices: list[int]) -> None:
     """Relax together; where that raises, relax the halves, down to the crystal at fault."""
     if not indices:
         return
     try:
-        _relax_together(model, crystals, indices, limits, results, advance)
+        _relax_together(work, indices)
     # Whatever one crystal makes the potential raise (out of memory, a library's assertion) must
     # not take the others with it; the reason becomes its row.
     except Exception as error:
-        left = [index for index in indices if index not in results]
+        left = [index for index in indices if index not in work.results]
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         if len(left) == 1:
-            results[left[0]] = Relaxation(fault=Fault("failed", reason))
-            advance(1)
+            work.results[left[0]] = Relaxation(fault=Fault("failed", reason))
+            work.advance(1)
             return
         log.warning("relaxation: %s; %d crystals are relaxed in halves", reason, len(left))
         middle = len(left) // 2
-        _relax_or_halve(model, crystals, left[:middle], limits, results, advance)
-        _relax_or_halve(model, crystals, left[middle:], limits, results, advance)
+        _relax_or_halve(work, left[:middle])
+        _relax_or_halve(work, left[middle:])
 
 
-def _relax_together(
-    model: GuardedModel,
-    crystals: Sequence[Crystal],
-    indices: list[int],
-    limits: _Limits,
-    results: dict[int, Relaxation],
-    advance: Callable[[int], None],
-) -> None:
+def _relax_together(work: _Work, indices: list[int]) -> None:
     """Relax the crystals of the given indices in one batch that is filled up as it empties."""
+    model, crystals = work.model, work.crystals
     init, step = frechet_cell_fire(model, dt_start=_DT_START)
     queue = deque(indices)
     limit = _batch_limit(model, crystals[indices[0]])
@@ -332,13 +221,14 @@ def _relax_together(
         elapsed = time.perf_counter() - clock
         for one in running:
             one.seconds += elapsed * one.num_atoms / state.n_atoms
-        finished = _finished(state, running, faults, limits, crystals)
+        finished = _finished(work, state, running, faults)
         if finished:
-            results.update((running[place].index, result) for place, result in finished.items())
+            for place, result in finished.items():
+                work.results[running[place].index] = result
             kept = [place for place in range(len(running)) if place not in finished]
             running = [running[place] for place in kept]
             state = state[kept] if kept else None
-            advance(len(finished))
+            work.advance(len(finished))
 
 
 def _batch_limit(model: GuardedModel, example: Crystal) -> float:
@@ -390,24 +280,23 @@ def _at_rest(state: FrechetCellFIREState) -> FrechetCellFIREState:
 
 
 def _finished(
+    work: _Work,
     state: FrechetCellFIREState,
     running: list[_Running],
     faults: Mapping[int, Fault],
-    limits: _Limits,
-    crystals: Sequence[Crystal],
 ) -> dict[int, Relaxation]:
     """Results of the crystals that have come to an end, by their place in the batch."""
     atom_forces = state.forces.norm(dim=1)
     max_forces = torch.zeros(state.n_systems).to(atom_forces)
     max_forces = max_forces.scatter_reduce(0, state.system_idx, atom_forces, "amax").tolist()
     cell_forces = state.cell_forces.norm(dim=2).amax(dim=1).tolist()
-    finished = {}
+    limits, finished = work.limits, {}
     for place, one in enumerate(running):
         converged = max(max_forces[place], cell_forces[place]) < limits.max_force
         if place in faults:
             finished[place] = Relaxation(fault=faults[place], seconds=one.seconds)
         elif converged or one.steps >= limits.max_steps:
-            finished[place] = _result(state, place, one, max_forces[place], converged, crystals)
+            finished[place] = _result(work, state, place, one, max_forces[place], converged)
         elif one.seconds > limits.max_seconds:
             detail = f"stopped after {one.steps} steps at max_seconds {limits.max_seconds:g}"
             finished[place] = Relaxation(fault=Fault("too_slow", detail), seconds=one.seconds)
@@ -415,15 +304,15 @@ def _finished(
 
 
 def _result(
+    work: _Work,
     state: FrechetCellFIREState,
     place: int,
     one: _Running,
     max_force: float,
     converged: bool,
-    crystals: Sequence[Crystal],
 ) -> Relaxation:
     """Take a crystal out of the batch: its record, or the fault of what it has become."""
-    crystal = crystals[one.index]
+    crystal = work.crystals[one.index]
     if one.steps:
         try:
             crystal = _crystal_of(state, place)

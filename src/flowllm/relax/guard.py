@@ -1,0 +1,119 @@
+"""The check around a potential: no crystal of a batch can break it for the others.
+
+Before every evaluation each crystal's cell is looked at, and after it each number; what fails has a
+reason and is left out.
+"""
+
+import torch
+import torch_sim as ts
+from torch_sim.models.interface import ModelInterface
+
+from flowllm.relax.models import Fault
+
+MAX_IMAGES = 20_000
+"""Cells within `SEARCH_RADIUS` of a cell; above it the cell is too flat or too small to search."""
+
+SEARCH_RADIUS = 6.0
+"""Angstrom, the longest cutoff among the potentials."""
+
+MAX_DENSITY = 1.0
+"""Atoms per cubic angstrom; diamond has 0.18."""
+
+MAX_VOLUME_PER_ATOM = 1000.0
+"""Cubic angstrom; solid caesium has 110."""
+
+
+class GuardedModel(ModelInterface):
+    """A potential that no crystal of a batch can break for the others.
+
+    Crystals that cannot be evaluated get zeros, and `faults` says why, by their place in the batch
+    of the last call. States are in float64 whatever the potential computes in.
+    """
+
+    def __init__(self, model: ModelInterface) -> None:
+        """Guard a potential."""
+        super().__init__()
+        self.model = model
+        self._device, self._dtype = model.device, torch.float64
+        self._compute_forces = self._compute_stress = True
+        self._memory_scales_with = model.memory_scales_with
+        self.faults: dict[int, Fault] = {}
+
+    def forward(self, state: ts.SimState) -> dict[str, torch.Tensor]:
+        """Evaluate the crystals that can be; see `ModelInterface.forward`."""
+        self.faults = geometry_faults(state)
+        good = [place for place in range(state.n_systems) if place not in self.faults]
+        output = {
+            "energy": torch.zeros(state.n_systems, dtype=self._dtype, device=self._device),
+            "forces": torch.zeros_like(state.positions),
+            "stress": torch.zeros_like(state.cell),
+        }
+        if not good:
+            return output
+        given = state if len(good) == state.n_systems else state[good]
+        found = self.model(_in_dtype(given, self.model.dtype))
+        self.faults |= {good[place]: fault for place, fault in found.get("faults", {}).items()}
+        systems = torch.tensor(good, device=self._device)
+        output["energy"][systems] = found["energy"].to(self._dtype).reshape(-1)
+        output["forces"][torch.isin(state.system_idx, systems)] = found["forces"].to(self._dtype)
+        output["stress"][systems] = found["stress"].to(self._dtype).reshape(-1, 3, 3)
+        self._drop_faulty(state, output)
+        return output
+
+    def _drop_faulty(self, state: ts.SimState, output: dict[str, torch.Tensor]) -> None:
+        """Note the crystals with a NaN or an infinity, and zero what was found for all faulty."""
+        bad = ~torch.isfinite(output["energy"]) | ~torch.isfinite(output["stress"]).all(dim=(1, 2))
+        bad[state.system_idx[~torch.isfinite(output["forces"]).all(dim=1)]] = True
+        for place in torch.where(bad)[0].tolist():
+            fault = Fault("not_finite", "the potential gave a number that is not finite")
+            self.faults.setdefault(place, fault)
+        faulty = torch.tensor(sorted(self.faults), dtype=torch.long, device=self._device)
+        output["energy"][faulty] = 0.0
+        output["stress"][faulty] = 0.0
+        output["forces"][torch.isin(state.system_idx, faulty)] = 0.0
+
+
+def _in_dtype(state: ts.SimState, dtype: torch.dtype) -> ts.SimState:
+    """The atoms and cells of a state in another precision; torch-sim's `to` changes the given."""
+    return ts.SimState(
+        positions=state.positions.to(dtype),
+        masses=state.masses.to(dtype),
+        cell=state.cell.to(dtype),
+        pbc=state.pbc,
+        atomic_numbers=state.atomic_numbers,
+        system_idx=state.system_idx,
+    )
+
+
+def geometry_faults(state: ts.SimState) -> dict[int, Fault]:
+    """Find the crystals whose cell no potential can be evaluated in, in time and memory.
+
+    Returns:
+        Faults by the crystal's place in the batch.
+    """
+    cells = state.row_vector_cell.detach()
+    volumes = torch.linalg.det(cells)
+    counts = torch.bincount(state.system_idx, minlength=state.n_systems)
+    regular = torch.where((volumes > 1e-9)[:, None, None], cells, torch.eye(3).to(cells))
+    # Distance between opposite faces of the cell: one over the length of the reciprocal vector.
+    heights = 1 / torch.linalg.inv(regular).norm(dim=1)
+    images = torch.prod(2 * torch.ceil(SEARCH_RADIUS / heights) + 1, dim=1)
+    rows = zip(volumes.tolist(), counts.tolist(), images.tolist(), strict=True)
+    found = {place: _geometry_fault(*row) for place, row in enumerate(rows)}
+    return {place: fault for place, fault in found.items() if fault is not None}
+
+
+def _geometry_fault(volume: float, num_atoms: int, num_images: float) -> Fault | None:
+    """The fault of one cell: volume in cubic angstrom, cells within the search radius."""
+    if not 1e-9 < volume < float("inf"):
+        return Fault("no_volume", f"the cell's volume is {volume:.3g} cubic angstrom")
+    if volume / num_atoms > MAX_VOLUME_PER_ATOM:
+        detail = f"{volume / num_atoms:.3g} cubic angstrom an atom, limit {MAX_VOLUME_PER_ATOM:g}"
+        return Fault("too_sparse", detail)
+    if num_atoms / volume > MAX_DENSITY:
+        detail = f"{num_atoms} atoms in {volume:.3g} cubic angstrom, limit {MAX_DENSITY:g} each"
+        return Fault("too_dense", detail)
+    if num_images > MAX_IMAGES:
+        detail = f"{num_images:.0f} cells within {SEARCH_RADIUS:g} angstrom, limit {MAX_IMAGES}"
+        return Fault("flat_cell", detail)
+    return None
