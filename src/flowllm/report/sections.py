@@ -80,7 +80,7 @@ def _language_model(records: Sequence[dict], run_dir: Path) -> Section:
         process_tables.draft_table(draft_counts(records)),
         process_tables.rejection_table(read_rejections(run_dir)),
     ]
-    return Section("language_model", "The language model's drafts", tables=tables)
+    return Section("language_model", "Drafts and rejections", tables=tables)
 
 
 def _fates(results: Sequence[Result]) -> Section:
