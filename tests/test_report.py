@@ -27,7 +27,7 @@ from flowllm.report.records import (
     read_records,
     stage_costs,
 )
-from flowllm.report.results import read_results
+from flowllm.report.results import first_of_each_sweep, read_results
 from flowllm.report.run_folder import read_rejections
 from flowllm.report.table import Column, Table, to_latex
 from flowllm.runlog import provenance_path
@@ -449,6 +449,21 @@ def test_validity_against_steps_draws_a_sweep_only(run_dir):
     line = axes.containers[0].lines[0]
     assert line.get_xdata().tolist() == [0, 50, 250]
     assert line.get_ydata().tolist() == [60, 94, 96]
+
+
+def test_of_a_sweep_the_histograms_show_the_first(run_dir):
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    rows = [("a", "llm", 50), ("a", "llm", 250), ("a", None, 0), ("b", "llm", 50)]
+    results = []
+    for base, flow, steps in rows:
+        setting = {"name": f"{base}{steps}", "base": base, "flow": flow, "num_steps": steps}
+        sampling = {**result.numbers["sampling"], "setting": setting}
+        numbers = {**result.numbers, "setting": setting["name"], "sampling": sampling}
+        results.append(replace(result, numbers=numbers))
+    other = {**result.numbers, "setting": "o", "sampling": {"setting": {}}}
+    results.append(replace(result, numbers=other))
+    shown = [one.setting for one in first_of_each_sweep(results)]
+    assert shown == ["a50", "a0", "b50", "o"]
 
 
 def test_settings_keep_their_look_in_every_figure():

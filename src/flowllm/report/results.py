@@ -78,6 +78,16 @@ def once_a_setting(results: Sequence[Result]) -> list[Result]:
     return list(found.values())
 
 
+def first_of_each_sweep(results: Sequence[Result]) -> list[Result]:
+    """Return one, the first, of the settings that differ in their number of steps alone."""
+    found: dict[tuple[str, ...], Result] = {}
+    for result in results:
+        row = result.numbers["sampling"]["setting"]
+        key = (row["base"], str(row["flow"])) if row else (result.setting,)
+        found.setdefault(key, result)
+    return list(found.values())
+
+
 def read_predictions(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Read the numbers of structure prediction, csp/{setting}.json.
 

@@ -17,8 +17,10 @@ from flowllm.report.records import (
     read_records,
     stage_costs,
 )
-from flowllm.report.results import Result
+from flowllm.report.results import Result, first_of_each_sweep, once_a_setting
 from flowllm.report.run_folder import read_curves, read_invariance, read_rejections
+
+SWEEPS = " Of settings that differ in their number of steps alone the first is drawn."
 
 
 def make_sections(
@@ -124,17 +126,17 @@ def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str)
     style = figures.looks((result.setting for result in results), color)
     drawn = []
     for kind in kinds:
-        ours = [result for result in results if result.kind == kind]
+        ours = first_of_each_sweep([result for result in results if result.kind == kind])
         whose = energy_name(ours) + (" (estimates)" if kind == "potential" else "")
         drawn.append(
             _draw(
                 f"e_hull_{kind}",
                 f"E above hull of the relaxed crystals by {whose}, hull: {hull_name(ours)}; share "
-                "of all generated, the end bins hold all beyond (the paper's figure 3a).",
+                "of all generated, the end bins hold all beyond (the paper's figure 3a)." + SWEEPS,
                 lambda ours=ours: figures.e_hull_histogram(ours, style),
             )
         )
-    once = list({result.setting: result for result in results}.values())
+    once = once_a_setting(results)
     drawn.append(
         _draw(
             "num_steps",
@@ -147,8 +149,8 @@ def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str)
         _draw(
             "num_elements",
             "Distinct elements of the crystals, generated and of the test split (the paper's "
-            "figure 3b).",
-            lambda: figures.num_elements_bars(once, style),
+            "figure 3b)." + SWEEPS,
+            lambda: figures.num_elements_bars(first_of_each_sweep(once), style),
         )
     )
     return [figure for figure in drawn if figure]
