@@ -123,10 +123,15 @@ def _gallery(results: Sequence[Result], kind: str, run_dir: Path) -> Section:
 
 
 def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str) -> list[Drawn]:
-    style = figures.looks((result.setting for result in results), color)
+    once = once_a_setting(results)
+    of_kind = {
+        kind: first_of_each_sweep([result for result in results if result.kind == kind])
+        for kind in kinds
+    }
+    shown = [*first_of_each_sweep(once), *(one for ours in of_kind.values() for one in ours)]
+    style = figures.looks((result.setting for result in shown), color)
     drawn = []
-    for kind in kinds:
-        ours = first_of_each_sweep([result for result in results if result.kind == kind])
+    for kind, ours in of_kind.items():
         whose = energy_name(ours) + (" (estimates)" if kind == "potential" else "")
         drawn.append(
             _draw(
@@ -136,7 +141,6 @@ def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str)
                 lambda ours=ours: figures.e_hull_histogram(ours, style),
             )
         )
-    once = once_a_setting(results)
     drawn.append(
         _draw(
             "num_steps",
