@@ -355,7 +355,7 @@ def test_augmented_texts_describe_the_same_crystals_anew_every_epoch(changes):
     assert texts.epoch(0) != texts.epoch(1)
     moved, shuffled = [], []
     for (asked, crystal), (prompt, other) in zip(decoded(plain, 0), decoded(texts, 0), strict=True):
-        assert asked == prompt
+        assert sorted(asked) == sorted(prompt)  # a formula's atoms change places with the text's
         shuffled.append(other.atomic_numbers.tolist() != crystal.atomic_numbers.tolist())
         moved.append(not np.isin(other.frac_coords, crystal.frac_coords).all())
         # Two decimal places move an atom by a hundredth of the cell at most.

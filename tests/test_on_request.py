@@ -26,7 +26,8 @@ def draw(paths, out: Path, *asked: dict[str, str], **changes) -> list[dict]:
 def test_formulas_in_any_order_are_asked_for_as_in_training(paths, tmp_path):
     rows = draw(paths, tmp_path / "out.parquet", {"formula": "Cl4Na4"}, {})
     assert [row["id"][:11] for row in rows] == ["sample-0000"] * 2 + ["sample-0001"] * 2
-    assert ["Na4Cl4" in row["prompt"] for row in rows] == [True, True, False, False]
+    asked = "Na Na Na Na Cl Cl Cl Cl"
+    assert [asked in row["prompt"] for row in rows] == [True, True, False, False]
     assert len({row["text"] for row in rows}) == 4
     assert all(row["attempts"] == 1 for row in rows)
 

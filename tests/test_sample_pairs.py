@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from flowllm.errors import FlowllmError
-from flowllm.llm.text import composition_of, decode
+from flowllm.llm.text import composition_of, decode, element_symbol
 from flowllm.runlog import read_provenance
 from flowllm.seeds import generator
 from flowllm.stages import sample_pairs
@@ -53,7 +53,8 @@ def test_every_pair_has_the_atoms_of_its_training_crystal(shard):
         c0, c1 = crystal_of(row), crystal_of(row, "target_")
         truth = crystals[row["material_id"]]
         assert row["formula"] == truth.formula == c0.formula
-        assert f"Formula {truth.formula}." in row["prompt"]
+        symbols = [element_symbol(z) for z in truth.atomic_numbers.tolist()]
+        assert f"Formula {' '.join(symbols)}." in row["prompt"]
         assert c0.atomic_numbers.tolist() == sorted(truth.atomic_numbers.tolist())
         # c1 is the training crystal itself, every atom with its own coordinates.
         atoms = zip(truth.atomic_numbers.tolist(), truth.frac_coords.tolist(), strict=True)
