@@ -145,7 +145,7 @@ def cell_formula(atomic_numbers: np.ndarray) -> str:
     numbers, counts = np.unique(np.asarray(atomic_numbers), return_counts=True)
     by_number = {int(z): int(count) for z, count in zip(numbers, counts, strict=True)}
     ordered = sorted(by_number, key=_electronegativity)
-    return "".join(f"{Element.from_Z(z).symbol}{by_number[z]}" for z in ordered)
+    return "".join(f"{_electronegativity(z)[1]}{by_number[z]}" for z in ordered)
 
 
 @cache

@@ -142,6 +142,9 @@ class VllmEngine:
         while not outputs:
             outputs = self._llm.llm_engine.step()
         self.cached_prompt_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
+        if not self._llm.llm_engine.has_unfinished_requests():
+            # What was cached differs in its last bits from what a resumed job would compute.
+            self._llm.reset_prefix_cache()
         return [(int(output.request_id), _draft(output.outputs[0])) for output in outputs]
 
     def close(self) -> None:

@@ -1,0 +1,175 @@
+"""What happens to a text after the engine: a million of them through the stage, timed.
+
+python benchmarks/bench_text_path.py --model MODEL --crystals train.parquet --config config.yaml ...
+
+The real stage `sample_pairs` runs, shard by shard, with its prompts, decoding, checks, second
+attempts, pairing and Parquet files; just the engine is one that hands out texts made beforehand:
+training crystals with shaken coordinates, a share of them broken. So the time is that of all but
+generation.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flowllm.config import StageSettings, check_config, load_config, merge
+from flowllm.crystal import Crystal
+from flowllm.llm import model_folder
+from flowllm.llm.engine import Draft, Request
+from flowllm.llm.model_folder import ModelFolder
+from flowllm.llm.prompts import Conditions, prompt_formula
+from flowllm.llm.text import encode
+from flowllm.stages import sample_pairs
+from flowllm.tables import CRYSTALS, crystal_of, read_table
+
+VARIANTS = 4
+"""Texts of each crystal."""
+
+BATCH = 256
+"""Texts that are finished together."""
+
+ALL_PAIRS = 3_300_000
+"""Pairs of the paper (appendix C)."""
+
+Tokens = tuple[int, ...]
+
+
+def main() -> None:
+    """Print texts a second, peak memory, and what that makes of the paper's number of pairs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--crystals", type=Path, required=True)
+    parser.add_argument("--config", type=Path, action="append", required=True)
+    parser.add_argument("--texts", type=int, default=1_000_000)
+    parser.add_argument("--broken", type=float, default=0.1, help="share of broken texts")
+    parser.add_argument("--shard", type=int, default=11_000, help="pairs of a shard")
+    parser.add_argument("--chunk", type=int, default=1000, help="pairs of a part")
+    given = parser.parse_args()
+    changes = {"structured": False, "backend": "vllm", "chunk_size": given.chunk}
+    values = load_config(given.config).model_dump(mode="json")
+    config = check_config(merge(values, {"sample_pairs": changes}))
+    settings = StageSettings.from_config("sample_pairs", config)
+    opened = ModelFolder(given.model, config.prompts)
+    good, broken = make_texts(opened, given.crystals)
+    engines: list[Typist] = []
+
+    def start(*_: object, **__: object) -> Typist:
+        engines.append(Typist(good, broken, given.broken))
+        return engines[-1]
+
+    model_folder.VllmEngine = start
+    clock, processor = time.perf_counter(), time.process_time()
+    written = shards = 0
+    with tempfile.TemporaryDirectory() as folder:
+        while written < given.texts:
+            out = Path(folder) / f"shard-{shards:05d}.parquet"
+            sample_pairs.run(
+                settings,
+                model=given.model,
+                crystals=given.crystals,
+                split="train",
+                start=shards * given.shard,
+                count=given.shard,
+                out=out,
+                gpus=0,
+            )
+            shards += 1
+            written = sum(engine.texts for engine in engines)
+            if shards in (1, 2, 4, 8, 16, 32, 64):
+                report(written, shards, time.perf_counter() - clock, processor)
+        size = sum(path.stat().st_size for path in Path(folder).glob("*.parquet"))
+    seconds = time.perf_counter() - clock
+    report(written, shards, seconds, processor)
+    rows = shards * given.shard
+    busy = time.process_time() - processor
+    print(
+        f"{ALL_PAIRS:,} pairs: {busy * ALL_PAIRS / rows / 3600:.2f} CPU-hours in all, "
+        f"{busy / shards:.1f} CPU-seconds a shard of {given.shard:,}, "
+        f"{size / rows * ALL_PAIRS / 1e9:.2f} GB of Parquet"
+    )
+
+
+def report(texts: int, shards: int, seconds: float, processor: float) -> None:
+    """Print what was done so far."""
+    busy = time.process_time() - processor
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{texts:,} texts in {shards} shards: {texts / seconds:,.0f} texts/s, "
+        f"{texts / busy:,.0f} a CPU-second, peak memory {peak:,.0f} MiB",
+        flush=True,
+    )
+
+
+class Typist:
+    """An engine that hands out texts made beforehand; a text depends on the request's seed only."""
+
+    cached_prompt_tokens = 0
+
+    def __init__(
+        self, good: dict[Tokens, list[Tokens]], broken: Sequence[Tokens], broken_share: float
+    ) -> None:
+        """Hold the texts of each prompt, and the broken ones."""
+        self._good, self._broken, self._share = good, broken, broken_share
+        self._waiting: list[tuple[int, Request]] = []
+        self.texts = 0
+
+    def submit(self, key: int, request: Request) -> None:
+        """Take on a text."""
+        self._waiting.append((key, request))
+
+    def finished(self) -> list[tuple[int, Draft]]:
+        """Hand out the next texts."""
+        batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+        self.texts += len(batch)
+        return [(key, Draft(self._text(request), truncated=False)) for key, request in batch]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _text(self, request: Request) -> Tokens:
+        texts = self._good[request.prompt]
+        if request.seed % 1000 < 1000 * self._share:
+            texts = self._broken
+        return texts[request.seed // 1000 % len(texts)]
+
+
+def make_texts(opened: ModelFolder, path: Path) -> tuple[dict[Tokens, list[Tokens]], list[Tokens]]:
+    """Texts of the crystals of each formula, shaken by 0.02 of a cell, and broken ones."""
+    rng = np.random.default_rng(0)
+    good: dict[Tokens, list[Tokens]] = defaultdict(list)
+    broken = []
+    for row in read_table(path, CRYSTALS).to_pylist():
+        crystal = crystal_of(row)
+        formula = prompt_formula(opened.prompts.prompts, crystal.atomic_numbers)
+        prompt = opened.prompts.prompt(Conditions(formula))
+        for _ in range(VARIANTS):
+            shaken = Crystal.from_arrays(
+                crystal.atomic_numbers,
+                crystal.frac_coords + rng.normal(0, 0.02, crystal.frac_coords.shape),
+                crystal.lengths,
+                crystal.angles,
+            )
+            good[prompt].append(opened.prompts.answer(encode(shaken)))
+        broken += [opened.prompts.answer(text) for text in break_text(encode(crystal))]
+    return good, broken
+
+
+def break_text(text: str) -> list[str]:
+    """The faults that models make: a line short, a word for a number, no element, other atoms."""
+    lines = text.split("\n")
+    return [
+        "\n".join(lines[:-1]),
+        "\n".join([*lines[:-1], "0.00 x 0.00"]),
+        "\n".join([*lines[:2], "Xx", *lines[3:]]),
+        "\n".join([*lines, "H", "0.11 0.22 0.33"]),
+    ]
+
+
+if __name__ == "__main__":
+    main()
