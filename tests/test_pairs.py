@@ -63,6 +63,21 @@ def test_match_atoms_finds_the_best_matching_of_shaken_crystals(seed, n, scale):
     assert torus_cost(start, matched) <= best_cost_by_trying(elements, start, end) + 1e-9
 
 
+def test_match_atoms_is_near_the_best_matching_of_any_points():
+    """Points without any resemblance: mostly at the least cost, in the mean 2 % above it."""
+    rng = np.random.default_rng(0)
+    found, least = [], []
+    for _ in range(80):
+        n = int(rng.integers(2, 6))
+        elements = np.sort(rng.integers(1, 4, n))
+        start, end = rng.random((2, n, 3))
+        found.append(torus_cost(start, match_atoms(elements, start, end)))
+        least.append(best_cost_by_trying(elements, start, end))
+    assert (np.array(found) >= np.array(least) - 1e-9).all()
+    assert np.mean(np.array(found) <= np.array(least) + 1e-9) > 0.8
+    assert np.mean(found) < 1.05 * np.mean(least)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 8))
 def test_match_atoms_is_never_longer_and_is_the_same_crystal(seed, n):

@@ -67,12 +67,12 @@ def match_atoms(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.
 
 
 def _first_shifts(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> Iterator[np.ndarray]:
-    """The mean way in the given order, none, and those that bring a rare atom onto its likes."""
+    """The mean way in the given order, none, and those that bring an atom onto one of its likes."""
     yield _wrap(start - end).mean(axis=0)
     yield np.zeros(3)
-    values, counts = np.unique(elements, return_counts=True)
-    likes = np.flatnonzero(elements == values[counts.argmin()])
-    yield from start[likes[0]] - end[likes]
+    for element in np.unique(elements):
+        likes = np.flatnonzero(elements == element)
+        yield from start[likes[0]] - end[likes]
 
 
 def _alternate(
