@@ -336,7 +336,9 @@ def spoken(tokens, seconds):
 
 
 def test_costs_are_summed_by_stage(tmp_path):
-    write_record(tmp_path, "generated/a/shard-0", "refine", 2.0, 10, rows_in=5, rows_failed=0)
+    write_record(
+        tmp_path, "generated/a/shard-0", "refine", 2.0, 10, rows_in=5, rows_out=4, rows_failed=0
+    )
     write_record(
         tmp_path,
         "base/t/shard-0",
@@ -367,6 +369,7 @@ def test_costs_are_summed_by_stage(tmp_path):
     assert refine.rows["rows_failed"] == 0
     assert (sample.core_hours, sample.gpu_hours) == (40 * 9 / 3600, 0)
     assert (refine.core_hours, refine.gpu_hours) == (2 * 9 / 3600, 2 * 2 / 3600)
+    assert (sample.gpu_seconds_per_row, refine.gpu_seconds_per_row) == (None, 2 * 2 / 4)
     assert (sample.rows_per_second, refine.rows_per_second) == (10 / 40, 5 / 2)
     assert (sample.tokens_per_second, refine.tokens_per_second) == (300 / 24, None)
     assert generation_seconds(records, "t", "a") == 42

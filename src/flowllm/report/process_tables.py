@@ -150,6 +150,7 @@ def cost_table(costs: Sequence[StageCost]) -> Table:
         Column("tokens_per_second", "Tokens a second", "number", 1),
         Column("core_hours", "Core-hours", "number", 3),
         Column("gpu_hours", "GPU-hours", "number", 3),
+        Column("gpu_seconds_per_row", "GPU-seconds a row out", "number", 3),
         Column("peak_memory_mb", "Peak memory, MiB", "count"),
         Column("rows_in", "Rows in", "count"),
         Column("rows_out", "Rows out", "count"),
@@ -165,6 +166,7 @@ def cost_table(costs: Sequence[StageCost]) -> Table:
             "tokens_per_second": cost.tokens_per_second,
             "core_hours": cost.core_hours,
             "gpu_hours": cost.gpu_hours,
+            "gpu_seconds_per_row": cost.gpu_seconds_per_row,
             "peak_memory_mb": cost.peak_memory_mb,
             **cost.rows,
         }

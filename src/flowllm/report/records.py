@@ -44,6 +44,12 @@ class StageCost:
         rows = self.rows["rows_in"]
         return rows / self.seconds if rows and self.seconds else None
 
+    @property
+    def gpu_seconds_per_row(self) -> float | None:
+        """GPU-seconds for one row that came out, such as a pair; None without GPUs."""
+        rows = self.rows["rows_out"]
+        return 3600 * self.gpu_hours / rows if rows and self.gpu_hours else None
+
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
     """Read every provenance record below a run's folder, by path; those of earlier reports not."""
