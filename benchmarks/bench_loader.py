@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from flowllm.rfm.loader import PreparedPairs, plan_epoch
 from flowllm.rfm.pairs import PREPARED
+from flowllm.rfm.start import LlmStart
 
 PAIRS_PER_SHARD = 11_000
 SIZES = np.array([2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20])
@@ -44,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=200_000)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--noise", action="store_true", help="shake c0 on reading, as App. F does")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -52,12 +54,13 @@ def main() -> None:
             paths.append(Path(folder) / f"{start:08d}.arrow")
             write_shard(paths[-1], min(PAIRS_PER_SHARD, given.pairs - start), rng)
         on_disk = sum(path.stat().st_size for path in paths) / 2**20
-        pairs = PreparedPairs(paths)
+        start = LlmStart(0.02, 0.2, 2.0) if given.noise else LlmStart(0.0, 0.0, 0.0)
+        pairs = PreparedPairs(paths, start, (59.9, 120.1))
         clock = time.perf_counter()
         plan = list(plan_epoch(pairs.num_atoms, given.batch_size, np.random.default_rng(1)))
         planned = time.perf_counter() - clock
         clock = time.perf_counter()
-        read = sum(len(pairs.batch(group)) for batch in plan for group in batch)
+        read = sum(len(pairs.draw(group, rng)) for batch in plan for group in batch)
         seconds = time.perf_counter() - clock
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{read} pairs in {len(paths)} files, {on_disk:.0f} MiB on disk")

@@ -1,14 +1,19 @@
 """Real crystals and pairs made of them, for the tests of the flow."""
 
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
 from flowllm import tables
 from flowllm.crystal import Crystal
+from flowllm.rfm.loader import PreparedPairs
+from flowllm.rfm.loss import standardization_of
+from flowllm.rfm.network import Standardization
 from flowllm.rfm.pairs import PairOptions
-from flowllm.rfm.start import LlmStart
+from flowllm.rfm.start import LlmStart, Start
 
 BOUNDS = (59.9, 120.1)
 LLM_FLOW = {
@@ -19,6 +24,14 @@ LLM_FLOW = {
     "angles_noise": 0.0,
 }
 OPTIONS = PairOptions(BOUNDS, match_atoms=True, start=LlmStart(0.0, 0.0, 0.0), seed=7)
+
+
+def open_pairs(paths: Sequence[Path], start: Start = OPTIONS.start) -> PreparedPairs:
+    return PreparedPairs(paths, start, BOUNDS)
+
+
+def statistics(pairs: PreparedPairs) -> Standardization:
+    return standardization_of(pairs, np.random.default_rng(0))
 
 
 @cache

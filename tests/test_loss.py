@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from flow_pairs import BOUNDS, OPTIONS, prototypes, write_pairs
-from flowllm.rfm.loader import PairBatch, PreparedPairs, size_groups
-from flowllm.rfm.loss import FlowLoss, squared_errors, standardization_of
+from flow_pairs import BOUNDS, OPTIONS, open_pairs, prototypes, statistics, write_pairs
+from flowllm.rfm.loader import PairBatch, size_groups
+from flowllm.rfm.loss import ConstantField, FlowLoss, squared_errors
 from flowllm.rfm.manifold import geodesic, target_velocity
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization
@@ -21,7 +21,7 @@ SIZE = NetworkSize(hidden_dim=16, num_layers=2, time_dim=8, num_frequencies=4)
 def pairs(tmp_path):
     write_pairs(tmp_path / "shard.parquet", prototypes()[:25], seed=1, draws_each=3)
     prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", OPTIONS)
-    return PreparedPairs([tmp_path / "a"])
+    return open_pairs([tmp_path / "a"])
 
 
 def doubled(batch: PairBatch) -> PairBatch:
@@ -49,7 +49,7 @@ def equation_8(velocity_f, velocity_l, f0, f1, l0, l1, lambda_f, lambda_l):
 
 
 def test_loss_is_equation_8_by_a_slow_loop(pairs):
-    standardization = standardization_of(pairs)
+    standardization = statistics(pairs)
     field = build_field(SIZE, BOUNDS, standardization, seed=1).double()
     batches = [doubled(pairs.batch(group)) for group in size_groups(pairs.num_atoms, 7)]
     times = [torch.rand(len(batch), dtype=torch.float64) for batch in batches]
@@ -68,7 +68,7 @@ def test_loss_is_equation_8_by_a_slow_loop(pairs):
 
 def test_standardised_outputs_become_velocities_in_the_target_units(pairs):
     """A network of zero output moves lattices by their mean velocity, and no atom."""
-    standardization = standardization_of(pairs)
+    standardization = statistics(pairs)
     field = build_field(SIZE, BOUNDS, standardization, seed=1)
     for parameter in field.parameters():
         parameter.data.zero_()
@@ -85,7 +85,7 @@ def test_standardised_outputs_become_velocities_in_the_target_units(pairs):
 
 def test_statistics_by_sampling_the_path(pairs):
     """Mean and deviation of l_t over many times, and of the velocities over the pairs."""
-    found = standardization_of(pairs)
+    found = statistics(pairs)
     rng = np.random.default_rng(0)
     lattices, velocities, coords = [], [], []
     for group in size_groups(pairs.num_atoms, 1):
@@ -106,6 +106,21 @@ def test_statistics_by_sampling_the_path(pairs):
     assert found.coords_velocity_std == pytest.approx(deviation, rel=1e-6)
 
 
+def test_the_constant_field_misses_by_the_velocities_own_variance(pairs):
+    statistics_of_all = statistics(pairs)
+    batches = [pairs.batch(group) for group in size_groups(pairs.num_atoms, 7)]
+    times = [torch.zeros(len(batch)) for batch in batches]
+    coords, lattice = FlowLoss(ConstantField(statistics_of_all))(batches, times) / len(pairs)
+    ways = [
+        target_velocity(b.start_coords, b.end_coords, b.start_lattice, b.end_lattice)[0]
+        for b in batches
+    ]
+    per_crystal = torch.cat([way.square().mean(dim=(1, 2)) for way in ways])
+    assert coords.item() == pytest.approx(per_crystal.mean().item(), rel=1e-5)
+    variances = np.square(statistics_of_all.lattice_velocity_std)
+    assert lattice.item() == pytest.approx(variances.mean(), rel=1e-4)
+
+
 def test_pairs_of_one_value_are_not_divided_by_zero(tmp_path):
     """One cubic crystal that is its own draft: all deviations are zero."""
     from flow_pairs import pair_row
@@ -115,7 +130,7 @@ def test_pairs_of_one_value_are_not_divided_by_zero(tmp_path):
     rows = [pair_row(cubic, cubic, 0)]
     tables.write_table(tmp_path / "shard.parquet", rows, tables.PAIRS, {})
     prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", OPTIONS)
-    found = standardization_of(PreparedPairs([tmp_path / "a"]))
+    found = statistics(open_pairs([tmp_path / "a"]))
     assert isinstance(found, Standardization)
     assert min(found.lattice_std) > 0
     assert found.coords_velocity_std > 0

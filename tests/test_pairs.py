@@ -6,20 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
+from scipy import stats
 
-from flow_pairs import OPTIONS, draft_of, failed_row, pair_row, prototypes, write_pairs
+from flow_pairs import OPTIONS, draft_of, failed_row, open_pairs, pair_row, prototypes, write_pairs
 from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.rfm import loader
-from flowllm.rfm.loader import PreparedPairs, batches_per_epoch, plan_epoch, size_groups
+from flowllm.rfm.loader import batches_per_epoch, plan_epoch, size_groups
 from flowllm.rfm.pairs import (
     match_atoms,
     prepare_shard,
     read_counts,
 )
+from flowllm.rfm.start import LlmStart
 
 
 def torus_cost(start, end):
@@ -115,7 +118,7 @@ def test_reduced_draft_is_matched_to_its_target(tmp_path):
     tables.write_table(shard, rows, tables.PAIRS, {})
     counts = prepare_shard(shard, tmp_path / "pairs.arrow", OPTIONS)
     assert counts == Counter({"pairs": 1, "reduced": 1})
-    batch = PreparedPairs([tmp_path / "pairs.arrow"]).batch(np.array([[0, 0]]))
+    batch = open_pairs([tmp_path / "pairs.arrow"]).batch(np.array([[0, 0]]))
     assert (batch.start_lattice[:, :3] - batch.end_lattice[:, :3]).abs().max() < 1e-4
     assert torus_cost(batch.start_coords[0].numpy(), batch.end_coords[0].numpy()) < 1e-8
 
@@ -127,7 +130,7 @@ def test_unmatched_pairs_keep_their_coordinates(tmp_path):
     rows = [pair_row(d, t, i) for i, (d, t) in enumerate(zip(drafts, targets, strict=True))]
     tables.write_table(tmp_path / "shard.parquet", rows, tables.PAIRS, {})
     prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", replace(OPTIONS, match_atoms=False))
-    batch = PreparedPairs([tmp_path / "a"]).batch(np.array([[0, 2], [0, 0]]))
+    batch = open_pairs([tmp_path / "a"]).batch(np.array([[0, 2], [0, 0]]))
     for found, index in enumerate((2, 0)):
         np.testing.assert_array_equal(batch.elements[found], drafts[index].atomic_numbers)
         np.testing.assert_array_equal(batch.start_coords[found], drafts[index].frac_coords)
@@ -142,7 +145,7 @@ def test_every_draw_is_a_pair_of_its_own(tmp_path):
     assert counts["pairs"] == 10
     assert counts["not_ok"] == 1
     assert read_counts(tmp_path / "a") == counts
-    pairs = PreparedPairs([tmp_path / "a"])
+    pairs = open_pairs([tmp_path / "a"])
     drafts = {
         pairs.batch(np.array([[0, row]])).start_lattice.numpy().tobytes() for row in range(10)
     }
@@ -156,7 +159,7 @@ def test_too_many_atoms_are_counted(tmp_path):
     tables.write_table(tmp_path / "shard.parquet", rows, tables.PAIRS, {})
     counts = prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", OPTIONS)
     assert counts == Counter({"pairs": 0, "too_many_atoms": 1, "not_ok": 1})
-    assert len(PreparedPairs([tmp_path / "a"])) == 0
+    assert len(open_pairs([tmp_path / "a"])) == 0
 
 
 def test_prepared_files_repeat_byte_by_byte(tmp_path):
@@ -164,6 +167,39 @@ def test_prepared_files_repeat_byte_by_byte(tmp_path):
     for name in "ab":
         prepare_shard(tmp_path / "shard.parquet", tmp_path / name, OPTIONS)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def shaken_pairs(tmp_path, start):
+    """Pairs of four atoms with noise, and the group of all of them."""
+    crystals = [c for c in prototypes() if c.num_atoms == 4][:5]
+    write_pairs(tmp_path / "shard.parquet", crystals, seed=0, draws_each=20)
+    prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", replace(OPTIONS, start=start))
+    pairs = open_pairs([tmp_path / "a"], start)
+    return pairs, np.stack([np.zeros(len(pairs)), np.arange(len(pairs))], axis=1).astype(int)
+
+
+def test_noise_is_drawn_on_reading_and_leaves_c1_alone(tmp_path):
+    pairs, group = shaken_pairs(tmp_path, LlmStart(0.02, 0.1, 0.0))
+    placed, shaken = pairs.batch(group), pairs.draw(group, np.random.default_rng(1))
+    way = shaken.start_coords - placed.start_coords
+    way -= way.round()
+    assert stats.kstest(way.numpy().ravel(), stats.norm(0, 0.02).cdf).pvalue > 1e-3
+    lengths = (shaken.start_lattice - placed.start_lattice)[:, :3].numpy().ravel()
+    assert stats.kstest(lengths, stats.norm(0, 0.1).cdf).pvalue > 1e-3
+    assert torch.equal(shaken.end_coords, placed.end_coords)
+    assert torch.equal(shaken.end_lattice, placed.end_lattice)
+    assert shaken.start_coords.dtype == shaken.start_lattice.dtype == torch.float32
+    again, other = (pairs.draw(group, np.random.default_rng(seed)) for seed in (1, 2))
+    assert torch.equal(again.start_coords, shaken.start_coords)
+    assert not torch.equal(other.start_coords, shaken.start_coords)
+
+
+def test_a_share_of_a_group_has_the_whole_groups_noise(tmp_path):
+    pairs, group = shaken_pairs(tmp_path, LlmStart(0.02, 0.1, 1.0))
+    whole = pairs.draw(group, np.random.default_rng(1))
+    share = pairs.draw(group, np.random.default_rng(1), slice(1, None, 3))
+    assert torch.equal(share.start_coords, whole.start_coords[1::3])
+    assert torch.equal(share.start_lattice, whole.start_lattice[1::3])
 
 
 # ---- the order of training
@@ -231,6 +267,6 @@ def test_reading_a_group_allocates_no_more_than_its_rows(tmp_path):
     write_pairs(tmp_path / "shard.parquet", prototypes()[:20], seed=0, draws_each=20)
     prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", OPTIONS)
     before = pa.total_allocated_bytes()
-    pairs = PreparedPairs([tmp_path / "a"])
+    pairs = open_pairs([tmp_path / "a"])
     assert len(pairs) == 400
     assert pa.total_allocated_bytes() - before < 4096

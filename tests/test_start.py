@@ -21,6 +21,7 @@ from flowllm.rfm.start import (
     SimpleStart,
     bring_angles_within,
     crystal_lattice,
+    draw_start,
     fit_simple_start,
     start_from_record,
     start_of,
@@ -33,7 +34,7 @@ FCC = Crystal.from_arrays([29, 29], [[0, 0, 0], [0.5, 0.25, 0.75]], [2.5, 3, 4],
 def draws(start, crystal, number):
     """Coordinates (m, n, 3), lengths and angles (m, 3) of that many draws."""
     rng = np.random.default_rng(0)
-    points = [start.draw(crystal, BOUNDS, rng) for _ in range(number)]
+    points = [draw_start(start, crystal, BOUNDS, rng) for _ in range(number)]
     lattices = torch.from_numpy(np.stack([point.lattice for point in points])).double()
     lengths, angles = (x.numpy() for x in lattice_parameters(lattices, BOUNDS))
     return np.stack([point.coords for point in points]), lengths, angles
@@ -66,7 +67,7 @@ def test_bounds_no_reduction_can_meet_reject():
 
 
 def test_without_noise_the_start_is_the_crystal():
-    point = LlmStart(0.0, 0.0, 0.0).draw(FCC, BOUNDS, np.random.default_rng(0))
+    point = draw_start(LlmStart(0.0, 0.0, 0.0), FCC, BOUNDS, np.random.default_rng(0))
     assert (point.coords == FCC.frac_coords).all()
     assert (point.lattice == crystal_lattice(FCC, BOUNDS)).all()
     assert not point.reduced

@@ -7,26 +7,28 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flow_pairs import BOUNDS, LLM_FLOW, OPTIONS, prototypes, write_pairs
+from flow_pairs import BOUNDS, LLM_FLOW, OPTIONS, open_pairs, prototypes, statistics, write_pairs
 from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
 from flowllm.event_log import events_path
 from flowllm.launcher import make_fabric
-from flowllm.rfm.loader import PreparedPairs
-from flowllm.rfm.loss import standardization_of
 from flowllm.rfm.model import build_field, load_model
 from flowllm.rfm.pairs import PREPARED
-from flowllm.rfm.train import train
+from flowllm.rfm.start import LlmStart, start_record
+from flowllm.rfm.train import share_of_batch, train
 from flowllm.stages import train_rfm
 
+NOISY_FLOW = LLM_FLOW | {"coords_noise": 0.02, "lengths_noise": 0.1, "angles_noise": 1.0}
 SMALL = {
     "hidden_dim": 16,
     "num_layers": 2,
@@ -149,8 +151,11 @@ def _written(path):
 
 
 def test_stopped_killed_and_resumed_gives_the_same_weights(config_path, shards, tmp_path):
-    """SIGTERM saves and ends; SIGKILL costs what came after the last validation."""
-    settings = small_settings(config_path, max_steps=120, val_steps=10)
+    """SIGTERM saves and ends; SIGKILL costs what came after the last validation.
+
+    The flow has noise, which a resumed run has to draw as the whole one did.
+    """
+    settings = small_settings(config_path, NOISY_FLOW, max_steps=120, val_steps=10)
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     train_rfm.run(settings, **shards, out=tmp_path / "whole")
     checkpoint = tmp_path / ".cut.partial" / "checkpoint.pt"
@@ -182,14 +187,17 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     """
     settings = small_settings(config_path, max_steps=6, batch_size=3, learning_rate=1e-3)
     section = settings.train_rfm
-    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, OPTIONS)
-    scales = standardization_of(pairs)
+    start = LlmStart(0.02, 0.1, 1.0)
+    options = replace(OPTIONS, start=start)
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, options)
+    scales = statistics(pairs)
     fabric = make_fabric(section.precision)
     files = tmp_path / "alone.pt", tmp_path / "events"
     alone = train(section, settings.seed, pairs, pairs, scales, *files, fabric)
     values = {"seed": settings.seed, "version": settings.version, **settings.values}
     script = Path(__file__).with_name("two_processes.py")
     words = [sys.executable, str(script), str(tmp_path), json.dumps(values), str(tmp_path / "two")]
+    words.append(json.dumps(start_record(start)))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(words, check=True, env=env)
     together = load_file(tmp_path / "two")
@@ -198,6 +206,19 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     start = build_field(alone.field.network.size, BOUNDS, scales, seed=1).state_dict()
     moved = [(value - start[name]).abs().max() for name, value in alone.weights.items()]
     assert max(moved) > 1e-3
+
+
+def test_each_epoch_has_noise_of_its_own(config_path, shards, tmp_path):
+    section = small_settings(config_path).train_rfm
+    options = replace(OPTIONS, start=LlmStart(0.02, 0.1, 1.0))
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, options)
+    batch = [np.array([[0, row]]) for row in range(len(pairs))]
+    fabric = make_fabric(section.precision)
+    drawn = [share_of_batch(pairs, batch, 7, step, fabric)[0][0] for step in (3, 3, 13)]
+    for first, again, later in zip(*drawn, strict=True):
+        assert torch.equal(first.start_coords, again.start_coords)
+        assert not torch.equal(first.start_coords, later.start_coords)
+        assert not torch.equal(first.start_lattice, later.start_lattice)
 
 
 def test_no_usable_pair_says_so(config_path, tmp_path):
@@ -220,13 +241,13 @@ def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(config_path, shar
     settings = small_settings(config_path, batch_size=1, max_steps=None, epochs=2, val_steps=5)
     section = settings.train_rfm
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path / "p", OPTIONS)
-    standardization = standardization_of(pairs)
+    standardization = statistics(pairs)
     path = tmp_path / "p" / "train-00000.arrow"
     rows = pa.ipc.open_file(path).read_all().to_pylist()
     rows[3]["start_lattice"] = [float("nan")] * 6
     with pa.ipc.new_file(tmp_path / "bad.arrow", PREPARED) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=PREPARED))
-    bad = PreparedPairs([tmp_path / "bad.arrow"])
+    bad = open_pairs([tmp_path / "bad.arrow"])
     fabric = make_fabric(section.precision)
     files = tmp_path / "c.pt", tmp_path / "events"
     trained = train(section, 7, bad, pairs, standardization, *files, fabric)

@@ -1,6 +1,7 @@
 """Train in two processes on the CPU, as on two GPUs; run by test_train_rfm.py.
 
-Arguments: folder of prepared pairs, settings of the stage as JSON, file for the weights.
+Arguments: folder of prepared pairs, settings of the stage as JSON, file for the weights, the base
+distribution as JSON.
 """
 
 import json
@@ -11,9 +12,9 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from safetensors.torch import save_file
 
+from flow_pairs import open_pairs, statistics
 from flowllm.config import StageSettings
-from flowllm.rfm.loader import PreparedPairs
-from flowllm.rfm.loss import standardization_of
+from flowllm.rfm.start import start_from_record
 from flowllm.rfm.train import train
 
 
@@ -22,12 +23,19 @@ def main() -> None:
     settings = StageSettings("train_rfm", given)
     fabric = Fabric(accelerator="cpu", devices=2, plugins=[LightningEnvironment()])
     fabric.launch()
+<<<<<<< HEAD
     pairs = PreparedPairs([folder / "train-00000.arrow"])
     scales = standardization_of(pairs)
     checkpoint, events = folder / "checkpoint.pt", folder / "events"
     trained = train(
         settings.train_rfm, settings.seed, pairs, pairs, scales, checkpoint, events, fabric
     )
+=======
+    pairs = open_pairs([folder / "train-00000.arrow"], start_from_record(json.loads(sys.argv[4])))
+    scales = statistics(pairs)
+    checkpoint = folder / "checkpoint.pt"
+    trained = train(settings.train_rfm, settings.seed, pairs, pairs, scales, checkpoint, fabric)
+>>>>>>> 5a93b2d (Noise of the base distribution is drawn anew each epoch; the loss of a constant field beside the flow's)
     if fabric.is_global_zero:
         save_file(trained.weights, out)
 

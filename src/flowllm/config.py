@@ -543,6 +543,7 @@ STAGES: dict[str, Stage] = {
     "download": Stage(("data",)),
     "prepare": Stage(("prepare",)),
     "fetch_model": Stage(()),
+<<<<<<< HEAD
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=4),
     "merge_adapter": Stage((), version=2),
     "invariance": Stage(("invariance", "prompts")),
@@ -552,6 +553,16 @@ STAGES: dict[str, Stage] = {
     "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
     "refine": Stage(("refine",), row="setting", version=2),
+=======
+    "finetune_llm": Stage(("finetune_llm", "prompts"), version=3),
+    "merge_adapter": Stage(()),
+    "sample_pairs": Stage(("sample_pairs", "prompts"), version=3),
+    "train_rfm": Stage(("train_rfm",), row="flow", version=3),
+    "sample_base": Stage(("sample_base", "prompts"), row="base", version=3),
+    "sample_compositions": Stage(()),
+    "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=2),
+    "refine": Stage(("refine",), row="setting", version=3),
+>>>>>>> 5a93b2d (Noise of the base distribution is drawn anew each epoch; the loss of a constant field beside the flow's)
     "import_samples": Stage((), row="external"),
     "prerelax": Stage(("prerelax", "potential"), version=2),
     "reference_hull": Stage(("reference_hull", "potential"), version=2),

@@ -5,13 +5,16 @@ without reading the pairs before it. Nothing but the rows of a batch is copied o
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+
+from flowllm.rfm.manifold import AngleBounds
+from flowllm.rfm.start import Start, standard_normals
 
 BUFFER_ROWS = 100_000
 """Whole shards are shuffled together until they hold this many pairs."""
@@ -77,15 +80,41 @@ class PreparedPairs:
         num_atoms: numbers of atoms of the pairs, one array a shard.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], start: Start, bounds: AngleBounds) -> None:
+        """Open the files.
+
+        Args:
+            paths: prepared files.
+            start: base distribution that they were prepared for; its noise is added on reading.
+            bounds: of the angles' logit.
+        """
+        self._start, self._bounds = start, bounds
         self._shards = [_Shard(path) for path in paths]
         self.num_atoms = [shard.num_atoms for shard in self._shards]
 
     def __len__(self) -> int:
         return sum(map(len, self.num_atoms))
 
+    def draw(self, group: Group, rng: np.random.Generator, share: slice = slice(None)) -> PairBatch:
+        """Read the pairs of a group and shake their c0.
+
+        Args:
+            group: the pairs.
+            rng: decides the noise.
+            share: the part of the pairs that is wanted; its noise is that of the whole group's.
+        """
+        batch = self.batch(group[share])
+        if not self._start.is_noisy:
+            return batch
+        normals = standard_normals(rng, len(group), batch.elements.shape[1])
+        mine = normals[0][share], normals[1][share]
+        start = batch.start_coords.numpy(), batch.start_lattice.numpy()
+        shaken = map(torch.from_numpy, self._start.shake(*start, mine, self._bounds))
+        coords, lattice = shaken
+        return replace(batch, start_coords=coords, start_lattice=lattice)
+
     def batch(self, group: Group) -> PairBatch:
-        """Read the pairs of a group."""
+        """Read the pairs of a group as they were prepared."""
         order = np.argsort(group[:, 0], kind="stable")
         parts = [
             self._read(self._shards[shard], group[order][group[order, 0] == shard, 1])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flowllm.rfm.loader import PairBatch, PreparedPairs, size_groups
 from flowllm.rfm.manifold import geodesic, target_velocity
-from flowllm.rfm.network import Standardization, VelocityField
+from flowllm.rfm.network import Standardization
 
 MIN_STD = 1e-3
 """Below this a deviation is not divided by: the pairs hold one value only."""
@@ -22,7 +22,7 @@ class FlowLoss(nn.Module):
     A module, so that a distributed strategy sees one forward pass a step.
     """
 
-    def __init__(self, field: VelocityField) -> None:
+    def __init__(self, field: nn.Module) -> None:
         super().__init__()
         self.field = field
 
@@ -43,7 +43,26 @@ class FlowLoss(nn.Module):
         return torch.stack([torch.stack(part).sum(-1) for part in parts]).sum(0)
 
 
-def squared_errors(field: VelocityField, batch: PairBatch, time: Tensor) -> tuple[Tensor, Tensor]:
+class ConstantField(nn.Module):
+    """The best field that looks at nothing: no move of atoms, the lattices' mean velocity.
+
+    What a trained field's validation loss is to be compared with.
+    """
+
+    def __init__(self, standardization: Standardization) -> None:
+        super().__init__()
+        mean = torch.tensor(standardization.lattice_velocity_mean)
+        self.register_buffer("lattice_velocity", mean)
+
+    def forward(
+        self, elements: Tensor, coords: Tensor, lattice: Tensor, time: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return velocities (B, n, 3) and (B, 6); arguments as of `VelocityField`."""
+        del elements, time
+        return torch.zeros_like(coords), self.lattice_velocity.expand_as(lattice)
+
+
+def squared_errors(field: nn.Module, batch: PairBatch, time: Tensor) -> tuple[Tensor, Tensor]:
     """Return |v_f - u_f|^2 / 3n and |v_l - u_l|^2 / 6 of each crystal, each (B,)."""
     start = batch.start_coords, batch.start_lattice
     target = target_velocity(start[0], batch.end_coords, start[1], batch.end_lattice)
@@ -53,8 +72,8 @@ def squared_errors(field: VelocityField, batch: PairBatch, time: Tensor) -> tupl
     return coords_error, (found[1] - target[1]).float().square().mean(dim=-1)
 
 
-def standardization_of(pairs: PreparedPairs) -> Standardization:
-    """Compute the means and deviations over all pairs, in one pass and float64.
+def standardization_of(pairs: PreparedPairs, rng: np.random.Generator) -> Standardization:
+    """Compute the means and deviations over one draw of all pairs, in one pass and float64.
 
     The lattice input is l_t = (1 - t) l0 + t l1 with t uniform, so its first moments are
     (E l0 + E l1) / 2 and (E l0^2 + E l0 l1 + E l1^2) / 3. The pairs' coordinates' velocity has zero
@@ -63,7 +82,7 @@ def standardization_of(pairs: PreparedPairs) -> Standardization:
     lattice_sums = np.zeros((4, 6))
     coords_sum, num_components = 0.0, 0
     for group in size_groups(pairs.num_atoms, _GROUP_ROWS):
-        batch = pairs.batch(group)
+        batch = pairs.draw(group, rng)
         l0, l1 = batch.start_lattice.double(), batch.end_lattice.double()
         coords, lattice = target_velocity(
             batch.start_coords.double(), batch.end_coords.double(), l0, l1

@@ -1,4 +1,4 @@
-"""From sampled pairs (c0, c1) to training pairs: c0 drawn, atoms matched, compact files.
+"""From sampled pairs (c0, c1) to training pairs: c0 placed, atoms matched, compact files.
 
 Each shard of `tables.PAIRS` becomes one Arrow file that the loader maps into memory. Every row is
 a pair of its own: a crystal drawn many times has as many drafts c0 (the authors' code keeps one).
@@ -24,9 +24,9 @@ from flowllm.tables import PAIRS, atomic_path, crystal_of, read_table
 PREPARED = pa.schema(
     [
         pa.field("elements", pa.list_(pa.uint8())),
-        pa.field("start_coords", pa.list_(pa.float32())),  # f0, 3 n values
+        pa.field("start_coords", pa.list_(pa.float32())),  # f0 before its noise, 3 n values
         pa.field("end_coords", pa.list_(pa.float32())),  # f1, 3 n values
-        pa.field("start_lattice", pa.list_(pa.float32(), 6)),  # l0
+        pa.field("start_lattice", pa.list_(pa.float32(), 6)),  # l0 before its noise
         pa.field("end_lattice", pa.list_(pa.float32(), 6)),  # l1
     ]
 )
@@ -130,7 +130,7 @@ def prepare_pair(row: Mapping[str, Any], options: PairOptions) -> tuple[dict[str
     if draft.num_atoms > MAX_ATOMS:
         raise RejectedCrystalError("too_many_atoms")
     rng = generator(options.seed, "train_rfm", "start", row["id"])
-    start = options.start.draw(draft, options.angle_bounds, rng)
+    start = options.start.place(draft, options.angle_bounds, rng)
     end = bring_angles_within(target, options.angle_bounds)
     end_coords = end.frac_coords.astype(np.float64)
     if options.match_atoms:

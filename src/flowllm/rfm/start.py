@@ -3,6 +3,9 @@
 `LlmStart` is the language model's crystal, with or without Gaussian noise (appendix F).
 `SimpleStart` keeps its atoms only and draws all else from FlowMM's base, for FlowLLM-Types. Pairs
 are prepared and crystals are refined with the same one: it is saved with the trained flow.
+
+A draw of c0 has two steps. `place` is done once a pair, when atoms are matched; `shake` adds the
+noise, and is drawn anew whenever a pair is trained on, so that each epoch has noise of its own.
 """
 
 import math
@@ -19,8 +22,11 @@ from flowllm.config import Flow, LlmFlow
 from flowllm.crystal import Crystal
 from flowllm.data.cif import niggli_reduced
 from flowllm.errors import FlowllmError
-from flowllm.rfm.manifold import AngleBounds, lattice_vector
+from flowllm.rfm.manifold import AngleBounds, lattice_parameters, lattice_vector
 from flowllm.tables import PAIRS, read_table
+
+Normals = tuple[np.ndarray, np.ndarray]
+"""Standard normal numbers for the coordinates (..., n, 3) and the lattice (..., 6)."""
 
 
 class RejectedCrystalError(Exception):
@@ -59,28 +65,40 @@ class LlmStart:
     lengths_noise: float
     angles_noise: float
 
-    def draw(self, crystal: Crystal, bounds: AngleBounds, rng: np.random.Generator) -> StartPoint:
-        """Draw c0 for a crystal of the language model.
-
-        Noise would carry a length below zero or an angle out of bounds now and then; it is
-        reflected at zero, and at the outermost whole degrees (60 and 120), which text can hold.
+    def place(self, crystal: Crystal, bounds: AngleBounds, rng: np.random.Generator) -> StartPoint:
+        """Return the crystal of the language model itself.
 
         Raises:
             RejectedCrystalError: its angles cannot be brought within the bounds.
         """
+        del rng
         within = bring_angles_within(crystal, bounds)
-        coords, lengths, angles = (
-            values + rng.normal(0, noise, values.shape) if noise else values
-            for values, noise in (
-                (within.frac_coords.astype(np.float64), self.coords_noise),
-                (within.lengths.astype(np.float64), self.lengths_noise),
-                (within.angles.astype(np.float64), self.angles_noise),
-            )
-        )
-        if self.angles_noise:
-            angles = _reflect(angles, math.ceil(bounds[0]), math.floor(bounds[1]))
-        lattice = _lattice(np.abs(lengths), angles, bounds)
-        return StartPoint(np.mod(coords, 1.0), lattice, within is not crystal)
+        coords = within.frac_coords.astype(np.float64)
+        return StartPoint(coords, crystal_lattice(within, bounds), within is not crystal)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether shaking changes anything."""
+        return any((self.coords_noise, self.lengths_noise, self.angles_noise))
+
+    def shake(
+        self, coords: np.ndarray, lattice: np.ndarray, normals: Normals, bounds: AngleBounds
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Add noise to f0 (..., n, 3) and l0 (..., 6), from standard normal numbers.
+
+        Noise would carry a length below zero or an angle out of bounds now and then; it is
+        reflected at zero, and at the outermost whole degrees (60 and 120), which text can hold.
+        """
+        shaken = coords + (self.coords_noise * normals[0]).astype(coords.dtype)
+        if self.lengths_noise or self.angles_noise:
+            parameters = lattice_parameters(torch.from_numpy(lattice).double(), bounds)
+            lengths, angles = (x.numpy() for x in parameters)
+            lengths = np.abs(lengths + self.lengths_noise * normals[1][..., :3])
+            angles = angles + self.angles_noise * normals[1][..., 3:]
+            if self.angles_noise:
+                angles = _reflect(angles, math.ceil(bounds[0]), math.floor(bounds[1]))
+            lattice = _lattice(lengths, angles, bounds)
+        return np.mod(shaken, 1.0), lattice
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,9 @@ class SimpleStart:
     log_lengths_mean: list[float]
     log_lengths_std: list[float]
 
-    def draw(self, crystal: Crystal, bounds: AngleBounds, rng: np.random.Generator) -> StartPoint:
+    is_noisy = False
+
+    def place(self, crystal: Crystal, bounds: AngleBounds, rng: np.random.Generator) -> StartPoint:
         """Draw c0 with the atoms of a crystal.
 
         An angle that is uniform on the bounds is a logistic number on the line, whatever they are.
@@ -105,6 +125,13 @@ class SimpleStart:
         lengths = np.exp(rng.normal(self.log_lengths_mean, self.log_lengths_std))
         lattice = np.concatenate([lengths, rng.logistic(size=3)])
         return StartPoint(coords, lattice.astype(np.float32), reduced=False)
+
+    def shake(
+        self, coords: np.ndarray, lattice: np.ndarray, normals: Normals, bounds: AngleBounds
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Leave the draw as it is."""
+        del normals, bounds
+        return coords, lattice
 
 
 Start = LlmStart | SimpleStart
@@ -143,6 +170,24 @@ def fit_simple_start(shards: Iterable[Path]) -> SimpleStart:
     mean = sums / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return SimpleStart(mean.tolist(), deviation.tolist())
+
+
+def standard_normals(rng: np.random.Generator, *shape: int) -> Normals:
+    """Draw the numbers that crystals of `shape` (..., number of atoms) are shaken with."""
+    return rng.standard_normal((*shape, 3)), rng.standard_normal((*shape[:-1], 6))
+
+
+def draw_start(
+    start: Start, crystal: Crystal, bounds: AngleBounds, rng: np.random.Generator
+) -> StartPoint:
+    """Draw c0 for one crystal of the language model.
+
+    Raises:
+        RejectedCrystalError: the flow cannot start from it.
+    """
+    placed = start.place(crystal, bounds, rng)
+    normals = standard_normals(rng, crystal.num_atoms)
+    return StartPoint(*start.shake(placed.coords, placed.lattice, normals, bounds), placed.reduced)
 
 
 def start_record(start: Start) -> dict[str, Any]:

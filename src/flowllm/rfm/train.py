@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowllm.checkpoints import load_checkpoint
 from flowllm.config import TrainRfm
@@ -25,7 +25,7 @@ from flowllm.rfm.loader import (
     plan_epoch,
     size_groups,
 )
-from flowllm.rfm.loss import FlowLoss
+from flowllm.rfm.loss import ConstantField, FlowLoss
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
 from flowllm.runlog import Progress, log
@@ -115,6 +115,11 @@ def train(
     if settings.max_steps is not None:
         num_steps = min(num_steps, settings.max_steps)
 
+    constant = ConstantField(standardization).to(fabric.device)
+    constant_errors = validation_errors(constant, val_pairs, seed, settings, fabric)
+    constant_loss = settings.lambda_f * constant_errors[0] + settings.lambda_l * constant_errors[1]
+    log.info("train_rfm: validation loss %.4g of the best constant field", constant_loss)
+
     # --- state, fresh or from the checkpoint
     state = {"step": 0, "skipped": 0, "stale": 0, "seconds": 0.0, "best_loss": math.inf}
     best: dict[str, Tensor] = {}
@@ -159,7 +164,7 @@ def train(
             rate = learning_rate(step, num_steps, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            parts, total = _share_of_batch(pairs, batch, seed, step, fabric)
+            parts, total = share_of_batch(pairs, batch, seed, step, fabric)
             errors = loss_module(*parts) * (fabric.world_size / total)
             loss = weights[0] * errors[0] + weights[1] * errors[1]
             finite, stopping = _agree(loss, asked_to_stop(), fabric)
@@ -233,6 +238,7 @@ def train(
         "skipped_steps": state["skipped"],
         "best_step": state["best_step"],
         "validation_loss": state["best_loss"],
+        "constant_field_loss": constant_loss,
         "stopped_early": state["step"] < num_steps,
         "num_parameters": sum(p.numel() for p in field.parameters()),
     }
@@ -240,13 +246,13 @@ def train(
 
 
 def validation_errors(
-    field: VelocityField,
+    field: nn.Module,
     pairs: PreparedPairs,
     seed: int,
     settings: TrainRfm,
     fabric: Fabric,
 ) -> list[float]:
-    """Mean squared errors (coordinates, lattice) over all pairs, each at its one fixed time."""
+    """Mean squared errors (coordinates, lattice) over all pairs, each at one fixed time."""
     module = FlowLoss(field)
     rng = generator(seed, "train_rfm", "validation_times")
     sums = torch.zeros(2, dtype=torch.float64, device=fabric.device)
@@ -254,9 +260,10 @@ def validation_errors(
     times = [torch.from_numpy(rng.random(len(group), dtype=np.float32)) for group in groups]
     mine = slice(fabric.global_rank, None, fabric.world_size)
     with torch.no_grad(), fabric.autocast():
-        for group, moments in zip(groups[mine], times[mine], strict=True):
-            batch = pairs.batch(group).to(fabric.device)
-            sums += module([batch], [moments.to(fabric.device)]).double()
+        for index in range(len(groups))[mine]:
+            noise = generator(seed, "train_rfm", "validation_noise", index)
+            batch = pairs.draw(groups[index], noise).to(fabric.device)
+            sums += module([batch], [times[index].to(fabric.device)]).double()
     return (fabric.all_reduce(sums, reduce_op="sum") / len(pairs)).tolist()
 
 
@@ -276,18 +283,24 @@ def _batches(
             step += 1
 
 
-def _share_of_batch(
+def share_of_batch(
     pairs: PreparedPairs, batch: list[np.ndarray], seed: int, step: int, fabric: Fabric
 ) -> tuple[tuple[list[PairBatch], list[Tensor]], int]:
     """This process's pairs of a batch with their times, and the size of the whole batch.
 
-    Times are drawn for the whole batch, so they do not depend on the number of processes.
+    Times and noise are drawn for the whole batch, so they do not depend on the number of processes.
+    A pair comes once an epoch, so each epoch has times and noise of its own.
     """
     rng = generator(seed, "train_rfm", "times", step)
     total = sum(map(len, batch))
     times = np.split(rng.random(total, dtype=np.float32), np.cumsum([len(g) for g in batch])[:-1])
     mine = slice(fabric.global_rank, None, fabric.world_size)
-    groups = [pairs.batch(group[mine]).to(fabric.device) for group in batch if len(group[mine])]
+    noises = [generator(seed, "train_rfm", "noise", step, index) for index in range(len(batch))]
+    groups = [
+        pairs.draw(group, noise, mine).to(fabric.device)
+        for group, noise in zip(batch, noises, strict=True)
+        if len(group[mine])
+    ]
     moments = [torch.from_numpy(t[mine]).to(fabric.device) for t in times if len(t[mine])]
     return (groups, moments), total
 

@@ -18,7 +18,7 @@ from flowllm.rfm.integrate import INTEGRATORS, anneal, integrate
 from flowllm.rfm.manifold import lattice_parameters
 from flowllm.rfm.model import load_model
 from flowllm.rfm.network import MAX_ATOMS, NetworkSize, VelocityField, bytes_per_crystal
-from flowllm.rfm.start import RejectedCrystalError, Start, StartPoint
+from flowllm.rfm.start import RejectedCrystalError, Start, StartPoint, draw_start
 from flowllm.runlog import Progress, stage_run
 from flowllm.seeds import generator
 from flowllm.tables import crystal_columns, crystal_of, read_table, write_table
@@ -136,7 +136,7 @@ def task_of(crystal: Crystal, field: VelocityField, start: Start, rng: np.random
     """
     if crystal.num_atoms > MAX_ATOMS:
         raise RejectedCrystalError("too_many_atoms")
-    return Task(crystal.atomic_numbers, start.draw(crystal, field.bounds, rng))
+    return Task(crystal.atomic_numbers, draw_start(start, crystal, field.bounds, rng))
 
 
 def refine_batch(

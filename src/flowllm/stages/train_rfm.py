@@ -20,6 +20,7 @@ from flowllm.rfm.pairs import PairOptions, count_rows, prepare_shard, read_count
 from flowllm.rfm.start import start_of
 from flowllm.rfm.train import train
 from flowllm.runlog import Progress, StageRun, log, stage_run
+from flowllm.seeds import generator
 
 PARALLEL_ROWS = 20_000
 """Pairs from which it pays to start processes that prepare them (about 1 ms a pair)."""
@@ -52,7 +53,8 @@ def run(
             options = PairOptions(section.angle_bounds, section.match_atoms, start, settings.seed)
             train_set, train_counts = prepare_split("train", pairs, folder, options)
             val_set, val_counts = prepare_split("val", val_pairs, folder, options)
-        standardization = standardization_of(train_set)
+        moments_rng = generator(settings.seed, "train_rfm", "standardization")
+        standardization = standardization_of(train_set, moments_rng)
         checkpoint = folder / "checkpoint.pt"
         trained = train(
             section,
@@ -102,7 +104,7 @@ def prepare_split(
             f"{shards[0].parent}: no pair can be used to train the flow ({dict(counts)}); see the "
             "column error of the shards, and sample_pairs in the configuration"
         )
-    return PreparedPairs(prepared), counts
+    return PreparedPairs(prepared, options.start, options.angle_bounds), counts
 
 
 def _prepare(options: PairOptions, paths: tuple[Path, Path]) -> None:
