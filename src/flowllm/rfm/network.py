@@ -98,10 +98,14 @@ class PairFeatures:
     Attributes:
         even: cosines (B, P, 3 K).
         odd: sines and edge angles (B, P, 3 K + 3).
+        spread: (2 P, 2 n), see `_incidence`.
+        gather: (n, 2 P).
     """
 
     even: Tensor
     odd: Tensor
+    spread: Tensor
+    gather: Tensor
 
 
 def sinusoidal_embedding(displacement: Tensor, num_frequencies: int) -> tuple[Tensor, Tensor]:
@@ -235,11 +239,10 @@ class MessageLayer(nn.Module):
     def _sum_joined(self, receiver: Tensor, sender: Tensor, pairs: PairFeatures) -> Tensor:
         """Summed messages (B, n, H), equation 12, the first map by matrix products."""
         even, odd = self.from_even(pairs.even), self.from_odd(pairs.odd)
-        spread, gather = _incidence(receiver.shape[-2], even.device, even.dtype)
         edges = torch.cat([even + odd, even - odd], dim=-2)
         ends = torch.cat([receiver, sender], dim=-2)
-        edges = torch.baddbmm(edges, spread.expand(len(ends), -1, -1), ends)
-        return gather @ self._messages(edges)
+        edges = torch.baddbmm(edges, pairs.spread.expand(len(ends), -1, -1), ends)
+        return pairs.gather @ self._messages(edges)
 
     def _sum_read(self, receiver: Tensor, sender: Tensor, readings: EdgeReadings) -> Tensor:
         """The same with the first map read from a table."""
@@ -275,6 +278,7 @@ class VelocityNetwork(nn.Module):
         super().__init__()
         hidden = size.hidden_dim
         self.size = size
+        self.reads_tables = True
         self.element = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden)
         self.count = nn.Embedding(MAX_ATOMS + 1, hidden)
         self.time = nn.Linear(1, size.time_dim, bias=False)
@@ -317,13 +321,15 @@ class VelocityNetwork(nn.Module):
         displacement = coords[:, second] - coords[:, first]
         sines, cosines = sinusoidal_embedding(displacement, self.size.num_frequencies)
         angles = edge_angles(displacement, gram)
-        return PairFeatures(even=cosines, odd=torch.cat([sines, angles], dim=-1))
+        incidence = _incidence(coords.shape[-2], coords.device, sines.dtype)
+        return PairFeatures(cosines, torch.cat([sines, angles], dim=-1), *incidence)
 
     def _table_pays(self, coords: Tensor) -> bool:
         """On a CPU, once there are more edges than the making of the table costs."""
         num_crystals, num_atoms = coords.shape[:2]
         return (
-            coords.device.type == "cpu"
+            self.reads_tables
+            and coords.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
             and table.supports(coords.dtype)
             and num_crystals * num_atoms * (num_atoms - 1)
@@ -348,6 +354,15 @@ class VelocityNetwork(nn.Module):
         num_edges = len(receiver)
         parts = where.split(max(CACHED_EDGES // num_edges, 1) * num_edges)
         return EdgeReadings(parts, table.basis(waves, coords.dtype))
+
+    def compile_layers(self) -> None:
+        """Let torch compile the layers, once for all of them and all numbers of atoms.
+
+        Compiled layers do all by matrix products: reading a table would cut their graph.
+        """
+        self.reads_tables = False
+        for layer in self.layers:
+            layer.compile(dynamic=True)
 
     def freeze(self) -> None:
         """Fix the weights, and make once what else every step would make of them."""
