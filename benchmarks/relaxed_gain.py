@@ -1,50 +1,121 @@
-"""How near generated crystals are to their relaxed state: match rate and RMSD, as in table 2.
+"""How near crystals are to their relaxed state before and after the flow, the same crystals.
 
-python benchmarks/relaxed_gain.py generated.parquet relaxed.parquet
+python benchmarks/relaxed_gain.py FOLDER drafts refined
+
+FOLDER holds generated-NAME.parquet and relaxed-NAME.parquet of each name. Match rates and RMSD are
+those of the paper's table 2; a crystal that does not relax or does not match counts as not matched.
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from flowllm import tables
 from flowllm.crystal import Crystal
-from flowllm.evaluate.matching import DEFAULT, LOOSE, Tolerances, rms_distance
+from flowllm.evaluate.matching import DEFAULT, LOOSE, Tolerances, rms_distance_or_error
 from flowllm.tables import crystal_of, read_table
 
+MATCHERS = {"default": DEFAULT, "loose": LOOSE}
 
-def read_crystals(path: Path, schema: pa.Schema) -> dict[str, Crystal | None]:
-    """Crystals of a table by their ids."""
-    rows = read_table(path, schema).to_pylist()
-    return {row["id"]: crystal_of(row) for row in rows}
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the crystals.
+
+    Attributes:
+        generated: crystals by id.
+        relaxed: the same ones relaxed.
+        rows: rows of `tables.RELAXED` by id, of those that relaxed.
+    """
+
+    generated: dict[str, Crystal]
+    relaxed: dict[str, Crystal]
+    rows: dict[str, dict[str, Any]]
+
+
+def read_version(folder: Path, name: str) -> Version:
+    """Read both tables of a version."""
+    generated, _ = _read(folder / f"generated-{name}.parquet", tables.GENERATED)
+    return Version(generated, *_read(folder / f"relaxed-{name}.parquet", tables.RELAXED))
+
+
+def _read(path: Path, schema: pa.Schema) -> tuple[dict[str, Crystal], dict[str, dict[str, Any]]]:
+    rows = {row["id"]: row for row in read_table(path, schema).to_pylist()}
+    crystals = {name: crystal_of(row) for name, row in rows.items()}
+    found = {name: crystal for name, crystal in crystals.items() if crystal is not None}
+    return found, {name: rows[name] for name in found}
 
 
 def distances(
-    first: dict[str, Crystal | None], second: dict[str, Crystal | None], tolerances: Tolerances
-) -> list[float | None]:
-    """RMSD of the crystals that both tables have, None where two do not match."""
-    both = [(a, second[name]) for name, a in first.items() if a and second[name]]
-    return [rms_distance(a, b, tolerances) for a, b in both]
+    first: dict[str, Crystal], second: dict[str, Crystal], names: Sequence[str], by: Tolerances
+) -> np.ndarray:
+    """RMSD of each crystal to the other of its name, NaN where there is none or no match."""
+    found = [
+        rms_distance_or_error(first[name], second[name], by)[0]
+        if name in first and name in second
+        else None
+        for name in names
+    ]
+    return np.array([np.nan if one is None else one for one in found])
+
+
+def describe(name: str, found: np.ndarray) -> str:
+    """Match rate and mean RMSD of the matches."""
+    matched = found[np.isfinite(found)]
+    rmsd = f"{matched.mean():.4f}" if len(matched) else "none"
+    share = len(matched) / len(found)
+    return f"{name}: {len(matched)} of {len(found)} match ({share:.1%}), RMSD {rmsd}"
+
+
+def relaxation(version: Version, names: Sequence[str]) -> str:
+    """Medians of what the relaxation of the crystals that relaxed took."""
+    rows = [version.rows[name] for name in names if name in version.rows]
+    energies = [row["delta_energy_per_atom"] for row in rows]
+    changes = [
+        abs(np.log(_volume(version.relaxed[name]) / _volume(version.generated[name])))
+        for name in names
+        if name in version.rows
+    ]
+    return (
+        f"{len(rows)} relaxed, {sum(row['converged'] for row in rows)} converged; medians: energy "
+        f"{np.median(energies):.3f} eV/atom, {np.median([row['num_steps'] for row in rows]):.0f} "
+        f"steps, volume by {np.expm1(np.median(changes)):.1%}"
+    )
+
+
+def _volume(crystal: Crystal) -> float:
+    return crystal.to_structure().volume
 
 
 def main() -> None:
-    """Print one line a matcher."""
+    """Print match rates, RMSD and the relaxation's size before and after."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("generated", type=Path)
-    parser.add_argument("relaxed", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("before")
+    parser.add_argument("after")
     given = parser.parse_args()
-    generated = read_crystals(given.generated, tables.GENERATED)
-    relaxed = read_crystals(given.relaxed, tables.RELAXED)
-    for name, tolerances in (("default", DEFAULT), ("loose", LOOSE)):
-        found = distances(generated, relaxed, tolerances)
-        matched = [one for one in found if one is not None]
-        rmsd = f"{np.mean(matched):.4f}" if matched else "none"
-        print(
-            f"{given.generated.stem}, {name} matcher: {len(matched)} of {len(generated)} match "
-            f"({len(found)} relaxed), mean RMSD {rmsd}"
-        )
+    versions = {name: read_version(given.folder, name) for name in (given.before, given.after)}
+    before, after = versions.values()
+    names = sorted(before.generated)
+    for name, version in versions.items():
+        print(f"{name}: {relaxation(version, names)}")
+    for matcher, by in MATCHERS.items():
+        own = {
+            name: distances(version.generated, version.relaxed, names, by)
+            for name, version in versions.items()
+        }
+        for name, found in own.items():
+            print(describe(f"{matcher}, {name} to their own relaxed state", found))
+        both = np.isfinite(list(own.values())).all(axis=0)
+        means = ", ".join(f"{name} {found[both].mean():.4f}" for name, found in own.items())
+        print(f"{matcher}, RMSD of the {both.sum()} that match in both: {means}")
+        moved = distances(after.generated, before.relaxed, names, by)
+        print(describe(f"{matcher}, {given.after} to the relaxed state of {given.before}", moved))
 
 
 if __name__ == "__main__":

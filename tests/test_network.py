@@ -1,6 +1,8 @@
 """The dense velocity network: its symmetries, its size, and the plain edge list it must equal."""
 
 import math
+import shutil
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -105,6 +107,23 @@ def close(found, expected, tolerance):
     """Equal to `tolerance` of the largest entry: gradients of one tensor share one scale."""
     scale = max(expected.abs().max().item(), 1e-3)
     assert (found - expected).abs().max().item() <= tolerance * scale
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_give_the_same_with_their_gradients():
+    """One compiled graph serves all layers and all numbers of atoms from three on."""
+    size = NetworkSize(hidden_dim=8, num_layers=2, time_dim=4, num_frequencies=2)
+    eager = build_field(size, BOUNDS, SCALES, seed=1)
+    compiled = deepcopy(eager)
+    compiled.network.compile_layers()
+    for _, inputs, _ in list(crystals_by_size(torch.float32))[1:4]:
+        found, expected = compiled(*inputs), eager(*inputs)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        for velocities in (found, expected):
+            sum(velocity.square().sum() for velocity in velocities).backward()
+    for one, other in zip(compiled.parameters(), eager.parameters(), strict=True):
+        close(one.grad, other.grad, 1e-4)
 
 
 @pytest.mark.parametrize("shift", [(0.1, 0.2, 0.3), (0.5, 0.5, 0.5), (0.97, 0.0, 0.01)])

@@ -1,8 +1,12 @@
 """refine: every base row becomes a row; over-fitted pairs are reproduced."""
 
+import csv
 import itertools
 import json
+import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -20,7 +24,7 @@ from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, bytes_per_crystal
 from flowllm.rfm.start import LlmStart, SimpleStart, start_record
 from flowllm.stages import refine, train_rfm
-from test_train_rfm import config_path, small_settings  # noqa: F401
+from test_train_rfm import config_path, small_settings, start_training  # noqa: F401
 
 
 def refine_settings(num_steps: int, batch_memory_mb: int = 100, **changes) -> StageSettings:
@@ -37,7 +41,7 @@ def refine_settings(num_steps: int, batch_memory_mb: int = 100, **changes) -> St
 
 @pytest.fixture(scope="module")
 def overfitted(request, tmp_path_factory):
-    """A flow trained on seven pairs of two sizes until it knows them, and these pairs."""
+    """A flow trained on pairs of two sizes until it knows them, killed on the way; the pairs."""
     folder = tmp_path_factory.mktemp("overfitted")
     rng = np.random.default_rng(3)
     targets = [c for n in (3, 6) for c in prototypes() if c.num_atoms == n][2:9]
@@ -55,7 +59,14 @@ def overfitted(request, tmp_path_factory):
         learning_rate=3e-3,
         ema_decay=0.99,
     )
-    train_rfm.run(settings, pairs=[path], val_pairs=[path], out=folder / "flow")
+    shards = {"pairs": [path], "val_pairs": [path]}
+    process = start_training(settings, shards, folder / "flow", os.environ)
+    checkpoint = folder / ".flow.partial" / "checkpoint.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "training ended before it could be killed"
+    train_rfm.run(settings, **shards, out=folder / "flow")
     return folder / "flow", drafts, targets
 
 
@@ -74,6 +85,16 @@ def test_overfitted_flow_reproduces_its_targets(overfitted, tmp_path):
         after.append(matcher.get_rms_dist(end, goal))
     assert all(match is not None for match in after)
     assert max(match[0] for match in after) < 0.02
+
+
+def test_overfitting_drives_the_coordinates_error_to_near_zero(overfitted):
+    with (overfitted[0] / "training_curve.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    record = json.loads((overfitted[0] / "model.json").read_text())
+    variance = record["standardization"]["coords_velocity_std"] ** 2
+    assert float(rows[-1]["val_coords_error"]) < 0.02 * variance
+    # The curve goes on where the kill cut it: every validation once.
+    assert [int(row["step"]) for row in rows] == list(range(100, 701, 100))
 
 
 def base_rows():

@@ -137,7 +137,7 @@ def test_bf16_trains_what_fp32_does_but_for_its_rounding(config_path, shards, tm
         assert float(one["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=0.02)
 
 
-def _start(settings, shards, out, env):
+def start_training(settings, shards, out, env):
     words = [sys.executable, "-m", "flowllm.cli", "train_rfm", "--out", str(out)]
     for name, paths in shards.items():
         for path in paths:
@@ -161,7 +161,7 @@ def test_stopped_killed_and_resumed_gives_the_same_weights(config_path, shards, 
     checkpoint = tmp_path / ".cut.partial" / "checkpoint.pt"
     steps = [0]
     for sent, code in ((signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)):
-        process = _start(settings, shards, tmp_path / "cut", env)
+        process = start_training(settings, shards, tmp_path / "cut", env)
         seen = _written(checkpoint)
         while _written(checkpoint) == seen and process.poll() is None:
             time.sleep(0.01)
@@ -169,7 +169,7 @@ def test_stopped_killed_and_resumed_gives_the_same_weights(config_path, shards, 
         assert process.wait() == code, "training ended before it could be stopped"
         steps.append(torch.load(checkpoint, weights_only=True)["state"]["step"])
     assert 0 < steps[1] < steps[2] < 120
-    assert _start(settings, shards, tmp_path / "cut", env).wait() == 0
+    assert start_training(settings, shards, tmp_path / "cut", env).wait() == 0
     whole, cut = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[key], cut[key]) for key in whole)

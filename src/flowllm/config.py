@@ -201,6 +201,7 @@ class TrainRfm(Section):
     clip_value: PositiveFloat
     ema_decay: Fraction
     precision: Literal["bf16", "fp32"]
+    compile: bool = Field(description="compile the network's layers by torch.compile")
     val_steps: PositiveInt = Field(description="optimiser steps between validations")
     patience: PositiveInt | None = Field(description="validations without gain before stopping")
     match_atoms: bool = Field(description="match c0's atoms to c1's within each species")

@@ -103,6 +103,8 @@ def train(
     weight_seed = derive(seed, "train_rfm", "weights")
     field = build_field(size, settings.angle_bounds, standardization, weight_seed)
     average = deepcopy(field).requires_grad_(False).to(fabric.device)
+    if settings.compile:
+        field.network.compile_layers()
     optimizer = torch.optim.AdamW(
         field.parameters(),
         lr=settings.learning_rate,
