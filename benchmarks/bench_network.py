@@ -127,10 +127,13 @@ class Steps:
             self.velocity(batch)
 
 
-def dense_steps(field: VelocityField) -> Steps:
+def dense_steps(field: VelocityField, compiled: bool = False) -> Steps:
     """The package's network; sampling has its frozen copy, as `load_model` gives it."""
     frozen = deepcopy(field)
     frozen.network.freeze()
+    if compiled:
+        field.network.compile_layers()
+        frozen.network.compile_layers()
 
     def errors(batch):
         parts = [squared_errors(field, group, torch.rand(len(group))) for group in batch]
@@ -237,6 +240,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--by-atoms", action="store_true", help="also by number of atoms")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument(
         "--cpu-clock",
         action="store_true",
@@ -251,6 +255,12 @@ def main() -> None:
     scales = Standardization([6.0] * 3 + [0.0] * 3, [2.0] * 6, 0.05, [0.0] * 6, [0.1] * 6)
     field = build_field(FULL_SIZE, BOUNDS, scales)
     versions = {"edge list": plain_steps(field), "dense": dense_steps(field)}
+    if given.compile:
+        versions["compiled"] = dense_steps(build_field(FULL_SIZE, BOUNDS, scales), compiled=True)
+        for size in (4, 8):  # the graph for one number of atoms, then the one for any
+            warm_up = make_batches([c for c in crystals if c.num_atoms == size], 1)[0]
+            versions["compiled"].train(warm_up)
+            versions["compiled"].sample(warm_up)
     selections = {"all": make_batches(crystals, given.batches)}
     if given.by_atoms:
         for size in sorted({c.num_atoms for c in crystals}):
@@ -263,15 +273,17 @@ def main() -> None:
         print(f"{what}: {len(atoms)} crystals, {atoms.mean():.1f} atoms, {edges:.0f} edges each")
         for kind in ("train", "sample"):
             found = compare(chosen, versions, kind, given.rounds, clock)
-            results[f"{what}, {kind}"] = found
+            results[f"{what}, {kind}"] = dict(found)
             for name, numbers in found.items():
                 print(
                     f"  {kind:>6} {name:>9}: {numbers['crystals_per_s']:8.1f} crystals/s, "
                     f"{numbers['gflop_per_crystal']:6.3f} GFLOP a crystal, "
                     f"{numbers['share_of_peak']:.0%} of peak"
                 )
-            gain = found["dense"]["crystals_per_s"] / found["edge list"]["crystals_per_s"]
-            print(f"  {kind:>6} gain {gain:.2f}", flush=True)
+            plain = found.pop("edge list")["crystals_per_s"]
+            for name, numbers in found.items():
+                gain = numbers["crystals_per_s"] / plain
+                print(f"  {kind:>6} {name:>9}: gain {gain:.2f}", flush=True)
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
 

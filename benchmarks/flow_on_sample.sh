@@ -1,29 +1,39 @@
 #!/bin/bash
-# Does the flow move the language model's crystals towards their relaxed state? From a fine-tuned
-# model and crystals (llm/model and crystals/ of a run) to match rates and RMSD before and after:
-#   benchmarks/flow_on_sample.sh MODEL CRYSTALS OUT SHARDS      SHARDS of 96 training pairs each
-# Goes on where it was stopped. The numbers come from relaxed_gain.py.
+# Does the flow move the language model's crystals towards their CHGNet-relaxed state? From a model
+# fine-tuned on ../shared/data/mp_20_sample (prompts.formula_style atoms) to match rates and RMSD:
+#   benchmarks/flow_on_sample.sh MODEL OUT SHARDS       SHARDS of 160 draws of training pairs each
+# Pairs are drawn for formulas of the training split and of the validation split (early stopping);
+# refined are drafts for the formulas of the test split, which neither model saw. Goes on where it
+# was stopped. The numbers come from relaxed_gain.py.
 set -euo pipefail
-model=$1 crystals=$2 out=$3 shards=$4
+model=$1 out=$2 shards=$3
 configs=(--config config.yaml --config workflow/config/demo.yaml --config benchmarks/flow_on_sample.yaml)
-flowllm() { nice -n 10 python -m flowllm "$@" "${configs[@]}"; }
+flowllm() { python -m flowllm "$@" "${configs[@]}"; }
+draw_pairs() {  # split, first draw, draws
+    [ -e "$out/pairs/$1-$2.parquet" ] || flowllm sample_pairs --model "$model" \
+        --crystals "$out/crystals/$1.parquet" --split "$1" --start "$2" --count "$3" \
+        --out "$out/pairs/$1-$2.parquet"
+}
 
+[ -e "$out/crystals" ] || {
+    flowllm download --out "$out/raw/manifest.json"
+    flowllm prepare --manifest "$out/raw/manifest.json" --out "$out/crystals"
+}
 base=$out/base.parquet
-val=$out/pairs/val.parquet
-[ -e "$val" ] || flowllm sample_pairs --model "$model" --crystals "$crystals/val.parquet" \
-    --split val --start 0 --count 48 --out "$val"
-[ -e "$base" ] || flowllm sample_base --model "$model" --row tau0.7-p0.9 --start 0 --count 32 --out "$base"
+[ -e "$base" ] || flowllm sample_csp --model "$model" --crystals "$out/crystals/test.parquet" \
+    --row test --start 0 --count 132 --out "$base"
+draw_pairs val 0 96
 pairs=()
 for ((shard = 0; shard < shards; shard++)); do
-    pairs+=(--pairs "$out/pairs/train-$shard.parquet")
-    [ -e "$out/pairs/train-$shard.parquet" ] || flowllm sample_pairs --model "$model" \
-        --crystals "$crystals/train.parquet" --split train --start $((96 * shard)) --count 96 \
-        --out "$out/pairs/train-$shard.parquet"
+    draw_pairs train $((160 * shard)) 160
+    pairs+=(--pairs "$out/pairs/train-$((160 * shard)).parquet")
 done
-[ -e "$out/flow" ] || flowllm train_rfm "${pairs[@]}" --val-pairs "$val" --row llm --out "$out/flow"
-for setting in CrystalLLM-tau0.7-p0.9 FlowLLM-tau0.7-p0.9; do
+[ -e "$out/flow" ] || time flowllm train_rfm "${pairs[@]}" --val-pairs "$out/pairs/val-0.parquet" \
+    --row llm --out "$out/flow"
+for setting in drafts refined; do
     generated=$out/generated-$setting.parquet relaxed=$out/relaxed-$setting.parquet
-    [ -e "$generated" ] || flowllm refine --base "$base" --model "$out/flow" --row $setting --out "$generated"
+    [ -e "$generated" ] || flowllm refine --base "$base" --model "$out/flow" --row $setting \
+        --out "$generated"
     [ -e "$relaxed" ] || flowllm prerelax --generated "$generated" --out "$relaxed"
-    python benchmarks/relaxed_gain.py "$generated" "$relaxed"
 done
+python benchmarks/relaxed_gain.py "$out" drafts refined
