@@ -1,6 +1,6 @@
 """Pairs without a language model: crystals shaken out of their relaxed state, and these states.
 
-python benchmarks/rattled_pairs.py crystals/train.parquet --split train --draws 20 --out pairs.parquet
+python benchmarks/rattled_pairs.py crystals/train.parquet --split train --draws 20 --out OUT.parquet
 
 A draft has its crystal's atoms; each draft has a strength of its own between none and the largest.
 """
@@ -25,7 +25,8 @@ ANGLES_NOISE = 6.0
 def rattled(crystal: Crystal, rng: np.random.Generator) -> Crystal:
     """A draft of a crystal: coordinates, lengths and angles with noise."""
     for_coords, for_lengths, for_angles = rng.random(3)
-    coords = crystal.frac_coords + COORDS_NOISE * for_coords * rng.normal(size=crystal.frac_coords.shape)
+    moves = rng.normal(size=crystal.frac_coords.shape)
+    coords = crystal.frac_coords + COORDS_NOISE * for_coords * moves
     scales = rng.normal(size=3) + rng.normal()
     angles = crystal.angles + ANGLES_NOISE * for_angles * rng.normal(size=3)
     return Crystal.from_arrays(

@@ -10,7 +10,7 @@ from crystals import caesium_chloride, fcc, perovskite, rocksalt
 from flowllm import tables
 from flowllm.config import StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.rfm.start import SimpleStart
+from flowllm.rfm.start import SimpleStart, draw_start
 from flowllm.seeds import generator
 from flowllm.stages import sample_compositions
 
@@ -60,7 +60,7 @@ def test_a_simple_flow_takes_the_atoms_and_nothing_else():
     first, second = rocksalt(), rocksalt(a=9.0)
     start = SimpleStart([1.0, 1.0, 1.0], [0.1, 0.1, 0.1])
     points = [
-        start.draw(one, (59.9, 120.1), generator(1, "refine", "start", "x"))
+        draw_start(start, one, (59.9, 120.1), generator(1, "refine", "start", "x"))
         for one in (first, second)
     ]
     assert (points[0].coords == points[1].coords).all()

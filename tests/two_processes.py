@@ -23,19 +23,12 @@ def main() -> None:
     settings = StageSettings("train_rfm", given)
     fabric = Fabric(accelerator="cpu", devices=2, plugins=[LightningEnvironment()])
     fabric.launch()
-<<<<<<< HEAD
-    pairs = PreparedPairs([folder / "train-00000.arrow"])
-    scales = standardization_of(pairs)
+    pairs = open_pairs([folder / "train-00000.arrow"], start_from_record(json.loads(sys.argv[4])))
+    scales = statistics(pairs)
     checkpoint, events = folder / "checkpoint.pt", folder / "events"
     trained = train(
         settings.train_rfm, settings.seed, pairs, pairs, scales, checkpoint, events, fabric
     )
-=======
-    pairs = open_pairs([folder / "train-00000.arrow"], start_from_record(json.loads(sys.argv[4])))
-    scales = statistics(pairs)
-    checkpoint = folder / "checkpoint.pt"
-    trained = train(settings.train_rfm, settings.seed, pairs, pairs, scales, checkpoint, fabric)
->>>>>>> 5a93b2d (Noise of the base distribution is drawn anew each epoch; the loss of a constant field beside the flow's)
     if fabric.is_global_zero:
         save_file(trained.weights, out)
 
