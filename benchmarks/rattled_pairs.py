@@ -16,7 +16,7 @@ from flowllm.seeds import generator
 
 COORDS_NOISE = 0.08
 """Largest standard deviation of the fractional coordinates."""
-LENGTHS_NOISE = 0.22
+LENGTHS_NOISE = 0.15
 """Largest standard deviation of each length's logarithm, and of all three lengths' together."""
 ANGLES_NOISE = 6.0
 """Largest standard deviation of the angles, degrees; they stay between 60 and 120."""
