@@ -67,8 +67,7 @@ class Outcome:
     Attributes:
         crystal: the accepted draft's, None where none was accepted.
         text: of the accepted draft, or of the last one.
-        rejections: the reasons of all rejected drafts, in order.
-        detail: of the last rejection.
+        rejections: why each rejected draft was, in order.
         num_tokens: sampled tokens of all drafts.
     """
 
