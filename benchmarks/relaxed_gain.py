@@ -3,24 +3,31 @@
 python benchmarks/relaxed_gain.py FOLDER drafts refined
 
 FOLDER holds generated-NAME.parquet and relaxed-NAME.parquet of each name. Match rates and RMSD are
-those of the paper's table 2; a crystal that does not relax or does not match counts as not matched.
+those of the paper's table 2, and without scaling to one volume; a crystal that does not relax or
+does not match counts as not matched.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from flowllm import tables
 from flowllm.crystal import Crystal
-from flowllm.evaluate.matching import DEFAULT, LOOSE, Tolerances, rms_distance_or_error
+from flowllm.evaluate.matching import DEFAULT, LOOSE
 from flowllm.tables import crystal_of, read_table
 
-MATCHERS = {"default": DEFAULT, "loose": LOOSE}
+MATCHERS = {
+    f"{name}, {scaling}": StructureMatcher(**asdict(by), primitive_cell=True, scale=scale)
+    for scaling, scale in (("scaled", True), ("unscaled", False))
+    for name, by in (("default", DEFAULT), ("loose", LOOSE))
+}
+"""Scaled to one volume as in table 2, and not."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +59,18 @@ def _read(path: Path, schema: pa.Schema) -> tuple[dict[str, Crystal], dict[str, 
 
 
 def distances(
-    first: dict[str, Crystal], second: dict[str, Crystal], names: Sequence[str], by: Tolerances
+    first: dict[str, Crystal],
+    second: dict[str, Crystal],
+    names: Sequence[str],
+    matcher: StructureMatcher,
 ) -> np.ndarray:
     """RMSD of each crystal to the other of its name, NaN where there is none or no match."""
-    found = [
-        rms_distance_or_error(first[name], second[name], by)[0]
-        if name in first and name in second
-        else None
-        for name in names
-    ]
-    return np.array([np.nan if one is None else one for one in found])
+    found = np.full(len(names), np.nan)
+    for index, name in enumerate(names):
+        if name in first and name in second:
+            match = matcher.get_rms_dist(first[name].to_structure(), second[name].to_structure())
+            found[index] = np.nan if match is None else match[0]
+    return found
 
 
 def describe(name: str, found: np.ndarray) -> str:
@@ -104,18 +113,18 @@ def main() -> None:
     names = sorted(before.generated)
     for name, version in versions.items():
         print(f"{name}: {relaxation(version, names)}")
-    for matcher, by in MATCHERS.items():
+    for label, matcher in MATCHERS.items():
         own = {
-            name: distances(version.generated, version.relaxed, names, by)
+            name: distances(version.generated, version.relaxed, names, matcher)
             for name, version in versions.items()
         }
         for name, found in own.items():
-            print(describe(f"{matcher}, {name} to their own relaxed state", found))
+            print(describe(f"{label}, {name} to their own relaxed state", found))
         both = np.isfinite(list(own.values())).all(axis=0)
         means = ", ".join(f"{name} {found[both].mean():.4f}" for name, found in own.items())
-        print(f"{matcher}, RMSD of the {both.sum()} that match in both: {means}")
-        moved = distances(after.generated, before.relaxed, names, by)
-        print(describe(f"{matcher}, {given.after} to the relaxed state of {given.before}", moved))
+        print(f"{label}, RMSD of the {both.sum()} that match in both: {means}")
+        moved = distances(after.generated, before.relaxed, names, matcher)
+        print(describe(f"{label}, {given.after} to the relaxed state of {given.before}", moved))
 
 
 if __name__ == "__main__":
