@@ -1,6 +1,7 @@
 """Structure prediction's sampling with real vLLM on a tiny model."""
 
 import pytest
+from pymatgen.core import Element
 
 from flowllm.errors import FlowllmError
 from flowllm.stages import sample_csp
@@ -37,7 +38,8 @@ def test_every_attempt_has_the_atoms_of_its_test_crystal(paths, tmp_path):
     for row, (number, _) in zip(rows, expected, strict=True):
         target = small_crystals()[number]
         assert row["material_id"] == f"crystal-{number}"
-        assert target.formula in row["prompt"]
+        atoms = " ".join(Element.from_Z(int(z)).symbol for z in target.atomic_numbers)
+        assert f" {atoms}." in row["prompt"]
         assert row["status"] == "ok"
         found = crystal_of(row)
         assert sorted(found.atomic_numbers) == sorted(target.atomic_numbers)

@@ -43,12 +43,19 @@ ENTRIES = {
     "# tmpdir: \"'/local/scratch'\"": "tmpdir: \"'{scratch}'\"",
     "#   groups: [": "groups: [fingerprints=prints, stability=judge, dft_inputs=judge, "
     "metrics=judge, ",
-    "#   group-components: [relaxations=4]": "group-components: [relaxations=2, prints=3]",
+    "#   group-components: [relaxations=4]": "group-components: [relaxations=2, prints=2]",
 }
 
 LOCAL = {"download", "fetch_model", "report"}
 ON_GPU = {rule for rule, asked in CONFIG["resources"].items() if asked["gpus"]}
-SITE = {"resources": {rule: {"gpus": 1} for rule in ON_GPU}}
+# One core each, since a group asks for the cores of all its jobs and a node has two.
+GROUPED = ("fingerprints", "metrics")
+SITE = {
+    "resources": {
+        **{rule: {"gpus": 1} for rule in ON_GPU},
+        **{rule: {"cpus": 1} for rule in GROUPED},
+    }
+}
 COLUMNS = ("JobID", "Comment", "State", "NodeList", "Account", "Feature", "Requeue", "RestartCnt")
 WIDTH = 80
 EDITED = {**SITE, "stability": {"metastable_below": 0.5}}
