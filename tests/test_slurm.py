@@ -232,7 +232,7 @@ def test_artefacts_equal_the_local_runs(slurm_run, finished_run):
             other = slurm_run.folder / path.relative_to(finished_run)
             assert other.read_bytes() == path.read_bytes(), path
             compared += 1
-    assert compared > 40
+    assert compared > 30
 
 
 def test_the_sites_entries_reach_every_job(slurm_run):
