@@ -240,8 +240,8 @@ def test_the_sites_entries_reach_every_job(slurm_run):
     assert len(jobs) > 15
     for job in jobs:
         assert (job["Account"], job["Feature"], job["Requeue"]) == ("materials", "a100", "1")
-    logs = (slurm_run.folder / ".snakemake" / "slurm_logs").rglob("*.log")
-    assert any(f"tmpdir={slurm_run.folder.parent / 'local'}" in log.read_text() for log in logs)
+    # torch leaves an empty folder in the place for temporary files.
+    assert list((slurm_run.folder.parent / "local").iterdir())
 
 
 def test_a_preempted_job_is_queued_again_by_slurm(slurm_run):
