@@ -27,6 +27,16 @@ def test_a_resumed_log_goes_on_after_the_checkpoint(tmp_path):
     assert list(scalars(folder, "val_loss")) == [2, 4, 6, 8, 10]
 
 
+def test_a_log_is_read_in_order_whatever_wrote_it(tmp_path):
+    """A process of the same second whose name comes later, as a larger number's may."""
+    write_steps(tmp_path, 0, range(1, 4), 1)
+    [first] = tmp_path.iterdir()
+    *begin, host, pid, uid = first.name.split(".")
+    first.rename(first.with_name(".".join([*begin, "z" + host, pid, uid])))
+    write_steps(tmp_path, 3, range(4, 8), 1)
+    assert scalars(tmp_path, "loss") == {step: step for step in range(1, 8)}
+
+
 def test_training_from_the_start_begins_an_empty_log(tmp_path):
     write_steps(tmp_path / "log", 0, range(1, 9), 1)
     write_steps(tmp_path / "log", 0, range(1, 3), 5)

@@ -5,6 +5,7 @@ no part of it: `tensorboard --logdir runs/paper` finds them.
 """
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ def event_log(folder: Path, steps_done: int, *, writes: bool) -> Iterator[WriteR
         return
     if steps_done == 0 and folder.exists():
         shutil.rmtree(folder)
+    _wait_for_later_name(folder)
     with SummaryWriter(str(folder), purge_step=steps_done + 1) as writer:
 
         def write(row: Mapping[str, float | None]) -> None:
@@ -46,3 +48,14 @@ def event_log(folder: Path, steps_done: int, *, writes: bool) -> Iterator[WriteR
             writer.flush()  # all that precedes a checkpoint is on disk before it
 
         yield write
+
+
+def _wait_for_later_name(folder: Path) -> None:
+    """Wait out the second in which the last event file was made, as its name says.
+
+    TensorBoard reads the files in the order of their names, and of two of one second may take the
+    later one first; then it shows none of its steps.
+    """
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    # Not longer: the clock of another node may have gone ahead.
+    time.sleep(min(1.0, max(0.0, max(seconds, default=0) + 1 - time.time())))
