@@ -121,13 +121,17 @@ def sources():
 
 FORBIDDEN_IMPORTS = {
     "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal",
-    "zipfile",
+    "tarfile", "zipfile",  # nothing is unpacked, so no path needs a check
     "pty", "telnetlib", "ftplib",
 }  # fmt: skip
 FORBIDDEN_CALLS = {
     "eval", "exec", "os.system", "os.popen", "shutil.unpack_archive", "pd.read_pickle",
     "pandas.read_pickle", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.jit.load",
 }  # fmt: skip
+
+
+# Reads custodian's archives of VASP runs, a member at a time, and writes none of them.
+READS_ARCHIVES = {Path("src/flowllm/dft/vasp_output.py")}
 
 
 def test_no_pickle_no_shell_no_archive_in_the_sources():
@@ -137,7 +141,8 @@ def test_no_pickle_no_shell_no_archive_in_the_sources():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names]
                 names = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
-                assert not {name.partition(".")[0] for name in names} & FORBIDDEN_IMPORTS, path
+                forbidden = FORBIDDEN_IMPORTS - ({"tarfile"} if path in READS_ARCHIVES else set())
+                assert not {name.partition(".")[0] for name in names} & forbidden, path
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
                 assert node.attr == "UnpicklingError", path  # what torch.load raises
             if isinstance(node, ast.ImportFrom):
@@ -148,7 +153,6 @@ def test_no_pickle_no_shell_no_archive_in_the_sources():
             words = {word.arg: ast.unparse(word.value) for word in node.keywords}
             where = f"{path}:{node.lineno}: {name}"
             assert name not in FORBIDDEN_CALLS, where
-            # Members of an archive are read, never written, so no path needs a check.
             assert name.rpartition(".")[2] not in {"extract", "extractall"}, where
             assert words.get("shell", "False") == "False", where
             assert words.get("trust_remote_code", "False") == "False", where
