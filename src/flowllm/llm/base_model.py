@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -102,11 +101,21 @@ def load_base_model(
         )
     except (OSError, ValueError) as error:
         raise FlowllmError(_not_found(source, error)) from error
+    if getattr(model, "is_loaded_in_4bit", False):
+        _keep_gradients(model)
+    return model
+
+
+def _keep_gradients(model: PreTrainedModel) -> None:
+    """Keep 4-bit weights as they are: on some CPUs a validation would pack them, for good, in a
+    form without gradient.
+    """
+    # Imported here: it takes two seconds, which jobs that sample can do without.
+    from bitsandbytes.nn import Linear4bit
+
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # On some CPUs a validation would pack the weights for good, in a form without gradient.
             module.support_avx512bf16_for_cpu = False
-    return model
 
 
 def quiet_transformers() -> None:

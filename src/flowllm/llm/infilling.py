@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 from flowllm.config import Config
 from flowllm.crystal import Crystal
 from flowllm.data.cif import RejectedError, crystal_from_cif
-from flowllm.device import pick_device, pick_dtype
+from flowllm.device import pick_device
 from flowllm.errors import FlowllmError
-from flowllm.llm.base_model import load_base_model
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import PromptTokens
 from flowllm.llm.text import element_symbol
@@ -46,13 +45,8 @@ def infill(config: Config, *, model: Path, cif: Path, hidden: str) -> dict[str, 
         raise FlowllmError(f"{cif}: {error}") from error
     if not Element.is_valid_symbol(hidden) or Element(hidden).Z not in crystal.atomic_numbers:
         raise FlowllmError(f"{cif}: {crystal.formula} has no {hidden} to hide")
-    loaded = load_base_model(
-        str(model),
-        dtype=pick_dtype(opened.record.precision),
-        quantization="none",
-        device=pick_device(),
-    ).eval()
     elements = opened.record.elements
+    loaded = opened.language_model(pick_device())
     chances = element_chances(loaded, opened.prompts, crystal, Element(hidden).Z, elements)
     by_chance = sorted(zip(chances, elements, strict=True), reverse=True)
     return {element_symbol(z): chance for chance, z in by_chance}

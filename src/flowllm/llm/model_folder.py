@@ -1,11 +1,15 @@
-"""Opening a merged model's folder for sampling."""
+"""Opening a merged model's folder."""
 
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+from transformers import PreTrainedModel
+
 from flowllm.config import Prompts
-from flowllm.llm.base_model import load_tokenizer
+from flowllm.device import pick_dtype
+from flowllm.llm.base_model import load_base_model, load_tokenizer
 from flowllm.llm.engine import Sampling, VllmEngine
 from flowllm.llm.model_record import ModelRecord, read_record
 from flowllm.llm.prompts import Conditions, PromptTokens
@@ -33,6 +37,19 @@ class ModelFolder:
         self.record: ModelRecord = read_record(folder)
         self.record.check_prompts(prompts, folder)
         self.prompts = PromptTokens(prompts, load_tokenizer(str(folder)))
+
+    def language_model(self, device: torch.device | str) -> PreTrainedModel:
+        """Load the weights, for evaluation.
+
+        Args:
+            device: where they go; auto: laid over all GPUs of this process.
+        """
+        return load_base_model(
+            str(self._folder),
+            dtype=pick_dtype(self.record.precision),
+            quantization="none",
+            device=device,
+        ).eval()
 
     def sampler(
         self,

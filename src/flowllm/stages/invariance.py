@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from flowllm import tables
 from flowllm.config import Invariance, StageSettings
 from flowllm.crystal import Crystal
-from flowllm.device import pick_dtype
-from flowllm.llm.base_model import load_base_model, load_tokenizer, quiet_transformers
-from flowllm.llm.model_record import read_record
+from flowllm.device import pick_device
+from flowllm.llm.base_model import quiet_transformers
+from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.perplexity import increase_under_transformation, perplexities
-from flowllm.llm.prompts import PromptTokens
 from flowllm.llm.text import encode
 from flowllm.llm.transformations import permuted, translated
 from flowllm.resume import write_in_parts
@@ -43,20 +41,14 @@ def run(settings: StageSettings, *, model: Path, crystals: Path, out: Path) -> N
     section: Invariance = settings.invariance
     quiet_transformers()
     with stage_run(settings, inputs={"model": model, "crystals": crystals}, output=out) as run:
-        record = read_record(model)
-        record.check_prompts(settings.prompts, model)
+        opened = ModelFolder(model, settings.prompts)
         rows = read_table(crystals, tables.CRYSTALS).slice(0, section.num_crystals).to_pylist()
-        prompts = PromptTokens(settings.prompts, load_tokenizer(str(model)))
-        language_model = load_base_model(
-            str(model),
-            dtype=pick_dtype(record.precision),
-            quantization="none",
-            device="auto" if torch.cuda.is_available() else "cpu",
-        ).eval()
+        device = pick_device()
+        language_model = opened.language_model("auto" if device.type == "cuda" else device)
         progress = Progress("invariance: crystals", len(rows))
 
         def measure(texts: list[str]) -> np.ndarray:
-            return perplexities(language_model, prompts, texts, section.batch_size)
+            return perplexities(language_model, opened.prompts, texts, section.batch_size)
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             made = [_row(rows[item], settings, measure) for item in items]
