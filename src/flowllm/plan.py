@@ -18,6 +18,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationEr
 from flowllm.config import STAGES, TRAIN_COMPOSITIONS, Config, Section
 from flowllm.data.sources import catalogue
 from flowllm.errors import FlowllmError
+from flowllm.runlog import processors
 
 Target = Literal["all", "all_dft"]
 
@@ -248,13 +249,13 @@ def read_figures(path: Path) -> dict[str, Figure]:
 def _measured(stage: str, records: Sequence[tuple[Path, dict[str, Any]]]) -> Figure:
     """Return the mean cost of an item over a stage's records."""
     items = sum(_items_of(stage, record) for _, record in records)
-    hardware = [record["hardware"] for _, record in records]
+    machines = [processors(record["hardware"]) for _, record in records]
     if not items:
         return Figure()
     return Figure(
         seconds=sum(record["seconds"] for _, record in records) / items,
-        gpus=max(machine.get("nodes", 1) * len(machine.get("gpus", [])) for machine in hardware),
-        cpus=max(machine.get("nodes", 1) * machine["cpus"] for machine in hardware),
+        gpus=max(gpus for gpus, _ in machines),
+        cpus=max(cpus for _, cpus in machines),
         bytes=sum(_output_bytes(path) for path, _ in records) / items,
     )
 

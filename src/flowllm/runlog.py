@@ -295,6 +295,12 @@ def _hardware() -> dict[str, Any]:
     return hardware
 
 
+def processors(hardware: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the GPUs and the cores of a whole job, from its record's `hardware`."""
+    nodes = hardware.get("nodes", 1)
+    return nodes * len(hardware.get("gpus", ())), nodes * hardware["cpus"]
+
+
 def _slurm_job() -> dict[str, str | None] | None:
     """Job, partition and GPUs that SLURM gave this process; None outside of it."""
     if "SLURM_JOB_ID" not in os.environ:

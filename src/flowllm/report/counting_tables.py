@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from flowllm.report.protocol_text import energy_name, hull_name, made_by
-from flowllm.report.results import Result
+from flowllm.report.results import Result, of_kind
 from flowllm.report.table import SETTING, Column, Table
 
 _READINGS = (
@@ -23,10 +23,13 @@ _READINGS = (
 )
 """Metric, its name in the JSON, and by which reading of the rule."""
 
+_WHOSE = {"potential": "estimates by the potential", "dft": "DFT"}
+"""Words for a kind of energies."""
+
 
 def reading_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> Table:
     """Both readings of each rule where the paper's text and the authors' code differ."""
-    ours = [result for result in results if result.kind == kind]
+    ours = of_kind(results, kind)
     columns = (
         Column("metric", "Metric"),
         Column("reading", "Reading"),
@@ -36,10 +39,9 @@ def reading_table(results: Sequence[Result], kind: Literal["potential", "dft"]) 
         {"metric": metric, "reading": reading, **{one.setting: one.row[key] for one in ours}}
         for metric, key, reading in _READINGS
     ]
-    label = "estimates by the potential" if kind == "potential" else "DFT"
     return Table(
         f"readings_{kind}",
-        f"Both readings of the rules ({label})",
+        f"Both readings of the rules ({_WHOSE[kind]})",
         "Both are given where the paper says two things, or its text and the authors' code differ; "
         "what a row does not vary is as configured. " + made_by(ours),
         columns,
@@ -49,7 +51,7 @@ def reading_table(results: Sequence[Result], kind: Literal["potential", "dft"]) 
 
 def protocol_tables(results: Sequence[Result], kind: Literal["potential", "dft"]) -> list[Table]:
     """One table for each other group's way of counting, this run's energies and hull in all."""
-    ours = [result for result in results if result.kind == kind]
+    ours = of_kind(results, kind)
     names = list(ours[0].numbers["protocols"]) if ours else []
     return [_protocol_table(ours, kind, name) for name in names]
 
@@ -70,10 +72,9 @@ def _protocol_table(ours: Sequence[Result], kind: str, name: str) -> Table:
     for result in ours:
         row = {"setting": result.setting, "drawn": result.numbers["counts"]["drawn"]}
         rows.append(row | result.numbers["protocols"][name])
-    label = "estimates by the potential" if kind == "potential" else "DFT"
     return Table(
         f"protocol_{name.lower().replace('-', '_')}_{kind}",
-        f"{name}'s way of counting ({label})",
+        f"{name}'s way of counting ({_WHOSE[kind]})",
         f"{name}'s thresholds ({rule['source']}), this run's energies ({energy_name(ours)}), hull "
         f"({hull_name(ours)}), matcher and known crystals: not comparable with its published "
         "numbers, which rest on another hull. No limit on the number of elements.",

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from flowllm.report.protocol_text import energy_name, made_by, special_rows
 from flowllm.report.published import PUBLISHED_NOTE, published_rows
-from flowllm.report.results import Result, once_a_setting
+from flowllm.report.results import Result, of_kind, once_a_setting
 from flowllm.report.table import SETTING, Column, Table
 
 _DRAWN = Column("drawn", "Crystals", "count")
@@ -85,7 +85,7 @@ _GROUND_STATE_COLUMNS = (
 
 def sun_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> Table:
     """Stability and S.U.N. by the potential or by DFT (paper, table 1): two tables, never mixed."""
-    ours = [result for result in results if result.kind == kind]
+    ours = of_kind(results, kind)
     rows = [result.row for result in ours]
     how = made_by(ours)
     every = (
@@ -117,7 +117,7 @@ def paper_table(results: Sequence[Result]) -> Table:
             allowed = [key for key in keys if result.kind == "dft" or key not in by_dft]
             row |= {key: found[key] for key in allowed}
         rows.append(row)
-    dft = [result for result in results if result.kind == "dft"]
+    dft = of_kind(results, "dft")
     how = made_by(dft) if dft else ""
     return Table(
         "paper",
@@ -186,7 +186,7 @@ def noise_table(results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]
 
 def ground_state_table(results: Sequence[Result]) -> Table:
     """Distance of the generated crystals to their relaxed state (paper, table 2)."""
-    ours = [result for result in results if result.kind == "potential"]
+    ours = of_kind(results, "potential")
     keys = [column.key for column in _GROUND_STATE_COLUMNS]
     return Table(
         "ground_state",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowllm.config import STAGES
+from flowllm.runlog import processors
 
 RECORD_SUFFIX = ".provenance.json"
 
@@ -74,6 +75,7 @@ def stage_costs(records: Sequence[dict[str, Any]]) -> list[StageCost]:
     costs = []
     for stage in sorted(by_stage, key=_stage_order):
         jobs = by_stage[stage]
+        worked = [(job["seconds"] / 3600, processors(job["hardware"])) for job in jobs]
         rows = {}
         for name in ("rows_in", "rows_out", "rows_failed"):
             found = [job["counts"][name] for job in jobs if name in job["counts"]]
@@ -85,9 +87,8 @@ def stage_costs(records: Sequence[dict[str, Any]]) -> list[StageCost]:
                 seconds=sum(job["seconds"] for job in jobs),
                 longest=max(job["seconds"] for job in jobs),
                 peak_memory_mb=max(job["peak_memory_mb"] for job in jobs),
-                core_hours=sum(job["seconds"] * job["hardware"]["cpus"] for job in jobs) / 3600,
-                gpu_hours=sum(job["seconds"] * len(job["hardware"].get("gpus", ())) for job in jobs)
-                / 3600,
+                core_hours=sum(hours * cores for hours, (_, cores) in worked),
+                gpu_hours=sum(hours * gpus for hours, (gpus, _) in worked),
                 tokens_per_second=_tokens_per_second([job["counts"] for job in jobs]),
                 rows=rows,
             )

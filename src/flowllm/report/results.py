@@ -70,6 +70,11 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     return results
 
 
+def of_kind(results: Sequence[Result], kind: str) -> list[Result]:
+    """Return the results by one kind of energies, `potential` or `dft`."""
+    return [result for result in results if result.kind == kind]
+
+
 def once_a_setting(results: Sequence[Result]) -> list[Result]:
     """Return one result a setting, for numbers that do not depend on whose energies were used."""
     found: dict[str, Result] = {}

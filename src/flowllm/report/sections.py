@@ -17,7 +17,7 @@ from flowllm.report.records import (
     read_records,
     stage_costs,
 )
-from flowllm.report.results import Result, first_of_each_sweep, once_a_setting
+from flowllm.report.results import Result, first_of_each_sweep, of_kind, once_a_setting
 from flowllm.report.run_folder import read_curves, read_invariance, read_rejections
 
 SWEEPS = " Of settings that differ in their number of steps alone the first is drawn."
@@ -31,7 +31,7 @@ def make_sections(
 ) -> list[Section]:
     """Return the page's sections from the results and what lies in the run's folder."""
     records = read_records(run_dir)
-    kinds = [kind for kind in ("potential", "dft") if any(one.kind == kind for one in results)]
+    kinds = [kind for kind in ("potential", "dft") if of_kind(results, kind)]
     sections = [
         _results(results, kinds, records, color),
         _prediction(predictions),
@@ -111,7 +111,7 @@ def _cost(results: Sequence[Result], records: Sequence[dict]) -> Section:
 
 
 def _gallery(results: Sequence[Result], kind: str, run_dir: Path) -> Section:
-    ours = [result for result in results if result.kind == kind]
+    ours = of_kind(results, kind)
     whose = "by DFT" if kind == "dft" else "estimated by the potential"
     return Section(
         f"gallery_{kind}",
@@ -124,14 +124,11 @@ def _gallery(results: Sequence[Result], kind: str, run_dir: Path) -> Section:
 
 def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str) -> list[Drawn]:
     once = once_a_setting(results)
-    of_kind = {
-        kind: first_of_each_sweep([result for result in results if result.kind == kind])
-        for kind in kinds
-    }
-    shown = [*first_of_each_sweep(once), *(one for ours in of_kind.values() for one in ours)]
+    by_kind = {kind: first_of_each_sweep(of_kind(results, kind)) for kind in kinds}
+    shown = [*first_of_each_sweep(once), *(one for ours in by_kind.values() for one in ours)]
     style = figures.looks((result.setting for result in shown), color)
     drawn = []
-    for kind, ours in of_kind.items():
+    for kind, ours in by_kind.items():
         whose = energy_name(ours) + (" (estimates)" if kind == "potential" else "")
         drawn.append(
             _draw(
