@@ -109,8 +109,7 @@ class PreparedPairs:
         normals = standard_normals(rng, len(group), batch.elements.shape[1])
         mine = normals[0][share], normals[1][share]
         start = batch.start_coords.numpy(), batch.start_lattice.numpy()
-        shaken = map(torch.from_numpy, self._start.shake(*start, mine, self._bounds))
-        coords, lattice = shaken
+        coords, lattice = map(torch.from_numpy, self._start.shake(*start, mine, self._bounds))
         return replace(batch, start_coords=coords, start_lattice=lattice)
 
     def batch(self, group: Group) -> PairBatch:

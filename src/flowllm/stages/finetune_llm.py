@@ -83,7 +83,7 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
         started = time.perf_counter()
         state = finetuning.train(checkpoints, events_path(out))
         seconds = time.perf_counter() - started
-        if fabric.is_global_zero:
+        if leader:
             _write_adapter(out, model, tokenizer, state, _record(settings, train_rows))
             drop_partial(checkpoints)
         run.count(

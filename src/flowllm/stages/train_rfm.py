@@ -66,13 +66,13 @@ def run(
             events_path(out),
             fabric,
         )
-        if fabric.is_global_zero:
+        if leader:
             counts = {"pairs": dict(train_counts), "val_pairs": dict(val_counts)}
             description = {**trained.summary, "counts": counts, "settings": settings.values}
             save_model(out, trained.field, trained.weights, start, description, trained.curve)
         del train_set, val_set  # their files are mapped, and some file systems keep such a folder
         fabric.barrier()
-        if fabric.is_global_zero:
+        if leader:
             drop_partial(folder)
         _count(run, train_counts, val_counts, trained.summary)
 
