@@ -54,6 +54,7 @@ def main() -> None:
         temperature=given.temperature,
         top_p=given.top_p,
         max_attempts=1,
+        restrict_tokens=True,
         backend="vllm",
         gpus=0,
     ) as sampler:
