@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from safetensors.torch import load_file, save_file
 from torch.profiler import ProfilerActivity, profile
 
@@ -23,6 +24,7 @@ from flowllm.errors import FlowllmError
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, bytes_per_crystal
 from flowllm.rfm.start import LlmStart, SimpleStart, start_record
+from flowllm.rfm.symmetry import TOLERANCE
 from flowllm.stages import refine, train_rfm
 from test_train_rfm import config_path, small_settings, start_training  # noqa: F401
 
@@ -34,6 +36,7 @@ def refine_settings(num_steps: int, batch_memory_mb: int = 100, **changes) -> St
         "integrator": "euler",
         "batch_memory_mb": batch_memory_mb,
         "anneal_slope": 0.0,
+        "keep_symmetry": False,
         "trajectory_every": None,
     } | changes
     return StageSettings("refine", {"seed": 7, "version": 1, "refine": section, "setting": setting})
@@ -128,6 +131,28 @@ def test_every_base_row_becomes_a_row(overfitted, tmp_path):
         else:
             assert (row["status"], row["error"]) == ("truncated", "no stop token")
             assert row["frac_coords"] is None
+
+
+@pytest.mark.parametrize("integrator", ["euler", "rk4"])
+def test_kept_symmetry_holds_to_the_end(overfitted, tmp_path, integrator):
+    """A flow that knows other crystals would break most space groups; with the option none."""
+    crystals = [crystal for crystal in prototypes() if crystal.num_atoms <= 6]
+    rows = [base_row(crystal, index) for index, crystal in enumerate(crystals)]
+    before = [symmetry_order(crystal, TOLERANCE) for crystal in crystals]
+    lower = {}
+    for keep in (False, True):
+        settings = refine_settings(6, integrator=integrator, keep_symmetry=keep)
+        found = refined(overfitted[0], tmp_path, rows, settings)
+        assert {row["status"] for row in found} == {"ok"}
+        after = [symmetry_order(tables.crystal_of(row), 1e-2) for row in found]
+        lower[keep] = sum(b < a for a, b in zip(before, after, strict=True))
+    assert lower[True] == 0
+    assert lower[False] > len(crystals) / 2
+
+
+def symmetry_order(crystal, tolerance):
+    """Number of operations of the space group, with the cell's own translations."""
+    return len(SpacegroupAnalyzer(crystal.to_structure(), tolerance).get_symmetry_operations())
 
 
 def test_no_steps_copy_the_crystals(overfitted, tmp_path):

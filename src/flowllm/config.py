@@ -288,6 +288,7 @@ class Refine(Section):
     integrator: Literal["euler", "midpoint", "heun", "rk4"]
     batch_memory_mb: PositiveInt = Field(description="memory that a batch of crystals may take")
     anneal_slope: NonNegativeFloat = Field(description="coordinate velocity times 1 + slope * t")
+    keep_symmetry: bool = Field(description="no move breaks the start's space group")
     trajectory_every: PositiveInt | None = Field(
         description="save the crystals after every so many steps, null for none"
     )

@@ -56,6 +56,7 @@ def integrate(
     num_steps: int,
     integrator: Integrator,
     record: Callable[[int, Tensor, Tensor], None] | None = None,
+    constrain: Callable[[Tensor], Tensor] | None = None,
 ) -> Point:
     """Follow the velocity from t = 0 to t = 1 in steps of equal length.
 
@@ -68,6 +69,7 @@ def integrate(
         num_steps: number of steps; each evaluates the field once a stage.
         integrator: the method.
         record: called with the number of steps done and the point, from 0 steps on.
+        constrain: what becomes of the lattices after each step.
 
     Returns:
         Coordinates in [0, 1) and lattices at t = 1.
@@ -82,6 +84,8 @@ def integrate(
             time = (index + sum(coefficients)) * step
             found.append(velocity(*at, coords.new_full((len(coords),), time)))
         coords, lattice = _move((coords, lattice), found, integrator.weights, step)
+        if constrain is not None:
+            lattice = constrain(lattice)
     if record is not None:
         record(num_steps, coords, lattice)
     return coords, lattice

@@ -15,10 +15,11 @@ from flowllm.crystal import Crystal
 from flowllm.device import pick_device
 from flowllm.errors import FlowllmError
 from flowllm.rfm.integrate import INTEGRATORS, anneal, integrate
-from flowllm.rfm.manifold import lattice_parameters
+from flowllm.rfm.manifold import AngleBounds, lattice_parameters
 from flowllm.rfm.model import load_model
 from flowllm.rfm.network import MAX_ATOMS, NetworkSize, VelocityField, bytes_per_crystal
 from flowllm.rfm.start import RejectedCrystalError, Start, StartPoint, draw_start
+from flowllm.rfm.symmetry import KeptSymmetry, find_symmetry
 from flowllm.runlog import Progress, stage_run
 from flowllm.seeds import generator
 from flowllm.tables import crystal_columns, crystal_of, read_table, write_table
@@ -151,7 +152,7 @@ def refine_batch(
     Returns:
         What they were after every `every` steps from 0 on, and, last, after all steps.
     """
-    device = field.lattice_mean.device
+    device, bounds = field.lattice_mean.device, field.bounds
     elements = torch.from_numpy(np.stack([task.elements for task in tasks])).long().to(device)
     coords = np.stack([task.start.coords for task in tasks]).astype(np.float32)
     lattices = np.stack([task.start.lattice for task in tasks])
@@ -159,11 +160,16 @@ def refine_batch(
 
     def record(step: int, coords: Tensor, lattice: Tensor) -> None:
         if step == num_steps or (every is not None and step % every == 0):
-            parameters = lattice_parameters(lattice, field.bounds)
+            parameters = lattice_parameters(lattice, bounds)
             frames.append((step, _crystals(tasks, coords, *parameters)))
 
+    kept = _kept_symmetry(tasks, bounds, device) if section.keep_symmetry else None
+
     def velocity(coords: Tensor, lattice: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        return field(elements, coords, lattice, time)
+        coords_velocity, lattice_velocity = field(elements, coords, lattice, time)
+        if kept is not None:
+            coords_velocity = kept.velocity(coords_velocity)
+        return coords_velocity, lattice_velocity
 
     with torch.inference_mode():
         integrate(
@@ -173,8 +179,21 @@ def refine_batch(
             num_steps,
             INTEGRATORS[section.integrator],
             record,
+            None if kept is None else kept.lattice,
         )
     return frames
+
+
+def _kept_symmetry(
+    tasks: Sequence[Task], bounds: AngleBounds, device: torch.device
+) -> KeptSymmetry:
+    """The space groups of where the tasks start."""
+    symmetries = []
+    for task in tasks:
+        lattice = torch.from_numpy(task.start.lattice).double()
+        parameters = (x.numpy() for x in lattice_parameters(lattice, bounds))
+        symmetries.append(find_symmetry(task.elements, task.start.coords, *parameters))
+    return KeptSymmetry(symmetries, bounds, device)
 
 
 def _crystals(tasks: Sequence[Task], *points: Tensor) -> list[Crystal | str]:
