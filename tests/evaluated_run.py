@@ -11,6 +11,7 @@ from flowllm.tables import crystal_columns, write_table
 
 REPOSITORY = Path(__file__).parents[1]
 SETTING = "FlowLLM-test"
+HULL_COMPOSITIONS = 1234
 STABILITY_RULE = {
     "stable_below": 0.0,
     "inclusive": False,
@@ -28,6 +29,7 @@ class Draw:
     e_above_hull: float | None = None
     energies: tuple[float, float] = (-3.0, -3.5)  # eV per atom, initial and final
     num_steps: int = 10
+    converged: bool = True
     rejections: list[str] = field(default_factory=list)
     base_status: str = "ok"
     relaxed_status: str = "ok"
@@ -118,7 +120,8 @@ def write_run(folder, draws, splits, kind="potential", shards=2):
         found = [row["relaxed"] for row in rows if row["relaxed"] is not None]
         write_table(paths["relaxed"][0], found, tables.DFT_RESULTS, metadata)
     stability = folder / "stability" / kind / f"{SETTING}.parquet"
-    write_table(stability, [row["stability"] for row in rows], tables.STABILITY, metadata)
+    of_hull = metadata | {"hull_compositions": HULL_COMPOSITIONS}
+    write_table(stability, [row["stability"] for row in rows], tables.STABILITY, of_hull)
     write_splits(folder / "crystals", splits)
     paths |= {"stability": stability, "crystals": folder / "crystals"}
     for name, tables_of in {
@@ -158,13 +161,13 @@ def _rows(name, draw, kind):
             "potential": "CHGNet 0.3.0",
             "initial_energy_per_atom": initial if done else None,
             "final_energy_per_atom": final if done else None,
-            "converged": done,
+            "converged": done and draw.converged,
         },
         "dft": {
             "raw_energy_per_atom": final if done else None,
             "corrected_energy_per_atom": final - 0.1 if done else None,
             "correction_scheme": "MP2020" if done else None,
-            "converged_ionic": done,
+            "converged_ionic": done and draw.converged,
         },
     }[kind]
     return {

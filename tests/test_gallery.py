@@ -43,6 +43,16 @@ def test_sun_crystals_come_first_then_the_nearest_to_the_hull(run):
     assert found[0].energies == "CHGNet 0.3.0"
 
 
+def test_a_class_of_duplicates_is_shown_once(tmp_path):
+    """Its first member is not stable, a later one is."""
+    caesium = caesium_chloride()
+    draws = [Draw(caesium, caesium, 0.2), Draw(caesium, caesium, -0.02, converged=False)]
+    run = write_run(tmp_path, draws, {})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    (found,) = find_candidates(read_results([run.out]), run.folder)
+    assert (found.e_above_hull, found.sun, found.converged) == (-0.02, True, False)
+
+
 def test_limit_and_missing_files(run, tmp_path):
     results = read_results([run.out])
     assert len(find_candidates(results, run.folder, limit=1)) == 1

@@ -21,7 +21,7 @@ from crystals import (
     small_mp_20_sample,
     translated_and_permuted,
 )
-from evaluated_run import Draw, stage_settings, write_run
+from evaluated_run import HULL_COMPOSITIONS, Draw, stage_settings, write_run
 from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
@@ -99,19 +99,32 @@ def test_rates_worked_by_hand(ten, name, numerator, denominator):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "name", "numerator"),
+    ("protocol", "name", "numerator", "denominator"),
     [
-        ("MatterGen", "stability_rate", 6),  # 0 to 5: copper too, and 0.05 above the hull
-        ("MatterGen", "sun_rate", 3),  # 2, 4, 5
-        ("LeMat-GenBench", "stability_rate", 5),  # not 4
-        ("LeMat-GenBench", "sun_rate", 2),  # 2, 5
-        ("LeMat-GenBench", "metastability_rate", 1),
-        ("LeMat-GenBench", "metastable_sun_rate", 1),  # 4
+        ("MatterGen", "stability_rate", 6, 10),  # 0 to 5: copper too, and 0.05 above the hull
+        ("MatterGen", "sun_rate", 3, 10),  # 2, 4, 5
+        ("LeMat-GenBench", "stability_rate", 5, 7),  # not 4; 6, 7, 8 are not valid
+        ("LeMat-GenBench", "sun_rate", 2, 7),  # 2, 5
+        ("LeMat-GenBench", "metastability_rate", 1, 7),
+        ("LeMat-GenBench", "metastable_sun_rate", 1, 7),  # 4
     ],
 )
-def test_protocols_worked_by_hand(ten, protocol, name, numerator):
+def test_protocols_worked_by_hand(ten, protocol, name, numerator, denominator):
     found = ten[0]["protocols"][protocol][name]
-    assert (found["numerator"], found["denominator"]) == (numerator, 10)
+    assert (found["numerator"], found["denominator"]) == (numerator, denominator)
+
+
+def test_lemat_genbench_looks_at_valid_crystals_alone(tmp_path):
+    """The first of a class is not valid as generated; the second counts in its place."""
+    salt = rocksalt()
+    clash = Crystal.from_arrays([11, 17], [[0, 0, 0], [0, 0, 0.01]], salt.lengths, salt.angles)
+    run = write_run(tmp_path, [Draw(clash, salt, -0.1), Draw(salt, salt, -0.1)], {})
+    found = run_metrics(run)[0]["protocols"]
+    for name, numerator, denominator in (("MatterGen", 1, 2), ("LeMat-GenBench", 1, 1)):
+        sun = found[name]["sun_rate"]
+        assert (sun["numerator"], sun["denominator"]) == (numerator, denominator)
+    assert found["MatterGen"]["stability_rate"]["numerator"] == 2
+    assert found["LeMat-GenBench"]["stability_rate"]["numerator"] == 1
 
 
 def test_flags_say_which_crystals(ten):
@@ -229,6 +242,7 @@ def test_the_protocol_is_named(ten):
     assert protocol["energies_are_estimates"] is True
     assert protocol["energy_sources"] == ["CHGNet 0.3.0"]
     assert protocol["hull_sources"] == ["train by CHGNet"]
+    assert protocol["hull_compositions"] == HULL_COMPOSITIONS
     assert protocol["matcher"] | {"ltol": 0.2, "stol": 0.3, "angle_tol": 5} == protocol["matcher"]
     assert protocol["oxidation_states"] == "smact14"
     assert ten[0]["sampling"]["base"]["temperature"] == 0.7

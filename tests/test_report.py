@@ -12,6 +12,7 @@ import pytest
 
 from crystals import caesium_chloride, perovskite, rattled, rocksalt
 from evaluated_run import REPOSITORY, Draw, stage_settings, write_run
+from flow_pairs import LLM_FLOW
 from flowllm import tables as schemas
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.rates import rate
@@ -230,9 +231,25 @@ def test_everyone_stands_in_the_papers_table_and_only_dft_is_called_stable(run_d
 
 def test_captions_name_hull_matcher_and_corrections(page_path):
     text = " ".join(Page(page_path.read_text()).words)
-    assert "hull: train by CHGNet; stable: E_hull < 0 eV/atom with at least 2 elements" in text
+    assert "hull: train by CHGNet (1 234 compositions); stable: E_hull < 0 eV/atom with" in text
     assert "corrections: MP2020" in text
     assert "same crystal: pymatgen StructureMatcher 0.2, 0.3, 5°" in text
+
+
+def test_published_values_have_their_source_on_the_page(page_path):
+    text = " ".join(Page(page_path.read_text()).words)
+    assert "FlowMM: [2nd] a user quoting the paper, github.com/facebookresearch/flowmm" in text
+    assert "CD-VAE: [C] constants in basic_eval.py" in text
+
+
+def test_crystals_that_did_not_converge_are_counted(tmp_path):
+    salt = rocksalt()
+    draws = [Draw(salt, salt, -0.1), Draw(salt, salt, -0.1, converged=False), Draw()]
+    run = write_run(tmp_path, draws, {})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    (row,) = fate_table(read_results([run.out])).rows
+    assert row["not_converged"] == 1
+    assert row["fingerprints"] != "–"
 
 
 def test_samples_of_another_model_say_where_they_are_from(run_dir):
@@ -446,12 +463,25 @@ def sweep_of(result, steps_and_valid):
 
 def test_validity_against_steps_draws_a_sweep_only(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
-    assert figures.validity_against_steps([result], "#0072B2") is None
+    flows = {"llm": LLM_FLOW}
+    assert figures.validity_against_steps([result], flows, "#0072B2") is None
+    unrefined_beside_one = sweep_of(result, [(250, 48), (0, 30)])
+    assert figures.validity_against_steps(unrefined_beside_one, flows, "#0072B2") is None
     swept = sweep_of(result, [(250, 48), (0, 30), (50, 47)])
-    axes = figures.validity_against_steps(swept, "#0072B2").axes[0]
+    axes = figures.validity_against_steps(swept, flows, "#0072B2").axes[0]
     line = axes.containers[0].lines[0]
     assert line.get_xdata().tolist() == [0, 50, 250]
     assert line.get_ydata().tolist() == [60, 94, 96]
+
+
+@pytest.mark.parametrize(
+    "flow", [{"name": "llm", "start": "simple"}, LLM_FLOW | {"lengths_noise": 0.1}]
+)
+def test_a_flow_that_starts_elsewhere_has_no_point_without_steps(run_dir, flow):
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    swept = sweep_of(result, [(250, 48), (0, 30), (50, 47)])
+    axes = figures.validity_against_steps(swept, {"llm": flow}, "#0072B2").axes[0]
+    assert axes.containers[0].lines[0].get_xdata().tolist() == [50, 250]
 
 
 def test_of_a_sweep_the_histograms_show_the_first(run_dir):
@@ -489,14 +519,23 @@ def test_latex_is_escaped_and_has_one_line_a_row():
         "a_b",
         "50 % & more",
         "E_hull ≤ 0",
-        [Column("setting", "Setting"), Column("n", "Count_1", "count")],
-        [{"setting": "tau_0.7", "n": 12000}, {"setting": "x{y}\\z", "n": None, "published": True}],
+        [
+            Column("setting", "Setting"),
+            Column("n", "Count_1", "count"),
+            Column("r", "R", "rate", 0),
+        ],
+        [
+            {"setting": "tau_0.7", "n": 12000, "r": rate(1, 4, "all")},
+            {"setting": "x{y}\\z", "n": None, "published": True},
+            {"setting": '[a] < "b"|c', "n": 1},
+        ],
     )
     lines = to_latex(table).splitlines()
     assert lines[1] == r"\caption{50 \% \& more. E\_hull $\leq$ 0}"
-    assert lines[5] == r"Setting & Count\_1 \\"
-    assert lines[7] == r"tau\_0.7 & 12\,000 \\"
-    assert lines[8] == r"\textit{x\{y\}\textbackslash{}z} & \textit{--} \\"
+    assert lines[5] == r"Setting & Count\_1 & R \\"
+    assert lines[7] == r"tau\_0.7 & 12\,000 & 25\,\% {\scriptsize (1 of 4; 5--70)} \\{}"
+    assert lines[8] == r"\textit{x\{y\}\textbackslash{}z} & \textit{--} & \textit{--} \\{}"
+    assert lines[9] == r"[a] $<$ ''b''$|$c & 1 & -- \\{}"
 
 
 def test_every_table_has_its_three_files(page_path):
@@ -557,7 +596,7 @@ def test_no_metrics_is_an_error(tmp_path):
         write_report(tmp_path, metrics_paths=[])
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("{}", "expected 2")])
+@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("{}", "expected 3")])
 def test_a_bad_metrics_file_is_named(tmp_path, text, message):
     path = tmp_path / "bad.json"
     path.write_text(text)

@@ -557,14 +557,14 @@ STAGES: dict[str, Stage] = {
     "import_samples": Stage((), row="external"),
     "prerelax": Stage(("prerelax", "potential"), version=2),
     "reference_hull": Stage(("reference_hull", "potential"), version=2),
-    "stability": Stage(("stability",)),
+    "stability": Stage(("stability",), version=2),
     "dft_inputs": Stage(("dft", "dft_inputs"), version=2),
     "dft_collect": Stage(("dft_collect",), version=2),
     "dft_hull": Stage(("dft_hull",)),
     "fingerprints": Stage(("fingerprints",)),
-    "metrics": Stage(("metrics",), version=2),
+    "metrics": Stage(("metrics",), version=3),
     "match_csp": Stage(("metrics",)),
-    "report": Stage(("report",)),
+    "report": Stage(("report",), version=2),
 }
 """In the order of the pipeline."""
 

@@ -141,6 +141,14 @@ def _merged(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def is_valid(row: Mapping[str, Any]) -> bool:
+    """Whether a crystal counts as valid: structure, composition, and it has fingerprints.
+
+    That a crystal without fingerprints is invalid is CDVAE's rule and its successors'.
+    """
+    return row["structurally_valid"] and row["compositionally_valid"] and row["fingerprinted"]
+
+
 def novel_names(matches: BucketMatches, sets: Sequence[str]) -> set[str]:
     """Return the samples that match nothing in the named sets of known crystals."""
     return {

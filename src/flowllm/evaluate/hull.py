@@ -56,6 +56,10 @@ class ReferenceHull:
         self.elements = {next(iter(system)) for system in self._systems if len(system) == 1}
         self._programme = lru_cache(maxsize=64)(self._make_programme)
 
+    def __len__(self) -> int:
+        """Number of reduced compositions that have an entry."""
+        return sum(map(len, self._systems.values()))
+
     def hull_energy(self, amounts: Mapping[str, float]) -> float:
         """Energy per atom of the hull at a composition, eV.
 

@@ -1,17 +1,20 @@
 """Other groups' definitions of stable and S.U.N., by name, so that they are never mixed with ours.
 
-Only the rules that count crystals are theirs; energies, hull and known crystals are this run's.
-Both take one crystal, the first, of each class of duplicates before they ask whether it is novel
-and stable, and neither asks for two elements.
+Only the rules that count crystals are theirs; energies, hull, known crystals and what is valid are
+this run's. Both take one crystal, the first, of each class of duplicates before they ask whether it
+is novel and stable, and neither asks for two elements. LeMat-GenBench looks at valid crystals
+alone, and its rates are shares of these.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowllm.evaluate.flags import first_of_each_class, is_valid
 from flowllm.evaluate.rates import rate
 
 ALL = "all generated"
+VALID = "valid"
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,21 @@ class Protocol:
         source: where they are stated.
         stable_at_most: eV/atom above the hull, inclusive.
         metastable_at_most: eV/atom; a metastable crystal is not stable. None: not asked.
+        only_valid: whether crystals that are not valid are left out, of the denominator too.
     """
 
     name: str
     source: str
     stable_at_most: float
     metastable_at_most: float | None
+    only_valid: bool
 
 
 PROTOCOLS = (
-    Protocol("MatterGen", "mattergen/evaluation, version of 2026-07", 0.1, None),
-    Protocol("LeMat-GenBench", "lemat_genbench/metrics, version of 2026-02", 0.0, 0.1),
+    Protocol("MatterGen", "mattergen/evaluation, version of 2026-07", 0.1, None, only_valid=False),
+    Protocol(
+        "LeMat-GenBench", "lemat_genbench/metrics, version of 2026-02", 0.0, 0.1, only_valid=True
+    ),
 )
 
 
@@ -47,21 +54,26 @@ def protocol_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _rates(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str, Any]:
+    of = VALID if protocol.only_valid else ALL
+    rows = [row for row in rows if is_valid(row)] if protocol.only_valid else rows
     total = len(rows)
     low, high = protocol.stable_at_most, protocol.metastable_at_most
+    classes = {row["id"]: row["duplicate_group"] for row in rows if row["duplicate_group"]}
+    unique = first_of_each_class(classes, classes)
+    first_and_novel = [row["id"] in unique and row["novel"] for row in rows]
     stable = [_within(row, None, low) for row in rows]
-    first_and_novel = [row["unique"] and row["novel"] for row in rows]
     found = {
         "source": protocol.source,
         "stable_at_most": low,
         "metastable_at_most": high,
-        "stability_rate": rate(sum(stable), total, ALL),
-        "sun_rate": rate(_both(stable, first_and_novel), total, ALL),
+        "of": of,
+        "stability_rate": rate(sum(stable), total, of),
+        "sun_rate": rate(_both(stable, first_and_novel), total, of),
     }
     if high is not None:
         metastable = [_within(row, low, high) for row in rows]
-        found["metastability_rate"] = rate(sum(metastable), total, ALL)
-        found["metastable_sun_rate"] = rate(_both(metastable, first_and_novel), total, ALL)
+        found["metastability_rate"] = rate(sum(metastable), total, of)
+        found["metastable_sun_rate"] = rate(_both(metastable, first_and_novel), total, of)
     return found
 
 

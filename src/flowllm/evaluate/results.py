@@ -23,7 +23,7 @@ from flowllm.evaluate.coverage import (
     drawn_for_distances,
     property_distance,
 )
-from flowllm.evaluate.flags import first_of_each_class, novel_names
+from flowllm.evaluate.flags import first_of_each_class, is_valid, novel_names
 from flowllm.evaluate.matching import DEFAULT, LOOSE, BucketMatches
 from flowllm.evaluate.protocols import protocol_rates
 from flowllm.evaluate.rates import rate, summary
@@ -32,7 +32,7 @@ from flowllm.evaluate.validity import MIN_DISTANCE, MIN_VOLUME
 from flowllm.seeds import generator
 from flowllm.tables import read_table
 
-FORMAT = 2
+FORMAT = 3
 """Raised when a key of the JSON changes its name or meaning."""
 
 ALL = "all generated"
@@ -82,7 +82,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
             "setting": sources.setting_row,
             "external": sources.external_row,
         },
-        "counts": counts(samples),
+        "counts": counts(samples, evaluation.fingerprints),
         "rates": rates(rows, evaluation.matches, sources, settings) | coverage_rates(rows, *prints),
         "protocols": protocol_rates(rows),
         "means": means(rows, samples),
@@ -98,6 +98,7 @@ def protocol(sources: Sources, settings: Metrics) -> dict[str, Any]:
         "energies_are_estimates": sources.kind == "potential",
         "energy_sources": list(sources.energy_sources),
         "hull_sources": list(sources.hull_sources),
+        "hull_compositions": sources.hull_compositions,
         "correction_schemes": list(sources.correction_schemes),
         "stability_rule": sources.stability_rule,
         "matcher": {"name": "pymatgen StructureMatcher", **asdict(DEFAULT)},
@@ -113,13 +114,16 @@ def protocol(sources: Sources, settings: Metrics) -> dict[str, Any]:
     }
 
 
-def counts(samples: Sequence[Sample]) -> dict[str, Any]:
+def counts(samples: Sequence[Sample], fingerprints: Fingerprints) -> dict[str, Any]:
     """Return how many crystals came to which end at each stage, and the language model's drafts."""
+    unfinished = sum(sample.relaxed is not None and not sample.converged for sample in samples)
     return {
         "drawn": len(samples),
         "base": _counted(sample.base_status for sample in samples),
         "generated": _counted(sample.generated_status for sample in samples),
         "relaxed": _counted(sample.relaxed_status for sample in samples),
+        "not_converged": unfinished,
+        "fingerprints": _counted(fingerprints.status),
         "llm_drafts": sum(sample.attempts for sample in samples),
         "llm_rejections": _counted(reason for one in samples for reason in one.rejections),
     }
@@ -146,14 +150,6 @@ def _validity_rates(rows: Rows) -> dict[str, Any]:
         "compositional_validity": rate(_count(rows, "compositionally_valid"), total, ALL),
         "validity": rate(valid, total, ALL),
     }
-
-
-def is_valid(row: Mapping[str, Any]) -> bool:
-    """Whether a crystal counts as valid: structure, composition, and it has fingerprints.
-
-    That a crystal without fingerprints is invalid is CDVAE's rule and its successors'.
-    """
-    return row["structurally_valid"] and row["compositionally_valid"] and row["fingerprinted"]
 
 
 def coverage_rates(rows: Rows, generated: Fingerprints, test: Fingerprints) -> dict[str, Any]:

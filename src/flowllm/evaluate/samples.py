@@ -63,6 +63,7 @@ class Sources:
         kind: whose energies: `potential` (estimates) or `dft`.
         energy_sources: names of the energies, from the stability table.
         hull_sources: names of the reference hulls.
+        hull_compositions: number of compositions that the reference has entries of.
         correction_schemes: of DFT energies; empty for a potential.
         stability_rule: the stability stage's settings.
         base_row: the language model's sampling settings, empty where the file does not say.
@@ -73,6 +74,7 @@ class Sources:
     kind: Literal["potential", "dft"]
     energy_sources: tuple[str, ...]
     hull_sources: tuple[str, ...]
+    hull_compositions: int
     correction_schemes: tuple[str, ...]
     stability_rule: dict[str, Any]
     base_row: dict[str, Any]
@@ -100,9 +102,11 @@ def read_samples(
     check_ids(base_rows, generated_rows, generated[0], complete=True)
     check_ids(base_rows, relaxed_rows, relaxed[0], complete=kind == "potential")
     check_ids(base_rows, stability_rows, stability, complete=kind == "potential")
-    rule = _section(stability, "stability")
-    if not rule:
-        raise FlowllmError(f"{stability}: does not say its thresholds; run the stage stability")
+    rule, hull_compositions = _section(stability, "stability"), _hull_compositions(stability)
+    if not rule or hull_compositions is None:
+        raise FlowllmError(
+            f"{stability}: does not say its thresholds or its hull; run the stage stability again"
+        )
     samples = [
         _join(
             base_rows[name], generated_rows[name], relaxed_rows.get(name), stability_rows.get(name)
@@ -114,6 +118,7 @@ def read_samples(
         kind=kind,
         energy_sources=_distinct(stability_table, "energy_source"),
         hull_sources=_distinct(stability_table, "hull_source"),
+        hull_compositions=hull_compositions,
         correction_schemes=_distinct(relaxed_table, "correction_scheme") if dft else (),
         stability_rule=rule,
         base_row=_section(base[0], "base"),
@@ -192,6 +197,10 @@ def _join(
 
 def _distinct(table: pa.Table, column: str) -> tuple[str, ...]:
     return tuple(sorted({value for value in table.column(column).to_pylist() if value is not None}))
+
+
+def _hull_compositions(path: Path) -> int | None:
+    return read_metadata(path).get("hull_compositions")
 
 
 def _section(path: Path, name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from flowllm.evaluate.protocols import VALID
 from flowllm.report.protocol_text import energy_name, hull_name, made_by
 from flowllm.report.results import Result, of_kind
 from flowllm.report.table import SETTING, Column, Table
@@ -17,7 +18,9 @@ _READINGS = (
     ("S.U.N.", "sun_rate", "unique among all (appendix D)"),
     ("S.U.N.", "sun_rate_classes_among_stable", "unique among the stable (code)"),
     ("Match rate", "match_rate", "matcher 0.2, 0.3, 5° (text)"),
+    ("Match rate", "match_rate_of_relaxed", "of the relaxed, matcher 0.2, 0.3, 5°"),
     ("Match rate", "match_rate_loose", "matcher 0.3, 0.5, 10° (code)"),
+    ("Match rate", "match_rate_loose_of_relaxed", "of the relaxed, matcher 0.3, 0.5, 10°"),
     ("RMSD", "rmsd", "matcher 0.2, 0.3, 5° (text)"),
     ("RMSD", "rmsd_loose", "matcher 0.3, 0.5, 10° (code)"),
 )
@@ -72,12 +75,14 @@ def _protocol_table(ours: Sequence[Result], kind: str, name: str) -> Table:
     for result in ours:
         row = {"setting": result.setting, "drawn": result.numbers["counts"]["drawn"]}
         rows.append(row | result.numbers["protocols"][name])
+    among = "valid crystals alone, by this run's rules" if rule["of"] == VALID else rule["of"]
     return Table(
         f"protocol_{name.lower().replace('-', '_')}_{kind}",
         f"{name}'s way of counting ({_WHOSE[kind]})",
-        f"{name}'s thresholds ({rule['source']}), this run's energies ({energy_name(ours)}), hull "
-        f"({hull_name(ours)}), matcher and known crystals: not comparable with its published "
-        "numbers, which rest on another hull. No limit on the number of elements.",
+        f"{name}'s thresholds and denominator ({rule['source']}): {among}. This run's energies "
+        f"({energy_name(ours)}), hull ({hull_name(ours)}), matcher and known crystals: not "
+        "comparable with its published numbers, which rest on another hull. No limit on the "
+        "number of elements.",
         columns,
         rows,
     )

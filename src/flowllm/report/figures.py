@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from flowllm.report.records import starts_from_drafts
 from flowllm.report.results import Result
 from flowllm.report.run_folder import Curve
 
@@ -155,10 +157,13 @@ def num_elements_bars(results: Sequence[Result], style: Mapping[str, Look]) -> F
     return figure
 
 
-def _step_lines(results: Sequence[Result]) -> dict[str, list[tuple[int, dict]]]:
+def _step_lines(
+    results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[tuple[int, dict]]]:
     """Return the points (steps, rate) of each base and flow that has two numbers of steps.
 
-    The language model's own crystals, of no step and no flow, start the line of each flow.
+    The language model's own crystals, of no step and no flow, start the line of each flow that
+    starts from them: not of one that draws or shakes its start.
     """
     lines: dict[tuple[str, str], list[tuple[int, dict]]] = {}
     starts: dict[str, tuple[int, dict]] = {}
@@ -173,23 +178,28 @@ def _step_lines(results: Sequence[Result]) -> dict[str, list[tuple[int, dict]]]:
             lines.setdefault((row["base"], row["flow"]), []).append(point)
     found = {}
     for (base, flow), points in lines.items():
-        points = sorted([*points, *filter(None, [starts.get(base)])], key=lambda point: point[0])
-        if len(points) > 1:
-            found[f"base {base}, flow {flow}"] = points
+        if len({steps for steps, _ in points}) < 2:
+            continue
+        start = starts.get(base) if starts_from_drafts(flows[flow]) else None
+        points = [*points, *filter(None, [start])]
+        found[f"base {base}, flow {flow}"] = sorted(points, key=lambda point: point[0])
     return found
 
 
-def validity_against_steps(results: Sequence[Result], main: str) -> Figure | None:
+def validity_against_steps(
+    results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]], main: str
+) -> Figure | None:
     """Structural validity against the number of integration steps (paper, figure 3c).
 
     Args:
         results: one a setting; settings that differ in their steps only make a line.
+        flows: rows `flows` of the configuration by their names.
         main: the configured colour.
 
     Returns:
         The figure, or None where no base has settings of two numbers of steps.
     """
-    lines = _step_lines(results)
+    lines = _step_lines(results, flows)
     if not lines:
         return None
     figure, axes = _figure()

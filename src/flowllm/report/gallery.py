@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -18,7 +18,6 @@ from pymatgen.core import Element, Structure
 from pymatgen.symmetry.analyzer import SymmetryUndeterminedError
 
 from flowllm import tables
-from flowllm.crystal import Crystal
 from flowllm.report.results import Result
 from flowllm.tables import crystal_of, read_table
 
@@ -46,6 +45,7 @@ class Candidate:
         formula: reduced formula.
         e_above_hull: eV per atom.
         sun: whether it is stable, unique and novel.
+        converged: whether its relaxation converged.
         space_group: symbol and number.
         cif: the relaxed crystal as CIF.
         scene: atoms, bonds and cell for the page's viewer.
@@ -57,6 +57,7 @@ class Candidate:
     formula: str
     e_above_hull: float
     sun: bool
+    converged: bool
     space_group: str
     cif: str
     scene: dict[str, Any]
@@ -67,6 +68,8 @@ def find_candidates(
 ) -> list[Candidate]:
     """Return the novel crystals lowest above the hull: S.U.N. first, then the nearest to it.
 
+    Of a class of duplicates in a setting the first of these is taken.
+
     Args:
         results: settings by one kind of energies.
         run_dir: folder of the run, with the relaxed crystals.
@@ -76,43 +79,47 @@ def find_candidates(
     for order, result in enumerate(results):
         for row in result.flags.to_pylist():
             placed = row["e_above_hull"] is not None and (row["num_elements"] or 0) >= 2
-            if placed and row["novel"] and (row["sun"] or row["unique"]):
-                ranked.append((not row["sun"], row["e_above_hull"], order, row["id"]))
-    chosen = sorted(ranked)[:limit]
-    crystals = {
-        order: _relaxed_crystals(
+            if placed and row["novel"]:
+                place = (not row["sun"], row["e_above_hull"], order, row["id"])
+                ranked.append((place, row["duplicate_group"]))
+    best: dict[tuple[int, str], tuple] = {}
+    for place, group in sorted(ranked):
+        best.setdefault((place[2], group), place)
+    chosen = sorted(best.values())[:limit]
+    relaxed = {
+        order: _relaxed_rows(
             results[order], run_dir, [name for _, _, other, name in chosen if other == order]
         )
         for order in sorted({order for _, _, order, _ in chosen})
     }
     return [
-        _candidate(crystals[order][name], name, results[order], energy, not other)
+        _candidate(relaxed[order][name], results[order], energy, not other)
         for other, energy, order, name in chosen
-        if name in crystals[order]
+        if name in relaxed[order]
     ]
 
 
-def _relaxed_crystals(result: Result, run_dir: Path, names: Sequence[str]) -> dict[str, Crystal]:
+def _relaxed_rows(result: Result, run_dir: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Read some relaxed crystals of a setting; empty where their files are not in the run."""
     if result.kind == "potential":
         paths = sorted((run_dir / "relaxed" / result.setting).glob("shard-*.parquet"))
-        schema = tables.RELAXED
+        schema, converged = tables.RELAXED, "converged"
     else:
         paths = [run_dir / "dft" / f"{result.setting}.parquet"]
-        schema = tables.DFT_RESULTS
+        schema, converged = tables.DFT_RESULTS, "converged_ionic"
+    columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles", converged]
     found = {}
     for path in paths:
         if path.exists():
-            columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles"]
-            table = read_table(path, schema, columns)
+            table = read_table(path, schema, columns).rename_columns([*columns[:-1], "converged"])
             wanted = table.filter(pc.is_in(table.column("id"), pa.array(names, pa.string())))
-            found |= {row["id"]: crystal_of(row) for row in wanted.to_pylist()}
-    return {name: crystal for name, crystal in found.items() if crystal is not None}
+            found |= {row["id"]: row for row in wanted.to_pylist()}
+    return found
 
 
-def _candidate(
-    crystal: Crystal, name: str, result: Result, e_above_hull: float, sun: bool
-) -> Candidate:
+def _candidate(row: Mapping[str, Any], result: Result, e_above_hull: float, sun: bool) -> Candidate:
+    crystal = crystal_of(row)
+    assert crystal is not None  # it has an energy, so it was relaxed
     structure = crystal.to_structure()
     try:
         symbol, number = structure.get_space_group_info(symprec=SYMPREC)
@@ -120,12 +127,13 @@ def _candidate(
     except SymmetryUndeterminedError:  # spglib finds none where atoms nearly coincide
         space_group = "not found"
     return Candidate(
-        name=name,
+        name=row["id"],
         setting=result.setting,
         energies=", ".join(result.numbers["protocol"]["energy_sources"]),
         formula=structure.composition.reduced_formula,
         e_above_hull=e_above_hull,
         sun=sun,
+        converged=bool(row["converged"]),
         space_group=space_group,
         cif=structure.to(fmt="cif"),
         scene=scene(structure),

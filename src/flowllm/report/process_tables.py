@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from flowllm.evaluate.rates import rate, summary
 from flowllm.report.protocol_text import energy_name
-from flowllm.report.published import PUBLISHED_NOTE, published_rows
+from flowllm.report.published import published_note, published_rows
 from flowllm.report.records import DraftCount, StageCost
 from flowllm.report.results import Result
 from flowllm.report.table import SETTING, Column, Table
@@ -22,25 +22,37 @@ def fate_table(results: Sequence[Result]) -> Table:
         Column("drawn", "Drawn", "count"),
         Column("generated", "Generated", "rate", 1),
         Column("relaxed", "Relaxed", "rate", 1),
+        Column("not_converged", "Relaxed, not converged", "count"),
         Column("placed_on_hull", "Placed on the hull", "rate", 1),
         Column("stopped", "What stopped the others"),
+        Column("fingerprints", "Without a fingerprint"),
     )
     rows = []
     for result in results:
         counts = result.numbers["counts"]
         # A crystal that failed early has a status of its own at each later stage; the later
         # statuses are the complete list.
-        stopped = {name: n for name, n in counts["relaxed"].items() if name != "ok"}
-        text = ", ".join(f"{name} {count}" for name, count in stopped.items())
-        row = {"origin": _origin(result), "energies": result.kind, "stopped": text or "–"}
+        row = {
+            "origin": _origin(result),
+            "energies": result.kind,
+            "not_converged": counts["not_converged"],
+            "stopped": _all_but_ok(counts["relaxed"]),
+            "fingerprints": _all_but_ok(counts["fingerprints"]),
+        }
         rows.append(result.row | row)
     return Table(
         "fates",
         "What became of the draws",
-        "Crystals that were rejected, failed or never computed stay in every denominator.",
+        "Crystals that were rejected, failed or never computed stay in every denominator. One "
+        "whose relaxation did not converge counts with the energy that it had reached, an upper "
+        "bound. Without a fingerprint: not covered, not valid; timeout: CrystalNN took too long.",
         columns,
         rows,
     )
+
+
+def _all_but_ok(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.items() if name != "ok") or "–"
 
 
 def _origin(result: Result) -> str:
@@ -189,8 +201,10 @@ def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) 
         SETTING,
         Column("energies", "S.U.N. by"),
         Column("minutes_per_10000", "Minutes for 10,000", "number", 1),
+        Column("sun", "S.U.N.", "count"),
         Column("seconds_per_sun", "Seconds for one S.U.N.", "number", 2),
     )
+    published = published_rows([column.key for column in columns])
     rows: list[dict[str, Any]] = []
     for result in results:
         total = seconds.get(result.setting)
@@ -200,6 +214,7 @@ def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) 
         sun = result.numbers["rates"]["sun_rate"]["numerator"]
         row = {"setting": result.setting, "energies": energy_name([result])}
         row["minutes_per_10000"] = round(total / drawn * 10_000 / 60, 1)
+        row["sun"] = sun
         row["seconds_per_sun"] = round(total / sun, 2) if sun else None
         rows.append(row)
     return Table(
@@ -207,7 +222,7 @@ def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) 
         "Time to generate",
         "Drawing the base and refining it, from the recorded times of these jobs, each one's start "
         "included, on the machines of the provenance below; published: one A100-80GB. "
-        + PUBLISHED_NOTE,
+        + published_note(published),
         columns,
-        rows + published_rows([column.key for column in columns]),
+        rows + published,
     )

@@ -13,8 +13,11 @@ def energy_name(results: Sequence[Result]) -> str:
 
 
 def hull_name(results: Sequence[Result]) -> str:
-    """Return the names of the reference hulls of some results."""
-    names = {name for result in results for name in result.numbers["protocol"]["hull_sources"]}
+    """Return the reference hulls of some results and their sizes: a small one flatters."""
+    names = set()
+    for protocol in (result.numbers["protocol"] for result in results):
+        size = f"{protocol['hull_compositions']:,}".replace(",", "\u202f")
+        names |= {f"{name} ({size} compositions)" for name in protocol["hull_sources"]}
     return ", ".join(sorted(names)) or "none"
 
 

@@ -1,6 +1,6 @@
 """Values that others published, as rows beside ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,27 @@ import yaml
 
 PAPER_VALUES = Path(__file__).with_name("paper_values.yaml")
 
-PUBLISHED_NOTE = (
-    "Shaded rows are published values: [S] in the paper's text, [2nd] quoted by others, "
-    "[C] constants in public code. A dash there: our copy of the paper lacks its tables' cells."
+_NOTE = (
+    "Published values, shaded on the page: [S] in the paper's text, [2nd] quoted by others, "
+    "[C] constants in public code. A dash there: our copy of the paper lacks its tables' cells. "
 )
-"""What a caption says of them."""
+
+
+def published_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a caption says of the published rows of a table, with the source of each value.
+
+    Args:
+        rows: made by `published_rows`.
+    """
+    whose: dict[str, list[str]] = {}
+    for row in rows:
+        cells = [cell for cell in row.values() if isinstance(cell, Mapping)]
+        for source in dict.fromkeys(f"[{cell['evidence']}] {cell['text']}" for cell in cells):
+            whose.setdefault(source, []).append(row["setting"])
+    if not whose:
+        return ""
+    said = (f"{', '.join(methods)}: {source}" for source, methods in whose.items())
+    return f"{_NOTE}{'; '.join(said)}."
 
 
 def published_rows(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from flowllm.report.protocol_text import energy_name, made_by, special_rows
-from flowllm.report.published import PUBLISHED_NOTE, published_rows
+from flowllm.report.published import published_note, published_rows
 from flowllm.report.results import Result, of_kind, once_a_setting
 from flowllm.report.table import SETTING, Column, Table
 
@@ -96,9 +96,11 @@ def sun_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> T
         title = "Stability and S.U.N., estimated by a machine-learned potential"
         caption = f"Estimates, not DFT. {how}{every}"
     else:
-        rows += published_rows([column.key for column in _SUN_COLUMNS])
+        published = published_rows([column.key for column in _SUN_COLUMNS])
+        rows += published
         title = "Stability and S.U.N. by DFT"
-        caption = (how + every if ours else "No DFT results of this run yet. ") + PUBLISHED_NOTE
+        caption = how + every if ours else "No DFT results of this run yet. "
+        caption += published_note(published)
     return Table(f"stability_{kind}", title, caption, _SUN_COLUMNS, rows)
 
 
@@ -118,15 +120,16 @@ def paper_table(results: Sequence[Result]) -> Table:
             row |= {key: found[key] for key in allowed}
         rows.append(row)
     dft = of_kind(results, "dft")
-    how = made_by(dft) if dft else ""
+    how = made_by(dft) if dft else "No DFT results of this run yet: its estimates stand below. "
+    published = published_rows(keys, every=True)
     return Table(
         "paper",
         "Everyone in one table (the paper's table 1)",
         f"This run's rows, then published ones. {how}What the columns mean: tables below; a dash "
         "in this run's rows: not computed. "
-        f"{special_rows(results)}{PUBLISHED_NOTE}",
+        f"{special_rows(results)}{published_note(published)}",
         _PAPER_COLUMNS,
-        rows + published_rows(keys, every=True),
+        rows + published,
     )
 
 
@@ -187,16 +190,17 @@ def noise_table(results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]
 def ground_state_table(results: Sequence[Result]) -> Table:
     """Distance of the generated crystals to their relaxed state (paper, table 2)."""
     ours = of_kind(results, "potential")
-    keys = [column.key for column in _GROUND_STATE_COLUMNS]
+    published = published_rows([column.key for column in _GROUND_STATE_COLUMNS])
     return Table(
         "ground_state",
         "Distance of the generated crystals to their relaxed state",
         f"Relaxed by {energy_name(ours)}. Match rate and RMSD by StructureMatcher's defaults "
         "(0.2, 0.3, 5°), as the paper says; its code's (0.3, 0.5, 10°) stand under other ways of "
         "counting. RMSD in units of the cube root of the volume an atom, over the matches. "
-        "Δ-energy: what the relaxation gained. " + PUBLISHED_NOTE,
+        "Δ-energy: what the relaxation gained, by the same potential (the paper's appendix E has "
+        "DFT's relaxation). " + published_note(published),
         _GROUND_STATE_COLUMNS,
-        [result.row for result in ours] + published_rows(keys),
+        [result.row for result in ours] + published,
     )
 
 
@@ -211,6 +215,7 @@ def csp_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
         Column("rmse", "RMSE, best of k", "mean", 4),
         Column("rmse_first", "RMSE, first", "mean", 4),
     )
+    published = published_rows([column.key for column in columns])
     rows = []
     for one in predictions:
         row = {"setting": one["setting"], "attempts": one["attempts"]}
@@ -223,7 +228,7 @@ def csp_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
         "predicted. Match: StructureMatcher 0.3, 0.5, 10°; a prediction with atoms closer than "
         "0.5 Å never matches. SMACT-valid only: the peers' flag of validity asks for it too, "
         "though the formula is given. RMSE in units of the cube root of the volume an atom, over "
-        "the matches. " + PUBLISHED_NOTE,
+        "the matches. " + published_note(published),
         columns,
-        rows + published_rows([column.key for column in columns]),
+        rows + published,
     )

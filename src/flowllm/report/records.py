@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,12 @@ def flows_of(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the rows `flows` of the configuration that were trained, by their names."""
     flows = [record["settings"]["flow"] for record in records if record["stage"] == "train_rfm"]
     return {flow["name"]: flow for flow in flows}
+
+
+def starts_from_drafts(flow: Mapping[str, Any]) -> bool:
+    """Whether a row of `flows` starts from the language model's crystals as they are."""
+    noise = ("coords_noise", "lengths_noise", "angles_noise")
+    return flow["start"] == "llm" and not any(flow[name] for name in noise)
 
 
 def generation_seconds(records: Sequence[dict[str, Any]], base: str, setting: str) -> float | None:

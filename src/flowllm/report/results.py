@@ -13,7 +13,7 @@ from flowllm.errors import FlowllmError
 from flowllm.evaluate.results import FORMAT
 from flowllm.tables import read_table
 
-FLAGS = ("id", "num_elements", "e_above_hull", "unique", "novel", "sun")
+FLAGS = ("id", "num_elements", "e_above_hull", "duplicate_group", "novel", "sun")
 """What the report reads of each crystal."""
 
 

@@ -52,7 +52,7 @@ def _results(
     return Section(
         "results",
         "Results",
-        figures=_result_figures(results, kinds, color),
+        figures=_result_figures(results, kinds, flows_of(records), color),
         tables=[
             quality_tables.paper_table(results),
             quality_tables.sun_table(results, "potential"),
@@ -122,7 +122,12 @@ def _gallery(results: Sequence[Result], kind: str, run_dir: Path) -> Section:
     )
 
 
-def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str) -> list[Drawn]:
+def _result_figures(
+    results: Sequence[Result],
+    kinds: Sequence[str],
+    flows: Mapping[str, Mapping[str, Any]],
+    color: str,
+) -> list[Drawn]:
     once = once_a_setting(results)
     by_kind = {kind: first_of_each_sweep(of_kind(results, kind)) for kind in kinds}
     shown = [*first_of_each_sweep(once), *(one for ours in by_kind.values() for one in ours)]
@@ -143,7 +148,7 @@ def _result_figures(results: Sequence[Result], kinds: Sequence[str], color: str)
             "num_steps",
             "Structural validity, of all generated, against integration steps, by base and flow; "
             "bars: Wilson's 95 % intervals (the paper's figure 3c).",
-            lambda: figures.validity_against_steps(once, color),
+            lambda: figures.validity_against_steps(once, flows, color),
         )
     )
     drawn.append(

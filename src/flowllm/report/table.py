@@ -174,11 +174,19 @@ _LATEX = {
     "Å": r"\AA{}",
     "³": r"$^3$",
     "°": r"$^\circ$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+    '"': "''",
 }
 
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _small_print(detail: str) -> str:
+    return rf" {{\scriptsize ({_latex(detail)})}}" if detail else ""
 
 
 def to_latex(table: Table) -> str:
@@ -194,10 +202,10 @@ def to_latex(table: Table) -> str:
         r"\midrule",
     ]
     for row, cells in zip(table.rows, table.shown(), strict=True):
-        texts = [_latex(cell.text) for cell in cells]
+        texts = [_latex(cell.text) + _small_print(cell.detail) for cell in cells]
         if row.get("published"):
             texts = [rf"\textit{{{text}}}" for text in texts]
-        lines.append(" & ".join(texts) + r" \\")
+        lines.append(" & ".join(texts) + r" \\{}")  # braces: a next row may begin with a bracket
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 

@@ -54,7 +54,8 @@ def run(
         for row in given:
             rows.append(_stability(row, reference, " + ".join(sources), section))
             progress.advance()
-        tables.write_table(out, rows, tables.STABILITY, run.metadata())
+        hull_size = {"hull_compositions": len(reference)}
+        tables.write_table(out, rows, tables.STABILITY, run.metadata() | hull_size)
         failed = sum(row["status"] != "ok" for row in rows)
         run.count(
             rows_in=len(rows),
