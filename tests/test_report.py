@@ -252,6 +252,20 @@ def test_crystals_that_did_not_converge_are_counted(tmp_path):
     assert row["fingerprints"] != "–"
 
 
+def test_the_figures_numbers_are_tables_too(run_dir, page_path):
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    (row,) = read_csv(page_path, "e_hull_potential")
+    for bound in ("0", "0.05", "0.1"):
+        count = sum(value <= float(bound) for value in result.e_above_hull)
+        assert int(row[f"at_most_{bound}_numerator"]) == count
+    assert int(row["at_most_0_denominator"]) == result.numbers["counts"]["drawn"]
+    test, ours = read_csv(page_path, "num_elements")
+    assert test["setting"] == "test split"
+    for name, counts in (("test", test), ("generated", ours)):
+        given = result.numbers["histograms"]["num_elements"][name]
+        assert {n: int(counts[f"{n}_numerator"]) for n in given} == given
+
+
 def test_samples_of_another_model_say_where_they_are_from(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
     numbers = {

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from flowllm.report.protocol_text import energy_name, made_by, special_rows
+from flowllm.evaluate.rates import rate
+from flowllm.report.protocol_text import energy_name, hull_name, made_by, special_rows
 from flowllm.report.published import published_note, published_rows
 from flowllm.report.results import Result, of_kind, once_a_setting
 from flowllm.report.table import SETTING, Column, Table
@@ -148,6 +149,57 @@ def proxy_table(results: Sequence[Result]) -> Table:
         "valid crystals to the test split.",
         _PROXY_COLUMNS,
         [result.row for result in ours],
+    )
+
+
+E_HULL_BOUNDS = (0.0, 0.03, 0.05, 0.08, 0.1)
+"""eV/atom; those of the paper, of its peers and in between."""
+
+
+def e_hull_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> Table:
+    """How many crystals lie how near to the hull: the numbers behind the paper's figure 3a."""
+    ours = of_kind(results, kind)
+    rows = []
+    for result in ours:
+        drawn, values = result.numbers["counts"]["drawn"], result.e_above_hull
+        counted = {f"at_most_{x:g}": sum(value <= x for value in values) for x in E_HULL_BOUNDS}
+        shares = {key: rate(count, drawn, "all generated") for key, count in counted.items()}
+        rows.append(result.row | {"mean": result.row["e_above_hull"]} | shares)
+    return Table(
+        f"e_hull_{kind}",
+        f"E above hull by {energy_name(ours)}" + (" (estimates)" if kind == "potential" else ""),
+        f"Of all generated; any number of elements. Hull: {hull_name(ours)}; a small one flatters.",
+        (
+            SETTING,
+            _DRAWN,
+            *(Column(f"at_most_{x:g}", f"≤ {x:g} eV/atom", "rate") for x in E_HULL_BOUNDS),
+            Column("mean", "Mean, eV/atom", "mean", 3),
+        ),
+        rows,
+    )
+
+
+def num_elements_table(results: Sequence[Result]) -> Table:
+    """How many crystals have how many elements: the numbers behind the paper's figure 3b."""
+    ours = once_a_setting(results)
+    histograms = [result.numbers["histograms"]["num_elements"] for result in ours]
+    series = {"test split": histograms[0]["test"]} | {
+        result.setting: histogram["generated"]
+        for result, histogram in zip(ours, histograms, strict=True)
+    }
+    numbers = sorted({int(key) for counts in series.values() for key in counts})
+    rows = [
+        {"setting": name}
+        | {str(n): rate(counts.get(str(n), 0), sum(counts.values()), "crystals") for n in numbers}
+        for name, counts in series.items()
+    ]
+    columns = (Column(str(n), f"{n} element" + "s" * (n > 1), "rate", 1) for n in numbers)
+    return Table(
+        "num_elements",
+        "Distinct elements",
+        "Of the generated crystals, and of the test split's.",
+        (SETTING, *columns),
+        rows,
     )
 
 

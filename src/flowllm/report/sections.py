@@ -60,6 +60,8 @@ def _results(
             quality_tables.proxy_table(results),
             *filter(None, [quality_tables.noise_table(results, flows_of(records))]),
             quality_tables.ground_state_table(results),
+            *(quality_tables.e_hull_table(results, kind) for kind in kinds),
+            quality_tables.num_elements_table(results),
         ],
     )
 
