@@ -79,6 +79,23 @@ def test_command_and_limit(shards, tmp_path):
     assert len(out.read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("form", ["cif", "csv", "extxyz"])
+def test_one_id_in_two_tables_is_refused(tmp_path, form):
+    paths = [tmp_path / "A.parquet", tmp_path / "B.parquet"]
+    for path, crystal in zip(paths, CRYSTALS.values(), strict=True):
+        rows = [
+            {"id": "tau0.7-000001", **crystal_columns(crystal), "status": "ok"},
+            {"id": "tau0.7-000002", "status": "timeout"},
+        ]
+        write_table(path, rows, tables.RELAXED, {})
+    with pytest.raises(
+        FlowllmError, match=r"id tau0\.7-000001 is in .*A\.parquet and in .*B\.parquet"
+    ):
+        export(paths, tmp_path / "out", form)
+    assert not (tmp_path / "out").exists()
+    assert export(paths, tmp_path / "out", form, limit=1) == 1
+
+
 def test_an_existing_folder_is_kept(shards, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FlowllmError, match="mine: exists"):

@@ -54,6 +54,21 @@ def test_a_bad_sample_is_a_row_with_its_error(samples, tmp_path):
     assert crystal_of(rows[1]) is None
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_file_of_which_nothing_can_be_read_is_no_model_of_zero_percent(tmp_path, shards):
+    (tmp_path / "odd.json").write_text(json.dumps([{"atoms": "NaCl"}] * 4))
+    said = r"odd\.json: none of its 4 samples can be read \(KeyError: 'lattice'\)"
+    with pytest.raises(FlowllmError, match=said):
+        read_in(tmp_path / "odd.json", tmp_path, shards)
+
+
+def test_a_shard_of_bad_samples_beside_a_good_one(samples, tmp_path):
+    (samples / "001.cif").write_text("not a CIF")
+    _, generated = read_in(samples, tmp_path, 3)
+    statuses = [read_table(path, tables.GENERATED)["status"].to_pylist() for path in generated]
+    assert statuses == [["ok"], ["unreadable"], ["ok"]]
+
+
 @pytest.mark.parametrize(("content", "count"), [("[]", 0), (None, 3)])
 def test_fewer_samples_than_shards(samples, tmp_path, content, count):
     if content is not None:

@@ -114,6 +114,21 @@ def test_external_samples_are_branches_like_ours(tmp_path):
     assert jobs["fingerprints"] == 6 + 2 + 1
 
 
+def test_every_file_of_a_folder_of_samples_is_watched(tmp_path):
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    for name in ("a.cif", "B.CIF", "notes.txt"):
+        (folder / name).symlink_to("nowhere")  # an input that is missed is one that is watched
+    rows = [{"name": "other", "file": str(folder), "shards": 1}]
+    overlay = tmp_path / "external.yaml"
+    overlay.write_text(yaml.safe_dump({"external_samples": rows}))
+    words = ["--configfile", str(ROOT / "config.yaml"), str(overlay)]
+    output = snakemake("-n", "--until", "import_samples", *words, check=False)
+    assert str(folder / "a.cif") in output
+    assert str(folder / "B.CIF") in output
+    assert "notes.txt" not in output
+
+
 def test_structure_prediction_is_a_branch_of_its_own():
     overlay = str(ROOT / "workflow" / "config" / "csp.yaml")
     jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), overlay))

@@ -554,7 +554,7 @@ STAGES: dict[str, Stage] = {
     "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
     "refine": Stage(("refine",), row="setting", version=3),
-    "import_samples": Stage((), row="external"),
+    "import_samples": Stage((), row="external", version=2),
     "prerelax": Stage(("prerelax", "potential"), version=2),
     "reference_hull": Stage(("reference_hull", "potential"), version=2),
     "stability": Stage(("stability",), version=2),

@@ -5,7 +5,7 @@ The CIF folder and the CSV are what LeMat-GenBench and leaderboards like it read
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -37,11 +37,13 @@ def export(paths: Sequence[Path], out: Path, form: Format, limit: int | None = N
         The number of crystals written.
 
     Raises:
-        FlowllmError: a table is missing or holds no crystals, or the folder exists.
+        FlowllmError: a table is missing or holds no crystals, two crystals have one id, or the
+            folder exists.
     """
     rows = [row for path in paths for row in _rows(path)]
     crystals = ((row, crystal) for row in rows if (crystal := crystal_of(row)) is not None)
     items = [(row, crystal.to_structure()) for row, crystal in islice(crystals, limit)]
+    _check_ids(row for row, _ in items)
     writers = {"cif": _write_cifs, "csv": _write_csv, "extxyz": _write_extxyz}
     writers[form](items, out)
     left_out = sum(row["lengths"] is None for row in rows)
@@ -57,7 +59,22 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not {"id", *CRYSTAL_COLUMNS} <= set(table.column_names):
         raise FlowllmError(f"{path}: holds no crystals")
     columns = ["id", *CRYSTAL_COLUMNS, *(c for c in ENERGY_COLUMNS if c in table.column_names)]
-    return table.select(columns).to_pylist()
+    return [row | {"table": path} for row in table.select(columns).to_pylist()]
+
+
+def _check_ids(rows: Iterable[dict[str, Any]]) -> None:
+    """Refuse an id twice: settings of one base share their ids, and one CIF would replace another.
+
+    Raises:
+        FlowllmError: names the id and the tables that have it.
+    """
+    tables: dict[str, Path] = {}
+    for row in rows:
+        if first := tables.get(row["id"]):
+            raise FlowllmError(
+                f"id {row['id']} is in {first} and in {row['table']}; export them one by one"
+            )
+        tables[row["id"]] = row["table"]
 
 
 def _energy(row: dict[str, Any], structure: Structure) -> float | None:

@@ -150,7 +150,9 @@ def source_files(wildcards):
 def external_files(wildcards):
     """A row's file, or all files of its folder, so that a changed one is read again."""
     path = Path(EXTERNAL[wildcards.external].file)
-    return sorted(map(str, path.glob("*.cif"))) if path.is_dir() else [str(path)]
+    if not path.is_dir():
+        return [str(path)]
+    return sorted(str(one) for one in path.iterdir() if one.suffix.lower() == ".cif")
 
 
 def pair_draws(wildcards):

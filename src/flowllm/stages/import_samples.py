@@ -1,5 +1,6 @@
 """Read one shard of another model's samples into our tables, to be measured like ours."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def run(settings: StageSettings, *, shard: int, base: Path, out: Path) -> None:
         out: shard of `tables.GENERATED` to write; the same crystals.
 
     Raises:
-        FlowllmError: the file is missing, of an unknown format, or holds fewer samples than shards.
+        FlowllmError: the file is missing, of an unknown format, holds fewer samples than shards, or
+            none of its samples can be read.
     """
     row: External = settings.external
     if shard >= row.shards:
@@ -35,10 +37,19 @@ def run(settings: StageSettings, *, shard: int, base: Path, out: Path) -> None:
         mine = range(len(parsers) * shard // row.shards, len(parsers) * (shard + 1) // row.shards)
         rows = [_row(f"{row.name}-{index:06d}", parsers[index]) for index in mine]
         failed = sum(one["status"] != "ok" for one in rows)
+        if failed == len(rows) and not _any_readable(parsers):
+            raise FlowllmError(
+                f"{samples}: none of its {len(parsers)} samples can be read ({rows[0]['error']})"
+            )
         run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed)
         write_table(base, [one | {"attempts": 1} for one in rows], tables.BASE, run.metadata())
         steps = [one | {"num_steps": 0} for one in rows]
         write_table(out, steps, tables.GENERATED, run.metadata())
+
+
+def _any_readable(parsers: Sequence[Parse]) -> bool:
+    """Whether some sample of the whole file is a crystal, so that its format is understood."""
+    return any(_row("", parse)["status"] == "ok" for parse in parsers)
 
 
 def _row(name: str, parse: Parse) -> dict[str, Any]:
