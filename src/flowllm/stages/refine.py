@@ -14,6 +14,7 @@ from flowllm.config import Refine, Setting, StageSettings
 from flowllm.crystal import Crystal
 from flowllm.device import pick_device
 from flowllm.errors import FlowllmError
+from flowllm.memory import keep_freed_memory
 from flowllm.rfm.integrate import INTEGRATORS, anneal, integrate
 from flowllm.rfm.manifold import AngleBounds, lattice_parameters
 from flowllm.rfm.model import load_model
@@ -72,6 +73,7 @@ def run(
         elif model is None:
             raise FlowllmError(f"setting {setting.name}: needs --model, the folder of its flow")
         else:
+            keep_freed_memory()
             field, start = load_model(model, pick_device())
             every = None if trajectories is None else section.trajectory_every
             rows, frames = refine_rows(given, field, start, settings, every)
