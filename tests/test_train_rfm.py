@@ -2,12 +2,13 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
 from flowllm.event_log import events_path
 from flowllm.launcher import make_fabric
+from flowllm.rfm.loader import size_groups
 from flowllm.rfm.model import build_field, load_model
 from flowllm.rfm.pairs import PREPARED
 from flowllm.rfm.start import LlmStart, start_record
-from flowllm.rfm.train import share_of_batch, train
+from flowllm.rfm.train import agree, share_of_batch, train
 from flowllm.stages import train_rfm
 
 NOISY_FLOW = LLM_FLOW | {"coords_noise": 0.02, "lengths_noise": 0.1, "angles_noise": 1.0}
@@ -183,7 +185,8 @@ def test_stopped_killed_and_resumed_gives_the_same_weights(config_path, shards, 
 def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     """The batch is shared out, the gradients are averaged: the same but for the sums' rounding.
 
-    Ten pairs in batches of three: the last batch of an epoch has one, and one process none.
+    Ten pairs in batches of three: the last batch of an epoch has one, and one process none. The
+    two are stopped between validations and go on, with the whole batches' losses so far.
     """
     settings = small_settings(config_path, max_steps=6, batch_size=3, learning_rate=1e-3)
     section = settings.train_rfm
@@ -201,11 +204,80 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(words, check=True, env=env)
     together = load_file(tmp_path / "two")
+    curve = json.loads((tmp_path / "two.json").read_text())
+    assert [row["step"] for row in curve] == [4, 6]
+    for row, expected in zip(curve, alone.curve, strict=True):
+        timeless = {**expected, "seconds": row["seconds"]}
+        assert row == pytest.approx(timeless, rel=1e-4)
     for name, value in alone.weights.items():
         torch.testing.assert_close(together[name], value, atol=1e-5, rtol=1e-4)
     start = build_field(alone.field.network.size, BOUNDS, scales, seed=1).state_dict()
     moved = [(value - start[name]).abs().max() for name, value in alone.weights.items()]
     assert max(moved) > 1e-3
+
+
+@dataclass
+class Ranks:
+    """Processes that speak one after the other: the last hears what all hear; means as NCCL's."""
+
+    world_size: int
+    heard: list = field(default_factory=list)
+
+    def all_reduce(self, said, reduce_op):
+        self.heard.append(said * (1 / self.world_size) if reduce_op == "mean" else said.clone())
+        return sum(self.heard[1:], self.heard[0])
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf])
+@pytest.mark.parametrize("world_size", [1, 2, 10, 11, 12, 14, 64])
+def test_all_processes_agree_whatever_their_number(world_size, bad):
+    """One share that is no number is enough to skip, one process to stop; errors are the mean."""
+    ranks = Ranks(world_size)
+    shares = torch.rand(world_size, 2)
+    if bad is not None:
+        shares[world_size // 2, 1] = bad
+    for rank, errors in enumerate(shares):
+        agreed = agree(errors, errors.sum(), bad is not None and rank == 0, ranks)
+    assert (agreed.finite, agreed.stopping) == (bad is None, bad is not None)
+    if bad is None:
+        torch.testing.assert_close(agreed.errors, shares.double().mean(dim=0))
+
+
+@dataclass
+class Rank:
+    """What `share_of_batch` asks of a process."""
+
+    global_rank: int
+    world_size: int
+    device: str = "cpu"
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_pairs_are_dealt_evenly_and_once(shards, tmp_path, world_size):
+    """A batch of many groups of one or two pairs."""
+    options = replace(OPTIONS, start=LlmStart(0.02, 0.1, 1.0))
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"], tmp_path, options)
+    batch = list(size_groups(pairs.num_atoms, 2))
+    total = len(pairs)
+    whole, size = share_of_batch(pairs, batch, 7, 3, Rank(0, 1))
+    assert (len(batch) > 8, size) == (True, total)
+    parts = [share_of_batch(pairs, batch, 7, 3, Rank(r, world_size)) for r in range(world_size)]
+    dealt = [sum(map(len, groups)) for (groups, _), _ in parts]
+    assert sum(dealt) == total
+    assert max(dealt) - min(dealt) <= 1
+    assert {size for _, size in parts} == {total}
+
+    def moments(shares):
+        """Times and the noisy starts that go with them, in order of the times."""
+        rows = [
+            (t.item(), *lattice.tolist())
+            for (groups, times), _ in shares
+            for group, of_group in zip(groups, times, strict=True)
+            for t, lattice in zip(of_group, group.start_lattice, strict=True)
+        ]
+        return sorted(rows)
+
+    assert moments(parts) == moments([(whole, size)])
 
 
 def test_each_epoch_has_noise_of_its_own(config_path, shards, tmp_path):
@@ -236,18 +308,23 @@ def test_training_that_diverges_stops_and_says_so(config_path, shards, tmp_path)
         train_rfm.run(settings, **shards, out=tmp_path / "flow")
 
 
+def spoiled(path, rows):
+    """The prepared pairs with some that are not numbers."""
+    content = pa.ipc.open_file(path).read_all().to_pylist()
+    for row in rows:
+        content[row]["start_lattice"] = [math.nan] * 6
+    with pa.ipc.new_file(path.with_name("bad.arrow"), PREPARED) as writer:
+        writer.write_table(pa.Table.from_pylist(content, schema=PREPARED))
+    return open_pairs([path.with_name("bad.arrow")])
+
+
 def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(config_path, shards, tmp_path):
     """One pair of the prepared files is not a number: its step changes nothing, others do."""
     settings = small_settings(config_path, batch_size=1, max_steps=None, epochs=2, val_steps=5)
     section = settings.train_rfm
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path / "p", OPTIONS)
     standardization = statistics(pairs)
-    path = tmp_path / "p" / "train-00000.arrow"
-    rows = pa.ipc.open_file(path).read_all().to_pylist()
-    rows[3]["start_lattice"] = [float("nan")] * 6
-    with pa.ipc.new_file(tmp_path / "bad.arrow", PREPARED) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=PREPARED))
-    bad = open_pairs([tmp_path / "bad.arrow"])
+    bad = spoiled(tmp_path / "p" / "train-00000.arrow", rows=[3])
     fabric = make_fabric(section.precision)
     files = tmp_path / "c.pt", tmp_path / "events"
     trained = train(section, 7, bad, pairs, standardization, *files, fabric)
@@ -255,6 +332,18 @@ def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(config_path, shar
     assert trained.summary["steps"] == 20
     assert all(value.isfinite().all() for value in trained.field.state_dict().values())
     assert len({row["val_loss"] for row in trained.curve}) == 4
+
+
+def test_training_none_of_whose_steps_counts_stops_and_says_so(config_path, shards, tmp_path):
+    """Else it would end well, with the weights that it began with."""
+    settings = small_settings(config_path, max_steps=6)
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, OPTIONS)
+    bad = spoiled(tmp_path / "train-00000.arrow", rows=range(len(pairs)))
+    section = settings.train_rfm
+    files = tmp_path / "c.pt", tmp_path / "events"
+    fabric = make_fabric(section.precision)
+    with pytest.raises(FlowllmError, match=r"train_rfm: all steps from 1 to 4 .*lower train_rfm"):
+        train(section, 7, bad, pairs, statistics(pairs), *files, fabric)
 
 
 def test_patience_stops_training(config_path, shards, tmp_path):

@@ -1,11 +1,15 @@
 """Train in two processes on the CPU, as on two GPUs; run by test_train_rfm.py.
 
-Arguments: folder of prepared pairs, settings of the stage as JSON, file for the weights, the base
-distribution as JSON.
+The second process alone is asked to stop after step 5; then both train on from the checkpoint.
+
+Arguments: folder of prepared pairs, settings of the stage as JSON, file for the weights (the curve
+goes beside it), the base distribution as JSON.
 """
 
 import json
 import sys
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from lightning.fabric import Fabric
@@ -14,8 +18,15 @@ from safetensors.torch import save_file
 
 from flow_pairs import open_pairs, statistics
 from flowllm.config import StageSettings
+from flowllm.rfm import train as loop
 from flowllm.rfm.start import start_from_record
-from flowllm.rfm.train import train
+from flowllm.stopping import Stopped, noting_sigterm
+
+
+@contextmanager
+def asked_after_step_5():
+    steps = count(1)
+    yield lambda: next(steps) == 5
 
 
 def main() -> None:
@@ -26,11 +37,17 @@ def main() -> None:
     pairs = open_pairs([folder / "train-00000.arrow"], start_from_record(json.loads(sys.argv[4])))
     scales = statistics(pairs)
     checkpoint, events = folder / "checkpoint.pt", folder / "events"
-    trained = train(
-        settings.train_rfm, settings.seed, pairs, pairs, scales, checkpoint, events, fabric
-    )
+    given = settings.train_rfm, settings.seed, pairs, pairs, scales, checkpoint, events, fabric
+    if fabric.global_rank == 1:
+        loop.noting_sigterm = asked_after_step_5
+    with suppress(Stopped):
+        loop.train(*given)
+        raise AssertionError("nobody stopped")
+    loop.noting_sigterm = noting_sigterm
+    trained = loop.train(*given)
     if fabric.is_global_zero:
         save_file(trained.weights, out)
+        out.with_suffix(".json").write_text(json.dumps(trained.curve))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,8 @@ def train(
         fabric: devices and precision.
 
     Raises:
-        FlowllmError: the validation loss is not a number any more, or the checkpoint is damaged.
+        FlowllmError: the validation loss is not a number any more, nor any loss of the steps
+            between two validations, or the checkpoint is damaged.
         Stopped: SIGTERM came; the state was saved.
     """
     # --- what is trained, and for how long
@@ -169,15 +170,15 @@ def train(
             parts, total = share_of_batch(pairs, batch, seed, step, fabric)
             errors = loss_module(*parts) * (fabric.world_size / total)
             loss = weights[0] * errors[0] + weights[1] * errors[1]
-            finite, stopping = _agree(loss, asked_to_stop(), fabric)
-            if finite:
+            agreed = agree(errors, loss, asked_to_stop(), fabric)
+            if agreed.finite:
                 # The weights' sum divides the gradient, as in the public code, whose clip value
                 # this is; the loss that is reported stays equation 8.
                 fabric.backward(loss / sum(weights))
                 fabric.clip_gradients(loss_module, optimizer, clip_val=settings.clip_value)
                 optimizer.step()
                 average_weights(average.parameters(), field.parameters(), step, settings.ema_decay)
-                sums += torch.cat([errors.detach().double(), sums.new_ones(1)])
+                sums += torch.cat([agreed.errors, sums.new_ones(1)])
             else:
                 state["skipped"] += 1
             optimizer.zero_grad()
@@ -185,6 +186,8 @@ def train(
 
             validate = (step + 1) % settings.val_steps == 0 or step + 1 == num_steps
             if validate:
+                if sums[2] == 0:
+                    raise FlowllmError(_nothing_learned(step + 1, state["skipped"], settings))
                 val_errors = validation_errors(average, val_pairs, seed, settings, fabric)
                 val_loss = weights[0] * val_errors[0] + weights[1] * val_errors[1]
                 state["seconds"] = resumed_seconds + time.perf_counter() - clock
@@ -225,7 +228,7 @@ def train(
                 save()
                 last_save = time.perf_counter()
             progress.advance()
-            if stopping:
+            if agreed.stopping:
                 state["seconds"] = resumed_seconds + time.perf_counter() - clock
                 save()
                 fabric.barrier()
@@ -291,19 +294,19 @@ def share_of_batch(
     """This process's pairs of a batch with their times, and the size of the whole batch.
 
     Times and noise are drawn for the whole batch, so they do not depend on the number of processes.
-    A pair comes once an epoch, so each epoch has times and noise of its own.
+    A pair comes once an epoch, so each epoch has times and noise of its own. Pairs are dealt in
+    turn through all groups: no process has more than one pair more than another.
     """
     rng = generator(seed, "train_rfm", "times", step)
-    total = sum(map(len, batch))
-    times = np.split(rng.random(total, dtype=np.float32), np.cumsum([len(g) for g in batch])[:-1])
-    mine = slice(fabric.global_rank, None, fabric.world_size)
-    noises = [generator(seed, "train_rfm", "noise", step, index) for index in range(len(batch))]
-    groups = [
-        pairs.draw(group, noise, mine).to(fabric.device)
-        for group, noise in zip(batch, noises, strict=True)
-        if len(group[mine])
-    ]
-    moments = [torch.from_numpy(t[mine]).to(fabric.device) for t in times if len(t[mine])]
+    *starts, total = np.cumsum([0, *map(len, batch)]).tolist()
+    times = np.split(rng.random(total, dtype=np.float32), starts[1:])
+    groups, moments = [], []
+    for index, (group, first) in enumerate(zip(batch, starts, strict=True)):
+        mine = slice((fabric.global_rank - first) % fabric.world_size, None, fabric.world_size)
+        if len(group[mine]):
+            noise = generator(seed, "train_rfm", "noise", step, index)
+            groups.append(pairs.draw(group, noise, mine).to(fabric.device))
+            moments.append(torch.from_numpy(times[index][mine]).to(fabric.device))
     return (groups, moments), total
 
 
@@ -311,11 +314,42 @@ def _patience_is_over(state: dict[str, Any], settings: TrainRfm) -> bool:
     return settings.patience is not None and state["stale"] >= settings.patience
 
 
-def _agree(loss: Tensor, stop: bool, fabric: Fabric) -> tuple[bool, bool]:
-    """Whether the loss is a number in every process, and whether any was asked to stop.
+@dataclass(frozen=True)
+class Agreed:
+    """What all processes know of a step, the same in each.
 
-    So that all processes skip a step or none does, and all stop after the same one.
+    Attributes:
+        errors: the whole batch's mean squared errors (coordinates, lattice), float64 (2,).
+        finite: whether the loss is a number in every process: all skip a step or none does.
+        stopping: whether any process was asked to stop: all stop after the same step.
     """
-    flags = torch.stack([loss.detach().isfinite().float(), loss.new_tensor(float(stop))])
-    finite, stopping = fabric.all_reduce(flags, reduce_op="mean").tolist()
-    return finite == 1, stopping > 0
+
+    errors: Tensor
+    finite: bool
+    stopping: bool
+
+
+def agree(errors: Tensor, loss: Tensor, stop: bool, fabric: Fabric) -> Agreed:
+    """Put together what the processes found, in one message.
+
+    Args:
+        errors: of this process's share (2,), so scaled that the processes' mean is the batch's.
+        loss: of this process's share, a scalar.
+        stop: whether this process was asked to stop.
+        fabric: the processes.
+    """
+    flags = torch.stack([~loss.detach().isfinite(), torch.tensor(stop, device=loss.device)])
+    found = torch.cat([errors.detach().double() / fabric.world_size, flags.double()])
+    # Sums and no means: NCCL may make a mean as the sum of x (1 / n), and ten tenths are not 1.
+    summed = fabric.all_reduce(found, reduce_op="sum")
+    bad, stopping = summed[2:].tolist()
+    return Agreed(summed[:2], bad == 0, stopping > 0)
+
+
+def _nothing_learned(step: int, skipped: int, settings: TrainRfm) -> str:
+    first = (step - 1) // settings.val_steps * settings.val_steps + 1
+    return (
+        f"train_rfm: all steps from {first} to {step} were skipped, since their loss is no number "
+        f"({skipped} steps in all); lower train_rfm.learning_rate, or, if that was so from step 1, "
+        "look for what is no number in the pairs"
+    )
