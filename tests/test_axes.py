@@ -5,71 +5,75 @@ import pytest
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from flow_pairs import BOUNDS, draft_of, prototypes
+from flow_pairs import BOUNDS, OPTIONS, draft_of, pair_row, prototypes
+from flowllm import tables
 from flowllm.crystal import Crystal
-from flowllm.rfm.axes import random_axes, with_axes
-from flowllm.rfm.loader import PairBatch
+from flowllm.rfm.axes import random_axes
+from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.manifold import lattice_parameters, target_velocity
-from flowllm.rfm.start import crystal_lattice
+from flowllm.rfm.pairs import prepare_shard
 
 TARGETS = [crystal for crystal in prototypes() if crystal.num_atoms == 6]
+ALL = np.stack([np.zeros(len(TARGETS), dtype=int), np.arange(len(TARGETS))], axis=1)
 
 
-def pair_batch():
-    """Real crystals of six atoms and drafts of them."""
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Real crystals of six atoms and drafts of them, with axes as given and drawn."""
+    folder = tmp_path_factory.mktemp("axes")
     rng = np.random.default_rng(0)
-    drafts = [draft_of(crystal, rng) for crystal in TARGETS]
-
-    def stacked(crystals):
-        coords = np.stack([crystal.frac_coords for crystal in crystals]).astype(np.float64)
-        lattices = np.stack([crystal_lattice(crystal, BOUNDS) for crystal in crystals])
-        return torch.from_numpy(coords), torch.from_numpy(lattices.astype(np.float64))
-
-    elements = torch.tensor(np.stack([crystal.atomic_numbers for crystal in TARGETS])).long()
-    (f0, l0), (f1, l1) = stacked(drafts), stacked(TARGETS)
-    return PairBatch(elements, f0, f1, l0, l1)
+    rows = [pair_row(draft_of(crystal, rng), crystal, i) for i, crystal in enumerate(TARGETS)]
+    tables.write_table(folder / "shard.parquet", rows, tables.PAIRS, {})
+    prepare_shard(folder / "shard.parquet", folder / "prepared", OPTIONS)
+    return [
+        PreparedPairs([folder / "prepared"], OPTIONS.start, BOUNDS, augment_axes=augment)
+        for augment in (False, True)
+    ]
 
 
 def structures(elements, coords, lattices):
-    parameters = (x.numpy() for x in lattice_parameters(lattices, BOUNDS))
+    parameters = (x.numpy() for x in lattice_parameters(lattices.double(), BOUNDS))
     parts = zip(elements.numpy(), coords.numpy(), *parameters, strict=True)
     return [Crystal.from_arrays(*one).to_structure() for one in parts]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_other_axes_describe_the_same_crystals(seed):
-    batch = pair_batch()
-    new = with_axes(batch, *random_axes(len(batch), np.random.default_rng(seed)))
+def test_other_axes_describe_the_same_crystals(pairs, seed):
+    given, drawn = (one.draw(ALL, np.random.default_rng(seed)) for one in pairs)
+    assert not torch.equal(given.start_lattice, drawn.start_lattice)
     for side in ("start", "end"):
-        before = structures(
-            batch.elements, getattr(batch, f"{side}_coords"), getattr(batch, f"{side}_lattice")
-        )
-        after = structures(
-            new.elements, getattr(new, f"{side}_coords"), getattr(new, f"{side}_lattice")
+        before, after = (
+            structures(b.elements, getattr(b, f"{side}_coords"), getattr(b, f"{side}_lattice"))
+            for b in (given, drawn)
         )
         for one, other in zip(before, after, strict=True):
-            np.testing.assert_allclose(one.distance_matrix, other.distance_matrix, atol=1e-4)
+            np.testing.assert_allclose(one.distance_matrix, other.distance_matrix, atol=1e-3)
             assert StructureMatcher(ltol=0.01, stol=0.01, angle_tol=0.1).fit(one, other)
 
 
-def test_targets_have_the_same_axes():
-    batch = pair_batch()
-    orders, signs = random_axes(len(batch), np.random.default_rng(1))
-    new = with_axes(batch, orders, signs)
-    old_coords, old_lattice = target_velocity(
-        batch.start_coords, batch.end_coords, batch.start_lattice, batch.end_lattice
+def test_targets_have_the_same_axes(pairs):
+    given, drawn = (one.draw(ALL, np.random.default_rng(1)) for one in pairs)
+    axes = random_axes(len(ALL), np.random.default_rng(1))
+    before, after = (
+        target_velocity(b.start_coords, b.end_coords, b.start_lattice, b.end_lattice)
+        for b in (given, drawn)
     )
-    coords, lattice = target_velocity(
-        new.start_coords, new.end_coords, new.start_lattice, new.end_lattice
-    )
-    for index, (order, sign) in enumerate(zip(orders.tolist(), signs, strict=True)):
-        moved = old_coords[index][:, order] * torch.from_numpy(sign)
-        torch.testing.assert_close(coords[index], moved, atol=1e-9, rtol=0)
-        torch.testing.assert_close(lattice[index, :3], old_lattice[index, :3][order])
+    for i, (order, sign) in enumerate(zip(axes.orders.tolist(), axes.signs, strict=True)):
+        moved = before[0][i][:, order] * sign
+        torch.testing.assert_close(after[0][i], moved, atol=1e-5, rtol=0)
+        torch.testing.assert_close(after[1][i, :3], before[1][i, :3][order])
         supplements = torch.tensor([sign[1] * sign[2], sign[0] * sign[2], sign[0] * sign[1]])
-        torch.testing.assert_close(lattice[index, 3:], supplements * old_lattice[index, 3:][order])
+        torch.testing.assert_close(after[1][i, 3:], supplements * before[1][i, 3:][order])
+
+
+def test_a_share_has_the_axes_of_the_whole(pairs):
+    whole = pairs[1].draw(ALL, np.random.default_rng(2))
+    share = pairs[1].draw(ALL, np.random.default_rng(2), slice(1, None, 2))
+    for name, value in vars(share).items():
+        assert torch.equal(value, getattr(whole, name)[1::2]), name
 
 
 def test_every_description_is_drawn():
-    orders, signs = random_axes(2000, np.random.default_rng(2))
-    assert len(np.unique(np.hstack([orders, signs]), axis=0)) == 48
+    axes = random_axes(2000, np.random.default_rng(3))
+    drawn = np.hstack([axes.orders.numpy(), axes.signs.numpy()])
+    assert len(np.unique(drawn, axis=0)) == 48

@@ -205,6 +205,16 @@ class TrainRfm(Section):
     val_steps: PositiveInt = Field(description="optimiser steps between validations")
     patience: PositiveInt | None = Field(description="validations without gain before stopping")
     match_atoms: bool = Field(description="match c0's atoms to c1's within each species")
+    augment_axes: bool = Field(description="the cell's axes in random order and direction")
+
+    @model_validator(mode="after")
+    def _supplements_are_negatives(self) -> "TrainRfm":
+        if self.augment_axes and abs(sum(self.angle_bounds) - 180) > 1e-9:
+            raise ValueError(
+                f"augment_axes turns angles into their supplements, so angle_bounds must lie even "
+                f"about 90 degrees (given {list(self.angle_bounds)})"
+            )
+        return self
 
 
 class LlmFlow(Section):

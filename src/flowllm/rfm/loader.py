@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from flowllm.rfm.axes import random_axes
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.start import Start, standard_normals
 
@@ -80,15 +81,23 @@ class PreparedPairs:
         num_atoms: numbers of atoms of the pairs, one array a shard.
     """
 
-    def __init__(self, paths: Sequence[Path], start: Start, bounds: AngleBounds) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        start: Start,
+        bounds: AngleBounds,
+        *,
+        augment_axes: bool = False,
+    ) -> None:
         """Open the files.
 
         Args:
             paths: prepared files.
             start: base distribution that they were prepared for; its noise is added on reading.
             bounds: of the angles' logit.
+            augment_axes: whether each drawn pair has axes drawn at random.
         """
-        self._start, self._bounds = start, bounds
+        self._start, self._bounds, self._augment_axes = start, bounds, augment_axes
         self._shards = [_Shard(path) for path in paths]
         self.num_atoms = [shard.num_atoms for shard in self._shards]
 
@@ -96,21 +105,28 @@ class PreparedPairs:
         return sum(map(len, self.num_atoms))
 
     def draw(self, group: Group, rng: np.random.Generator, share: slice = slice(None)) -> PairBatch:
-        """Read the pairs of a group and shake their c0.
+        """Read the pairs of a group, shake their c0, and describe them by other axes if so asked.
 
         Args:
             group: the pairs.
-            rng: decides the noise.
-            share: the part of the pairs that is wanted; its noise is that of the whole group's.
+            rng: decides noise and axes.
+            share: the part of the pairs that is wanted, drawn as in the whole group.
         """
         batch = self.batch(group[share])
-        if not self._start.is_noisy:
-            return batch
-        normals = standard_normals(rng, len(group), batch.elements.shape[1])
-        mine = normals[0][share], normals[1][share]
-        start = batch.start_coords.numpy(), batch.start_lattice.numpy()
-        coords, lattice = map(torch.from_numpy, self._start.shake(*start, mine, self._bounds))
-        return replace(batch, start_coords=coords, start_lattice=lattice)
+        if self._start.is_noisy:
+            normals = standard_normals(rng, len(group), batch.elements.shape[1])
+            mine = normals[0][share], normals[1][share]
+            start = batch.start_coords.numpy(), batch.start_lattice.numpy()
+            coords, lattice = map(torch.from_numpy, self._start.shake(*start, mine, self._bounds))
+            batch = replace(batch, start_coords=coords, start_lattice=lattice)
+        if self._augment_axes:
+            axes = random_axes(len(group), rng, share)
+            batch = PairBatch(
+                batch.elements,
+                *map(axes.coords, (batch.start_coords, batch.end_coords)),
+                *map(axes.lattice, (batch.start_lattice, batch.end_lattice)),
+            )
+        return batch
 
     def batch(self, group: Group) -> PairBatch:
         """Read the pairs of a group as they were prepared."""

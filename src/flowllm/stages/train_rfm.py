@@ -51,7 +51,9 @@ def run(
             folder = partial_folder(out, run)
             start = start_of(flow, pairs)
             options = PairOptions(section.angle_bounds, section.match_atoms, start, settings.seed)
-            train_set, train_counts = prepare_split("train", pairs, folder, options)
+            train_set, train_counts = prepare_split(
+                "train", pairs, folder, options, augment_axes=section.augment_axes
+            )
             val_set, val_counts = prepare_split("val", val_pairs, folder, options)
         moments_rng = generator(settings.seed, "train_rfm", "standardization")
         standardization = standardization_of(train_set, moments_rng)
@@ -78,7 +80,12 @@ def run(
 
 
 def prepare_split(
-    split: str, shards: Sequence[Path], folder: Path, options: PairOptions
+    split: str,
+    shards: Sequence[Path],
+    folder: Path,
+    options: PairOptions,
+    *,
+    augment_axes: bool = False,
 ) -> tuple[PreparedPairs, Counter[str]]:
     """Prepare a split's shards, in parallel and once only, and open them.
 
@@ -104,7 +111,8 @@ def prepare_split(
             f"{shards[0].parent}: no pair can be used to train the flow ({dict(counts)}); see the "
             "column error of the shards, and sample_pairs in the configuration"
         )
-    return PreparedPairs(prepared, options.start, options.angle_bounds), counts
+    opened = PreparedPairs(prepared, options.start, options.angle_bounds, augment_axes=augment_axes)
+    return opened, counts
 
 
 def _prepare(options: PairOptions, paths: tuple[Path, Path]) -> None:
