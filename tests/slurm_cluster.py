@@ -218,7 +218,7 @@ def _daemon(command: list[str], environment: dict[str, str], folder: Path) -> It
         yield
     finally:
         daemon.terminate()
-        daemon.wait(timeout=30)
+        daemon.wait(timeout=60)
 
 
 def _run(command: list[str], environment: dict[str, str], folder: Path) -> None:
@@ -231,7 +231,7 @@ def _output(command: list[str], folder: Path) -> BinaryIO:
 
 
 def _wait_for(
-    command: list[str], answer: list[str], environment: dict[str, str], seconds: float = 60
+    command: list[str], answer: list[str], environment: dict[str, str], seconds: float = 120
 ) -> None:
     """Repeat a command until it prints the words of an answer."""
     deadline = time.monotonic() + seconds
