@@ -1,7 +1,8 @@
-"""A real SLURM on this one machine, for tests: munge, slurmctld and slurmd from Debian's packages.
+"""A real SLURM on this one machine, with its accounting database, for tests: all Debian's packages.
 
-Two slurmd play two nodes. Everything lives in one folder (configuration, keys, sockets, logs) on
-ports of its own, so that a SLURM that the machine already has is not touched. By hand:
+Two slurmd play two nodes; slurmdbd keeps accounts and jobs in a MariaDB. Everything lives in one
+folder (configuration, keys, database, sockets, logs) on ports of its own, so that a SLURM or a
+MariaDB that the machine already has is not touched. By hand:
 
     python tests/slurm_cluster.py FOLDER       # until Ctrl-C or SIGTERM; prints SLURM_CONF
 """
@@ -15,12 +16,59 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo")
+PROGRAMS = (
+    "munged",
+    "my_print_defaults",  # called by the next
+    "mariadb-install-db",
+    "mariadbd",
+    "slurmdbd",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "sinfo",
+    "sacct",
+    "sacctmgr",
+)
 NODES = ("one", "two")
 NODE_MEMORY_MB = 20000
+# For jobs that ask for them; SLURM refuses accounts and qualities of service that it does not know.
+ACCOUNT = "materials"
+QOS = "flowllm"
+ACCOUNTS = (
+    ("cluster", "flowllm"),
+    ("qos", QOS),
+    ("account", ACCOUNT),
+    ("user", "root", f"account={ACCOUNT}", f"qos={QOS}"),
+)
+
+# Root of this machine is the database's root without a password, by the socket. A small log of
+# changes, since pytest keeps the folders of three sessions.
+MARIADB_CONF = """\
+[mariadbd]
+user=root
+datadir={folder}/database
+socket={folder}/mariadb.socket
+pid-file={folder}/mariadbd.pid
+skip-networking
+innodb_log_file_size=8M
+"""
+
+SLURMDBD_CONF = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+DbdHost=localhost
+DbdPort={dbd_port}
+SlurmUser=root
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+"""
 
 SLURM_CONF = """\
 ClusterName=flowllm
@@ -40,7 +88,11 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=localhost
+AccountingStoragePort={dbd_port}
+AccountingStoragePass={folder}/munge.socket
+AccountingStorageEnforce=associations,qos
 MpiDefault=none
 ReturnToService=2
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
@@ -74,22 +126,32 @@ def slurm_cluster(folder: Path) -> Iterator[Path]:
     """Start the daemons in `folder`, give the path of slurm.conf, stop them at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     conf = _write_configuration(folder)
-    environment = {**os.environ, "SLURM_CONF": str(conf)}
-    daemons = []
-    try:
-        for command in _daemons(folder, conf):
-            log = (folder / f"{Path(command[0]).name}.out").open("a")
-            daemons.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-            )
-            time.sleep(1)
-        _wait_until_idle(environment, folder)
+    # slurmdbd's own configuration has no entry for the database's socket.
+    database = {"MYSQL_UNIX_PORT": f"{folder}/mariadb.socket"}
+    environment = {**os.environ, **database, "SLURM_CONF": str(conf)}
+    with ExitStack() as daemons:
+        try:
+            _start(folder, environment, daemons)
+        except (subprocess.CalledProcessError, TimeoutError) as error:
+            raise RuntimeError(f"SLURM did not start: {error}\n{_logs(folder)}") from error
         yield conf
-    finally:
-        for daemon in reversed(daemons):
-            daemon.terminate()
-        for daemon in reversed(daemons):
-            daemon.wait(timeout=30)
+
+
+def _start(folder: Path, environment: dict[str, str], daemons: ExitStack) -> None:
+    new = not (folder / "database").exists()
+    if new:
+        _run(["mariadb-install-db", f"--defaults-file={folder}/mariadb.conf"], environment, folder)
+    for command in _accounting_daemons(folder):
+        daemons.enter_context(_daemon(command, environment, folder))
+    sacctmgr = ["sacctmgr", "--noheader", "--immediate"]
+    _wait_for([*sacctmgr, "show", "user", "format=user"], ["root"], environment)
+    if new:
+        for words in ACCOUNTS:
+            _run([*sacctmgr, "add", *words], environment, folder)
+    for command in _scheduling_daemons():
+        daemons.enter_context(_daemon(command, environment, folder))
+    nodes = ["sinfo", "--noheader", "--Node", "--partition=cpu", "--format=%T"]
+    _wait_for(nodes, ["idle"] * len(NODES), environment)
 
 
 def _write_configuration(folder: Path) -> Path:
@@ -101,16 +163,21 @@ def _write_configuration(folder: Path) -> Path:
         (folder / name).mkdir(exist_ok=True)
     host = socket.gethostname().split(".")[0]
     conf = folder / "slurm.conf"
-    text = SLURM_CONF.format(host=host, folder=folder, port=_free_port())
+    dbd_port = _free_port()
+    text = SLURM_CONF.format(host=host, folder=folder, port=_free_port(), dbd_port=dbd_port)
     hardware = {"cpus": os.cpu_count(), "memory": NODE_MEMORY_MB}
     for node in NODES:
         text += NODE_CONF.format(node=node, host=host, port=_free_port(), **hardware)
     conf.write_text(text)
     (folder / "gres.conf").write_text(GRES_CONF.format(nodes=",".join(NODES)))
+    (folder / "mariadb.conf").write_text(MARIADB_CONF.format(folder=folder))
+    slurmdbd_conf = folder / "slurmdbd.conf"
+    slurmdbd_conf.write_text(SLURMDBD_CONF.format(folder=folder, dbd_port=dbd_port))
+    slurmdbd_conf.chmod(0o600)  # slurmdbd refuses to start otherwise
     return conf
 
 
-def _daemons(folder: Path, conf: Path) -> list[list[str]]:
+def _accounting_daemons(folder: Path) -> list[list[str]]:
     munged = [
         "/usr/sbin/munged",
         "--foreground",
@@ -123,8 +190,15 @@ def _daemons(folder: Path, conf: Path) -> list[list[str]]:
     ]
     return [
         munged,
-        ["/usr/sbin/slurmctld", "-D", "-i", "-f", str(conf)],
-        *(["/usr/sbin/slurmd", "-D", "-N", node, "-f", str(conf)] for node in NODES),
+        ["/usr/sbin/mariadbd", f"--defaults-file={folder}/mariadb.conf"],
+        ["/usr/sbin/slurmdbd", "-D"],
+    ]
+
+
+def _scheduling_daemons() -> list[list[str]]:
+    return [
+        ["/usr/sbin/slurmctld", "-D", "-i"],
+        *(["/usr/sbin/slurmd", "-D", "-N", node] for node in NODES),
     ]
 
 
@@ -134,21 +208,44 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _wait_until_idle(environment: dict[str, str], folder: Path, seconds: float = 60) -> None:
-    """Wait until the nodes take jobs; the daemons' logs are in the error otherwise."""
+@contextmanager
+def _daemon(command: list[str], environment: dict[str, str], folder: Path) -> Iterator[None]:
+    """Run a daemon; wait for its end, since it may still need those that started before it."""
+    with _output(command, folder) as output:
+        daemon = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        time.sleep(1)
+        yield
+    finally:
+        daemon.terminate()
+        daemon.wait(timeout=60)
+
+
+def _run(command: list[str], environment: dict[str, str], folder: Path) -> None:
+    with _output(command, folder) as output:
+        subprocess.run(command, env=environment, stdout=output, stderr=output, check=True)
+
+
+def _output(command: list[str], folder: Path) -> BinaryIO:
+    return (folder / f"{Path(command[0]).name}.out").open("ab")
+
+
+def _wait_for(
+    command: list[str], answer: list[str], environment: dict[str, str], seconds: float = 120
+) -> None:
+    """Repeat a command until it prints the words of an answer."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        state = subprocess.run(
-            ["sinfo", "--noheader", "--Node", "--partition=cpu", "--format=%T"],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if state.stdout.split() == ["idle"] * len(NODES):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.stdout.split() == answer:
             return
         time.sleep(1)
-    logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*.log")))
-    raise RuntimeError(f"SLURM did not start: {state.stdout}{state.stderr}\n{logs}")
+    raise TimeoutError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+
+
+def _logs(folder: Path) -> str:
+    paths = sorted([*folder.glob("*.log"), *folder.glob("*.out")])
+    return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in paths)
 
 
 def main() -> None:

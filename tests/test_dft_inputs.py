@@ -195,7 +195,7 @@ def test_a_run_that_was_cut_short_goes_on_and_its_result_is_kept(tmp_path, unfin
 def test_slurm_runs_the_array(tmp_path):
     """One task a line of the list, in a real SLURM, with a program in VASP's place."""
     if missing := missing_programs():
-        pytest.skip(f"not installed: {', '.join(missing)} (Debian: munge, slurmctld, slurmd)")
+        pytest.skip(f"not installed: {', '.join(missing)} (packages: see .ci/run)")
     out, _ = run(tmp_path / "run")
     folders = (out.parent / "folders.txt").read_text().splitlines()
     for folder in folders:

@@ -3,8 +3,9 @@
 The whole tiny run is made there from nothing, with the profile's entries for a site filled in.
 Meanwhile one of its jobs is preempted, one is cancelled between two of its parts, and a
 configuration file is edited. Beside it both trainings run again on two nodes each, in a copy of the
-finished local run. Skipped, with the reason, where Debian's packages munge,
-slurmctld, slurmd and slurm-client are missing or the daemons may not run (they need root).
+finished local run, with job states from sacct. Skipped, with the reason, where Debian's packages
+munge, slurmctld, slurmd, slurm-client, slurmdbd, mariadb-server-core and mariadb-client-core are
+missing or the daemons may not run (they need root).
 """
 
 import json
@@ -20,7 +21,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from slurm_cluster import missing_programs, slurm_cluster
+from slurm_cluster import ACCOUNT, QOS, missing_programs, slurm_cluster
 from tiny_run import ROOT, SNAKEMAKE, TINY, environment, planned, snakemake
 
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -32,13 +33,13 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd needs root"),
 ]
 
-# What a user edits in the profile; here there is no accounting database, and few groups make the
-# test quicker: each job starts Snakemake twice.
+# What a user edits in the profile; few groups make the test quicker, since each job starts
+# Snakemake twice.
 ENTRIES = {
-    "slurm-status-command: sacct": "slurm-status-command: squeue",
     "slurm-partition-config: slurm/": f"slurm-partition-config: {ROOT}/slurm/",
     "# slurm-requeue:": "slurm-requeue:",
-    "# slurm_account:": "slurm_account:",
+    "# slurm-qos: normal ": f"slurm-qos: {QOS} ",
+    "# slurm_account: materials ": f"slurm_account: {ACCOUNT} ",
     "# constraint:": "constraint:",
     "# tmpdir: \"'/local/scratch'\"": "tmpdir: \"'{scratch}'\"",
     "#   groups: [": "groups: [fingerprints=prints, stability=judge, dft_inputs=judge, "
@@ -56,7 +57,8 @@ SITE = {
         **{rule: {"cpus": 1} for rule in GROUPED},
     }
 }
-COLUMNS = ("JobID", "Comment", "State", "NodeList", "Account", "Feature", "Requeue", "RestartCnt")
+SITES_COLUMNS = ("Account", "QOS", "Feature", "Requeue")
+COLUMNS = ("JobID", "Comment", "State", "NodeList", *SITES_COLUMNS, "RestartCnt")
 WIDTH = 80
 EDITED = {**SITE, "stability": {"metastable_below": 0.5}}
 TWO_NODES = {**SITE, "nodes": {"finetune_llm": 2, "train_rfm": 2}}
@@ -74,6 +76,8 @@ class Run:
         folder: its working directory.
         overlay: the configuration file that was edited meanwhile.
         jobs: all jobs of the cluster, with what SLURM says of them (`COLUMNS`).
+        accounted: number and state of all jobs, as the accounting database has them; a job that
+            was queued again is there twice.
         said: what snakemake printed.
         temporary_folders: what the processes of the stage in a job took for TMPDIR.
         parts: parts of the reference hull that the cancelled job had saved.
@@ -83,6 +87,7 @@ class Run:
     folder: Path
     overlay: Path
     jobs: list[dict[str, str]]
+    accounted: list[list[str]]
     said: str
     temporary_folders: set[str | None]
     parts: int
@@ -111,7 +116,8 @@ def slurm_run(finished_run, tmp_path_factory) -> Run:
             code = process.wait()
             said = (where / "said").read_text()
             assert code == 0, said[-8000:]
-        return Run(folder, overlay, cluster.jobs(), said, temporary, parts, scratch / "two")
+        jobs, accounted = cluster.jobs(), cluster.accounted()
+        return Run(folder, overlay, jobs, accounted, said, temporary, parts, scratch / "two")
 
 
 def site_profile(scratch: Path) -> Path:
@@ -161,6 +167,12 @@ class Cluster:
         starts = {column: WIDTH * i for i, column in enumerate(COLUMNS)}
         return [{c: line[i : i + WIDTH].strip() for c, i in starts.items()} for line in lines]
 
+    def accounted(self) -> list[list[str]]:
+        """Number and state of all jobs, as sacct says, from the oldest to the latest."""
+        shown = ["--duplicates", "--parsable2", "--noheader", "--format=JobIDRaw,State"]
+        lines = self.run("sacct", "--allocations", "--starttime=now-1days", *shown).splitlines()
+        return [line.split("|") for line in lines]
+
     def wait_for(self, comment: str, state: str, process: subprocess.Popen[bytes]) -> dict:
         """Wait until a job is in a state, and return it."""
         while True:
@@ -188,7 +200,9 @@ def on_two_nodes(finished_run: Path, folder: Path, cluster: Cluster) -> subproce
     targets = [str(Path(path).parent) for path in TRAINED.values()]
     for target in targets:
         shutil.rmtree(folder / target)
-    return cluster.start(folder, overlay, *targets, "--allowed-rules", *TRAINED)
+    # It says which command it asks only when it is verbose.
+    states = ["--slurm-status-command", "sacct", "--verbose"]
+    return cluster.start(folder, overlay, *targets, *states, "--allowed-rules", *TRAINED)
 
 
 def hull_parts(hull: Path) -> list[Path]:
@@ -269,13 +283,15 @@ def test_the_sites_entries_reach_every_job(slurm_run):
     jobs = [job for job in slurm_run.jobs if job["Comment"].startswith("rule_")]
     assert len(jobs) > 15
     for job in jobs:
-        assert (job["Account"], job["Feature"], job["Requeue"]) == ("materials", "a100", "1")
+        assert [job[column] for column in SITES_COLUMNS] == [ACCOUNT, QOS, "a100", "1"]
     assert slurm_run.temporary_folders == {str(slurm_run.folder.parent / "local")}
 
 
 def test_a_preempted_job_is_queued_again_by_slurm(slurm_run):
     [job] = [job for job in slurm_run.jobs if job["Comment"] == "rule_merge_adapter"]
     assert (job["State"], job["RestartCnt"]) == ("COMPLETED", "1")
+    states = [state for number, state in slurm_run.accounted if number == job["JobID"]]
+    assert states[0] == "PREEMPTED"
 
 
 def test_a_cancelled_job_is_tried_again_and_goes_on(slurm_run):
@@ -285,6 +301,16 @@ def test_a_cancelled_job_is_tried_again_and_goes_on(slurm_run):
     assert "reference_hull: resuming from" in second
     assert slurm_run.parts >= 1
     assert "Trying to restart job" in slurm_run.said
+
+
+def test_sacct_says_who_cancelled_a_job(slurm_run):
+    """Hence the profile asks squeue: the plugin would wait for ever for a `CANCELLED by 0`."""
+    [number] = [job["JobID"] for job in slurm_run.jobs if job["State"] == "CANCELLED"]
+    assert [number, "CANCELLED by 0"] in slurm_run.accounted
+
+
+def test_sacct_is_asked_where_it_is_named(slurm_run):
+    assert "command=sacct, " in (slurm_run.two_nodes / "said").read_text()
 
 
 def test_an_edited_configuration_counts_from_the_next_start(slurm_run):
