@@ -3,7 +3,7 @@
 The whole tiny run is made there from nothing, with the profile's entries for a site filled in.
 Meanwhile one of its jobs is preempted, one is cancelled between two of its parts, and a
 configuration file is edited. Beside it both trainings run again on two nodes each, in a copy of the
-finished local run, with job states from sacct. Skipped, with the reason, where Debian's packages
+finished local run, with job states from squeue. Skipped, with the reason, where Debian's packages
 munge, slurmctld, slurmd, slurm-client, slurmdbd, mariadb-server-core and mariadb-client-core are
 missing or the daemons may not run (they need root).
 """
@@ -104,7 +104,8 @@ def slurm_run(finished_run, tmp_path_factory) -> Run:
     profile = site_profile(scratch)
     with slurm_cluster(tmp_path_factory.mktemp("cluster")) as conf:
         cluster = Cluster({**environment(), "SLURM_CONF": str(conf)}, profile)
-        whole = cluster.start(folder, overlay)
+        # It says which command it asks for job states only when it is verbose.
+        whole = cluster.start(folder, overlay, "--verbose")
         two_nodes = on_two_nodes(finished_run, scratch / "two", cluster)
         hull = folder / "run" / "hull"
         job = running_between_parts(hull, cluster, whole)
@@ -200,8 +201,7 @@ def on_two_nodes(finished_run: Path, folder: Path, cluster: Cluster) -> subproce
     targets = [str(Path(path).parent) for path in TRAINED.values()]
     for target in targets:
         shutil.rmtree(folder / target)
-    # It says which command it asks only when it is verbose.
-    states = ["--slurm-status-command", "sacct", "--verbose"]
+    states = ["--slurm-status-command", "squeue"]
     return cluster.start(folder, overlay, *targets, *states, "--allowed-rules", *TRAINED)
 
 
@@ -303,14 +303,11 @@ def test_a_cancelled_job_is_tried_again_and_goes_on(slurm_run):
     assert "Trying to restart job" in slurm_run.said
 
 
-def test_sacct_says_who_cancelled_a_job(slurm_run):
-    """Hence the profile asks squeue: the plugin would wait for ever for a `CANCELLED by 0`."""
+def test_sacct_is_asked_and_says_who_cancelled_a_job(slurm_run):
+    """The plugin alone would wait for ever for a `CANCELLED by 0`."""
+    assert "command=sacct, " in slurm_run.said
     [number] = [job["JobID"] for job in slurm_run.jobs if job["State"] == "CANCELLED"]
     assert [number, "CANCELLED by 0"] in slurm_run.accounted
-
-
-def test_sacct_is_asked_where_it_is_named(slurm_run):
-    assert "command=sacct, " in (slurm_run.two_nodes / "said").read_text()
 
 
 def test_an_edited_configuration_counts_from_the_next_start(slurm_run):

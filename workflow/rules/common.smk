@@ -19,6 +19,19 @@ if GIVEN and not workflow.is_main_process:
     config = json.loads(GIVEN)
 os.environ.update(FLOWLLM_CONFIG=json.dumps(config))
 
+# sacct says `CANCELLED by 1000` of a cancelled job. Snakemake's plugin takes just `CANCELLED` for an
+# end, in all versions so far, and would wait for such a job for ever.
+SLURM_PLUGIN = sys.modules.get("snakemake_executor_plugin_slurm")
+if SLURM_PLUGIN is not None:
+
+    async def job_states(*asked, ask=SLURM_PLUGIN.query_job_status):
+        states, seconds = await ask(*asked)
+        if states is not None:
+            states = {job: state.split(" by ")[0] for job, state in states.items()}
+        return states, seconds
+
+    SLURM_PLUGIN.query_job_status = job_states
+
 # No shell stays between: SIGTERM, which comes before a job is killed, reaches the stage, and the
 # job ends when the stage has saved.
 shell.prefix("exec ")
