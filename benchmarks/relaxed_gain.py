@@ -1,8 +1,8 @@
 """How near crystals are to their relaxed state before and after the flow, the same crystals.
 
-python benchmarks/relaxed_gain.py FOLDER drafts refined
+python benchmarks/relaxed_gain.py RUN_DIR drafts refined
 
-FOLDER holds generated-NAME.parquet and relaxed-NAME.parquet of each name. Match rates and RMSD are
+RUN_DIR is a run's folder, the names are settings of it. Match rates and RMSD are
 those of the paper's table 2, and without scaling to one volume; a crystal that does not relax or
 does not match counts as not matched.
 """
@@ -20,7 +20,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.evaluate.matching import DEFAULT, LOOSE
-from flowllm.tables import crystal_of, read_table
+from flowllm.tables import crystal_of, read_tables
 
 MATCHERS = {
     f"{name}, {scaling}": StructureMatcher(**asdict(by), primitive_cell=True, scale=scale)
@@ -45,14 +45,15 @@ class Version:
     rows: dict[str, dict[str, Any]]
 
 
-def read_version(folder: Path, name: str) -> Version:
-    """Read both tables of a version."""
-    generated, _ = _read(folder / f"generated-{name}.parquet", tables.GENERATED)
-    return Version(generated, *_read(folder / f"relaxed-{name}.parquet", tables.RELAXED))
+def read_version(run_dir: Path, name: str) -> Version:
+    """Read the shards of a setting."""
+    generated, _ = _read(run_dir / "generated" / name, tables.GENERATED)
+    return Version(generated, *_read(run_dir / "relaxed" / name, tables.RELAXED))
 
 
-def _read(path: Path, schema: pa.Schema) -> tuple[dict[str, Crystal], dict[str, dict[str, Any]]]:
-    rows = {row["id"]: row for row in read_table(path, schema).to_pylist()}
+def _read(folder: Path, schema: pa.Schema) -> tuple[dict[str, Crystal], dict[str, dict[str, Any]]]:
+    shards = sorted(folder.glob("shard-*.parquet"))
+    rows = {row["id"]: row for row in read_tables(shards, schema).to_pylist()}
     crystals = {name: crystal_of(row) for name, row in rows.items()}
     found = {name: crystal for name, crystal in crystals.items() if crystal is not None}
     return found, {name: rows[name] for name in found}
@@ -104,11 +105,11 @@ def _volume(crystal: Crystal) -> float:
 def main() -> None:
     """Print match rates, RMSD and the relaxation's size before and after."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("run_dir", type=Path)
     parser.add_argument("before")
     parser.add_argument("after")
     given = parser.parse_args()
-    versions = {name: read_version(given.folder, name) for name in (given.before, given.after)}
+    versions = {name: read_version(given.run_dir, name) for name in (given.before, given.after)}
     before, after = versions.values()
     names = sorted(before.generated)
     for name, version in versions.items():
