@@ -53,7 +53,7 @@ def run(
         name = run_dir.resolve().name
         page = render(
             title=section.title,
-            subtitle=f"{count} settings, one row of the tables each; run {name}",
+            subtitle=f"{count} setting{'s' * (count != 1)}, one row of the tables each; run {name}",
             color=section.color,
             cards=cards,
             sections=sections,
