@@ -98,6 +98,35 @@ def test_the_second_target_adds_dft():
     assert jobs == billed("all_dft")
 
 
+TYPES = {"name": "types", "start": "simple"}
+LLM_ONLY = {"name": "llm-only", "base": "tau0.7-p0.9", "flow": None, "num_steps": 0}
+NO_LLM = {"name": "no-llm", "base": "train_compositions", "flow": "types", "num_steps": 5}
+CSP = {
+    "csp_bases": [{"name": "csp", "temperature": 1.0, "top_p": 0.9, "attempts": 2}],
+    "csp_settings": [{"name": "csp-llm", "base": "csp", "flow": "types", "num_steps": 5}],
+}
+
+
+@pytest.mark.parametrize("target", ["all", "all_dft"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": [LLM_ONLY]},
+        {"settings": [NO_LLM]},
+        {"settings": [NO_LLM], **CSP},
+        {"settings": [LLM_ONLY], **CSP},
+        {"settings": [LLM_ONLY, NO_LLM], "refine": {"trajectory_every": 2}},
+        {"settings": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
+    ],
+    ids=["no flow", "no LLM", "LLM for CSP only", "flow for CSP only", "trajectories", "shards"],
+)
+def test_the_bill_counts_the_jobs_of_every_configuration(tmp_path, changes, target):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump({"flows": [TYPES], **changes}))
+    jobs = planned(snakemake("-n", target, *TINY, str(overlay)))
+    assert jobs == billed(target, "tests/tiny.yaml", str(overlay))
+
+
 def test_external_samples_are_branches_like_ours(tmp_path):
     files = [tmp_path / "a.csv", tmp_path / "b.pt"]
     rows = []
