@@ -3,9 +3,13 @@
 `pytest -m "not slow"` leaves the run out.
 """
 
+import ast
 import re
 import resource
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -218,6 +222,65 @@ def test_environments_pin_what_pyproject_pins():
     for line in project["dependencies"] + extras["dev"] + extras["docs"]:
         name, version = line.split("==")
         assert constraints[canonicalize_name(name)] == version
+
+
+PACKAGES = packages_distributions()
+
+# Of extras, or installed by hand; imported by what needs them only.
+OPTIONAL = {"vllm", "gpaw", "mace", "mattersim", "sevenn", "orb_models"}
+
+
+def is_ours(module: str) -> bool:
+    path = ROOT / "src" / Path(*module.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def imports_of(path: Path, *, lazy: bool) -> set[str]:
+    """Modules that a file of the package imports, with those within functions or without."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if is_ours(name) or name.partition(".")[0] != "flowllm"}
+
+
+def reached(module: str) -> set[str]:
+    """All that is imported when a module is, by way of our own modules."""
+    seen, todo = set(), {module}
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        path = ROOT / "src" / Path(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if is_ours(name):
+            todo |= imports_of(path, lazy=False) - seen
+    return seen
+
+
+def unpinned(modules: set[str], lines: list[str]) -> set[str]:
+    """Packages that modules belong to and that no line pins."""
+    pins = {canonicalize_name(line.split("==")[0]) for line in lines}
+    names = {module.partition(".")[0] for module in modules}
+    names -= {"flowllm", *OPTIONAL, *sys.stdlib_module_names}
+    names -= {"torch"} if "vllm" in pins else set()  # which decides torch's version
+    return {name for name in names if not pins & set(map(canonicalize_name, PACKAGES[name]))}
+
+
+def test_every_package_that_is_imported_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for path in (ROOT / "src").rglob("*.py"):
+        assert not unpinned(imports_of(path, lazy=True), project["dependencies"]), path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_environment_has_what_it_imports(stage):
+    name = re.search(r"envs/(\w+)\.yaml", rules()[stage])[1]
+    environment = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
+    modules = reached("flowllm.cli") | reached(f"flowllm.stages.{stage}")
+    assert not unpinned(modules, environment["dependencies"][-1]["pip"])
 
 
 PARTS = {
