@@ -9,6 +9,7 @@ import resource
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +22,7 @@ from typer.main import get_command
 from flowllm.cli import app
 from flowllm.config import STAGES, load_config
 from flowllm.plan import count_jobs, plan
-from tiny_run import ROOT, TINY, planned, snakemake
+from tiny_run import ROOT, TINY, dry_runs, planned, snakemake
 
 
 def rules() -> dict[str, str]:
@@ -111,24 +112,40 @@ CSP = {
 }
 
 
-@pytest.mark.parametrize("target", ["all", "all_dft"])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"settings": [LLM_ONLY]},
-        {"settings": [NO_LLM]},
-        {"settings": [NO_LLM], **CSP},
-        {"settings": [LLM_ONLY], **CSP},
-        {"settings": [LLM_ONLY, NO_LLM], "refine": {"trajectory_every": 2}},
-        {"settings": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
-    ],
-    ids=["no flow", "no LLM", "LLM for CSP only", "flow for CSP only", "trajectories", "shards"],
-)
-def test_the_bill_counts_the_jobs_of_every_configuration(tmp_path, changes, target):
-    overlay = tmp_path / "overlay.yaml"
-    overlay.write_text(yaml.safe_dump({"flows": [TYPES], **changes}))
-    jobs = planned(snakemake("-n", target, *TINY, str(overlay)))
-    assert jobs == billed(target, "tests/tiny.yaml", str(overlay))
+BILLED = {
+    "no flow": {"settings": [LLM_ONLY]},
+    "no LLM": {"settings": [NO_LLM]},
+    "LLM for CSP only": {"settings": [NO_LLM], **CSP},
+    "flow for CSP only": {"settings": [LLM_ONLY], **CSP},
+    "trajectories": {"settings": [LLM_ONLY, NO_LLM], "refine": {"trajectory_every": 2}},
+    "shards": {"settings": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
+}
+TARGETS = ("all", "all_dft")
+
+
+@pytest.fixture(scope="module")
+def dags(tmp_path_factory) -> dict[tuple[str, str], tuple[Path, dict[str, int]]]:
+    """The overlay and the jobs of each configuration and target."""
+    folder = tmp_path_factory.mktemp("dags")
+    cases = list(product(BILLED, TARGETS))
+    overlays = {name: folder / f"{name}.yaml" for name in BILLED}
+    for name, overlay in overlays.items():
+        overlay.write_text(yaml.safe_dump({"flows": [TYPES], **BILLED[name]}))
+    requests = [
+        (str(folder), ["--snakefile", str(ROOT / "Snakefile"), target, *TINY, str(overlays[name])])
+        for name, target in cases
+    ]
+    outputs = dry_runs(requests)
+    return {
+        case: (overlays[case[0]], planned(output))
+        for case, output in zip(cases, outputs, strict=True)
+    }
+
+
+@pytest.mark.parametrize("case", product(BILLED, TARGETS), ids=", ".join)
+def test_the_bill_counts_the_jobs_of_every_configuration(dags, case):
+    overlay, jobs = dags[case]
+    assert jobs == billed(case[1], "tests/tiny.yaml", str(overlay))
 
 
 def test_external_samples_are_branches_like_ours(tmp_path):
