@@ -130,6 +130,29 @@ def test_bad_values_are_named_with_their_path(values, path, value, message):
         check_config(changed(values, path, value))
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://me:SECRET@host/mp_20", "https://SECRET@host", "http://me:SECRET@127.0.0.1/"),
+        *("//me:SECRET@host/mp_20", "https:/me:SECRET@host", "me:SECRET@host/mp_20"),
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(values, url):
+    bad = changed(values, "data.url", url)
+    with pytest.raises(FlowllmError, match=r"\n  data\.url: .*a user name or password") as caught:
+        check_config(bad)
+    assert "SECRET" not in str(caught.value)
+    given = {"seed": 1, "version": 1, "data": bad["data"]}
+    with pytest.raises(FlowllmError, match=r"\n  data\.url: .*a user name or password") as caught:
+        StageSettings("download", given)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_an_at_sign_in_a_path_is_no_password(values):
+    url = "https://host/me@elsewhere/mp_20?v=@1"
+    assert check_config(changed(values, "data.url", url)).data.url == url
+
+
 def test_missing_key_is_named(values):
     without = copy.deepcopy(values)
     del without["prerelax"]["max_force"]

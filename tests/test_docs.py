@@ -63,6 +63,17 @@ def test_artefact_reference_has_every_column(hooks):
     assert "| `frac_coords` | list of 3 float32 | fractional coordinates" in text
 
 
+def test_artefact_reference_names_outputs_of_the_rules():
+    page = (ROOT / "docs" / "artefacts.md").read_text()
+    rules = "\n".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    # A rule's f-string has {{flow}} for the page's {flow}; a folder is one of some file, or itself.
+    rules = rules.replace("{{", "{").replace("}}", "}").replace("{report}", "report")
+    paths = re.findall(r'f"\{RUN\}/([^"]+)"', rules)
+    for row in re.findall(r"^\| (`.*?) \|", page, re.M):
+        for name in re.findall(r"`([^`]+)`", row):
+            assert any(f"{path}/".startswith(name) for path in paths), name
+
+
 def test_every_quoted_message_is_one_of_the_code():
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     quoted = [

@@ -359,6 +359,14 @@ def test_catalogue_is_the_file_in_data_and_names_mp_20():
     assert [file.copies[1].size for file in mp_20.files.values()] == [80920549, 26864684, 26846148]
 
 
+def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path, server):
+    """Of a redirect: data.url itself is refused by the configuration."""
+    server.location = "http://me:SECRET@127.0.0.1/elsewhere"
+    with pytest.raises(FlowllmError, match="a user name or password in it") as caught:
+        fetch.fetch(f"{server.url}/train.csv", tmp_path / "part")
+    assert "SECRET" not in str(caught.value)
+
+
 def test_git_blob_id_is_what_git_says(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(CONTENT["val.csv"])

@@ -1,12 +1,15 @@
 """The bill before paying, against numbers worked by hand; job counts also in test_workflow.py."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from crystals import perovskite
+from flow_pairs import OPTIONS, write_pairs
 from flowllm.cli import app
 from flowllm.config import load_config
 from flowllm.errors import FlowllmError
@@ -16,9 +19,12 @@ from flowllm.plan import (
     describe,
     figures_of_run,
     plan,
+    prepared_bytes,
     read_figures,
     split_sizes,
 )
+from flowllm.rfm.network import NetworkSize, VelocityNetwork
+from flowllm.rfm.pairs import prepare_shard
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "workflow" / "figures" / "paper.yaml"
@@ -100,6 +106,46 @@ def test_a_setting_without_the_language_model_draws_its_own_base(tmp_path):
     for stage in ("sample_base", "sample_compositions"):
         assert (lines[stage].jobs, lines[stage].items) == (20, 10_000)
     assert lines["refine"].items == 20_000
+
+
+def test_without_a_flow_there_are_no_pairs(tmp_path):
+    lines = lines_of(configured(tmp_path, **PAPERS | {"settings": [PAPERS["settings"][3]]}), {})
+    assert "sample_pairs" not in lines
+    assert "train_rfm" not in lines
+
+
+def test_trajectories_are_files_and_bytes_of_refine(tmp_path):
+    changes = {"settings": [*PAPERS["settings"][2:], NO_LLM], "sizes": {"num_samples": 1000}}
+    figures = {"refine": Figure(bytes=100)}
+    plain = lines_of(configured(tmp_path, **PAPERS | changes), figures)["refine"]
+    assert (plain.files, plain.bytes) == (6 * 4, 3 * 1000 * 100)
+    changes["refine"] = {"trajectory_every": 100}
+    # After 0, 100, 200 and 250 steps, and after 0, 100, ... 700, 750; nothing without a flow.
+    frames = 1000 * (4 + 9)
+    saved = lines_of(configured(tmp_path, **PAPERS | changes), figures)["refine"]
+    assert saved.files == 6 * 5
+    assert saved.bytes == pytest.approx(100 * (3 * 1000 + frames))
+
+
+def test_what_a_training_keeps_while_it_runs(tmp_path):
+    """Against a prepared shard, and a checkpoint's weights, of real size."""
+    shard, prepared = tmp_path / "pairs.parquet", tmp_path / "prepared.arrow"
+    write_pairs(shard, [perovskite()], seed=0, draws_each=400)
+    prepare_shard(shard, prepared, OPTIONS)
+    pairs = 400 * prepared_bytes(perovskite().num_atoms)
+    assert prepared.stat().st_size == pytest.approx(pairs, rel=0.03)
+    size = NetworkSize(hidden_dim=64, num_layers=2, time_dim=8, num_frequencies=4)
+    weights = VelocityNetwork(size).state_dict()
+    checkpoint = 5 * sum(value.nbytes for value in weights.values())
+    changes = {
+        "prepare": {"max_atoms": perovskite().num_atoms},
+        "sizes": {"num_pairs": 390, "num_val_pairs": 10},
+        "train_rfm": asdict(size),
+    }
+    line = lines_of(configured(tmp_path, **PAPERS | changes), {})["train_rfm"]
+    assert line.scratch == pytest.approx(pairs + 2 * checkpoint, rel=0.01)
+    text = "\n".join(describe([line]))
+    assert f"train_rfm: up to {line.scratch / 1e6:.3g} MB more beside its output" in text
 
 
 def test_hours_and_bytes_by_hand(tmp_path):

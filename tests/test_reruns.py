@@ -3,11 +3,8 @@
 docs/reruns.md is this table; `python tests/test_reruns.py > docs/reruns.md` writes it.
 """
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +14,8 @@ import pytest
 import yaml
 
 from flowllm.config import STAGES
-from tiny_run import ROOT, environment, planned
+from tiny_run import ROOT, dry_runs, planned, snakemake
+from tiny_run import TINY as TINY_FILES
 
 TINY = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
 
@@ -45,6 +43,7 @@ class Change:
         config: overlay of the configuration.
         run: edits the run's folder, given a copy of it.
         code: edits the repository, given a copy of it.
+        conda: whether the run was made, and goes on, with `--sdm conda`.
     """
 
     words: str
@@ -52,6 +51,7 @@ class Change:
     config: dict = field(default_factory=dict)
     run: Callable[[Path], None] | None = None
     code: Callable[[Path], None] | None = None
+    conda: bool = False
 
 
 def edited(path: str, old: str, new: str) -> Callable[[Path], None]:
@@ -131,6 +131,11 @@ CHANGES = (
         {"sizes": {"num_pairs": 20}},
     ),
     Change(
+        "`sizes.pairs_per_shard`, the number of shards: 3 of 4 pairs instead of 8 and 4",
+        {"sample_pairs": 3, "train_rfm": 1, **BRANCH},
+        {"sizes": {"pairs_per_shard": 4}},
+    ),
+    Change(
         "`sizes.num_samples` grows from 5 to 6: the last shard of 2 is filled up",
         {"sample_base": 1, "refine": 2, "prerelax": 2, "fingerprints": 2, **RELAXED},
         {"sizes": {"num_samples": 6}},
@@ -188,23 +193,36 @@ CHANGES = (
         {},
         code=edited("envs/rfm.yaml", "torch==", "torch==1"),
     ),
+    Change(
+        "a package's version in `envs/rfm.yaml`, with `--sdm conda`",
+        {"train_rfm": 1, **REFINED},
+        code=edited("envs/rfm.yaml", "torch==", "torch==1"),
+        conda=True,
+    ),
 )
+
+
+CONDA = """#!/bin/sh
+# What Snakemake asks conda for; no environment is made.
+case "$*" in
+    "info --json") echo '{"conda_prefix": "/opt/conda", "platform": "linux-64"}' ;;
+    "--version") echo "conda 25.1.0" ;;
+    "config "*) echo '{"get": {"channel_priority": "strict"}}' ;;
+esac
+"""
 
 
 @pytest.fixture(scope="module")
 def plans(finished_run, tmp_path_factory) -> dict[str, Jobs]:
     """The jobs that each change brings about, by its words."""
     scratch = tmp_path_factory.mktemp("changes")
-    requests = [request(change, finished_run, scratch / str(i)) for i, change in enumerate(CHANGES)]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "dry_runs.py")],
-        input=json.dumps(requests),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    outputs = json.loads(done.stdout)
+    conda = tmp_path_factory.mktemp("bin") / "conda"
+    conda.write_text(CONDA)
+    conda.chmod(0o755)
+    numbered = list(enumerate(CHANGES))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{conda.parent}{os.pathsep}{os.environ['PATH']}")
+        outputs = dry_runs([request(one, finished_run, scratch / str(i)) for i, one in numbered])
     return {change.words: planned(out) for change, out in zip(CHANGES, outputs, strict=True)}
 
 
@@ -212,10 +230,14 @@ def request(change: Change, finished_run: Path, scratch: Path) -> tuple[str, lis
     """Make a change to copies, and return the folder and the words of its dry run."""
     scratch.mkdir()
     run, code = finished_run, ROOT
-    if change.run is not None:
+    if change.run is not None or change.conda:
         run = scratch / "run"
         shutil.copytree(finished_run, run)
+    if change.run is not None:
         change.run(run)
+    with_conda = ["--sdm", "conda"] if change.conda else []
+    if change.conda:  # the run's jobs as if each had run in its environment
+        snakemake("--touch", "--cores", "1", *with_conda, *TINY_FILES, cwd=run)
     if change.code is not None:
         code = scratch / "code"
         for name in ("src", "workflow", "envs"):
@@ -226,7 +248,8 @@ def request(change: Change, finished_run: Path, scratch: Path) -> tuple[str, lis
     overlay = scratch / "overlay.yaml"
     overlay.write_text(yaml.safe_dump(change.config))
     files = [ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml", overlay]
-    return str(run), ["--snakefile", str(code / "Snakefile"), "--configfile", *map(str, files)]
+    words = ["--snakefile", str(code / "Snakefile"), "--configfile", *map(str, files)]
+    return str(run), [*words, *with_conda]
 
 
 @pytest.mark.slow

@@ -1,19 +1,23 @@
 """Partial results: a real process is killed with SIGKILL, and what it had finished is used."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from flowllm import tables
+from flowllm import runlog, tables
 from flowllm.errors import FlowllmError
-from flowllm.resume import drop_partial, partial_folder, write_in_parts
-from flowllm.runlog import StageRun
+from flowllm.resume import partial_folder, partial_path, write_in_parts
+from flowllm.runlog import StageRun, recorded
+from flowllm.stopping import Stopped, stop_at_once_on_sigterm
 
 SCHEMA = tables.CRYSTALS
 NUM_ROWS, ROWS_PER_PART = 23, 5
@@ -22,7 +26,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from flowllm.resume import write_in_parts
-from flowllm.runlog import StageRun
+from flowllm.runlog import StageRun, recorded
 from flowllm.stopping import stop_at_once_on_sigterm
 from test_resume import SCHEMA, NUM_ROWS, ROWS_PER_PART, make_row
 
@@ -37,7 +41,8 @@ def make_rows(items):
 
 stop_at_once_on_sigterm()
 run = StageRun("prerelax", 1, {"max_steps": 3}, 42, {})
-write_in_parts(output, run, SCHEMA, NUM_ROWS, ROWS_PER_PART, make_rows)
+with recorded(run, output):
+    write_in_parts(output, run, SCHEMA, NUM_ROWS, ROWS_PER_PART, make_rows)
 """
 
 
@@ -49,18 +54,24 @@ def a_run(work: dict | None = None, seed: int = 42, **changes) -> StageRun:
     return StageRun("prerelax", 1, {"max_steps": 3, **changes}, seed, {}, work or {})
 
 
-def write(output: Path, run: StageRun, made: list[int] | None = None) -> pa.Table:
+def write(
+    output: Path,
+    run: StageRun,
+    made: list[int] | None = None,
+    num_rows: int = NUM_ROWS,
+    rows_per_part: int = ROWS_PER_PART,
+) -> pa.Table:
     def make_rows(items: range) -> list[dict]:
         if made is not None:
             made.append(items.start)
         return [make_row(i) for i in items]
 
-    return write_in_parts(output, run, SCHEMA, NUM_ROWS, ROWS_PER_PART, make_rows)
+    with recorded(run, output):
+        return write_in_parts(output, run, SCHEMA, num_rows, rows_per_part, make_rows)
 
 
 def partial_parts(output: Path) -> list[str]:
-    folder = output.with_name(f".{output.name}.partial")
-    return sorted(path.name for path in folder.glob("part-*.parquet"))
+    return sorted(path.name for path in partial_path(output).glob("part-*.parquet"))
 
 
 def test_parts_make_the_whole(tmp_path):
@@ -69,25 +80,19 @@ def test_parts_make_the_whole(tmp_path):
     assert made == [0, 5, 10, 15, 20]
     assert table.column("id").to_pylist() == [f"row-{i}" for i in range(NUM_ROWS)]
     assert tables.read_table(output, SCHEMA).equals(table)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+    record = "_out.parquet.provenance.json"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [record, "out.parquet"]
 
 
 @pytest.mark.parametrize("rows_per_part", [1, 7, 23, 100])
 def test_bytes_do_not_depend_on_the_parts(tmp_path, rows_per_part):
     write(tmp_path / "a.parquet", a_run())
-    write_in_parts(
-        tmp_path / "b.parquet",
-        a_run(),
-        SCHEMA,
-        NUM_ROWS,
-        rows_per_part,
-        lambda items: [make_row(i) for i in items],
-    )
+    write(tmp_path / "b.parquet", a_run(), rows_per_part=rows_per_part)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_no_work_gives_an_empty_table(tmp_path):
-    write_in_parts(tmp_path / "out.parquet", a_run(), SCHEMA, 0, 5, list)
+    write(tmp_path / "out.parquet", a_run(), num_rows=0)
     assert tables.read_table(tmp_path / "out.parquet", SCHEMA).num_rows == 0
 
 
@@ -121,7 +126,7 @@ def stop_after_two_parts(output: Path, run: StageRun) -> None:
             raise KeyboardInterrupt
         return [{**make_row(i), "num_atoms": -1} for i in items]
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), recorded(run, output):
         write_in_parts(output, run, SCHEMA, NUM_ROWS, ROWS_PER_PART, make_rows)
     assert partial_parts(output) == ["part-00000000.parquet", "part-00000005.parquet"]
 
@@ -168,20 +173,61 @@ def test_parts_of_another_run_are_dropped(tmp_path, other):
 def test_parts_made_from_other_inputs_are_dropped(tmp_path):
     output, source = tmp_path / "out.parquet", tmp_path / "input"
     source.write_text("one")
-    run = StageRun("prerelax", 1, {}, 42, {"generated": source})
-    (partial_folder(output, run) / "state").write_text("x")
-    assert (partial_folder(output, run) / "state").exists()
-    source.write_text("two")
-    again = StageRun("prerelax", 1, {}, 42, {"generated": source})
-    assert not (partial_folder(output, again) / "state").exists()
+    for text, found in (("one", False), ("one", True), ("two", False)):
+        source.write_text(text)
+        run = StageRun("prerelax", 1, {}, 42, {"generated": source})
+        with suppress(KeyboardInterrupt), recorded(run, output):
+            state = partial_folder(output, run) / "state"
+            assert state.exists() == found
+            state.touch()
+            raise KeyboardInterrupt
 
 
 def test_folder_without_its_key_is_dropped(tmp_path):
     """As a kill between making the folder and writing the key leaves it."""
     output = tmp_path / "out.parquet"
-    folder = output.with_name(".out.parquet.partial")
+    folder = partial_path(output)
     folder.mkdir()
     (folder / "part-00000000.parquet").write_text("of whom?")
-    assert list(partial_folder(output, a_run()).glob("part-*")) == []
-    drop_partial(folder)
-    assert list(tmp_path.iterdir()) == []
+    run = a_run()
+    with recorded(run, output):
+        assert list(partial_folder(output, run).glob("part-*")) == []
+    assert not folder.exists()
+
+
+@pytest.fixture
+def stopping() -> Iterator[None]:
+    """SIGTERM as it is to a stage."""
+    before = signal.getsignal(signal.SIGTERM)
+    stop_at_once_on_sigterm()
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("stopping")
+def test_parts_stay_until_the_record_is_written(tmp_path, monkeypatch):
+    """A job that fails after its last part loses its output, not what it was made of."""
+    output, made = tmp_path / "out.parquet", []
+    with monkeypatch.context() as stopped:
+        stopped.setattr(runlog, "_versions", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            write(output, a_run())
+    assert len(partial_parts(output)) == 5
+    output.unlink()
+    write(output, a_run(), made)
+    assert made == []
+    assert output.exists()
+    assert not partial_path(output).exists()
+
+
+@pytest.mark.usefixtures("stopping")
+def test_sigterm_while_the_parts_are_dropped_changes_nothing(tmp_path, monkeypatch):
+    def remove(*given, **options) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        drop(*given, **options)
+
+    output, drop = tmp_path / "out.parquet", shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    write(output, a_run())
+    assert output.exists()
+    assert not partial_path(output).exists()

@@ -2,13 +2,26 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from crystals import caesium_chloride, rocksalt
 from flowllm.config import load_config
 from flowllm.llm.engine import Draft, Request
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, PromptTokens
-from flowllm.llm.sampling import Sampler, Speed, Task, sample_columns, sampling_counts
+from flowllm.llm.sampling import (
+    Sampler,
+    Speed,
+    Task,
+    base_row,
+    sample_columns,
+    sampling_counts,
+    write_samples,
+)
 from flowllm.llm.text import composition_of, encode
+from flowllm.resume import partial_path
+from flowllm.runlog import StageRun, recorded
+from flowllm.tables import BASE, read_table
 from llm_run import CONFIGS
 from tiny_llm import make_tokenizer
 
@@ -122,6 +135,34 @@ def test_the_engine_starts_when_needed_and_is_closed():
     assert started[0].closed
     assert busy.speed.drafts == 2
     assert busy.speed.tokens == 2 * len(PROMPTS.answer(SALT))
+
+
+def test_an_engine_that_does_not_close_costs_no_text(tmp_path):
+    class Stuck(Typist):
+        def close(self) -> None:
+            raise RuntimeError("engine core died")
+
+    def write(typist: Typist) -> None:
+        drawn = sampler(typist)
+        run = StageRun("sample_base", 1, {}, 42, {})
+
+        def make_rows(items: range) -> list[dict]:
+            outcomes = drawn.draw([salt_task(i) for i in items])
+            return [base_row(f"{i}", outcomes[0], "prompt") for i in items]
+
+        with recorded(run, out):
+            write_samples(drawn, out, run, BASE, 3, 1, make_rows)
+
+    out = tmp_path / "shard.parquet"
+    with pytest.raises(RuntimeError, match="engine core died"):
+        write(Stuck(lambda _: SALT))
+    assert not out.exists()
+    assert len(list(partial_path(out).glob("part-*"))) == 3
+    again = Typist(lambda _: SALT)
+    write(again)
+    assert again.requests == []
+    assert read_table(out, BASE).num_rows == 3
+    assert not partial_path(out).exists()
 
 
 def test_columns_and_counts():

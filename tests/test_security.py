@@ -1,10 +1,16 @@
 """Untrusted text stays text: in the shell, in file names, in the sources; tokens stay unseen."""
 
 import ast
+import hashlib
+import http.server
 import json
 import os
 import re
 import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import ase.io
@@ -15,7 +21,7 @@ from crystals import rocksalt
 from flowllm import tables
 from flowllm.export import export
 from flowllm.runlog import read_provenance
-from tiny_run import ROOT, TINY, snakemake
+from tiny_run import ROOT, TINY, environment, snakemake
 
 BAD = 'it\'s a "b" $(touch pwned) `touch pwned` & c'
 HOSTILE = {
@@ -96,6 +102,104 @@ def test_tokens_are_in_no_log_record_or_artefact(hostile):
         assert secret not in output
         for path in files:
             assert secret.encode() not in path.read_bytes(), path
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MODEL = {"model.safetensors": b"weights", "config.json": b"{}"}
+DOCUMENT = {"material_id": "mp-1", "composition": {"Na": 1, "Cl": 1}, "energy_per_atom": -3.4}
+
+
+class Tokened(http.server.BaseHTTPRequestHandler):
+    """A hub with one model and a Materials Project of one entry, for those who have the tokens."""
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        asked = self.headers.get("X-API-KEY") or self.headers.get("Authorization", "")
+        self.server.asked.append((path, asked))
+        if asked not in (TOKENS["MP_API_KEY"], f"Bearer {TOKENS['HF_TOKEN']}"):
+            self.answer(401, b"{}")
+        elif path == "/thermo/":
+            self.answer(200, json.dumps({"data": [DOCUMENT], "meta": {"total_doc": 1}}).encode())
+        elif path.startswith("/api/models/someone/model/tree/"):
+            files = [
+                {"type": "file", "path": name, "size": len(content), "oid": name}
+                for name, content in MODEL.items()
+            ]
+            self.answer(200, json.dumps(files).encode())
+        elif path.startswith("/api/models/someone/model"):
+            files = [{"rfilename": name} for name in MODEL]
+            about = {"id": "someone/model", "sha": COMMIT, "siblings": files}
+            self.answer(200, json.dumps(about).encode())
+        else:
+            self.answer(200, MODEL[path.rpartition("/")[2]])
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def tokened() -> Iterator[http.server.ThreadingHTTPServer]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tokened)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+STAGE = """
+import sys
+from flowllm.cli import main
+from flowllm.dft import reference_sources
+reference_sources.MP_API = sys.argv.pop(1)
+main()
+"""
+HULL = json.dumps(
+    {"seed": 1, "version": 1, "dft_hull": {"source": "mp_api", "correction_scheme": "MP2020"}}
+)
+FETCH = json.dumps({"seed": 1, "version": 1})
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["right tokens", "wrong tokens"])
+@pytest.mark.parametrize(
+    ("words", "token", "out"),
+    [
+        (["fetch_model", "--name", "someone/model", "--settings", FETCH], "HF_TOKEN", "model.json"),
+        (["dft_hull", "--settings", HULL], "MP_API_KEY", "dft.parquet"),
+    ],
+    ids=["fetch_model", "dft_hull"],
+)
+def test_a_stage_that_reads_a_token_writes_it_nowhere(tmp_path, tokened, words, token, out, known):
+    url = f"http://127.0.0.1:{tokened.server_address[1]}"
+    secret = TOKENS[token] if known else "MARKEDwrongSECRET"
+    places = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "no_proxy": "127.0.0.1"}
+    files = ["--out", str(tmp_path / out), "--log", str(tmp_path / "stage.log")]
+    done = subprocess.run(
+        [sys.executable, "-c", STAGE, f"{url}/thermo/", *words, *files],
+        env={**environment(), "HF_HUB_OFFLINE": "0", **places, token: secret},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert (done.returncode == 0) == known, done.stdout
+    assert any(secret in asked for _, asked in tokened.asked)  # it was read, and sent
+    assert secret not in done.stdout + "".join(path for path, _ in tokened.asked)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {out, f"_{out}.provenance.json"} <= {path.name for path in written} or not known
+    assert not any(secret.encode() in path.read_bytes() for path in written)
+    assert (tmp_path / "stage.log").read_text()
 
 
 def test_a_crystals_id_names_no_file_elsewhere(tmp_path):

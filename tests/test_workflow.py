@@ -3,9 +3,14 @@
 `pytest -m "not slow"` leaves the run out.
 """
 
+import ast
 import re
 import resource
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
+from itertools import product
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -17,7 +22,7 @@ from typer.main import get_command
 from flowllm.cli import app
 from flowllm.config import STAGES, load_config
 from flowllm.plan import count_jobs, plan
-from tiny_run import ROOT, TINY, planned, snakemake
+from tiny_run import ROOT, TINY, dry_runs, planned, snakemake
 
 
 def rules() -> dict[str, str]:
@@ -96,6 +101,51 @@ def test_the_second_target_adds_dft():
     assert jobs["dft_collect"] == 6
     assert jobs["stability"] == jobs["metrics"] == 12
     assert jobs == billed("all_dft")
+
+
+TYPES = {"name": "types", "start": "simple"}
+LLM_ONLY = {"name": "llm-only", "base": "tau0.7-p0.9", "flow": None, "num_steps": 0}
+NO_LLM = {"name": "no-llm", "base": "train_compositions", "flow": "types", "num_steps": 5}
+CSP = {
+    "csp_bases": [{"name": "csp", "temperature": 1.0, "top_p": 0.9, "attempts": 2}],
+    "csp_settings": [{"name": "csp-llm", "base": "csp", "flow": "types", "num_steps": 5}],
+}
+
+
+BILLED = {
+    "no flow": {"settings": [LLM_ONLY]},
+    "no LLM": {"settings": [NO_LLM]},
+    "LLM for CSP only": {"settings": [NO_LLM], **CSP},
+    "flow for CSP only": {"settings": [LLM_ONLY], **CSP},
+    "trajectories": {"settings": [LLM_ONLY, NO_LLM], "refine": {"trajectory_every": 2}},
+    "shards": {"settings": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
+}
+TARGETS = ("all", "all_dft")
+
+
+@pytest.fixture(scope="module")
+def dags(tmp_path_factory) -> dict[tuple[str, str], tuple[Path, dict[str, int]]]:
+    """The overlay and the jobs of each configuration and target."""
+    folder = tmp_path_factory.mktemp("dags")
+    cases = list(product(BILLED, TARGETS))
+    overlays = {name: folder / f"{name}.yaml" for name in BILLED}
+    for name, overlay in overlays.items():
+        overlay.write_text(yaml.safe_dump({"flows": [TYPES], **BILLED[name]}))
+    requests = [
+        (str(folder), ["--snakefile", str(ROOT / "Snakefile"), target, *TINY, str(overlays[name])])
+        for name, target in cases
+    ]
+    outputs = dry_runs(requests)
+    return {
+        case: (overlays[case[0]], planned(output))
+        for case, output in zip(cases, outputs, strict=True)
+    }
+
+
+@pytest.mark.parametrize("case", product(BILLED, TARGETS), ids=", ".join)
+def test_the_bill_counts_the_jobs_of_every_configuration(dags, case):
+    overlay, jobs = dags[case]
+    assert jobs == billed(case[1], "tests/tiny.yaml", str(overlay))
 
 
 def test_external_samples_are_branches_like_ours(tmp_path):
@@ -204,6 +254,65 @@ def test_environments_pin_what_pyproject_pins():
     for line in project["dependencies"] + extras["dev"] + extras["docs"]:
         name, version = line.split("==")
         assert constraints[canonicalize_name(name)] == version
+
+
+PACKAGES = packages_distributions()
+
+# Of extras, or installed by hand; imported by what needs them only.
+OPTIONAL = {"vllm", "gpaw", "mace", "mattersim", "sevenn", "orb_models"}
+
+
+def is_ours(module: str) -> bool:
+    path = ROOT / "src" / Path(*module.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def imports_of(path: Path, *, lazy: bool) -> set[str]:
+    """Modules that a file of the package imports, with those within functions or without."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if is_ours(name) or name.partition(".")[0] != "flowllm"}
+
+
+def reached(module: str) -> set[str]:
+    """All that is imported when a module is, by way of our own modules."""
+    seen, todo = set(), {module}
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        path = ROOT / "src" / Path(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if is_ours(name):
+            todo |= imports_of(path, lazy=False) - seen
+    return seen
+
+
+def unpinned(modules: set[str], lines: list[str]) -> set[str]:
+    """Packages that modules belong to and that no line pins."""
+    pins = {canonicalize_name(line.split("==")[0]) for line in lines}
+    names = {module.partition(".")[0] for module in modules}
+    names -= {"flowllm", *OPTIONAL, *sys.stdlib_module_names}
+    names -= {"torch"} if "vllm" in pins else set()  # which decides torch's version
+    return {name for name in names if not pins & set(map(canonicalize_name, PACKAGES[name]))}
+
+
+def test_every_package_that_is_imported_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for path in (ROOT / "src").rglob("*.py"):
+        assert not unpinned(imports_of(path, lazy=True), project["dependencies"]), path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_environment_has_what_it_imports(stage):
+    name = re.search(r"envs/(\w+)\.yaml", rules()[stage])[1]
+    environment = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
+    modules = reached("flowllm.cli") | reached(f"flowllm.stages.{stage}")
+    assert not unpinned(modules, environment["dependencies"][-1]["pip"])
 
 
 PARTS = {

@@ -1,5 +1,6 @@
 """The tiny configuration and how tests call snakemake on it."""
 
+import json
 import os
 import re
 import subprocess
@@ -29,6 +30,19 @@ def snakemake(*arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
     )
     assert not check or done.returncode == 0, done.stdout[-8000:]
     return done.stdout
+
+
+def dry_runs(requests: list[tuple[str, list[str]]]) -> list[str]:
+    """What dry runs print, each given by its folder and the words of its command line."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "dry_runs.py")],
+        input=json.dumps(requests),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
 
 
 def planned(output: str) -> dict[str, int]:

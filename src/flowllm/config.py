@@ -6,6 +6,7 @@ only what depends on it.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pydantic import (
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -33,6 +35,15 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
+
+
+class _UnshownError(ValueError):
+    """A problem with a value that no message may repeat."""
+
+
+def has_credentials(url: str) -> bool:
+    """Whether an address has a user's name or password before its host (https://user:word@host)."""
+    return re.match(r"([a-z][a-z0-9+.-]*:)?/*[^/?#]*@", url, re.IGNORECASE) is not None
 
 
 class Section(BaseModel):
@@ -46,6 +57,15 @@ class Data(Section):
 
     source: str = Field(description="mp_20, bundled, or a folder of CSV or CIF files")
     url: str | None = Field(description="base URL of a mirror or proxy instead of sources.yaml's")
+
+    @field_validator("url")
+    @classmethod
+    def _url_holds_no_password(cls, url: str | None) -> str | None:
+        if url is not None and has_credentials(url):
+            raise _UnshownError(
+                "a user name or password in it would be recorded; take an address without"
+            )
+        return url
 
 
 class Prepare(Section):
@@ -722,6 +742,8 @@ def _explain(error: ValidationError, section: str = "") -> str:
     for problem in error.errors(include_url=False):
         path = ".".join([section] * bool(section) + [str(part) for part in problem["loc"]])
         given = problem["input"]
-        shown = "" if isinstance(given, Mapping) else f" (got {given!r})"
+        cause = problem.get("ctx", {}).get("error")
+        hidden = isinstance(given, Mapping) or isinstance(cause, _UnshownError)
+        shown = "" if hidden else f" (got {given!r})"
         lines.append(f"  {path or 'configuration'}: {problem['msg']}{shown}")
     return "\n".join(lines)

@@ -48,6 +48,10 @@ DFT_FILES = 4
 """INCAR, KPOINTS, POSCAR and POTCAR or POTCAR.spec, in a folder for each crystal."""
 
 
+_STATES = 5
+"""Of each weight in a checkpoint: it, its average, the best average, and AdamW's two moments."""
+
+
 class Figure(Section):
     """What one item of a stage costs.
 
@@ -79,6 +83,8 @@ class Line:
         cpu_hours: cores times hours, of all jobs.
         job_hours: wall time of one job.
         limit_hours: wall time that the configuration gives a first attempt.
+        scratch: most bytes of what jobs keep beside their outputs while they run, where that is
+            more than the outputs themselves.
     """
 
     stage: str
@@ -91,6 +97,7 @@ class Line:
     cpu_hours: float | None
     job_hours: float | None
     limit_hours: float | None
+    scratch: int = 0
 
 
 def plan(
@@ -124,13 +131,15 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
     pair_shards = [ceil(n / sizes.pairs_per_shard) for n in (sizes.num_pairs, sizes.num_val_pairs)]
     csp_shards = ceil(sizes.num_csp_crystals / sizes.csp_crystals_per_shard)
     bases = {setting.base for setting in config.settings}
+    flows = _flows(config)
     rows = len(config.settings) + len(config.external_samples)
     imported = sum(row.shards for row in config.external_samples)
     kinds = 2 if target == "all_dft" else 1
     jobs = dict.fromkeys(STAGES, 1)
     jobs |= {
-        "train_rfm": len(_flows(config)),
-        "sample_pairs": sum(pair_shards),
+        "invariance": int(_asks_llm(config)),
+        "train_rfm": len(flows),
+        "sample_pairs": sum(pair_shards) if flows else 0,
         "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * shards,
         "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * shards,
         "sample_csp": len({setting.base for setting in config.csp_settings}) * csp_shards,
@@ -155,6 +164,7 @@ def count_items(
     sizes, llm, flow = config.sizes, config.finetune_llm, config.train_rfm
     train, test, every = crystals.get("train"), crystals.get("test"), crystals.get("rows")
     bases = {setting.base for setting in config.settings}
+    flows = _flows(config)
     samples = None if config.external_samples else len(config.settings) * sizes.num_samples
     texts = llm.max_steps * llm.batch_size if llm.max_steps else _times(train, llm.epochs)
     pairs = flow.max_steps * flow.batch_size if flow.max_steps else sizes.num_pairs * flow.epochs
@@ -169,9 +179,9 @@ def count_items(
         "finetune_llm": texts,
         "fetch_model": 1,
         "merge_adapter": 1,
-        "invariance": config.invariance.num_crystals,
-        "sample_pairs": sizes.num_pairs + sizes.num_val_pairs,
-        "train_rfm": len(_flows(config)) * pairs,
+        "invariance": config.invariance.num_crystals if _asks_llm(config) else 0,
+        "sample_pairs": sizes.num_pairs + sizes.num_val_pairs if flows else 0,
+        "train_rfm": len(flows) * pairs,
         "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * sizes.num_samples,
         "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * sizes.num_samples,
         "sample_csp": sum(predictions[base] for base in {one.base for one in config.csp_settings}),
@@ -194,6 +204,12 @@ def _flows(config: Config) -> set[str]:
     """The flows that some setting uses; no other is trained."""
     rows = (*config.settings, *config.csp_settings)
     return {setting.flow for setting in rows if setting.flow is not None}
+
+
+def _asks_llm(config: Config) -> bool:
+    """Whether some row is drawn from the language model; what it knows is measured then."""
+    rows = (*config.settings, *config.csp_settings)
+    return any(setting.base != TRAIN_COMPOSITIONS for setting in rows)
 
 
 def split_sizes(config: Config) -> dict[str, int]:
@@ -284,15 +300,60 @@ def _output_bytes(record: Path) -> int:
 def _line(
     config: Config, figures: Mapping[str, Figure], stage: str, jobs: int, items: int | None
 ) -> Line:
-    files = jobs * (JOB_FILES + OUTPUT_FILES.get(stage, 1))
+    trajectories = stage == "refine" and config.refine.trajectory_every is not None
+    files = jobs * (JOB_FILES + OUTPUT_FILES.get(stage, 1) + trajectories)
     folders = 0
     if stage == "dft_inputs" and items is not None:
         files += items * DFT_FILES
         folders = items + ceil(items / config.dft_inputs.folders_per_directory)
     limit = config.resources[stage].runtime / 60
-    line = Line(stage, jobs, items, files, folders, None, None, None, None, limit)
+    scratch = jobs * _flow_scratch(config) if stage == "train_rfm" and jobs else 0
+    line = Line(stage, jobs, items, files, folders, None, None, None, None, limit, scratch)
     asked, nodes = config.resources[stage], getattr(config.nodes, stage, 1)
-    return _bill(line, figures, (asked.gpus * nodes, asked.cpus * nodes))
+    line = _bill(line, figures, (asked.gpus * nodes, asked.cpus * nodes))
+    if trajectories and line.bytes is not None and items:
+        # A crystal on its way takes as much as one at its end.
+        line = replace(line, bytes=line.bytes * (1 + _frames(config) / items))
+    return line
+
+
+def _frames(config: Config) -> int:
+    """Crystals in all trajectories: one at the start, one every so many steps, the last one."""
+    every = config.refine.trajectory_every
+    if every is None:
+        return 0
+    attempts = {base.name: base.attempts for base in config.csp_bases}
+    sizes = config.sizes
+    rows = [(setting, sizes.num_samples) for setting in config.settings]
+    rows += [(row, attempts[row.base] * sizes.num_csp_crystals) for row in config.csp_settings]
+    return sum(
+        (ceil(setting.num_steps / every) + 1) * crystals
+        for setting, crystals in rows
+        if setting.flow is not None
+    )
+
+
+def _flow_scratch(config: Config) -> int:
+    """Most bytes of a flow's prepared pairs, and of its checkpoint while the next is written."""
+    import torch  # takes seconds, and nothing else here needs it
+
+    from flowllm.rfm.network import NetworkSize, VelocityNetwork
+
+    flow, sizes = config.train_rfm, config.sizes
+    size = NetworkSize(flow.hidden_dim, flow.num_layers, flow.time_dim, flow.num_frequencies)
+    with torch.device("meta"):
+        weights = sum(weight.numel() for weight in VelocityNetwork(size).parameters())
+    pairs = sizes.num_pairs + sizes.num_val_pairs
+    return pairs * prepared_bytes(config.prepare.max_atoms) + 2 * 4 * _STATES * weights
+
+
+def prepared_bytes(num_atoms: int) -> int:
+    """Bytes of a pair of cells of so many atoms, as `rfm.pairs.PREPARED` holds it.
+
+    An atom: its element and two times three coordinates; a pair: two lattices of six numbers, the
+    beginnings of three lists, and a bit a column that says that it is there.
+    """
+    return num_atoms * (1 + 2 * 3 * 4) + 2 * 6 * 4 + 3 * 4 + 1
 
 
 def _bill(line: Line, figures: Mapping[str, Figure], asked: tuple[int, int] | None) -> Line:
@@ -335,6 +396,11 @@ def describe(lines: Sequence[Line]) -> Iterator[str]:
     yield f"{'total':16}{jobs:7,}{'':13}{files:10,}{folders:10,}{_size(disk):>10}{hours}"
     yield f"Files and folders (inodes): {files + folders:,}, and Snakemake's own, one a job."
     for line in lines:
+        if line.scratch:
+            yield (
+                f"{line.stage}: up to {_size(line.scratch)} more beside its output while it runs "
+                "(prepared pairs, checkpoints)"
+            )
         if line.job_hours and line.limit_hours and line.job_hours > line.limit_hours:
             yield (
                 f"{line.stage}: about {_hours(line.job_hours)} h a job, over its limit of "

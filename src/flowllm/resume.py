@@ -2,20 +2,24 @@
 
 They lie in `.<output name>.partial/` beside the output, are never declared to the workflow (which
 deletes the declared outputs of a failed job), and are dropped when they belong to other settings,
-another seed or other inputs.
+another seed or other inputs, or when all is done: after the output and its record are written,
+since a job that fails before loses its output. One process at a time has them (`writer_lock`).
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from flowllm.runlog import StageRun, log
+from flowllm.stopping import noting_sigterm
 from flowllm.tables import read_table, write_table, write_text
+from flowllm.writer_lock import only_writer
 
 _KEY_FILE = "fingerprint.json"
 
@@ -23,10 +27,34 @@ _KEY_FILE = "fingerprint.json"
 def partial_folder(output: Path, run: StageRun) -> Path:
     """Return the folder of an output's partial results, emptied if it is another run's.
 
+    The folder is this run's alone until its record is written, and dropped then; where the run
+    fails it stays. Of the processes that share a job the leader's call comes first.
+
     Args:
         output: the final output of the stage.
         run: the run; its fingerprint decides whether what lies there can be used.
+
+    Raises:
+        FlowllmError: another process is writing the same output.
     """
+    if not run.leader:
+        return partial_path(output)
+    return run.until_recorded.enter_context(_held_folder(output, run))
+
+
+@contextmanager
+def _held_folder(output: Path, run: StageRun) -> Iterator[Path]:
+    with only_writer(output) as is_held:
+        folder = _opened(output, run)
+        yield folder
+        # All is written, and a signal has nothing left to stop. Some file systems keep a folder
+        # whose files are still mapped.
+        with noting_sigterm():
+            if is_held():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _opened(output: Path, run: StageRun) -> Path:
     folder = partial_path(output)
     key = {"fingerprint": run.fingerprint()}
     key_path = folder / _KEY_FILE
@@ -47,11 +75,6 @@ def partial_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.partial")
 
 
-def drop_partial(folder: Path) -> None:
-    """Remove the partial results once the final output is in place."""
-    shutil.rmtree(folder)
-
-
 def make_parts(
     output: Path,
     run: StageRun,
@@ -62,7 +85,7 @@ def make_parts(
 ) -> pa.Table:
     """Make a table part by part; each is saved while the next is made.
 
-    The parts stay in `partial_path(output)` until the caller, who writes the output, drops them.
+    The parts stay in `partial_path(output)` until the run's record is written.
 
     Args:
         output: the file that the table is made for.
@@ -111,5 +134,4 @@ def write_in_parts(
     """
     table = make_parts(output, run, schema, num_rows, rows_per_part, make_rows)
     write_table(output, table, schema, run.metadata())
-    drop_partial(partial_path(output))
     return table

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata as package_metadata
@@ -79,6 +79,8 @@ class StageRun:
         work: which part of the whole this job does (split, start, count), where the settings and
             the inputs do not say; partial results of another part are not resumed.
         counts: rows in, out, failed, and whatever else the stage counts.
+        leader: whether this process, one of those that share a job, writes the record.
+        until_recorded: contexts that are left once the record is written, or the run has failed.
     """
 
     stage: str
@@ -88,6 +90,8 @@ class StageRun:
     inputs: Mapping[str, Path | Sequence[Path]]
     work: Mapping[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
+    leader: bool = True
+    until_recorded: ExitStack = field(default_factory=ExitStack, repr=False)
     _digests: dict[str, Any] | None = None
 
     def count(self, **counts: Any) -> None:
@@ -136,25 +140,27 @@ def stage_run(
         leader: whether this process writes the record, one of those that share a job.
     """
     given = settings.stage, settings.version, settings.values, settings.seed
-    return recorded(StageRun(*given, inputs, work or {}), output, leader)
+    return recorded(StageRun(*given, inputs, work or {}, leader=leader), output)
 
 
 @contextmanager
-def recorded(run: StageRun, output: Path, leader: bool = True) -> Iterator[StageRun]:
+def recorded(run: StageRun, output: Path) -> Iterator[StageRun]:
     """Time a run, and at its end write its record to `_<output>.provenance.json`.
 
     Args:
         run: what is made, from what.
         output: the main output (a file or a folder).
-        leader: whether this process writes it.
     """
     started = datetime.now(UTC)
     clock = time.perf_counter()
     log.info("%s: started, output %s", run.stage, output)
-    yield run
-    if not leader:
-        return
-    seconds = time.perf_counter() - clock
+    with run.until_recorded:
+        yield run
+        if run.leader:
+            _write_record(run, output, started, time.perf_counter() - clock)
+
+
+def _write_record(run: StageRun, output: Path, started: datetime, seconds: float) -> None:
     record = {
         **run.metadata(),
         "input_paths": {role: _path_strings(paths) for role, paths in run.inputs.items()},

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.processes import HOST, is_alive
 
 SCHEMA_VERSION = 1
 """Raised when a column of any schema below changes its name, type or meaning."""
@@ -32,6 +34,9 @@ ROW_GROUP_ROWS = 4096
 
 FULL_BELOW = 1 << 16
 """Bytes; torch says of a full disk only that a position is unexpected."""
+
+ABANDONED_SECONDS = 86400.0
+"""Age of a temporary file or folder by which a writer on another host has ended."""
 
 _SAYS_FULL = re.compile("no space left|disk quota exceeded", re.IGNORECASE)
 
@@ -417,7 +422,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)
     try:
-        with _naming_full_disk(path):
+        with naming_full_disk(path):
             yield temporary
             temporary.replace(path)
     finally:
@@ -434,7 +439,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     temporary = _temporary_name(folder)
     temporary.mkdir(parents=True)
     try:
-        with _naming_full_disk(folder):
+        with naming_full_disk(folder):
             yield temporary
         if folder.exists():
             shutil.rmtree(folder)
@@ -446,25 +451,25 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def _temporary_name(path: Path) -> Path:
     """Return a name beside `path` that no other process takes; remove what killed ones left."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        process = left.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
-        if process.isdecimal() and not _is_alive(int(process)):
+        host, _, process = left.name[len(path.name) + 2 : -len(".tmp")].rpartition(".")
+        if process.isdecimal() and _is_abandoned(left, host, int(process)):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    # The process id keeps two writers of one file apart; the last to finish wins, whole.
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Host and process keep two writers of one file apart; the last to finish wins, whole.
+    return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
 
 
-def _is_alive(process: int) -> bool:
+def _is_abandoned(left: Path, host: str, process: int) -> bool:
+    """Whether the writer of a temporary file has ended; another host's is taken to after a day."""
+    if host == HOST:
+        return not is_alive(process)
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return time.time() - left.stat().st_mtime > ABANDONED_SECONDS
+    except FileNotFoundError:  # it has its final name by now
         return False
-    except PermissionError:  # alive, and another user's
-        return True
-    return True
 
 
 @contextmanager
-def _naming_full_disk(path: Path) -> Iterator[None]:
+def naming_full_disk(path: Path) -> Iterator[None]:
     """Say which file did not fit, and what to do, where writing it fills the disk.
 
     Raises:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowllm import __version__
+from flowllm.config import has_credentials
 from flowllm.errors import FlowllmError
 from flowllm.runlog import Progress, log
 
@@ -45,8 +46,13 @@ def check_url(url: str) -> None:
     """Refuse an address that is not https; plain http is for this machine's own servers.
 
     Raises:
-        FlowllmError: the address has another scheme, or no host.
+        FlowllmError: the address has another scheme, no host, or a password, which is not repeated.
     """
+    if has_credentials(url):
+        raise FlowllmError(
+            "data.url: there is a user name or password in it, which would be recorded; take an "
+            "address without, or fetch the files yourself and set data.source to their folder"
+        )
     parts = urllib.parse.urlsplit(url)
     local = parts.scheme == "http" and parts.hostname in _LOCAL_HOSTS
     if not parts.hostname or not (parts.scheme == "https" or local):

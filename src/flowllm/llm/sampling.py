@@ -13,9 +13,9 @@ from flowllm.crystal import Crystal
 from flowllm.llm.engine import Draft, Request
 from flowllm.llm.prompts import Conditions, PromptTokens
 from flowllm.llm.text import Rejection, decode
-from flowllm.resume import write_in_parts
+from flowllm.resume import make_parts
 from flowllm.runlog import StageRun
-from flowllm.tables import crystal_columns
+from flowllm.tables import crystal_columns, write_table
 
 EXHAUSTED = "exhausted"
 """Status of a draw none of whose drafts was accepted."""
@@ -230,7 +230,9 @@ def write_samples(
         make_rows: gives the rows of some row numbers.
     """
     with sampler:
-        table = write_in_parts(out, run, schema, num_rows, chunk_size, make_rows)
+        table = make_parts(out, run, schema, num_rows, chunk_size, make_rows)
+    # Last of all: closing an engine may fail, and what a failed job has written is deleted.
+    write_table(out, table, schema, run.metadata())
     columns = ["status", "attempts", "rejections"]
     run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
 

@@ -14,7 +14,7 @@ from flowllm.data.manifest import SPLITS, Kind, Manifest, ManifestFile, write_ma
 from flowllm.data.rows import FILE_COLUMN, count_rows, write_rows
 from flowllm.data.sources import SourceFile, catalogue, hash_file, match_copy
 from flowllm.errors import FlowllmError
-from flowllm.resume import drop_partial, partial_folder
+from flowllm.resume import partial_folder
 from flowllm.runlog import StageRun, log, stage_run
 from flowllm.tables import atomic_path
 
@@ -76,7 +76,6 @@ def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manife
         files.append(_listed(path, split, origin))
         if files[-1].rows != wanted.rows:
             log.warning("%s: %d rows, %d expected", path, files[-1].rows, wanted.rows)
-    drop_partial(partial)
     return Manifest(kind=name, licence=source.licence, files=tuple(files))
 
 

@@ -30,7 +30,7 @@ from flowllm.llm.model_record import ModelRecord, write_record
 from flowllm.llm.prompts import PromptTokens
 from flowllm.llm.training_texts import TrainingTexts
 from flowllm.memory import keep_freed_memory
-from flowllm.resume import drop_partial, partial_folder
+from flowllm.resume import partial_folder
 from flowllm.runlog import log, stage_run
 from flowllm.tables import CRYSTALS, atomic_folder, read_table
 
@@ -85,7 +85,6 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
         seconds = time.perf_counter() - started
         if leader:
             _write_adapter(out, model, tokenizer, state, _record(settings, train_rows))
-            drop_partial(checkpoints)
         run.count(
             rows_in=len(train_rows),
             rows_out=len(texts),

@@ -12,7 +12,7 @@ from flowllm.device import pick_device
 from flowllm.memory import keep_freed_memory
 from flowllm.relax.models import LABELS, LoadedPotential, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
-from flowllm.resume import drop_partial, make_parts, partial_path
+from flowllm.resume import make_parts
 from flowllm.runlog import Progress, stage_run
 
 Row = Mapping[str, Any]
@@ -40,7 +40,6 @@ def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
         for path, part in ((times_path(out), tables.TIMES), (out, tables.RELAXED)):
             tables.write_table(path, table.select(part.names), part, run.metadata())
-        drop_partial(partial_path(out))
         run.count(**_counts(table))
 
 

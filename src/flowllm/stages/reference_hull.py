@@ -19,7 +19,7 @@ from flowllm.evaluate.hull import entry_row
 from flowllm.memory import keep_freed_memory
 from flowllm.relax.models import LABELS, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
-from flowllm.resume import drop_partial, make_parts, partial_path
+from flowllm.resume import make_parts
 from flowllm.runlog import Progress, StageRun, log, stage_run
 
 _ELEMENTS = Path(relax_package.__file__).parent / "mp_elements.yaml"
@@ -76,7 +76,6 @@ def _write_from_train(
     elements = missing_elements(table.column("formula").to_pylist())
     whole = pa.concat_tables([table, pa.Table.from_pylist(elements, schema=schema)])
     tables.write_table(out, whole, schema, run.metadata())
-    drop_partial(partial_path(out))
     run.count(
         rows_in=len(rows),
         rows_out=table.num_rows,

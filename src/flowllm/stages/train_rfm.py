@@ -12,7 +12,7 @@ from flowllm.config import Flow, StageSettings, TrainRfm
 from flowllm.errors import FlowllmError
 from flowllm.event_log import events_path
 from flowllm.launcher import launch, make_fabric
-from flowllm.resume import drop_partial, partial_folder
+from flowllm.resume import partial_folder
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
 from flowllm.rfm.model import save_model
@@ -73,9 +73,7 @@ def run(
             description = {**trained.summary, "counts": counts, "settings": settings.values}
             save_model(out, trained.field, trained.weights, start, description, trained.curve)
         del train_set, val_set  # their files are mapped, and some file systems keep such a folder
-        fabric.barrier()
-        if leader:
-            drop_partial(folder)
+        fabric.barrier()  # the leader drops that folder when it leaves
         _count(run, train_counts, val_counts, trained.summary)
 
 

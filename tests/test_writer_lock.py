@@ -1,0 +1,148 @@
+"""One writer of an output at a time: real processes here, locks as other hosts leave them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from flowllm import writer_lock
+from flowllm.errors import FlowllmError
+from flowllm.processes import HOST, start_time
+from flowllm.writer_lock import Writer, lock_path, only_writer
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from flowllm.writer_lock import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+ELSEWHERE = Writer("another-node", 1, 1, "4711")
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(writer_lock, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(writer_lock, "BEAT_SECONDS", 0.1)
+
+
+@contextmanager
+def another_process(output: Path, seconds: float = 600) -> Iterator[subprocess.Popen]:
+    """A process that holds an output's lock."""
+    command = [sys.executable, "-c", HOLD, str(output), str(seconds)]
+    environment = {**os.environ, "SLURM_JOB_ID": "815"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
+    output = tmp_path / "shard.parquet"
+    with another_process(output) as first:
+        message = rf"\.shard\.parquet\.lock: .* process {first.pid} on {HOST}, SLURM job 815"
+        with pytest.raises(FlowllmError, match=message), only_writer(output):
+            pass
+        assert first.poll() is None
+        assert lock_path(output).exists()
+        with only_writer(tmp_path / "other.parquet"):
+            pass
+
+
+def test_it_goes_on_when_the_first_ends_meanwhile(tmp_path):
+    output = tmp_path / "shard.parquet"
+    with another_process(output, 0.4), only_writer(output) as is_held:
+        assert is_held()
+    assert not lock_path(output).exists()
+
+
+@pytest.mark.parametrize("reaped", [True, False], ids=["gone", "zombie"])
+def test_a_killed_writers_lock_delays_nobody_on_its_host(tmp_path, reaped):
+    output = tmp_path / "shard.parquet"
+    with another_process(output) as first:
+        first.send_signal(signal.SIGKILL)
+        if reaped:
+            first.wait()
+        else:
+            os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+        started = time.monotonic()
+        with only_writer(output):
+            assert time.monotonic() - started < 0.5
+
+
+def test_a_number_that_has_come_round_is_another_process(tmp_path):
+    output, parent = tmp_path / "shard.parquet", os.getppid()
+    leave(output, Writer(HOST, parent, start_time(parent) - 1, None))
+    with only_writer(output):
+        pass
+    leave(output, Writer(HOST, parent, start_time(parent), None))
+    with pytest.raises(FlowllmError, match=f"`kill {parent}` on {HOST}"), only_writer(output):
+        pass
+
+
+def leave(output: Path, writer: Writer) -> None:
+    lock_path(output).write_text(json.dumps(asdict(writer)))
+
+
+@pytest.mark.parametrize("text", [json.dumps(asdict(ELSEWHERE)), "", "[1]", "{}"])
+def test_another_hosts_untouched_lock_is_a_dead_ones(tmp_path, text):
+    output = tmp_path / "shard.parquet"
+    lock_path(output).write_text(text)
+    started = time.monotonic()
+    with only_writer(output):
+        assert 1 <= time.monotonic() - started < 3
+
+
+def test_another_hosts_touched_lock_is_a_living_ones(tmp_path):
+    """Its clock may be wrong: only that its time changes counts."""
+    output, ended = tmp_path / "shard.parquet", threading.Event()
+    leave(output, ELSEWHERE)
+
+    def beat() -> None:
+        for moment in range(1000, 1100):
+            os.utime(lock_path(output), (moment, moment))
+            if ended.wait(0.1):
+                return
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    message = r"process 1 on another-node, SLURM job 4711.*\(`scancel 4711`\)"
+    with pytest.raises(FlowllmError, match=message), only_writer(output):
+        pass
+    ended.set()
+    heart.join()
+    assert json.loads(lock_path(output).read_text()) == asdict(ELSEWHERE)
+
+
+def test_a_writer_touches_its_lock_and_no_others(tmp_path):
+    output = tmp_path / "shard.parquet"
+    with only_writer(output) as is_held:
+        os.utime(lock_path(output), (1000, 1000))
+        time.sleep(0.5)
+        assert lock_path(output).stat().st_mtime > 2000
+        leave(output, ELSEWHERE)  # as after a long suspension
+        os.utime(lock_path(output), (1000, 1000))
+        time.sleep(0.5)
+        assert lock_path(output).stat().st_mtime == 1000
+        assert not is_held()
+    assert json.loads(lock_path(output).read_text()) == asdict(ELSEWHERE)
+
+
+def test_an_error_gives_the_lock_back(tmp_path):
+    with pytest.raises(ZeroDivisionError), only_writer(tmp_path / "t"):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
