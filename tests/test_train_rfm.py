@@ -161,6 +161,30 @@ def test_compiled_training_is_plain_training_but_for_rounding(config_path, shard
         torch.testing.assert_close(trained["compiled"].weights[name], value, atol=1e-5, rtol=1e-4)
 
 
+class Seen(torch.nn.Module):
+    """Notes the types of what it is given, and of a product with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, batches, times):
+        self.inputs = {x.dtype for x in (*vars(batches[0]).values(), *times)}
+        found = self.linear(batches[0].start_coords)
+        self.product = found.dtype
+        return found.sum()
+
+
+def test_bf16_rounds_products_and_not_the_pairs(shards, tmp_path):
+    """A coordinate in bfloat16 is off by up to 1/512 of the cell."""
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, OPTIONS)
+    batch = pairs.batch(next(size_groups(pairs.num_atoms, 4)))
+    seen = Seen()
+    make_fabric("bf16").setup(seen)([batch], [torch.rand(len(batch))])
+    assert seen.inputs == {torch.int64, torch.float32}
+    assert seen.product == torch.bfloat16
+
+
 def start_training(settings, shards, out, env):
     words = [sys.executable, "-m", "flowllm.cli", "train_rfm", "--out", str(out)]
     for name, paths in shards.items():
