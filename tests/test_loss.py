@@ -63,7 +63,7 @@ def test_loss_is_equation_8_by_a_slow_loop(pairs):
         rows = [*velocity, start[0], batch.end_coords, start[1], batch.end_lattice]
         for row in zip(*(x.tolist() for x in rows), strict=True):
             expected += equation_8(*row, lambda_f=200, lambda_l=1) / len(pairs)
-    assert found == pytest.approx(expected, rel=1e-6)  # squares are summed in float32
+    assert found == pytest.approx(expected, rel=1e-10)
 
 
 def test_standardised_outputs_become_velocities_in_the_target_units(pairs):

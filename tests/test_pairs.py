@@ -1,11 +1,14 @@
 """Pairs for training: atoms matched, angles within bounds, every row counted, batches complete."""
 
 import itertools
+import threading
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +19,7 @@ from flow_pairs import OPTIONS, draft_of, failed_row, open_pairs, pair_row, prot
 from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.rfm import loader
-from flowllm.rfm.loader import batches_per_epoch, plan_epoch, size_groups
+from flowllm.rfm.loader import batches_per_epoch, plan_epoch, prefetched, size_groups
 from flowllm.rfm.pairs import (
     match_atoms,
     prepare_shard,
@@ -203,6 +206,48 @@ def test_a_share_of_a_group_has_the_whole_groups_noise(tmp_path):
 
 
 # ---- the order of training
+
+
+def prefetching_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("prefetch")]
+
+
+def test_prefetched_items_come_in_order_one_ahead_of_their_use():
+    made = []
+
+    def items():
+        for item in range(5):
+            made.append(threading.current_thread().name)
+            yield item
+
+    used = []
+    for item in prefetched(items()):
+        used.append(item)
+        assert len(made) <= len(used) + 1
+    assert used == [0, 1, 2, 3, 4]
+    assert all(name.startswith("prefetch") for name in made)
+    assert not prefetching_threads()
+
+
+def test_a_prefetching_thread_s_error_comes_in_place_of_its_item():
+    def items():
+        yield 1
+        yield 2
+        raise OSError("the file is gone")
+
+    used = []
+    with pytest.raises(OSError, match="gone"):  # noqa: PT012  what precedes it is used
+        for item in prefetched(items()):
+            used.append(item)
+    assert used == [1, 2]
+    assert not prefetching_threads()
+
+
+def test_prefetching_ends_when_nothing_more_is_wanted():
+    with closing(prefetched(itertools.count())) as items:
+        assert next(items) == 0
+        assert len(prefetching_threads()) == 1
+    assert not prefetching_threads()
 
 
 @settings(max_examples=50, deadline=None)

@@ -4,11 +4,13 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,50 @@ def test_bf16_trains_what_fp32_does_but_for_its_rounding(config_path, shards, tm
     for one, other in zip(curves["fp32"], curves["bf16"], strict=True):
         assert float(one["val_loss"]) != float(other["val_loss"])
         assert float(one["val_loss"]) == pytest.approx(float(other["val_loss"]), rel=0.02)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_is_plain_training_but_for_rounding(config_path, shards, tmp_path):
+    """Groups of one crystal and crystals of two atoms among them."""
+    settings = small_settings(config_path, num_layers=1, hidden_dim=8, batch_size=3, max_steps=8)
+    section = settings.train_rfm
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"], tmp_path, OPTIONS)
+    assert min(map(min, pairs.num_atoms)) == 2
+    trained = {}
+    for name in ("plain", "compiled"):
+        chosen = section.model_copy(update={"compile": name == "compiled"})
+        files = tmp_path / f"{name}.pt", tmp_path / name
+        fabric = make_fabric(section.precision)
+        trained[name] = train(chosen, 7, pairs, pairs, statistics(pairs), *files, fabric)
+    for one, other in zip(trained["plain"].curve, trained["compiled"].curve, strict=True):
+        for column in ("train_loss", "val_loss"):
+            assert one[column] == pytest.approx(other[column], rel=1e-4)
+    for name, value in trained["plain"].weights.items():
+        torch.testing.assert_close(trained["compiled"].weights[name], value, atol=1e-5, rtol=1e-4)
+
+
+class Seen(torch.nn.Module):
+    """Notes the types of what it is given, and of a product with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, batches, times):
+        self.inputs = {x.dtype for x in (*vars(batches[0]).values(), *times)}
+        found = self.linear(batches[0].start_coords)
+        self.product = found.dtype
+        return found.sum()
+
+
+def test_bf16_rounds_products_and_not_the_pairs(shards, tmp_path):
+    """A coordinate in bfloat16 is off by up to 1/512 of the cell."""
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, OPTIONS)
+    batch = pairs.batch(next(size_groups(pairs.num_atoms, 4)))
+    seen = Seen()
+    make_fabric("bf16").setup(seen)([batch], [torch.rand(len(batch))])
+    assert seen.inputs == {torch.int64, torch.float32}
+    assert seen.product == torch.bfloat16
 
 
 def start_training(settings, shards, out, env):
@@ -291,6 +337,24 @@ def test_each_epoch_has_noise_of_its_own(config_path, shards, tmp_path):
         assert torch.equal(first.start_coords, again.start_coords)
         assert not torch.equal(first.start_coords, later.start_coords)
         assert not torch.equal(first.start_lattice, later.start_lattice)
+
+
+def test_processes_wait_for_one_that_prepares_the_paper_s_pairs(monkeypatch):
+    """One of two nodes; an hour at a millisecond a pair, and a process may have one core."""
+    values = {
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_NODEID": "1",
+        "SLURM_JOB_ID": "3",
+        "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "15003",
+        "NODE_RANK": "0",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    strategy = make_fabric("fp32").strategy
+    assert strategy.num_nodes == 2
+    assert strategy._timeout > timedelta(milliseconds=3 * 3.3e6)
 
 
 def test_no_usable_pair_says_so(config_path, tmp_path):

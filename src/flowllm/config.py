@@ -579,7 +579,7 @@ STAGES: dict[str, Stage] = {
     "merge_adapter": Stage((), version=2),
     "invariance": Stage(("invariance", "prompts")),
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=4),
-    "train_rfm": Stage(("train_rfm",), row="flow", version=4),
+    "train_rfm": Stage(("train_rfm",), row="flow", version=5),
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),
     "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),

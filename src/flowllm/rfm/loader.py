@@ -5,8 +5,10 @@ without reading the pairs before it. Nothing but the rows of a batch is copied o
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,8 @@ from flowllm.rfm.start import Start, standard_normals
 
 BUFFER_ROWS = 100_000
 """Whole shards are shuffled together until they hold this many pairs."""
+
+T = TypeVar("T")
 
 Group = np.ndarray
 """Rows of pairs with one number of atoms: (m, 2) of shard and row in it."""
@@ -149,6 +153,20 @@ class PreparedPairs:
             shard.start_lattice[rows],
             shard.end_lattice[rows],
         )
+
+
+def prefetched(items: Iterator[T]) -> Iterator[T]:
+    """The same items in the same order, the next one made by a thread beside the use of the last.
+
+    An error of the thread is raised in place of its item. The thread ends with the items, or when
+    this iterator is closed, after the item that it is at.
+    """
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item
 
 
 def plan_epoch(

@@ -68,8 +68,9 @@ def squared_errors(field: nn.Module, batch: PairBatch, time: Tensor) -> tuple[Te
     target = target_velocity(start[0], batch.end_coords, start[1], batch.end_lattice)
     coords, lattice = geodesic(*start, target, time)
     found = field(batch.elements, coords, lattice, time)
-    coords_error = (found[0] - target[0]).float().square().mean(dim=(-2, -1))
-    return coords_error, (found[1] - target[1]).float().square().mean(dim=-1)
+    # In the pairs' own precision: what a field finds in bfloat16 is widened by the subtraction.
+    coords_error = (found[0] - target[0]).square().mean(dim=(-2, -1))
+    return coords_error, (found[1] - target[1]).square().mean(dim=-1)
 
 
 def standardization_of(pairs: PreparedPairs, rng: np.random.Generator) -> Standardization:

@@ -308,8 +308,10 @@ class VelocityNetwork(nn.Module):
         moment = self.time(time.unsqueeze(-1)).unsqueeze(-2).expand(-1, num_atoms, -1)
         nodes = self.embed(torch.cat([self.element(elements), moment], dim=-1))  # equation 10
         pairs = self._pairs(coords, gram)
+        # torch compiles anew for each size that is 0 or 1, until it gives up on all sizes.
+        few = min(len(elements), num_atoms * (num_atoms - 1) // 2) < 2
         for layer in self.layers:
-            nodes = layer(nodes, crystal, pairs)
+            nodes = (layer.forward if few else layer)(nodes, crystal, pairs)
         nodes = self.norm(nodes)
         pooled = torch.cat([nodes.mean(dim=-2), nodes.sum(dim=-2)], dim=-1)
         return remove_mean(self.coords_head(nodes)), self.lattice_head(pooled)  # 14 and 15
@@ -356,8 +358,11 @@ class VelocityNetwork(nn.Module):
         return EdgeReadings(parts, table.basis(waves, coords.dtype))
 
     def compile_layers(self) -> None:
-        """Let torch compile the layers, once for all of them and all numbers of atoms.
+        """Let torch compile the layers, for all numbers of crystals and of atoms together.
 
+        It makes one graph for the first layer and one for the others, and both once more where the
+        first batch has two sizes that happen to be equal (five atoms have twice as many pairs).
+        Single crystals, and crystals of one or two atoms, go through the plain layers.
         Compiled layers do all by matrix products: reading a table would cut their graph.
         """
         self.reads_tables = False

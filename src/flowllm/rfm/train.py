@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
@@ -19,10 +20,12 @@ from flowllm.config import TrainRfm
 from flowllm.errors import FlowllmError
 from flowllm.event_log import event_log
 from flowllm.rfm.loader import (
+    Group,
     PairBatch,
     PreparedPairs,
     batches_per_epoch,
     plan_epoch,
+    prefetched,
     size_groups,
 )
 from flowllm.rfm.loss import ConstantField, FlowLoss
@@ -35,6 +38,9 @@ from flowllm.tables import atomic_path
 
 CHECKPOINT_SECONDS = 300.0
 """A checkpoint at least this often, besides the one of every validation."""
+
+Share = tuple[tuple[list[PairBatch], list[Tensor]], int]
+"""A process's groups of pairs and their times, and the number of pairs of the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -157,17 +163,18 @@ def train(
 
     # --- the loop
     weights = (settings.lambda_f, settings.lambda_l)
+    plan = _batches(pairs, settings, seed, state["step"], num_steps)
     with (
         noting_sigterm() as asked_to_stop,
         event_log(events, state["step"], writes=fabric.is_global_zero) as write_events,
+        closing(prefetched(_shares(pairs, plan, seed, fabric))) as shares,
     ):
-        for step, batch in _batches(pairs, settings, seed, state["step"], num_steps):
+        for step, (parts, total) in shares:
             if _patience_is_over(state, settings):
                 break
             rate = learning_rate(step, num_steps, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            parts, total = share_of_batch(pairs, batch, seed, step, fabric)
             errors = loss_module(*parts) * (fabric.world_size / total)
             loss = weights[0] * errors[0] + weights[1] * errors[1]
             agreed = agree(errors, loss, asked_to_stop(), fabric)
@@ -274,7 +281,7 @@ def validation_errors(
 
 def _batches(
     pairs: PreparedPairs, settings: TrainRfm, seed: int, first_step: int, num_steps: int
-) -> Iterator[tuple[int, list[np.ndarray]]]:
+) -> Iterator[tuple[int, list[Group]]]:
     """The plan of every step from `first_step` on; an epoch's order depends on its number only."""
     steps_per_epoch = batches_per_epoch(pairs.num_atoms, settings.batch_size)
     step = first_step
@@ -288,9 +295,17 @@ def _batches(
             step += 1
 
 
+def _shares(
+    pairs: PreparedPairs, plan: Iterator[tuple[int, list[Group]]], seed: int, fabric: Fabric
+) -> Iterator[tuple[int, Share]]:
+    """This process's share of every step's batch."""
+    for step, batch in plan:
+        yield step, share_of_batch(pairs, batch, seed, step, fabric)
+
+
 def share_of_batch(
-    pairs: PreparedPairs, batch: list[np.ndarray], seed: int, step: int, fabric: Fabric
-) -> tuple[tuple[list[PairBatch], list[Tensor]], int]:
+    pairs: PreparedPairs, batch: list[Group], seed: int, step: int, fabric: Fabric
+) -> Share:
     """This process's pairs of a batch with their times, and the size of the whole batch.
 
     Times and noise are drawn for the whole batch, so they do not depend on the number of processes.
