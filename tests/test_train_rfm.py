@@ -398,6 +398,19 @@ def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(config_path, shar
     assert len({row["val_loss"] for row in trained.curve}) == 4
 
 
+def test_a_stretch_of_skipped_steps_later_does_not_end_training(config_path, shards, tmp_path):
+    """Its train loss is no number; what was learned before is kept."""
+    settings = small_settings(config_path, batch_size=1, max_steps=None, epochs=1, val_steps=1)
+    section = settings.train_rfm
+    pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path / "p", OPTIONS)
+    standardization = statistics(pairs)
+    bad = spoiled(tmp_path / "p" / "train-00000.arrow", rows=[3])
+    files = tmp_path / "c.pt", tmp_path / "events"
+    trained = train(section, 7, bad, pairs, standardization, *files, make_fabric("fp32"))
+    assert trained.summary["skipped_steps"] == 1
+    assert sum(math.isnan(row["train_loss"]) for row in trained.curve) == 1
+
+
 def test_training_none_of_whose_steps_counts_stops_and_says_so(config_path, shards, tmp_path):
     """Else it would end well, with the weights that it began with."""
     settings = small_settings(config_path, max_steps=6)
@@ -406,7 +419,7 @@ def test_training_none_of_whose_steps_counts_stops_and_says_so(config_path, shar
     section = settings.train_rfm
     files = tmp_path / "c.pt", tmp_path / "events"
     fabric = make_fabric(section.precision)
-    with pytest.raises(FlowllmError, match=r"train_rfm: all steps from 1 to 4 .*lower train_rfm"):
+    with pytest.raises(FlowllmError, match=r"train_rfm: all 4 steps were skipped.*lower train_rfm"):
         train(section, 7, bad, pairs, statistics(pairs), *files, fabric)
 
 

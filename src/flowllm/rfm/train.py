@@ -99,8 +99,8 @@ def train(
         fabric: devices and precision.
 
     Raises:
-        FlowllmError: the validation loss is not a number any more, nor any loss of the steps
-            between two validations, or the checkpoint is damaged.
+        FlowllmError: the validation loss is not a number any more, or by the first validation no
+            step's loss was one, or the checkpoint is damaged.
         Stopped: SIGTERM came; the state was saved.
     """
     # --- what is trained, and for how long
@@ -193,12 +193,16 @@ def train(
 
             validate = (step + 1) % settings.val_steps == 0 or step + 1 == num_steps
             if validate:
-                if sums[2] == 0:
-                    raise FlowllmError(_nothing_learned(step + 1, state["skipped"], settings))
+                if state["skipped"] == step + 1:
+                    raise FlowllmError(
+                        f"train_rfm: all {step + 1} steps were skipped, since their loss is no "
+                        "number; lower train_rfm.learning_rate, or look for what is no number in "
+                        "the pairs"
+                    )
                 val_errors = validation_errors(average, val_pairs, seed, settings, fabric)
                 val_loss = weights[0] * val_errors[0] + weights[1] * val_errors[1]
                 state["seconds"] = resumed_seconds + time.perf_counter() - clock
-                trained = (sums[:2] / sums[2]).tolist()
+                trained = (sums[:2] / sums[2]).tolist()  # no number where all steps were skipped
                 curve.append(
                     {
                         "step": step + 1,
@@ -359,12 +363,3 @@ def agree(errors: Tensor, loss: Tensor, stop: bool, fabric: Fabric) -> Agreed:
     summed = fabric.all_reduce(found, reduce_op="sum")
     bad, stopping = summed[2:].tolist()
     return Agreed(summed[:2], bad == 0, stopping > 0)
-
-
-def _nothing_learned(step: int, skipped: int, settings: TrainRfm) -> str:
-    first = (step - 1) // settings.val_steps * settings.val_steps + 1
-    return (
-        f"train_rfm: all steps from {first} to {step} were skipped, since their loss is no number "
-        f"({skipped} steps in all); lower train_rfm.learning_rate, or, if that was so from step 1, "
-        "look for what is no number in the pairs"
-    )
