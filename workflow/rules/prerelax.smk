@@ -7,6 +7,8 @@ rule prerelax:
         f"{RUN}/logs/prerelax/{{setting}}-{{shard}}.log",
     benchmark:
         f"{RUN}/benchmarks/prerelax/{{setting}}-{{shard}}.tsv"
+    wildcard_constraints:
+        setting="|".join([*ROWS, *CSP_SETTINGS]),
     conda:
         "../../envs/relax.yaml"
     threads: cpus("prerelax")
