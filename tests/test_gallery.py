@@ -53,6 +53,12 @@ def test_a_class_of_duplicates_is_shown_once(tmp_path):
     assert (found.e_above_hull, found.sun, found.converged) == (-0.02, True, False)
 
 
+def test_a_crystal_of_two_settings_is_shown_once(run):
+    (result,) = read_results([run.out])
+    found = find_candidates([result, result], run.folder)
+    assert [one.formula for one in found] == ["CsCl", "SrTiO3"]
+
+
 def test_limit_and_missing_files(run, tmp_path):
     results = read_results([run.out])
     assert len(find_candidates(results, run.folder, limit=1)) == 1

@@ -18,11 +18,16 @@ from pymatgen.core import Element, Structure
 from pymatgen.symmetry.analyzer import SymmetryUndeterminedError
 
 from flowllm import tables
+from flowllm.crystal import Crystal
+from flowllm.evaluate.matching import DEFAULT, rms_distance_or_error
 from flowllm.report.results import Result
 from flowllm.tables import crystal_of, read_table
 
 LIMIT = 12
 """Candidates shown."""
+
+LOOKED_AT = 10
+"""Crystals looked at for each that is shown: the same one may be another setting's too."""
 
 SYMPREC = 0.1
 """Angstrom; tolerance of the space group, as the Materials Project has it."""
@@ -68,7 +73,7 @@ def find_candidates(
 ) -> list[Candidate]:
     """Return the novel crystals lowest above the hull: S.U.N. first, then the nearest to it.
 
-    Of a class of duplicates in a setting the first of these is taken.
+    Of crystals that match, in one setting or several, the first is taken.
 
     Args:
         results: settings by one kind of energies.
@@ -85,18 +90,24 @@ def find_candidates(
     best: dict[tuple[int, str], tuple] = {}
     for place, group in sorted(ranked):
         best.setdefault((place[2], group), place)
-    chosen = sorted(best.values())[:limit]
+    looked_at = sorted(best.values())[: LOOKED_AT * limit]
     relaxed = {
         order: _relaxed_rows(
-            results[order], run_dir, [name for _, _, other, name in chosen if other == order]
+            results[order], run_dir, [name for _, _, other, name in looked_at if other == order]
         )
-        for order in sorted({order for _, _, order, _ in chosen})
+        for order in sorted({order for _, _, order, _ in looked_at})
     }
-    return [
-        _candidate(relaxed[order][name], results[order], energy, not other)
-        for other, energy, order, name in chosen
-        if name in relaxed[order]
-    ]
+    found: list[Candidate] = []
+    shown: list[Crystal] = []
+    for other, energy, order, name in looked_at:
+        crystal = crystal_of(relaxed[order][name]) if name in relaxed[order] else None
+        if crystal is None or len(found) == limit:
+            continue
+        if all(rms_distance_or_error(crystal, one, DEFAULT)[0] is None for one in shown):
+            shown.append(crystal)
+            row = relaxed[order][name]
+            found.append(_candidate(row, crystal, results[order], energy, not other))
+    return found
 
 
 def _relaxed_rows(result: Result, run_dir: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -117,9 +128,9 @@ def _relaxed_rows(result: Result, run_dir: Path, names: Sequence[str]) -> dict[s
     return found
 
 
-def _candidate(row: Mapping[str, Any], result: Result, e_above_hull: float, sun: bool) -> Candidate:
-    crystal = crystal_of(row)
-    assert crystal is not None  # it has an energy, so it was relaxed
+def _candidate(
+    row: Mapping[str, Any], crystal: Crystal, result: Result, e_above_hull: float, sun: bool
+) -> Candidate:
     structure = crystal.to_structure()
     try:
         symbol, number = structure.get_space_group_info(symprec=SYMPREC)

@@ -51,12 +51,13 @@ class Section:
     details: Sequence[Detail] = field(default_factory=list)
 
 
-def headline_cards(table: Table, what: str) -> list[dict[str, str]]:
+def headline_cards(table: Table, what: str, hull: str) -> list[dict[str, str]]:
     """Return the first setting's rates of a stability table as cards.
 
     Args:
         table: made by `quality_tables.sun_table`.
         what: whose energies, in words.
+        hull: against which hull, in words.
     """
     ours = next((row for row in table.rows if not row.get("published")), None)
     if ours is None:
@@ -69,7 +70,7 @@ def headline_cards(table: Table, what: str) -> list[dict[str, str]]:
                 "setting": ours["setting"],
                 "value": shown.text,
                 "what": f"{title}, {what}",
-                "detail": f"{shown.detail} % (95 %)",
+                "detail": f"{shown.detail} % (95 %); {hull}",
             }
         )
     return cards

@@ -6,8 +6,9 @@ from pathlib import Path
 from flowllm.config import Report, StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.report.page import Section, headline_cards, render
+from flowllm.report.protocol_text import hull_name
 from flowllm.report.quality_tables import TERMINAL_COLUMNS
-from flowllm.report.results import read_predictions, read_results
+from flowllm.report.results import of_kind, read_predictions, read_results
 from flowllm.report.sections import make_sections
 from flowllm.report.table import Shown, Table, show, to_csv, to_latex, to_markdown
 from flowllm.runlog import stage_run
@@ -45,10 +46,10 @@ def run(
         sections = make_sections(results, predictions, run_dir, section.color)
         _write_files(sections, out.parent)
         by_table = {table.name: table for part in sections for table in part.tables}
-        cards = [
-            *headline_cards(by_table["stability_dft"], "by DFT"),
-            *headline_cards(by_table["stability_potential"], "estimated by the potential"),
-        ]
+        cards = []
+        for kind, whose in (("dft", "by DFT"), ("potential", "estimated by the potential")):
+            hull = f"hull: {hull_name(of_kind(results, kind))}"
+            cards += headline_cards(by_table[f"stability_{kind}"], whose, hull)
         count = len({result.setting for result in results})
         name = run_dir.resolve().name
         page = render(
