@@ -118,8 +118,8 @@ def _gallery(results: Sequence[Result], kind: str, run_dir: Path) -> Section:
     return Section(
         f"gallery_{kind}",
         f"Best candidates, {whose}",
-        note="The novel crystals lowest above the hull, as relaxed, S.U.N. first; each once, by the "
-        "first setting that has it. Drag or use the arrow keys to turn.",
+        note="The novel crystals lowest above the hull, as relaxed, S.U.N. first; one that several "
+        "settings have is shown once. Drag or use the arrow keys to turn.",
         gallery=find_candidates(ours, run_dir),
     )
 
