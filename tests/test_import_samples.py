@@ -5,7 +5,7 @@ import json
 import pytest
 
 from crystals import rocksalt
-from evaluated_run import STABILITY_RULE, stage_settings, write_splits
+from evaluated_run import HULL_COMPOSITIONS, STABILITY_RULE, stage_settings, write_splits
 from flowllm import tables
 from flowllm.config import StageSettings
 from flowllm.errors import FlowllmError
@@ -99,7 +99,7 @@ def test_samples_of_every_format_are_measured_like_ours(tmp_path, name):
         {"id": row["id"], "e_above_hull": -0.1, "stable": i < 2, "metastable": True, "status": "ok"}
         for i, row in enumerate(relaxed)
     ]
-    rule = {"settings": {"stability": STABILITY_RULE}}
+    rule = {"settings": {"stability": STABILITY_RULE}, "hull_compositions": HULL_COMPOSITIONS}
     write_table(tmp_path / "stability.parquet", stability, tables.STABILITY, rule)
     write_splits(tmp_path / "crystals", {"train": {"mp-1": rocksalt()}})
     test = tmp_path / "crystals" / "test.parquet"
