@@ -7,7 +7,7 @@ Both versions run on the same crystals with the same weights, in turns, in this 
 The sizes are the paper's (14.2 million parameters, float32, batch 64). Training has the loader's
 batches, sampling all crystals of one number of atoms together, as refine has them. FLOPs are those
 of matrix products, counted by torch; the peak is the rate of a large float32 matrix product,
-measured here. The process keeps freed memory, as the stages do.
+measured here.
 """
 
 import argparse
@@ -26,7 +26,6 @@ from pymatgen.core import Structure
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowllm.crystal import Crystal
-from flowllm.memory import keep_freed_memory
 from flowllm.rfm.loader import PairBatch, plan_epoch
 from flowllm.rfm.loss import squared_errors
 from flowllm.rfm.manifold import (
@@ -264,7 +263,6 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    keep_freed_memory()
     clock = time.process_time if given.cpu_clock else time.perf_counter
     crystals = read_crystals(given.crystals)
     scales = Standardization([6.0] * 3 + [0.0] * 3, [2.0] * 6, 0.05, [0.0] * 6, [0.1] * 6)
