@@ -85,3 +85,11 @@ def test_the_rounding_of_text_hides_no_symmetry():
     along_c = kept_by(hexagonal).velocity(velocity)
     torch.testing.assert_close(along_c[..., :2], torch.zeros(1, 3, 2), atol=1e-6, rtol=0)
     assert along_c[0, 1, 2].abs() > 0.01
+
+
+def test_where_no_space_group_is_found_all_is_kept():
+    """Two atoms in one place, which spglib refuses."""
+    crystal = Crystal.from_arrays([11, 11], [[0, 0, 0], [0, 0, 0.005]], [4] * 3, [90] * 3)
+    symmetry = symmetry_of(crystal)
+    np.testing.assert_array_equal(symmetry.coords, np.eye(6))
+    np.testing.assert_array_equal(symmetry.gram, np.eye(9))
