@@ -12,6 +12,7 @@
 #   match with the own relaxed state (table 2's matcher) 41 -> 42, RMSD 0.0336 -> 0.0213
 #     its code's tolerances 56 -> 65, RMSD of those that match in both 0.0722 -> 0.0672
 #   the same without scaling of volumes 28 -> 40, RMSD 0.0324 -> 0.0239; code's 44 -> 60, 0.0530 -> 0.0490
+#   gained and lost matches 10 and 9, 19 and 10 (p 0.14); unscaled 18 and 6 (p 0.02), 25 and 9 (p 0.009)
 #   test crystals found 23 -> 26 of 132 (drafts at tau 0.7, P 0.9: 18 -> 26)
 # 96 drafts without condition at tau 0.7, P 0.9 (91 of them have no free coordinate): match 74 -> 75, energy gained
 #   1.74 -> 0.64 eV/atom in the mean, steps 23 -> 20, Wasserstein distance of density 2.24 -> 0.84 g/cm3
