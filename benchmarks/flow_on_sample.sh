@@ -3,7 +3,7 @@
 # of ../shared/data/mp_20_sample (cells of at most eight atoms), from fine-tuning to the report:
 #   bash benchmarks/flow_on_sample.sh
 # The drafts are SmolLM2's for the formulas of the test split, which neither model saw, as hot as the
-# pairs. Goes on where it was stopped; about an hour and a half on two cores.
+# pairs. Goes on where it was stopped; about an hour on two cores.
 #
 # What came out (28 November 2026; 1,141 pairs, 116 for validation; a flow took two to three minutes of two cores):
 # validation loss 13.3 (constant field 19.5); 106 drafts of 132 formulas, before -> after the flow, 50 steps:
