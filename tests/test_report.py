@@ -498,6 +498,14 @@ def test_a_flow_that_starts_elsewhere_has_no_point_without_steps(run_dir, flow):
     assert axes.containers[0].lines[0].get_xdata().tolist() == [50, 250]
 
 
+def test_a_sweep_is_drawn_without_the_records_of_its_flow(run_dir):
+    """Of a part of a run; where its line starts is then not known."""
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    swept = sweep_of(result, [(250, 48), (0, 30), (50, 47)])
+    axes = figures.validity_against_steps(swept, {}, "#0072B2").axes[0]
+    assert axes.containers[0].lines[0].get_xdata().tolist() == [50, 250]
+
+
 def test_of_a_sweep_the_histograms_show_the_first(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
     rows = [("a", "llm", 50), ("a", "llm", 250), ("a", None, 0), ("b", "llm", 50)]

@@ -180,7 +180,7 @@ def _step_lines(
     for (base, flow), points in lines.items():
         if len({steps for steps, _ in points}) < 2:
             continue
-        start = starts.get(base) if starts_from_drafts(flows[flow]) else None
+        start = starts.get(base) if flow in flows and starts_from_drafts(flows[flow]) else None
         points = [*points, *filter(None, [start])]
         found[f"base {base}, flow {flow}"] = sorted(points, key=lambda point: point[0])
     return found
@@ -193,7 +193,7 @@ def validity_against_steps(
 
     Args:
         results: one a setting; settings that differ in their steps only make a line.
-        flows: rows `flows` of the configuration by their names.
+        flows: rows `flows` of the configuration by their names, where the run's records have them.
         main: the configured colour.
 
     Returns:
