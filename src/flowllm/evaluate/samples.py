@@ -102,7 +102,8 @@ def read_samples(
     check_ids(base_rows, generated_rows, generated[0], complete=True)
     check_ids(base_rows, relaxed_rows, relaxed[0], complete=kind == "potential")
     check_ids(base_rows, stability_rows, stability, complete=kind == "potential")
-    rule, hull_compositions = _section(stability, "stability"), _hull_compositions(stability)
+    rule = _section(stability, "stability")
+    hull_compositions = read_metadata(stability).get("hull_compositions")
     if not rule or hull_compositions is None:
         raise FlowllmError(
             f"{stability}: does not say its thresholds or its hull; run the stage stability again"
@@ -197,10 +198,6 @@ def _join(
 
 def _distinct(table: pa.Table, column: str) -> tuple[str, ...]:
     return tuple(sorted({value for value in table.column(column).to_pylist() if value is not None}))
-
-
-def _hull_compositions(path: Path) -> int | None:
-    return read_metadata(path).get("hull_compositions")
 
 
 def _section(path: Path, name: str) -> dict[str, Any]:

@@ -100,8 +100,10 @@ def find_candidates(
     found: list[Candidate] = []
     shown: list[Crystal] = []
     for other, energy, order, name in looked_at:
+        if len(found) == limit:
+            break
         crystal = crystal_of(relaxed[order][name]) if name in relaxed[order] else None
-        if crystal is None or len(found) == limit:
+        if crystal is None:
             continue
         if all(rms_distance_or_error(crystal, one, DEFAULT)[0] is None for one in shown):
             shown.append(crystal)

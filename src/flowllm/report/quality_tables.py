@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from flowllm.evaluate.rates import rate
+from flowllm.evaluate.results import ALL
 from flowllm.report.protocol_text import energy_name, hull_name, made_by, special_rows
 from flowllm.report.published import published_note, published_rows
 from flowllm.report.results import Result, of_kind, once_a_setting
@@ -163,7 +164,7 @@ def e_hull_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -
     for result in ours:
         drawn, values = result.numbers["counts"]["drawn"], result.e_above_hull
         counted = {f"at_most_{x:g}": sum(value <= x for value in values) for x in E_HULL_BOUNDS}
-        shares = {key: rate(count, drawn, "all generated") for key, count in counted.items()}
+        shares = {key: rate(count, drawn, ALL) for key, count in counted.items()}
         rows.append(result.row | {"mean": result.row["e_above_hull"]} | shares)
     return Table(
         f"e_hull_{kind}",

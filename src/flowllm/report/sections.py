@@ -49,16 +49,17 @@ def make_sections(
 def _results(
     results: Sequence[Result], kinds: Sequence[str], records: Sequence[dict], color: str
 ) -> Section:
+    flows = flows_of(records)
     return Section(
         "results",
         "Results",
-        figures=_result_figures(results, kinds, flows_of(records), color),
+        figures=_result_figures(results, kinds, flows, color),
         tables=[
             quality_tables.paper_table(results),
             quality_tables.sun_table(results, "potential"),
             quality_tables.sun_table(results, "dft"),
             quality_tables.proxy_table(results),
-            *filter(None, [quality_tables.noise_table(results, flows_of(records))]),
+            *filter(None, [quality_tables.noise_table(results, flows)]),
             quality_tables.ground_state_table(results),
             *(quality_tables.e_hull_table(results, kind) for kind in kinds),
             quality_tables.num_elements_table(results),

@@ -43,10 +43,7 @@ class Axes:
         """
         # The angle of an axis is that between the other two.
         turned = self.signs.prod(dim=1, keepdim=True) * self.signs
-        lengths, angles = (
-            lattice[:, :3].gather(1, self.orders),
-            lattice[:, 3:].gather(1, self.orders),
-        )
+        lengths, angles = (part.gather(1, self.orders) for part in lattice.split(3, dim=1))
         return torch.cat([lengths, turned * angles], dim=1)
 
 
