@@ -516,6 +516,12 @@ class Config(Section):
             )
         return self
 
+    @property
+    def asks_llm(self) -> bool:
+        """Whether some row is drawn from the language model; what it knows is measured then."""
+        rows = (*self.settings, *self.csp_settings)
+        return any(setting.base != TRAIN_COMPOSITIONS for setting in rows)
+
     def _bases_fit(self) -> None:
         for where, rows, names in (
             ("bases", self.settings, [*(base.name for base in self.bases), TRAIN_COMPOSITIONS]),

@@ -137,7 +137,7 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
     kinds = 2 if target == "all_dft" else 1
     jobs = dict.fromkeys(STAGES, 1)
     jobs |= {
-        "invariance": int(_asks_llm(config)),
+        "invariance": int(config.asks_llm),
         "train_rfm": len(flows),
         "sample_pairs": sum(pair_shards) if flows else 0,
         "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * shards,
@@ -179,7 +179,7 @@ def count_items(
         "finetune_llm": texts,
         "fetch_model": 1,
         "merge_adapter": 1,
-        "invariance": config.invariance.num_crystals if _asks_llm(config) else 0,
+        "invariance": config.invariance.num_crystals if config.asks_llm else 0,
         "sample_pairs": sizes.num_pairs + sizes.num_val_pairs if flows else 0,
         "train_rfm": len(flows) * pairs,
         "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * sizes.num_samples,
@@ -204,12 +204,6 @@ def _flows(config: Config) -> set[str]:
     """The flows that some setting uses; no other is trained."""
     rows = (*config.settings, *config.csp_settings)
     return {setting.flow for setting in rows if setting.flow is not None}
-
-
-def _asks_llm(config: Config) -> bool:
-    """Whether some row is drawn from the language model; what it knows is measured then."""
-    rows = (*config.settings, *config.csp_settings)
-    return any(setting.base != TRAIN_COMPOSITIONS for setting in rows)
 
 
 def split_sizes(config: Config) -> dict[str, int]:

@@ -53,7 +53,6 @@ CSP_SETTINGS = [setting.name for setting in CONFIG.csp_settings]
 REFINED = [*CONFIG.settings, *CONFIG.csp_settings]
 BASE_OF = {setting.name: setting.base for setting in REFINED}
 FLOW_OF = {setting.name: setting.flow for setting in REFINED}
-ASKS_LLM = {BASE_OF[row] for row in [*SETTINGS, *CSP_SETTINGS]} != {TRAIN_COMPOSITIONS}
 NO_NAME = "(?!)"  # a wildcard of an empty list
 
 # Jobs import the package from the clone too; a cluster's job reads this file again and sets it there.

@@ -1,7 +1,7 @@
 rule report:
     input:
         metrics=report_metrics,
-        invariance=[f"{RUN}/llm/invariance.parquet"] if ASKS_LLM else [],
+        invariance=[f"{RUN}/llm/invariance.parquet"] if CONFIG.asks_llm else [],
         csp=expand(f"{RUN}/csp/{{setting}}.json", setting=CSP_SETTINGS),
     output:
         page=report(
