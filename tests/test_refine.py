@@ -196,7 +196,7 @@ def test_batches_fill_the_memory_and_hold_one_size():
 
 @pytest.mark.parametrize("num_atoms", [3, 12])
 def test_memory_of_a_batch_is_within_its_estimate(num_atoms):
-    """Bytes that torch allocates, by its own count, in the paths with and without the table."""
+    """Bytes that torch allocates, by its own count."""
     size = NetworkSize(hidden_dim=128, num_layers=2, time_dim=32, num_frequencies=32)
     scales = Standardization([6.0] * 6, [2.0] * 6, 0.05, [0.0] * 6, [0.1] * 6)
     field = build_field(size, (59.9, 120.1), scales).requires_grad_(False)
