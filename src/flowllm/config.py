@@ -318,7 +318,9 @@ class Refine(Section):
     integrator: Literal["euler", "midpoint", "heun", "rk4"]
     batch_memory_mb: PositiveInt = Field(description="memory that a batch of crystals may take")
     anneal_slope: NonNegativeFloat = Field(description="coordinate velocity times 1 + slope * t")
-    keep_symmetry: bool = Field(description="no move breaks the start's space group")
+    keep_symmetry: bool = Field(
+        description="move the start onto its space group, found within 0.1 angstrom, and keep it"
+    )
     trajectory_every: PositiveInt | None = Field(
         description="save the crystals after every so many steps, null for none"
     )
@@ -589,7 +591,7 @@ STAGES: dict[str, Stage] = {
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),
     "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
-    "refine": Stage(("refine",), row="setting", version=3),
+    "refine": Stage(("refine",), row="setting", version=4),
     "import_samples": Stage((), row="external", version=2),
     "prerelax": Stage(("prerelax", "potential"), version=2),
     "reference_hull": Stage(("reference_hull", "potential"), version=2),
