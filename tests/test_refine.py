@@ -341,13 +341,15 @@ def test_equal_atoms_in_one_place_part_only_with_noise(overfitted, tmp_path):
     """The field is equivariant: it moves them alike for ever."""
     coords = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
     one = Crystal.from_arrays([11, 17, 17], coords, [4, 4, 4], [90, 90, 90])
-    for noise in (0.0, 0.05):
-        model = tmp_path / f"flow-{noise}"
+    for noise, keep in ((0.0, False), (0.0, True), (0.05, False)):
+        model = tmp_path / f"flow-{noise}-{keep}"
         shutil.copytree(overfitted[0], model)
         record = json.loads((model / "model.json").read_text())
         record["start"] = start_record(LlmStart(noise, 0.0, 0.0))
         (model / "model.json").write_text(json.dumps(record))
-        [row] = refined(model, tmp_path, [base_row(one, 0)], refine_settings(5))
+        settings = refine_settings(5, keep_symmetry=keep)
+        [row] = refined(model, tmp_path, [base_row(one, 0)], settings)
+        assert row["status"] == "ok"
         _, first, second = np.array(row["frac_coords"])
         gap = np.abs(first - second - np.round(first - second)).max()
         assert gap < 1e-5 if noise == 0 else gap > 1e-2
