@@ -66,6 +66,7 @@ class Repeating:
         self.seen, self.waiting = set(), []
 
     def submit(self, key, request):
+        assert request.regex is not None
         self.waiting.append((key, self.later if key in self.seen else self.first))
         self.seen.add(key)
 

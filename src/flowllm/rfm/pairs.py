@@ -48,7 +48,7 @@ def match_atoms(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.
     assignments within each element and one common translation: from several first translations,
     assignment (Hungarian) and best shift take turns until neither gains. The result is never longer
     than without matching, because the first translation is that of the given order. It need not be
-    the shortest: of 60 pairs of random points, 15 had a shorter one.
+    the shortest: of 160 pairs of six random points, of one to three elements, 34 had a shorter one.
 
     Args:
         elements: atomic numbers (n,), the same order in start and end.
