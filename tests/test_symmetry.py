@@ -20,7 +20,7 @@ from flowllm.data.cif import crystal_from_cif, niggli_reduced
 from flowllm.llm.text import decode, encode
 from flowllm.rfm import symmetry
 from flowllm.rfm.manifold import lattice_parameters, lattice_vector, target_velocity
-from flowllm.rfm.start import LlmStart, RejectedCrystalError, crystal_lattice
+from flowllm.rfm.start import LlmStart, RejectedCrystalError, StartPoint, crystal_lattice
 from flowllm.rfm.symmetry import KeptSymmetry, Operations, symmetric_start, symmetrize
 from flowllm.stages.refine import refine_batch, symmetric_task, task_of
 
@@ -331,6 +331,16 @@ def test_where_no_space_group_is_found_the_start_is_as_it_was():
     found = symmetric_start(crystal.atomic_numbers, start, BOUNDS)
     assert found.point == start
     assert (found.operations.order, found.is_determined) == (1, False)
+
+
+def test_a_start_without_a_volume_is_as_it_was():
+    """A simple base or noise may draw such angles; pymatgen silently takes others."""
+    lengths, angles = torch.full((1, 3), 4.0), torch.full((1, 3), 119.9)
+    lattice = lattice_vector(lengths, angles, BOUNDS)[0].numpy()
+    start = StartPoint(np.zeros((1, 3)), lattice, reduced=False)
+    found = symmetric_start(np.array([29]), start, BOUNDS)
+    assert found.point == start
+    assert not found.is_determined
 
 
 FOURFOLD = {

@@ -17,7 +17,6 @@ matrix G. A mean over the group projects onto either.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import spglib
@@ -25,7 +24,7 @@ import torch
 from pymatgen.core import Lattice
 from torch import Tensor
 
-from flowllm.crystal import MIN_SQUARED_VOLUME, Crystal
+from flowllm.crystal import MIN_SQUARED_VOLUME, Crystal, lattice_has_volume
 from flowllm.rfm.manifold import (
     AngleBounds,
     gram_matrix,
@@ -80,7 +79,7 @@ class Operations:
         """Number of operations, the cell's own translations not counted."""
         return len(self.rotations)
 
-    @cached_property
+    @property
     def coords_mean(self) -> np.ndarray:
         """Mean over the group of what it makes of coordinates' velocities, (3 n, 3 n)."""
         num_atoms = self.images.shape[1]
@@ -89,7 +88,7 @@ class Operations:
             by_atoms[image, np.arange(num_atoms)] += rotation / self.order
         return by_atoms.transpose(0, 2, 1, 3).reshape(3 * num_atoms, -1)
 
-    @cached_property
+    @property
     def gram_mean(self) -> np.ndarray:
         """Mean over the group of what it makes of Gram matrices, (9, 9)."""
         mean = np.einsum("gki,glj->ijkl", self.rotations, self.rotations) / self.order
@@ -129,8 +128,8 @@ def symmetrize(
 ) -> Symmetrized:
     """Find the space group of a crystal within the tolerance and move the crystal onto it.
 
-    Where spglib finds no operations, or operations that are no group or that the moved crystal
-    does not have, the crystal stays as it is, with the identity alone.
+    Where the angles span no volume, or spglib finds no operations, or operations that are no group
+    or that the moved crystal does not have, the crystal stays as it is, with the identity alone.
 
     Args:
         elements: atomic numbers (n,).
@@ -139,6 +138,8 @@ def symmetrize(
         angles: degrees (3,).
     """
     unmoved = Symmetrized(coords, lengths, angles, Operations.identity(len(elements)), False)
+    if not lattice_has_volume(angles):
+        return unmoved  # pymatgen would make another cell of it
     cell = Lattice.from_parameters(*lengths.tolist(), *angles.tolist()).matrix
     found = spglib.get_symmetry(
         (cell, coords, elements), symprec=TOLERANCE, angle_tolerance=ANGLE_TOLERANCE
@@ -168,12 +169,14 @@ def _images(
     translations: np.ndarray,
 ) -> np.ndarray | None:
     """The atom that each operation takes each atom nearest to (g, n); None where two share one."""
-    moved = coords @ rotations.transpose(0, 2, 1) + translations[:, None]
-    ways = moved[:, :, None] - coords
-    ways -= ways.round()
-    distances = np.einsum("gijx,xy,gijy->gij", ways, gram, ways)
-    distances[:, elements[:, None] != elements] = np.inf
-    images = distances.argmin(-1)
+    images = np.empty((len(rotations), len(elements)), dtype=int)
+    different = elements[:, None] != elements
+    for number, (rotation, translation) in enumerate(zip(rotations, translations, strict=True)):
+        ways = (coords @ rotation.T + translation)[:, None] - coords
+        ways -= ways.round()
+        distances = ((ways @ gram) * ways).sum(-1)
+        distances[different] = np.inf
+        images[number] = distances.argmin(-1)
     is_permutation = (np.sort(images, axis=-1) == np.arange(len(elements))).all()
     return images if is_permutation else None
 
