@@ -20,7 +20,7 @@ from flowllm.report import figures
 from flowllm.report.process_tables import draft_table, fate_table, speed_table
 from flowllm.report.protocol_text import energy_name
 from flowllm.report.published import published_rows
-from flowllm.report.quality_tables import noise_table, paper_table
+from flowllm.report.quality_tables import noise_table, paper_table, proxy_table
 from flowllm.report.records import (
     draft_counts,
     flows_of,
@@ -295,6 +295,29 @@ def test_rows_without_a_language_model_or_a_flow_are_said(run_dir):
     assert "FlowLLM-test" not in caption
     origins = [row["origin"] for row in fate_table(results[1:]).rows]
     assert origins == ["base train_compositions, flow types, 750 steps", "base tau0.7, no flow"]
+
+
+def test_rows_whose_drafts_were_rejected_for_close_atoms_are_said_beside_table_1(run_dir):
+    """It raises their validity beyond the paper's protocol."""
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    counts = result.numbers["counts"]
+    counts = {**counts, "llm_drafts": 30, "llm_rejections": {"coinciding_atoms": 7, "truncated": 2}}
+    results = []
+    for name, section in (
+        ("LLM-a", {"reject_close_atoms": True}),
+        ("LLM-b", {"reject_close_atoms": False}),
+        ("Other", {}),
+    ):
+        sampling = {**result.numbers["sampling"], "sample_base": section}
+        numbers = {**result.numbers, "setting": name, "sampling": sampling, "counts": counts}
+        results.append(replace(result, numbers=numbers))
+    said = "Drafts with two atoms at one point were rejected and drawn again, which the paper's"
+    for table in (paper_table(results), proxy_table(results)):
+        assert said in table.caption
+        assert "raises the validity: LLM-a (7 of 30 drafts). " in table.caption
+        assert "LLM-b (" not in table.caption
+    for table in (paper_table(results[1:]), proxy_table(results[1:]), paper_table([result])):
+        assert said not in table.caption
 
 
 def test_published_values_fit_together():

@@ -197,6 +197,9 @@ class SamplePairs(Section):
     backend: Literal["vllm", "transformers"]
     restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
     structured: bool = Field(description="grammar that fixes the form and the formula's atoms")
+    reject_close_atoms: bool = Field(
+        description="draw a text again that has two atoms at one point"
+    )
     draws_in_a_row: PositiveInt = Field(description="consecutive draws of one crystal and prompt")
     max_attempts: PositiveInt = Field(description="drafts a pair before it is given up")
     chunk_size: PositiveInt = Field(description="prompts at once; what a kill can cost")
@@ -224,7 +227,9 @@ class TrainRfm(Section):
     compile: bool = Field(description="compile the network's layers by torch.compile")
     val_steps: PositiveInt = Field(description="optimiser steps between validations")
     patience: PositiveInt | None = Field(description="validations without gain before stopping")
-    match_atoms: bool = Field(description="match c0's atoms to c1's within each species")
+    match_atoms: bool = Field(
+        description="reduce the distance from c0 to c1: order of the atoms of each species, origin"
+    )
     augment_axes: bool = Field(description="the cell's axes in random order and direction")
 
     @model_validator(mode="after")
@@ -272,6 +277,9 @@ class SampleBase(Section):
     backend: Literal["vllm", "transformers"]
     restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
     structured: bool = Field(description="grammar that fixes the form of the text")
+    reject_close_atoms: bool = Field(
+        description="draw a text again that has two atoms at one point"
+    )
     max_attempts: PositiveInt
     chunk_size: PositiveInt
 
@@ -318,7 +326,9 @@ class Refine(Section):
     integrator: Literal["euler", "midpoint", "heun", "rk4"]
     batch_memory_mb: PositiveInt = Field(description="memory that a batch of crystals may take")
     anneal_slope: NonNegativeFloat = Field(description="coordinate velocity times 1 + slope * t")
-    keep_symmetry: bool = Field(description="no move breaks the start's space group")
+    keep_symmetry: bool = Field(
+        description="move the start onto its space group, found within 0.1 angstrom, and keep it"
+    )
     trajectory_every: PositiveInt | None = Field(
         description="save the crystals after every so many steps, null for none"
     )
@@ -440,6 +450,15 @@ class Nodes(Section):
     train_rfm: PositiveInt
 
 
+SHAPES_OF_DRAFTS = ("structured", "restrict_tokens")
+"""Keys of `sample_pairs` and `sample_base` that change which texts can come at all.
+
+A flow is trained on the drafts of the one and starts from those of the other, so that they must
+agree. Temperature and nucleus may differ, as in the paper (appendix C). So may
+`reject_close_atoms`: of the drafts without two atoms at one point it changes nothing but their
+number, and the others no flow without noise can part.
+"""
+
 Kind = Literal["flow", "base", "csp_base", "setting", "external"]
 """The lists of which a stage's jobs are given one row each."""
 
@@ -497,6 +516,7 @@ class Config(Section):
             raise ValueError("settings: the name test is the test split's, take another")
         self._bases_fit()
         self._flows_fit()
+        self._drafts_fit()
         missing = set(STAGES) - set(self.resources)
         unknown = set(self.resources) - set(STAGES)
         if missing or unknown:
@@ -549,6 +569,21 @@ class Config(Section):
                     "coordinates are random: it needs a flow with start: simple"
                 )
 
+    def _drafts_fit(self) -> None:
+        """Refuse a flow that is trained on drafts of another form than it starts from."""
+        from_drafts = [flow.name for flow in self.flows if flow.start == "llm"]
+        settings = [*self.settings, *self.csp_settings]
+        hit = [setting.name for setting in settings if setting.flow in from_drafts]
+        for key in SHAPES_OF_DRAFTS:
+            pairs, base = getattr(self.sample_pairs, key), getattr(self.sample_base, key)
+            if hit and pairs != base:
+                raise ValueError(
+                    f"sample_pairs.{key} is {str(pairs).lower()}, but sample_base.{key} is "
+                    f"{str(base).lower()}: the flow of settings {', '.join(hit)} (start: llm) "
+                    "would be trained on other drafts than it starts from. Give both keys the "
+                    "same value (temperature and top_p may differ)"
+                )
+
     def row(self, kind: Kind, name: str) -> Flow | Base | CspBase | Setting | External:
         """Return the row of a name in one of the lists."""
         rows = {
@@ -589,7 +624,7 @@ STAGES: dict[str, Stage] = {
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),
     "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
-    "refine": Stage(("refine",), row="setting", version=3),
+    "refine": Stage(("refine",), row="setting", version=4),
     "import_samples": Stage((), row="external", version=2),
     "prerelax": Stage(("prerelax", "potential"), version=2),
     "reference_hull": Stage(("reference_hull", "potential"), version=2),

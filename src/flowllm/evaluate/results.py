@@ -79,6 +79,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
         "protocol": protocol(sources, settings),
         "sampling": {
             "base": sources.base_row,
+            "sample_base": sources.base_section,
             "setting": sources.setting_row,
             "external": sources.external_row,
         },

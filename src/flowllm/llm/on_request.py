@@ -56,6 +56,7 @@ def sample(
         top_p=settings.base.top_p,
         max_attempts=settings.sample_base.max_attempts,
         restrict_tokens=settings.sample_base.restrict_tokens,
+        reject_close_atoms=settings.sample_base.reject_close_atoms,
         backend=settings.sample_base.backend,
         gpus=gpus,
     )
