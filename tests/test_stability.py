@@ -3,7 +3,7 @@
 import pytest
 
 from crystals import fcc, rocksalt
-from energy_rows import hull_row, relaxed_row, settings
+from energy_rows import CHGNET, hull_row, relaxed_row, settings
 from flowllm import tables
 from flowllm.errors import FlowllmError
 from flowllm.runlog import read_provenance
@@ -41,7 +41,7 @@ def test_stable_below_zero_metastable_below_threshold(
     (row,) = run(tmp_path, [relaxed_row(rocksalt(), "a", energy)])
     assert row["e_above_hull"] == pytest.approx(distance, abs=1e-9)
     assert (row["stable"], row["metastable"]) == (stable, metastable)
-    assert row["energy_source"] == row["hull_source"] == "CHGNet 0.3.0"
+    assert row["energy_source"] == row["hull_source"] == CHGNET
     assert (row["num_elements"], row["formula"]) == (2, "Na1Cl1")
 
 
@@ -116,9 +116,9 @@ def test_the_public_codes_correction_is_measured_against_the_corrected_hull(tmp_
             [relaxed_row(rocksalt(), "a", -3.6, potential="MACE")],
             HULL,
             "potential",
-            "CHGNet 0.3.0 and the energies are of MACE",
+            "steps and the energies are of MACE",
         ),
-        ([relaxed_row(rocksalt(), "a", -3.6)], [], "potential", "holds no energies"),
+        ([relaxed_row(rocksalt(), "a", -3.6)], [], "potential", "contains no energies"),
     ],
 )
 def test_energies_on_different_scales_are_refused(tmp_path, rows, hull, kind, message):

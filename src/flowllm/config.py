@@ -369,12 +369,21 @@ class DftCollect(Section):
 
 
 class ReferenceHull(Section):
-    """The reference for the potential's energies."""
+    """The reference for the potential's energies; its crystals are relaxed as `prerelax` says."""
 
     source: str = Field(description="train, or a JSON file of entries by the same potential")
-    relax_steps: NonNegativeInt = Field(description="relax the training crystals this far first")
-    max_force: PositiveFloat = Field(description="eV/angstrom, where relax_steps > 0")
     chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relaxed_like_the_crystals(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and (old := {"relax_steps", "max_force"} & set(given)):
+            raise ValueError(
+                f"{' and '.join(sorted(old))} no longer exist here: the training crystals are "
+                "relaxed by prerelax.max_force and prerelax.max_steps, as the generated ones are. "
+                "Remove them"
+            )
+        return given
 
 
 class DftHull(Section):
@@ -591,9 +600,9 @@ STAGES: dict[str, Stage] = {
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
     "refine": Stage(("refine",), row="setting", version=3),
     "import_samples": Stage((), row="external", version=2),
-    "prerelax": Stage(("prerelax", "potential"), version=2),
-    "reference_hull": Stage(("reference_hull", "potential"), version=2),
-    "stability": Stage(("stability",), version=2),
+    "prerelax": Stage(("prerelax", "potential"), version=3),
+    "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
+    "stability": Stage(("stability",), version=3),
     "dft_inputs": Stage(("dft", "dft_inputs"), version=2),
     "dft_collect": Stage(("dft_collect",), version=2),
     "dft_hull": Stage(("dft_hull",)),
