@@ -364,7 +364,7 @@ class DftCollect(Section):
 
     correction_scheme: Literal["MP2020", "MP2020_plus_u_only", "none"]
     strict_anions: Literal["require_bound", "require_exact", "no_check"] = Field(
-        description="which oxidation states let pymatgen correct an anion"
+        description="which oxidation states let an anion be corrected, of results and references"
     )
 
 
@@ -604,8 +604,8 @@ STAGES: dict[str, Stage] = {
     "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
     "stability": Stage(("stability",), version=3),
     "dft_inputs": Stage(("dft", "dft_inputs"), version=2),
-    "dft_collect": Stage(("dft_collect",), version=2),
-    "dft_hull": Stage(("dft_hull",)),
+    "dft_collect": Stage(("dft_collect",), version=3),
+    "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",)),
     "metrics": Stage(("metrics",), version=3),
     "match_csp": Stage(("metrics",)),

@@ -171,7 +171,7 @@ def entry_row(
     """Return the row of a reference entry in `tables.HULL_ENTRIES`."""
     return {
         "entry_id": entry.entry_id,
-        "formula": "".join(f"{symbol}{n:g}" for symbol, n in entry.amounts.items()),
+        "formula": entry.formula,
         "num_atoms": round(sum(entry.amounts.values())),
         "energy_per_atom": entry.energy_per_atom,
         "kind": kind,
