@@ -102,7 +102,7 @@ def test_a_relaxed_training_crystal_is_on_its_own_hull(tmp_path):
 
 @pytest.mark.parametrize("key", ["relax_steps", "max_force"])
 def test_the_old_keys_say_what_replaced_them(key):
-    with pytest.raises(FlowllmError, match=rf"{key} no longer exist.*prerelax\.max_steps"):
+    with pytest.raises(FlowllmError, match=rf"remove {key}: .*prerelax\.max_steps"):
         settings("reference_hull", reference_hull={key: 0})
 
 

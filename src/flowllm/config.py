@@ -379,9 +379,8 @@ class ReferenceHull(Section):
     def _relaxed_like_the_crystals(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and (old := {"relax_steps", "max_force"} & set(given)):
             raise ValueError(
-                f"{' and '.join(sorted(old))} no longer exist here: the training crystals are "
-                "relaxed by prerelax.max_force and prerelax.max_steps, as the generated ones are. "
-                "Remove them"
+                f"remove {' and '.join(sorted(old))}: the training crystals are "
+                "relaxed by prerelax.max_force and prerelax.max_steps, as the generated ones are"
             )
         return given
 
