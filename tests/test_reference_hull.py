@@ -250,3 +250,12 @@ def test_a_file_of_the_potentials_entries(tmp_path):
     assert (row["entry_id"], row["formula"], row["num_atoms"]) == ("mp-22862", "Na2Cl2", 4)
     assert (row["kind"], row["source"]) == ("potential", "CHGNet 0.3.0, relaxation not recorded")
     assert row["converged"] is None
+
+
+def test_a_file_that_looks_like_dfts_is_warned_of(tmp_path, caplog):
+    source = tmp_path / "entries.json"
+    entry = {"composition": {"Na+": 2, "Cl-": 2}, "energy": -14.0, "correction": 0.0}
+    source.write_text(json.dumps([entry | {"entry_id": "a", "parameters": {"run_type": "GGA"}}]))
+    (row,) = run(tmp_path, source=str(source))
+    assert row["formula"] == "Na2Cl2"
+    assert "1 of 1 entries (first: a) have a run_type" in caplog.text

@@ -57,10 +57,25 @@ def run(settings: StageSettings, *, crystals: Path, out: Path) -> None:
             _write_from_train(settings, crystals, out, run)
         else:
             label = unrecorded_label(LABELS[potential.name])
-            entries = read_entries(Path(section.source))
+            entries = list(read_entries(Path(section.source)))
+            _warn_of_dft(entries, section.source)
             rows = [entry_row(entry, kind="potential", source=label) for entry in entries]
             tables.write_table(out, rows, tables.HULL_ENTRIES, run.metadata())
             run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0)
+
+
+def _warn_of_dft(entries: Sequence[ReferenceEntry], source: str) -> None:
+    """Log entries that look like DFT's, which a potential's hull must not have."""
+    dft = [one.entry_id for one in entries if one.run is not None and one.run.run_type is not None]
+    if dft:
+        log.warning(
+            "reference_hull: %s: %d of %d entries (first: %s) have a run_type, as DFT entries do; "
+            "their energies must be the potential's",
+            source,
+            len(dft),
+            len(entries),
+            dft[0],
+        )
 
 
 def _write_from_train(settings: StageSettings, crystals: Path, out: Path, run: StageRun) -> None:
