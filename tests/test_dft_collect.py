@@ -109,7 +109,7 @@ def test_a_real_run_and_its_correction(tmp_path):
         # 20 Cl with -0.614 eV each.
         corrected = (-153.0123588 - 20 * 0.614) / 40
         assert row["corrected_energy_per_atom"] == pytest.approx(corrected, abs=1e-6)
-        assert row["correction_scheme"] == "MP2020"
+        assert row["correction_scheme"] == "MP2020 (require_bound)"
         assert row["converged_electronic"]
         assert row["converged_ionic"]
         lengths = tables.crystal_of(row).lengths
@@ -181,7 +181,7 @@ def check_stability_of_an_upper_bound(tmp_path):
     hull, out = tmp_path / "hull.parquet", tmp_path / "stability.parquet"
     for element_energy, stable in ((-4.0, [True, True]), (-4.07, [False, True])):
         entries = [
-            hull_row(element, element_energy, "dft", "DFT, correction MP2020")
+            hull_row(element, element_energy, "dft", "DFT, correction MP2020 (require_bound)")
             for element in ("Li", "Cl")
         ]
         tables.write_table(hull, entries, tables.HULL_ENTRIES, {})

@@ -100,6 +100,7 @@ def test_samples_of_every_format_are_measured_like_ours(tmp_path, name):
         for i, row in enumerate(relaxed)
     ]
     rule = {"settings": {"stability": STABILITY_RULE}, "hull_compositions": HULL_COMPOSITIONS}
+    rule |= {"hull_not_converged": 0}
     write_table(tmp_path / "stability.parquet", stability, tables.STABILITY, rule)
     write_splits(tmp_path / "crystals", {"train": {"mp-1": rocksalt()}})
     test = tmp_path / "crystals" / "test.parquet"

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -18,7 +19,7 @@ from flowllm.errors import FlowllmError
 from flowllm.evaluate.rates import rate
 from flowllm.report import figures
 from flowllm.report.process_tables import draft_table, fate_table, speed_table
-from flowllm.report.protocol_text import energy_name
+from flowllm.report.protocol_text import energy_name, hull_name
 from flowllm.report.published import published_rows
 from flowllm.report.quality_tables import noise_table, paper_table, proxy_table
 from flowllm.report.records import (
@@ -234,6 +235,15 @@ def test_captions_name_hull_matcher_and_corrections(page_path):
     assert "hull: train by CHGNet (1 234 compositions); stable: E_hull < 0 eV/atom with" in text
     assert "corrections: MP2020" in text
     assert "same crystal: pymatgen StructureMatcher 0.2, 0.3, 5°" in text
+
+
+def test_a_hulls_size_and_unfinished_entries_are_in_its_name():
+    numbers = {"hull_compositions": 1234, "hull_not_converged": 0, "hull_sources": ["CHGNet"]}
+    results = [SimpleNamespace(numbers={"protocol": numbers})]
+    assert hull_name(results) == "CHGNet (1\u202f234 compositions)"
+    numbers["hull_not_converged"] = 7
+    expected = "CHGNet (1\u202f234 compositions, 7 entries not converged: upper bounds)"
+    assert hull_name(results) == expected
 
 
 def test_published_values_have_their_source_on_the_page(page_path):

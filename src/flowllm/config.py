@@ -374,17 +374,25 @@ class DftCollect(Section):
 
     correction_scheme: Literal["MP2020", "MP2020_plus_u_only", "none"]
     strict_anions: Literal["require_bound", "require_exact", "no_check"] = Field(
-        description="which oxidation states let pymatgen correct an anion"
+        description="which oxidation states let an anion be corrected, of results and references"
     )
 
 
 class ReferenceHull(Section):
-    """The reference for the potential's energies."""
+    """The reference for the potential's energies; its crystals are relaxed as `prerelax` says."""
 
     source: str = Field(description="train, or a JSON file of entries by the same potential")
-    relax_steps: NonNegativeInt = Field(description="relax the training crystals this far first")
-    max_force: PositiveFloat = Field(description="eV/angstrom, where relax_steps > 0")
     chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relaxed_like_the_crystals(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and (old := {"relax_steps", "max_force"} & set(given)):
+            raise ValueError(
+                f"remove {' and '.join(sorted(old))}: the training crystals are "
+                "relaxed by prerelax.max_force and prerelax.max_steps, as the generated ones are"
+            )
+        return given
 
 
 class DftHull(Section):
@@ -626,12 +634,12 @@ STAGES: dict[str, Stage] = {
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
     "refine": Stage(("refine",), row="setting", version=4),
     "import_samples": Stage((), row="external", version=2),
-    "prerelax": Stage(("prerelax", "potential"), version=2),
-    "reference_hull": Stage(("reference_hull", "potential"), version=2),
-    "stability": Stage(("stability",), version=2),
+    "prerelax": Stage(("prerelax", "potential"), version=3),
+    "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
+    "stability": Stage(("stability",), version=3),
     "dft_inputs": Stage(("dft", "dft_inputs"), version=2),
-    "dft_collect": Stage(("dft_collect",), version=2),
-    "dft_hull": Stage(("dft_hull",)),
+    "dft_collect": Stage(("dft_collect",), version=3),
+    "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",)),
     "metrics": Stage(("metrics",), version=3),
     "match_csp": Stage(("metrics",)),

@@ -2,19 +2,16 @@
 
 import json
 import math
-import warnings
 from pathlib import Path
 from typing import Literal
 
 from pymatgen.core import Structure
-from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
-from pymatgen.entries.computed_entries import ComputedStructureEntry
 
+from flowllm.dft.corrections import StrictAnions, mp2020_correction, scheme_name
 from flowllm.dft.runs import DftRun, RunProblem
 from flowllm.dft.vasp_output import find_vasp_outputs, read_vasp
 
 CorrectionScheme = Literal["MP2020", "MP2020_plus_u_only", "none"]
-StrictAnions = Literal["require_bound", "require_exact", "no_check"]
 
 GPAW_OUTPUT = "gpaw_result.json"
 """Written by `gpaw_static.py`."""
@@ -61,9 +58,9 @@ def _read_gpaw(path: Path) -> DftRun:
     )
 
 
-def scheme_of(run: DftRun, scheme: CorrectionScheme) -> str:
-    """The correction scheme of a run: the given one, or GPAW's, which has no corrections."""
-    return "GPAW" if run.run_type == "GPAW" else scheme
+def scheme_of(run: DftRun, scheme: CorrectionScheme, strict_anions: StrictAnions) -> str:
+    """Return the correction scheme of a run: the given one, or GPAW's, which has no corrections."""
+    return "GPAW" if run.run_type == "GPAW" else scheme_name(scheme, strict_anions)
 
 
 def corrected_energy(run: DftRun, scheme: CorrectionScheme, strict_anions: StrictAnions) -> float:
@@ -80,13 +77,7 @@ def corrected_energy(run: DftRun, scheme: CorrectionScheme, strict_anions: Stric
         return run.energy
     if scheme == "MP2020_plus_u_only" and run.run_type != "GGA+U":
         return run.energy
-    entry = ComputedStructureEntry(run.structure, run.energy, parameters=run.parameters)
-    compatibility = MaterialsProject2020Compatibility(
-        check_potcar=False, strict_anions=strict_anions
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # guessed oxidation states
-        processed = compatibility.process_entry(entry)
-    if processed is None:
+    correction = mp2020_correction(run.structure, run.parameters, strict_anions)
+    if correction is None:
         raise RunProblem("no_correction", "MP2020 does not cover the run's settings or elements")
-    return float(processed.energy)
+    return run.energy + correction

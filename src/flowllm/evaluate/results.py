@@ -100,6 +100,7 @@ def protocol(sources: Sources, settings: Metrics) -> dict[str, Any]:
         "energy_sources": list(sources.energy_sources),
         "hull_sources": list(sources.hull_sources),
         "hull_compositions": sources.hull_compositions,
+        "hull_not_converged": sources.hull_not_converged,
         "correction_schemes": list(sources.correction_schemes),
         "stability_rule": sources.stability_rule,
         "matcher": {"name": "pymatgen StructureMatcher", **asdict(DEFAULT)},

@@ -64,6 +64,7 @@ class Sources:
         energy_sources: names of the energies, from the stability table.
         hull_sources: names of the reference hulls.
         hull_compositions: number of compositions that the reference has entries of.
+        hull_not_converged: entries of the reference whose energies are upper bounds.
         correction_schemes: of DFT energies; empty for a potential.
         stability_rule: the stability stage's settings.
         base_row: the language model's sampling settings, empty where the file does not say.
@@ -76,6 +77,7 @@ class Sources:
     energy_sources: tuple[str, ...]
     hull_sources: tuple[str, ...]
     hull_compositions: int
+    hull_not_converged: int
     correction_schemes: tuple[str, ...]
     stability_rule: dict[str, Any]
     base_row: dict[str, Any]
@@ -105,8 +107,8 @@ def read_samples(
     check_ids(base_rows, relaxed_rows, relaxed[0], complete=kind == "potential")
     check_ids(base_rows, stability_rows, stability, complete=kind == "potential")
     rule = _section(stability, "stability")
-    hull_compositions = read_metadata(stability).get("hull_compositions")
-    if not rule or hull_compositions is None:
+    about_hull = read_metadata(stability)
+    if not rule or not {"hull_compositions", "hull_not_converged"} <= set(about_hull):
         raise FlowllmError(
             f"{stability}: does not say its thresholds or its hull; run the stage stability again"
         )
@@ -121,7 +123,8 @@ def read_samples(
         kind=kind,
         energy_sources=_distinct(stability_table, "energy_source"),
         hull_sources=_distinct(stability_table, "hull_source"),
-        hull_compositions=hull_compositions,
+        hull_compositions=about_hull["hull_compositions"],
+        hull_not_converged=about_hull["hull_not_converged"],
         correction_schemes=_distinct(relaxed_table, "correction_scheme") if dft else (),
         stability_rule=rule,
         base_row=_section(base[0], "base"),

@@ -13,11 +13,13 @@ def energy_name(results: Sequence[Result]) -> str:
 
 
 def hull_name(results: Sequence[Result]) -> str:
-    """Return the reference hulls of some results and their sizes: a small one flatters."""
+    """Return the reference hulls of some results, their sizes, and their unfinished entries."""
     names = set()
     for protocol in (result.numbers["protocol"] for result in results):
-        size = f"{protocol['hull_compositions']:,}".replace(",", "\u202f")
-        names |= {f"{name} ({size} compositions)" for name in protocol["hull_sources"]}
+        size = f"{protocol['hull_compositions']:,} compositions".replace(",", "\u202f")
+        if count := protocol["hull_not_converged"]:
+            size += f", {count} entries not converged: upper bounds"
+        names |= {f"{name} ({size})" for name in protocol["hull_sources"]}
     return ", ".join(sorted(names)) or "none"
 
 

@@ -80,7 +80,7 @@ def _read(folder: Path, formula: str, section: DftCollect) -> dict[str, Any]:
         **tables.crystal_columns(Crystal.from_structure(found.structure)),
         "raw_energy_per_atom": found.energy / num_atoms,
         "corrected_energy_per_atom": energy / num_atoms,
-        "correction_scheme": scheme_of(found, section.correction_scheme),
+        "correction_scheme": scheme_of(found, section.correction_scheme, section.strict_anions),
         "run_type": found.run_type,
         "converged_electronic": found.converged_electronic,
         "converged_ionic": found.converged_ionic,
