@@ -188,7 +188,7 @@ def _espresso_files(structure: Structure, section: DftInputs) -> tuple[dict[str,
         electrons={"conv_thr": 1e-8},
         kpoints_grid=_kpoints(structure, section),
     )
-    return {"pw.in": f"{inputs}\n"}, list(names.values())
+    return {"pw.in": str(inputs)}, list(names.values())
 
 
 def _kpoints(structure: Structure, section: DftInputs) -> list[int]:
@@ -204,7 +204,8 @@ def _magnetic_moments(structure: Structure) -> list[float]:
 
 
 def _has_files(folder: Path, files: Mapping[str, str]) -> bool:
-    """Whether a folder has the inputs already.
+    """Whether a folder has the inputs already, or had them: `job_array.sh` and custodian keep what
+    they replace under `.orig`.
 
     Raises:
         FlowllmError: it has others, and files that are not ours.
@@ -213,7 +214,10 @@ def _has_files(folder: Path, files: Mapping[str, str]) -> bool:
         return False
     found = {path.name for path in folder.iterdir()}
     if all(
-        name in found and (folder / name).read_bytes() == text.encode()
+        any(
+            kept in found and (folder / kept).read_bytes() == text.encode()
+            for kept in (name, f"{name}.orig")
+        )
         for name, text in files.items()
     ):
         return True

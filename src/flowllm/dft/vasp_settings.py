@@ -27,6 +27,12 @@ initial cell, and custodian may move it by a point per axis."""
 _ENERGY_PER_EV = 1e-2
 """eV by which two cutoffs, or two U, are the same; VASP writes eight decimals."""
 
+_LOOSER_ENERGY = 2.0
+"""Times the input set's EDIFFG, which goes with the number of atoms of the cell."""
+
+_LOOSEST_FORCE = 0.1
+"""eV/angstrom, where the one EDIFFG is a force and the other an energy: prerelax.max_force."""
+
 _NOT_SELF_CONSISTENT = (2, 3, 4)
 """IALGO: of ALGO = Nothing, Eigenval, Subrot."""
 
@@ -60,8 +66,8 @@ def check_settings(vasprun: Vasprun, asked: AskedRun, folder: Path, name: str) -
         name: what the user knows the result by.
 
     Returns:
-        What the run held fixed although the input set relaxes it, so that its energy is an upper
-        bound of the relaxed crystal's; None where it held nothing.
+        Why the run's relaxation falls short of the input set's, so that its energy is an upper bound
+        of the relaxed crystal's; None where it does not.
 
     Raises:
         RunProblem: it has other settings (`other_settings`), with each key, what was found and
@@ -71,7 +77,7 @@ def check_settings(vasprun: Vasprun, asked: AskedRun, folder: Path, name: str) -
     differences = [*_by_themselves(vasprun), *compare_settings(vasprun, inputs)]
     if differences:
         raise RunProblem("other_settings", f"{name}: {'; '.join(differences)}")
-    return _held_fixed(vasprun, inputs)
+    return _cut_short_by_settings(vasprun, inputs)
 
 
 def _inputs_of(vasprun: Vasprun, asked: AskedRun, folder: Path) -> Inputs:
@@ -225,8 +231,8 @@ def _times(mesh: tuple[int, ...]) -> str:
     return "x".join(str(number) for number in mesh)
 
 
-def _held_fixed(vasprun: Vasprun, inputs: Inputs) -> str | None:
-    """What a relaxation held although the input set relaxes atoms and cell."""
+def _cut_short_by_settings(vasprun: Vasprun, inputs: Inputs) -> str | None:
+    """Why a relaxation that met its own criterion falls short of the input set's."""
     if int(inputs.incar.get("ISIF", 0)) != 3 or int(vasprun.parameters.get("NSW", 0)) <= 0:
         return None
     isif = int(vasprun.parameters.get("ISIF", 2))
@@ -234,4 +240,9 @@ def _held_fixed(vasprun: Vasprun, inputs: Inputs) -> str | None:
         return f"ISIF = {isif} held a part of the crystal, {inputs.name} relaxes atoms and cell"
     if "selective_dynamics" in vasprun.initial_structure.site_properties:
         return f"selective dynamics held atoms, {inputs.name} relaxes all"
+    found = float(vasprun.parameters.get("EDIFFG", 0.0))
+    expected = float(inputs.incar.get("EDIFFG", 10 * float(inputs.incar.get("EDIFF", 1e-4))))
+    loosest = _LOOSER_ENERGY * expected if found > 0 and expected > 0 else _LOOSEST_FORCE
+    if abs(found) > loosest:
+        return f"EDIFFG = {found:g} is looser than {expected:g} ({inputs.name})"
     return None
