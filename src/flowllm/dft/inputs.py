@@ -57,7 +57,6 @@ _CURES = {
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EISDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
-    errno.EIO: "look after the disk",
 }
 
 
@@ -240,9 +239,9 @@ def naming_output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = _CURES.get(error.errno or 0, "see to it")
-        where = error.filename or path
+        cure = _CURES.get(error.errno or 0, "check the file system")
+        above = (place for place in (path, *path.parents) if place.exists() and not place.is_dir())
         raise FlowllmError(
-            f"{path}: {where}: {error.strerror or error}; {cure}, and run dft_inputs again: "
+            f"{next(above, path)}: {error.strerror or error}; {cure}, and run dft_inputs again: "
             "folders that are written are kept"
         ) from error

@@ -245,7 +245,10 @@ def _run_type(vasprun: Vasprun, name: str) -> str:
     Raises:
         RunProblem: the run is of another functional (`wrong_functional`).
     """
-    found = vasprun.run_type
+    try:
+        found = vasprun.run_type
+    except AttributeError:  # pymatgen reads GGA = 91 as a number
+        found = f"GGA = {vasprun.parameters.get('GGA')}"
     if vasprun.parameters.get("LMETAGGA"):
         found = "metaGGA"
     if vasprun.incar.get("LVDW"):
