@@ -323,7 +323,9 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
         "Path.write_text = write\n"
         f"tests.run(Path({str(tmp_path)!r}))\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    }
     done = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
     assert done.returncode == -9
     root = tmp_path / "dft_inputs"
@@ -379,6 +381,31 @@ def test_a_folder_that_cannot_be_written_is_named_with_a_cure(
     monkeypatch.undo()
     out, rows = run(tmp_path)
     assert (out.parent / rows[3]["path"] / "POSCAR").exists()
+    assert not list(out.parent.rglob(".*"))
+
+
+@pytest.fixture
+def few_inodes(tmp_path):
+    """A disk with room for twelve files and folders."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "nr_inodes=12", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_no_inodes_are_left(few_inodes):
+    """Bytes are free; what was written is kept, and the next run ends with all."""
+    with pytest.raises(
+        FlowllmError, match=r"base-00000\d: .*[Nn]o space left on .*device"
+    ) as caught:
+        run(few_inodes)
+    assert "inodes" in str(caught.value) or "quota (also of files)" in str(caught.value)
+    subprocess.run(["mount", "-o", "remount,nr_inodes=99", str(few_inodes)], check=True)
+    out, rows = run(few_inodes)
+    assert [row["path"] is not None for row in rows] == [True, False, False, True, True]
     assert not list(out.parent.rglob(".*"))
 
 

@@ -125,11 +125,14 @@ BAD = {
         content(RUN.replace("2.15000000", "0.00021500").encode()),
     ),
     "nested XML": make(
-        "vasprun.xml", content(b"<modeling>" + b"<a>" * 100_000 + b"</a>" * 100_000 + b"</modeling>")
+        "vasprun.xml",
+        content(b"<modeling>" + b"<a>" * 100_000 + b"</a>" * 100_000 + b"</modeling>"),
     ),
     "entities": make(
         "vasprun.xml",
-        content(b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b SYSTEM "/etc/passwd">]>' + RUN.encode()),
+        content(
+            b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b SYSTEM "/etc/passwd">]>' + RUN.encode()
+        ),
     ),
     "binary": make("vasprun.xml", content(bytes(range(256)) * 99)),
     "zeros": make("vasprun.xml.gz", content(gzip.compress(bytes(1 << 20)))),
@@ -368,7 +371,18 @@ def test_any_damage_to_a_result_costs_its_row_alone(tmp_path, data):
         start = data.draw(st.integers(0, len(damaged)))
         stop = start + data.draw(st.integers(0, 40))
         tokens = st.sampled_from(
-            [b"NaN", b"1e999", b"-1", b"9" * 400, b"null", b"[[", b"<", b"</calculation>", b"\0", b"***"]
+            [
+                b"NaN",
+                b"1e999",
+                b"-1",
+                b"9" * 400,
+                b"null",
+                b"[[",
+                b"<",
+                b"</calculation>",
+                b"\0",
+                b"***",
+            ]
         )
         damaged[start:stop] = data.draw(st.binary(max_size=20) | tokens)
     folder = tmp_path / "dft_inputs" / "00000" / "bad"
@@ -386,7 +400,9 @@ def values(depth: int = 2) -> st.SearchStrategy:
     """Any JSON value."""
     plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
     return st.recursive(
-        plain, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner), max_leaves=8
+        plain,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
     )
 
 

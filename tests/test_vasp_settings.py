@@ -35,7 +35,10 @@ def test_what_changes_no_energy_is_taken(tmp_path, settings):
 
 
 OTHER = [
-    ({"potcars": ("PAW_PBE Fe 06Sep2000", "PAW_PBE O 08Apr2002")}, "POTCAR = Fe, O, expected Fe_pv"),
+    (
+        {"potcars": ("PAW_PBE Fe 06Sep2000", "PAW_PBE O 08Apr2002")},
+        "POTCAR = Fe, O, expected Fe_pv",
+    ),
     ({"potcars": ("PAW_PBE Fe_pv 06Sep2000", "PAW_PBE O_s 07Sep2000")}, "POTCAR = Fe_pv, O_s"),
     ({"ENCUT": 400.0}, "ENCUT = 400 eV, expected 520 (MPRelaxSet)"),
     ({"ENCUT": 600.0}, "ENCUT = 600 eV, expected 520"),

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from flowllm.errors import FlowllmError
 from flowllm.dft.runs import RunProblem
+from flowllm.errors import FlowllmError
 
 MAX_BYTES = 1 << 30
 """Largest file, unpacked. A vasprun.xml with bands and densities of a large cell has some hundred
@@ -177,7 +177,7 @@ def temporary_file(suffix: str) -> Iterator[IO[bytes]]:
 def _open_regular(path: Path) -> io.BufferedReader:
     """Open a file without ever waiting for it."""
     try:
-        _refuse_other_kinds(path, os.stat(path).st_mode)
+        _refuse_other_kinds(path, path.stat().st_mode)
         # Between the two calls it can become a pipe, which would be waited for.
         handle = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb")
     except FileNotFoundError as error:

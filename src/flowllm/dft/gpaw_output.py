@@ -110,7 +110,9 @@ def _check_inputs(result: Mapping[str, Any], path: Path, asked: AskedRun) -> Non
         detail = f"{path.name} is GPAW's, expected is a run with {asked.input_set}"
         raise RunProblem("other_settings", detail)
     if str(result.get("xc", "PBE"))[:20] != "PBE":
-        raise RunProblem("wrong_functional", f"{path.name}: xc is {str(result['xc'])[:20]}, not PBE")
+        raise RunProblem(
+            "wrong_functional", f"{path.name}: xc is {str(result['xc'])[:20]}, not PBE"
+        )
     try:
         given = _object(path.with_name(GPAW_INPUT))
     except RunProblem:

@@ -37,7 +37,8 @@ _EV_PER_KBAR = 1 / 1602.176634
 
 def is_static(vasprun: Vasprun) -> bool:
     """Whether nothing was to move: NSW = 0, IBRION = -1, or one step of dynamics (IBRION = 0, which
-    VASP takes for NSW = 1)."""
+    VASP takes for NSW = 1).
+    """
     steps, ibrion = _ionic_settings(vasprun)
     return steps <= 0 or ibrion == -1 or (ibrion == 0 and steps == 1)
 
