@@ -417,7 +417,7 @@ def test_a_file_in_a_folders_place(tmp_path):
     (tmp_path / "dft_inputs" / "00000").unlink()
     (tmp_path / "dft_inputs" / "00000").mkdir()
     (tmp_path / "dft_inputs" / "00000" / "base-000000").write_text("in the way")
-    with pytest.raises(FlowllmError, match="base-000000.*move away what is in its place"):
+    with pytest.raises(FlowllmError, match=r"base-000000.*move away what is in its place"):
         run(tmp_path)
 
 

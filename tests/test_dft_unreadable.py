@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from energy_rows import settings as stage_settings
 from flowllm import tables
-from flowllm.dft import bounded, results
+from flowllm.dft import bounded
 from flowllm.dft.gpaw_output import GPAW_OUTPUT
 from flowllm.errors import FlowllmError
 from flowllm.stages import dft_collect
@@ -289,21 +289,22 @@ def test_the_tail_of_zeros_that_a_file_system_leaves_is_cut(tmp_path):
 def test_no_room_to_unpack_stops_the_stage_with_a_cure(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no such folder"))
     (bad_folder(tmp_path) / "vasprun.xml").write_text(RUN)
-    with pytest.raises(FlowllmError, match="results are unpacked there.*set TMPDIR"):
+    with pytest.raises(FlowllmError, match=r"results are unpacked there.*set TMPDIR"):
         collect(tmp_path)
 
 
 def test_a_folder_without_permission_is_a_row(tmp_path, monkeypatch):
     """As the tests' user may be root, who may list any folder, the error is made."""
 
-    def denied(folder):
-        raise PermissionError(13, "Permission denied", str(folder))
-
     folder = bad_folder(tmp_path)
-    listdir = os.listdir
-    monkeypatch.setattr(
-        results.os, "listdir", lambda path: denied(path) if path == folder else listdir(path)
-    )
+    iterdir = Path.iterdir
+
+    def denied(path):
+        if path == folder:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", denied)
     row = collect(tmp_path)
     assert (row["status"], row["error"]) == ("unreadable", "bad: Permission denied")
 
@@ -317,7 +318,7 @@ def test_whatever_is_in_the_folders_place(tmp_path, kind):
         "dangling": lambda path: path.symlink_to("nowhere"),
         "loop": loop,
         "pipe": os.mkfifo,
-        "absent": lambda path: None,
+        "absent": lambda _: None,
     }
     how[kind](bad)
     row = collect(tmp_path)
@@ -333,11 +334,11 @@ def test_deep_folders_and_hidden_ones(tmp_path):
     stray = bad.parent / "stray\n\udcff"
     stray.mkdir()
     (stray / "vasprun.xml").write_text(RUN)
-    here = os.getcwd()
+    here = Path.cwd()
     try:
         os.chdir(bad)
         for _ in range(1500):
-            os.mkdir("d")
+            Path("d").mkdir()
             os.chdir("d")
         Path("vasprun.xml").write_text(RUN)
         os.chdir(here)
@@ -396,7 +397,7 @@ def test_any_damage_to_a_result_costs_its_row_alone(tmp_path, data):
     assert energy is None or abs(energy) < 2000
 
 
-def values(depth: int = 2) -> st.SearchStrategy:
+def values() -> st.SearchStrategy:
     """Any JSON value."""
     plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
     return st.recursive(

@@ -1,4 +1,4 @@
-"""VASP results: relaxations of known steps, made here or of the real file of ../shared/data/vasp."""
+"""VASP results: relaxations of known steps, made here or of the real file in ../shared."""
 
 import gzip
 import re

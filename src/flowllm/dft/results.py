@@ -1,10 +1,12 @@
 """Energies and crystals from finished DFT runs, corrected as the Materials Project corrects."""
 
+import math
 import os
 import warnings
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 
@@ -51,7 +53,7 @@ def read_run(folder: Path, asked: AskedRun | None = None) -> DftRun:
 def _read(folder: Path, asked: AskedRun) -> DftRun:
     if not os.path.lexists(folder):
         raise RunProblem("missing", "no folder")
-    if GPAW_OUTPUT in os.listdir(folder):
+    if any(path.name == GPAW_OUTPUT for path in folder.iterdir()):
         return read_gpaw(folder / GPAW_OUTPUT, asked)
     outputs = find_vasp_outputs(folder)
     if not outputs:
@@ -69,14 +71,15 @@ def _check_crystal(run: DftRun) -> None:
         RunProblem: a cell without volume, a number that is not finite, an energy of 400 digits
             (`unreadable`).
     """
+    num_atoms = len(run.structure)
+    with np.errstate(invalid="ignore"):
+        volume = run.structure.volume / num_atoms
+    if not MIN_VOLUME_PER_ATOM <= volume < math.inf:
+        raise RunProblem("unreadable", f"no crystal: {volume:.3g} cubic angstrom per atom")
     try:
         Crystal.from_structure(run.structure)
     except FlowllmError as error:
         raise RunProblem("unreadable", f"no crystal: {error}") from error
-    num_atoms = len(run.structure)
-    volume = run.structure.volume / num_atoms
-    if not volume >= MIN_VOLUME_PER_ATOM:
-        raise RunProblem("unreadable", f"no crystal: {volume:.3g} cubic angstrom per atom")
     if not abs(run.energy / num_atoms) <= MAX_ENERGY_PER_ATOM:
         detail = f"energy {run.energy / num_atoms:.3g} eV per atom, more than {MAX_ENERGY_PER_ATOM}"
         raise RunProblem("unreadable", detail)

@@ -24,7 +24,7 @@ _FEWER_KPOINTS = 0.5
 """Share of the input set's mesh below which a mesh is another setting. The mesh is chosen for the
 initial cell, and custodian may move it by a point per axis."""
 
-_ENERGY_PER_EV = 1e-2
+_SAME_EV = 1e-2
 """eV by which two cutoffs, or two U, are the same; VASP writes eight decimals."""
 
 _LOOSER_ENERGY = 2.0
@@ -66,8 +66,8 @@ def check_settings(vasprun: Vasprun, asked: AskedRun, folder: Path, name: str) -
         name: what the user knows the result by.
 
     Returns:
-        Why the run's relaxation falls short of the input set's, so that its energy is an upper bound
-        of the relaxed crystal's; None where it does not.
+        Why the run's relaxation falls short of the input set's, so that its energy is an upper
+        bound of the relaxed crystal's; None where it does not.
 
     Raises:
         RunProblem: it has other settings (`other_settings`), with each key, what was found and
@@ -127,12 +127,12 @@ def compare_settings(vasprun: Vasprun, inputs: Inputs) -> Iterator[str]:
     Fe_pv. METAGGA, GGA and U: another functional, up to eV per atom. ENCUT and PREC: the
     plane waves and the grids, tens of meV. LASPH: aspherical terms, tens of meV where d or f states
     are open. ISPIN: a magnet without its moments, up to eV per atom. The mesh of k-points: tens of
-    meV in metals. The release of a POTCAR (its date) is not compared: the manifest does not name it.
+    meV in metals. The release of a POTCAR (its date) is not compared: no manifest names it.
     """
     parameters, wanted = vasprun.parameters, inputs.incar
     yield from _compare_potcars(vasprun, inputs)
     found_cutoff = float(parameters.get("ENMAX", vasprun.incar.get("ENCUT", math.nan)))
-    if "ENCUT" in wanted and not abs(found_cutoff - float(wanted["ENCUT"])) < _ENERGY_PER_EV:
+    if "ENCUT" in wanted and not abs(found_cutoff - float(wanted["ENCUT"])) < _SAME_EV:
         yield _difference("ENCUT", f"{found_cutoff:g} eV", f"{float(wanted['ENCUT']):g}", inputs)
     yield from _compare_functional(vasprun, inputs)
     yield from _compare_hubbards(vasprun, inputs)
@@ -214,7 +214,7 @@ def _hubbards(incar: Mapping[str, Any], elements: list[str]) -> dict[str, tuple[
 
 
 def _same(one: float, other: float) -> bool:
-    return abs(one - other) < _ENERGY_PER_EV
+    return abs(one - other) < _SAME_EV
 
 
 def _said(hubbard: tuple[float, int] | None) -> str:

@@ -28,8 +28,8 @@ def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
     Status is ok, what kept the crystal from getting a folder, unconverged_ionic where the energy
     is that of the last good step of a relaxation that has not come to its end, or what is wrong
     with its run: missing, unfinished, unreadable, unconverged_electronic, wrong_composition,
-    wrong_functional, other_settings, no_correction. Folders beside the manifest that it does not name are reported
-    in the log and counted.
+    wrong_functional, other_settings, no_correction. Folders beside the manifest that it does not
+    name are reported in the log and counted.
     """
     section: DftCollect = settings.dft_collect
     with stage_run(settings, inputs={"manifest": manifest}, output=out) as run:
