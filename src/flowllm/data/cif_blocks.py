@@ -8,7 +8,7 @@ is none. Line endings of every system and a byte order mark are accepted.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice, pairwise, takewhile
 from typing import Literal
 
 from flowllm.errors import FlowllmError
@@ -79,9 +79,8 @@ def split_blocks(text: str) -> list[str]:
             starts.append(token.line)
         elif token.kind == "name" and starts and _is_of_crystal(token.text):
             crystals.add(starts[-1])
-    ends = [*starts[1:], len(lines)]
-    cuts = zip(starts, ends, strict=True)
-    return ["\n".join(lines[start:end]) + "\n" for start, end in cuts if start in crystals]
+    bounds = pairwise([*starts, len(lines)])
+    return ["\n".join(lines[start:end]) + "\n" for start, end in bounds if start in crystals]
 
 
 def read_block(text: str) -> Block:
