@@ -17,6 +17,9 @@ from flowllm.errors import FlowllmError
 
 MAX_ATOMIC_NUMBER = 118
 
+MIN_DISTANCE = 0.5
+"""Angstrom; atoms are never closer in a real crystal (paper, appendix D)."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crystal:

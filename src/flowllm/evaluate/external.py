@@ -20,6 +20,7 @@ from pymatgen.core import Element, Lattice, Structure
 
 from flowllm.crystal import Crystal
 from flowllm.data.cif_blocks import split_blocks
+from flowllm.data.cif_structure import read_structure
 from flowllm.errors import FlowllmError
 
 STRUCTURE_COLUMNS = ("cif", "cif_string", "structure", "LeMatStructs")
@@ -72,7 +73,7 @@ def _from_cif(text: str) -> Crystal:
     blocks = split_blocks(text) or [text]
     if len(blocks) > 1:
         raise FlowllmError(f"a CIF of {len(blocks)} crystals where one is expected")
-    return Crystal.from_structure(Structure.from_str(blocks[0], fmt="cif"))
+    return Crystal.from_structure(read_structure(blocks[0]))
 
 
 def _from_cell(numbers: np.ndarray, frac_coords: ArrayLike, matrix: ArrayLike) -> Crystal:
