@@ -5,11 +5,13 @@ International Tables G, chapter 2.2): a heading inside a text field, a quoted va
 is none. Line endings of every system and a byte order mark are accepted.
 """
 
+import codecs
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise, takewhile
+from pathlib import Path
 from typing import Literal
 
 from flowllm.errors import FlowllmError
@@ -62,6 +64,17 @@ class Block:
                 if value is not None:
                     return value
         return None
+
+
+def read_cif_text(path: Path) -> str:
+    """Return the text of a CIF file of any system.
+
+    CIF is ASCII: what else is in it are names and remarks, and an author's name in another encoding
+    must not cost the crystal. Notepad's "Unicode" is UTF-16, which its byte order mark says.
+    """
+    with path.open("rb") as file:
+        is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return path.read_text(encoding="utf-16" if is_utf16 else "utf-8-sig", errors="replace")
 
 
 def split_blocks(text: str) -> list[str]:

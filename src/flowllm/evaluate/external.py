@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from pymatgen.core import Element, Lattice, Structure
 
 from flowllm.crystal import Crystal
-from flowllm.data.cif_blocks import split_blocks
+from flowllm.data.cif_blocks import read_cif_text, split_blocks
 from flowllm.data.cif_structure import read_structure
 from flowllm.errors import FlowllmError
 
@@ -62,8 +62,7 @@ def _text(path: Path) -> str:
 
 def _from_cifs(folder: Path) -> Iterator[Parse]:
     for path in sorted(one for one in folder.iterdir() if one.suffix.lower() == ".cif"):
-        # CIF is ASCII; what else stands in it are names and remarks, which no crystal needs.
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        text = read_cif_text(path)
         # A file without atoms is one sample too, and a failed one.
         for block in split_blocks(text) or [text]:
             yield lambda block=block: _from_cif(block)
