@@ -50,6 +50,7 @@ def crystal_from_cif(text: str, cell: Literal["primitive", "as_given"], max_atom
         # Before the reduction, which takes a shift of 0.004 angstrom for a translation.
         check_distances(structure)
         structure = reduce_cell(structure, cell)
+        check_distances(structure)
     check_size(len(structure), max_atoms, f"the {cell} cell")
     try:
         return Crystal.from_structure(structure)

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from pymatgen.core import Composition, Element, Lattice
@@ -185,8 +186,9 @@ def _whole(parts: list[tuple[Atom, float]], lattice: Lattice) -> list[Atom]:
     partial = [part for part in parts if part[1] < 1 - OCCUPANCY_TOLERANCE]
     while partial:
         first = partial[0][0]
-        here = [part for part in partial if _distance(first, part[0], lattice) < SAME_PLACE]
-        partial = [part for part in partial if part not in here]
+        is_here = [_distance(first, atom, lattice) < SAME_PLACE for atom, _ in partial]
+        here = [*compress(partial, is_here)]
+        partial = [part for part, near in zip(partial, is_here, strict=True) if not near]
         total = sum(occupancy for _, occupancy in here)
         symbols = {Element.from_Z(atom.number).symbol for atom, _ in here}
         if len(symbols) > 1 or abs(total - 1) > OCCUPANCY_TOLERANCE:

@@ -21,7 +21,10 @@ Kind = Literal["data", "loop", "save", "name", "value"]
 UNKNOWN = ("?", ".")
 """CIF's unquoted words for a value that is unknown, and for one that does not apply."""
 
-_OF_CRYSTAL = re.compile(r"_(cell|symmetry|space_group|atom_site|atom_type|chemical_formula)_")
+_OF_CRYSTAL = re.compile(
+    r"_cell_(length|angle|formula|modulation|wave)_|_symmetry_|_space_group_"
+    r"|_atom_site_(?!aniso)|_chemical_formula_sum$"
+)
 
 _QUOTED = re.compile(r"'(.*?)'(?=\s|$)|\"(.*?)\"(?=\s|$)")
 _NUMBER = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)(?:\([0-9.]*\)?)?")

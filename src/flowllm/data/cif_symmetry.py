@@ -27,9 +27,9 @@ from flowllm.data.space_groups import (
     settings_of_schoenflies,
 )
 
-METRIC_TOLERANCE = 5e-3
-"""Relative change of an element of the metric that an operation may make: 0.25 % in a length,
-0.3 degrees in a right angle. Refined cells obey their group to the last digit."""
+METRIC_TOLERANCE = 1e-3
+"""Relative change of an element of the metric that an operation may make: 0.05 % in a length,
+0.06 degrees in a right angle. Refined cells obey their group to the last digit."""
 
 MAX_DENOMINATOR = 48
 """Of translations. 0.333 is 1/3, and the smallest step of a table is 1/24."""
