@@ -134,8 +134,7 @@ def _copy_csvs(kind: Kind, paths: dict[str | None, Path], folder: Path) -> Manif
 def _gather_cifs(cifs: list[Path], folder: Path) -> Manifest:
     path = folder / ALL_FILE
     rows = (
-        {"material_id": cif.stem, FILE_COLUMN: cif.name, "cif": read_cif_text(cif)}
-        for cif in cifs
+        {"material_id": cif.stem, FILE_COLUMN: cif.name, "cif": read_cif_text(cif)} for cif in cifs
     )
     write_rows(path, ("material_id", FILE_COLUMN, "cif"), rows)
     file = _listed(path, None, f"{len(cifs)} CIF files")
