@@ -315,6 +315,15 @@ def test_an_unknown_group_needs_formula_and_units_beside_the_identity():
     assert len(structure_from_cif(named("X 5 y", operations=["x,y,z"], **confirmed))) == 2
 
 
+@pytest.mark.parametrize("name", [NAME, HALL, NUMBER])
+@pytest.mark.parametrize("word", ["?", ".", "'?'", ""])
+def test_a_group_that_the_cif_calls_unknown(name, word):
+    text = make_cif(*NACL).replace("loop_", f"{name} {word}\nloop_", 1)
+    assert reason_of(text) == "unknown_symmetry"
+    confirmed = "_chemical_formula_sum 'Na Cl'\n_cell_formula_units_Z 1\n"
+    assert len(structure_from_cif(text.replace("loop_", f"{confirmed}loop_", 1))) == 2
+
+
 def test_a_formula_that_is_not_the_atoms_is_a_mismatch():
     for formula in ("Na Cl H", "Na2 Cl", "Na", "Na Br"):
         text = named("F m -3 m", **{"_chemical_formula_sum": formula})

@@ -19,7 +19,7 @@ from flowllm.errors import FlowllmError
 Kind = Literal["data", "loop", "save", "name", "value"]
 
 UNKNOWN = ("?", ".")
-"""CIF's unquoted words for a value that is unknown, and for one that does not apply."""
+"""CIF's words for a value that is unknown, and for one that does not apply. Programs quote them."""
 
 _OF_CRYSTAL = re.compile(
     r"_cell_(length|angle|formula|modulation|wave)_|_symmetry_|_space_group_"
@@ -180,7 +180,7 @@ def _tokens_of_line(line: str, start: int, number: int) -> Iterator[Token]:
             quoted = _QUOTED.match(line, match.start())
             # A quote that nothing closes: the rest of the line is the value.
             text = line[match.start() + 1 :] if quoted is None else quoted[1] or quoted[2] or ""
-            yield Token("value", text, number)
+            yield Token("value", None if text in UNKNOWN else text, number)
             start = len(line) if quoted is None else quoted.end()
         else:
             yield _classified(word, number, leading=not line[: match.start()].strip())

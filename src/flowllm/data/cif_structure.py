@@ -97,8 +97,8 @@ def choose(cells: Sequence[Cell], symmetry: Symmetry, formula: Formula) -> Cell:
 
     Raises:
         RejectedError: formula_mismatch where none fits, ambiguous_symmetry where several different
-            ones do and the multiplicities do not decide, unknown_symmetry where an unknown group is
-            named and the formula does not confirm the atoms.
+            ones do and the multiplicities do not decide, unknown_symmetry where the group is not
+            known and the formula does not confirm the atoms.
     """
     fitting = _distinct([cell for cell in cells if formula.fits(cell.counts)])
     if not fitting:
@@ -107,8 +107,8 @@ def choose(cells: Sequence[Cell], symmetry: Symmetry, formula: Formula) -> Cell:
     if not symmetry.confirmed and not formula.confirms(fitting[0].counts):
         raise RejectedError(
             "unknown_symmetry",
-            "the group named is not known, only the identity is listed, and formula and Z do not "
-            "confirm that all atoms are listed",
+            "the space group is not known, and formula and Z do not confirm that all atoms are "
+            "listed",
         )
     if len(fitting) > 1:
         fitting = [cell for cell in fitting if cell.multiplicities_fit]

@@ -66,8 +66,8 @@ class Symmetry:
 
     Attributes:
         possible: sets of operations, each of which the CIF allows and the cell obeys.
-        confirmed: whether the CIF says enough; where it names a group that is unknown, its formula
-            and Z must confirm the atoms.
+        confirmed: whether the CIF says enough; where the group is unknown, the formula and Z must
+            confirm the atoms.
     """
 
     possible: tuple[Operations, ...]
@@ -91,7 +91,7 @@ def symmetry_of(block: Block, lattice: Lattice) -> Symmetry:
         if _MAGNETIC not in block.values:
             _check_names(listed, _named(block), lattice)
         return Symmetry((listed,))
-    return _from_names(listed, _named(block), lattice)
+    return _from_names(listed, block, lattice)
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,13 @@ class _Named:
         return {number_of(setting) for one in self.sets for setting in one}
 
 
-def _from_names(listed: Operations | None, named: _Named, lattice: Lattice) -> Symmetry:
+def _from_names(listed: Operations | None, block: Block, lattice: Lattice) -> Symmetry:
     """Return the possible operations where no more than the identity is listed."""
+    named = _named(block)
     if not named.text:
-        return Symmetry((IDENTITY,))
+        # A group given as `?` is one that the CIF's author did not know.
+        is_unknown = any(name in block.values for name in (*_NAMES, *_HALL_NAMES, *_NUMBERS))
+        return Symmetry((IDENTITY,), confirmed=listed is not None or not is_unknown)
     if not named.sets:
         if listed is None:
             raise RejectedError(
@@ -203,12 +206,20 @@ def _listed(block: Block) -> Operations | None:
     """Return the operations that a CIF lists, each once; None where it lists none."""
     found: list[Operations] = []
     for name in _LISTS:
-        texts = [text for text in block.values.get(name, ()) if text]
-        if texts:
+        if texts := _texts(block, name):
             found.append(_distinct([parse_operation(text) for text in texts]))
     if len(found) == 2 and _keys(found[0]) != _keys(found[1]):
         raise RejectedError("symmetry_mismatch", f"{_LISTS[0]} and {_LISTS[1]} are not the same")
     return found[0] if found else None
+
+
+def _texts(block: Block, name: str) -> list[str]:
+    """Return the operations of a list as text; none where all of them are unknown."""
+    values = block.values.get(name, ())
+    texts = [text for text in values if text]
+    if texts and len(texts) < len(values):
+        raise RejectedError("bad_cif", f"{name}: {len(values) - len(texts)} operations are missing")
+    return texts
 
 
 def _magnetic(block: Block) -> Operations | None:
@@ -216,14 +227,14 @@ def _magnetic(block: Block) -> Operations | None:
 
     They map the atoms of the magnetic cell onto each other, whatever their moments.
     """
-    texts = [text for text in block.values.get(_MAGNETIC, ()) if text]
+    texts = _texts(block, _MAGNETIC)
     if not texts:
         if any(name.startswith("_space_group_magn") for name in block.values):
             raise RejectedError(
                 "unknown_symmetry", "a magnetic group is named and its operations are not listed"
             )
         return None
-    centering = [text for text in block.values.get(_MAGNETIC_CENTERING, ()) if text] or ["x,y,z,+1"]
+    centering = _texts(block, _MAGNETIC_CENTERING) or ["x,y,z,+1"]
     spatial = [[parse_operation(text.rpartition(",")[0]) for text in c] for c in (texts, centering)]
     pairs = product(*spatial)
     return _distinct([(r2 @ r1, (r2 @ t1 + t2) % 1) for (r1, t1), (r2, t2) in pairs])

@@ -24,7 +24,7 @@ from flowllm.seeds import derive
 from flowllm.tables import BASE
 
 MAX_ATOMS_ASKED = 1000
-"""More than in the cells of any training set; the model's own limit is lower."""
+"""More than in the cells of any training set, for files that are read before the model."""
 
 Words = Mapping[str, str]
 """Conditions as a user writes them: name of the condition to its text."""
@@ -52,8 +52,8 @@ def sample(
     Raises:
         FlowllmError: conditions make no sense, or the model was not trained on such prompts.
     """
-    wishes = [_wish(settings.prompts, words) for words in asked]
     opened = ModelFolder(model, settings.prompts)
+    wishes = [_wish(settings.prompts, words, opened.record.max_atoms) for words in asked]
     sampler = opened.sampler(
         [conditions for conditions, _ in wishes],
         temperature=settings.base.temperature,
@@ -107,7 +107,7 @@ def read_conditions(path: Path) -> list[Words]:
                 "without --conditions"
             )
         try:
-            _values(rows[-1])
+            _values(rows[-1], MAX_ATOMS_ASKED)
         except ValueError as error:
             raise FlowllmError(f"{path}, line {line}: {error}") from error
     if not rows:
@@ -119,9 +119,10 @@ Wish = tuple[Conditions, np.ndarray | None]
 """What the prompt gives, and the atoms that follow from it (none of a reduced formula)."""
 
 
-def _wish(prompts: Prompts, words: Words) -> Wish:
+def _wish(prompts: Prompts, words: Words, max_atoms: int) -> Wish:
+    """Read one wish; `max_atoms` is the most that the model was trained on."""
     try:
-        values = _values(words)
+        values = _values(words, max_atoms)
     except ValueError as error:
         raise FlowllmError(f"conditions {dict(words)}: {error}") from error
     numbers = values.pop("formula", None)
@@ -130,7 +131,7 @@ def _wish(prompts: Prompts, words: Words) -> Wish:
     return Conditions(**values), None if prompts.formula_style == "reduced" else numbers
 
 
-def _values(words: Words) -> dict[str, Any]:
+def _values(words: Words, max_atoms: int) -> dict[str, Any]:
     """Return what conditions say: atomic numbers for a formula, symbols for elements, and numbers.
 
     Raises:
@@ -139,9 +140,9 @@ def _values(words: Words) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, text in words.items():
         if name == "formula":
-            values[name] = _atoms(text)
+            values[name] = _atoms(text, max_atoms)
         elif name == "elements":
-            values[name] = _elements(text)
+            values[name] = _elements(text, max_atoms)
         else:
             values[name] = _number(name, text)
     return values
@@ -157,24 +158,27 @@ def _number(name: str, text: str) -> float | int:
     return value
 
 
-def _atoms(formula: str) -> np.ndarray:
+def _atoms(formula: str, max_atoms: int) -> np.ndarray:
     """Atomic numbers of a formula's atoms, by electronegativity as in training texts."""
     composition = Composition(formula)
     if strange := [str(one) for one in composition if not isinstance(one, Element)]:
         raise ValueError(f"formula {formula}: {strange[0]} is not an element")
     if not all(float(count).is_integer() for count in composition.values()):
         raise ValueError(f"formula {formula} has no whole numbers of atoms")
-    if not 0 < composition.num_atoms <= MAX_ATOMS_ASKED:
+    if not composition.num_atoms:
+        raise ValueError(f"formula {formula} has no atoms")
+    if composition.num_atoms > max_atoms:
         raise ValueError(
-            f"formula {formula} has {composition.num_atoms:g} atoms, expected 1 to "
-            f"{MAX_ATOMS_ASKED}"
+            f"{formula} has {composition.num_atoms:.0f} atoms, but the model was trained on "
+            f"crystals of at most {max_atoms}; ask for fewer, or fine-tune with a larger "
+            "prepare.max_atoms"
         )
     numbers = [element.Z for element, count in composition.items() for _ in range(int(count))]
     in_order = Composition(cell_formula(np.array(numbers))).items()
     return np.array([element.Z for element, count in in_order for _ in range(int(count))])
 
 
-def _elements(text: str) -> tuple[str, ...]:
+def _elements(text: str, max_atoms: int) -> tuple[str, ...]:
     """Return the symbols of a list of elements, each once, by electronegativity."""
     symbols = text.replace(",", " ").split()
     for symbol in symbols:
@@ -182,7 +186,7 @@ def _elements(text: str) -> tuple[str, ...]:
             raise ValueError(f"elements {text!r}: {symbol!r} is not the symbol of an element")
     if not symbols:
         raise ValueError(f"elements {text!r} has no symbol of an element")
-    return tuple(Composition(cell_formula(_atoms("".join(symbols)))).as_dict())
+    return tuple(Composition(cell_formula(_atoms("".join(symbols), max_atoms))).as_dict())
 
 
 def _task(settings: StageSettings, record: ModelRecord, wish: Wish, i: int, j: int) -> Task:
