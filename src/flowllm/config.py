@@ -622,7 +622,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "download": Stage(("data",)),
-    "prepare": Stage(("prepare",)),
+    "prepare": Stage(("prepare",), version=2),
     "fetch_model": Stage(()),
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=4),
     "merge_adapter": Stage((), version=2),
@@ -633,7 +633,7 @@ STAGES: dict[str, Stage] = {
     "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
     "refine": Stage(("refine",), row="setting", version=4),
-    "import_samples": Stage((), row="external", version=2),
+    "import_samples": Stage((), row="external", version=3),
     "prerelax": Stage(("prerelax", "potential"), version=3),
     "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
     "stability": Stage(("stability",), version=3),

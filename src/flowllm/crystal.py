@@ -20,6 +20,9 @@ MAX_ATOMIC_NUMBER = 118
 MIN_SQUARED_VOLUME = 1e-6
 """What the squared volume of a cell with unit edges must exceed; see `lattice_has_volume`."""
 
+MIN_DISTANCE = 0.5
+"""Angstrom; atoms are never closer in a real crystal (paper, appendix D)."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crystal:

@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike
 from pymatgen.core import Element, Lattice, Structure
 
 from flowllm.crystal import Crystal
+from flowllm.data.cif_blocks import read_cif_text, split_blocks
+from flowllm.data.cif_structure import read_structure
 from flowllm.errors import FlowllmError
 
 STRUCTURE_COLUMNS = ("cif", "cif_string", "structure", "LeMatStructs")
@@ -60,25 +62,17 @@ def _text(path: Path) -> str:
 
 def _from_cifs(folder: Path) -> Iterator[Parse]:
     for path in sorted(one for one in folder.iterdir() if one.suffix.lower() == ".cif"):
-        # CIF is ASCII; what else stands in it are names and remarks, which no crystal needs.
-        for block in _cif_blocks(path.read_text(encoding="utf-8-sig", errors="replace")):
+        text = read_cif_text(path)
+        # A file without atoms is one sample too, and a failed one.
+        for block in split_blocks(text) or [text]:
             yield lambda block=block: _from_cif(block)
 
 
-def _cif_blocks(text: str) -> list[str]:
-    """Cut a CIF into its crystals; blocks of journals and authors are none.
-
-    pymatgen keeps only the last of the blocks that have one name.
-    """
-    blocks = re.split(r"^(?=[ \t]*data_)", text, flags=re.MULTILINE)
-    crystals = [one for one in blocks if re.search(r"^\s*_(cell|atom_site)_", one, re.MULTILINE)]
-    return crystals if len(crystals) > 1 else [text]
-
-
 def _from_cif(text: str) -> Crystal:
-    if (count := len(_cif_blocks(text))) > 1:
-        raise FlowllmError(f"a CIF of {count} crystals where one is expected")
-    return Crystal.from_structure(Structure.from_str(text, fmt="cif"))
+    blocks = split_blocks(text) or [text]
+    if len(blocks) > 1:
+        raise FlowllmError(f"a CIF of {len(blocks)} crystals where one is expected")
+    return Crystal.from_structure(read_structure(blocks[0]))
 
 
 def _from_cell(numbers: np.ndarray, frac_coords: ArrayLike, matrix: ArrayLike) -> Crystal:
