@@ -598,7 +598,7 @@ STAGES: dict[str, Stage] = {
     "dft_collect": Stage(("dft_collect",), version=2),
     "dft_hull": Stage(("dft_hull",)),
     "fingerprints": Stage(("fingerprints",)),
-    "metrics": Stage(("metrics",), version=3),
+    "metrics": Stage(("metrics",), version=4),
     "match_csp": Stage(("metrics",)),
     "report": Stage(("report",), version=2),
 }

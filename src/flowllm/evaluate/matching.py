@@ -59,10 +59,14 @@ class Candidate:
 
     def matches(self, other: "Candidate", matcher: StructureMatcher) -> bool:
         """Whether the matcher says that the two are the same."""
+        first, second = sorted((self, other), key=lambda candidate: candidate.key)
+        return first.fits(second, matcher)
+
+    def fits(self, other: "Candidate", matcher: StructureMatcher) -> bool:
+        """Whether the matcher maps the other crystal onto this one, in this order."""
         if len(self.reduced) != len(other.reduced):
             return False
-        first, second = sorted((self, other), key=lambda candidate: candidate.key)
-        return bool(matcher.fit(first.reduced, second.reduced, skip_structure_reduction=True))
+        return bool(matcher.fit(self.reduced, other.reduced, skip_structure_reduction=True))
 
 
 def equivalence_classes(
@@ -91,6 +95,31 @@ def equivalence_classes(
         for members in classes
         for member in members
     }
+
+
+def kept_greedily(
+    candidates: Sequence[Candidate], tolerances: Tolerances = DEFAULT
+) -> frozenset[str]:
+    """Return the candidates that remain where each one that is kept removes its direct matches.
+
+    Rule of FlowMM's `scripts_analysis/novelty.py`, which the paper's code uses. The result depends
+    on the order, and two of the crystals that remain may be joined by a chain of matches.
+
+    Args:
+        candidates: crystals of one composition, in the order of their file.
+        tolerances: of the matcher; FlowMM uses the defaults.
+    """
+    matcher = tolerances.matcher()
+    removed: set[str] = set()
+    for kept in candidates:
+        if kept.name not in removed:
+            # The kept crystal is the matcher's first argument, as in that code.
+            removed |= {
+                other.name
+                for other in candidates
+                if other is not kept and kept.fits(other, matcher)
+            }
+    return frozenset(one.name for one in candidates) - removed
 
 
 def first_match(
@@ -132,11 +161,13 @@ class Bucket:
         samples: relaxed crystals by id.
         stable: which of them are stable.
         references: known crystals by id, in named sets (`train`, `val`).
+        novelty_sets: names of the sets that decide which of the stable samples are novel.
     """
 
     samples: Mapping[str, Crystal]
     stable: frozenset[str]
     references: Mapping[str, Mapping[str, Crystal]]
+    novelty_sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,13 +177,14 @@ class BucketMatches:
     Attributes:
         classes: for each sample the smallest id of its equivalence class (paper, appendix D:
             among all generated crystals).
-        stable_classes: the same among the stable crystals alone, as the authors' code has it.
+        greedy_sun: the stable and novel samples that `kept_greedily` keeps, in the order of their
+            ids, which is that of their draws: S.U.N. by the authors' code.
         known: by set of references, for each sample that is in it the id that it matches.
         failed: samples that have no reduced cell, by id, and why; they are in neither of the above.
     """
 
     classes: dict[str, str]
-    stable_classes: dict[str, str]
+    greedy_sun: frozenset[str]
     known: dict[str, dict[str, str]]
     failed: dict[str, str]
 
@@ -161,16 +193,17 @@ def match_bucket(bucket: Bucket) -> BucketMatches:
     """Find the equivalence classes of a bucket's samples, and which of them are known."""
     if len(bucket.samples) == 1 and not any(bucket.references.values()):
         alone = dict.fromkeys(bucket.samples, *bucket.samples)
-        stable = {name: name for name in bucket.stable}
-        return BucketMatches(alone, stable, {name: {} for name in bucket.references}, {})
+        return BucketMatches(alone, bucket.stable, {name: {} for name in bucket.references}, {})
     samples, failed = _candidates(bucket.samples)
     known = {}
     for set_name, crystals in bucket.references.items():
         references, _ = _candidates(crystals)
         found = {sample.name: first_match(sample, references) for sample in samples}
         known[set_name] = {name: match for name, match in found.items() if match is not None}
-    stable = [sample for sample in samples if sample.name in bucket.stable]
-    return BucketMatches(equivalence_classes(samples), equivalence_classes(stable), known, failed)
+    seen = {name for each in bucket.novelty_sets for name in known[each]}
+    stable_novel = [one for one in samples if one.name in bucket.stable - seen]
+    kept = kept_greedily(stable_novel)
+    return BucketMatches(equivalence_classes(samples), kept, known, failed)
 
 
 def _candidates(crystals: Mapping[str, Crystal]) -> tuple[list[Candidate], dict[str, str]]:

@@ -70,11 +70,12 @@ def run(
             what="validity and relaxation, crystals",
         )
         known = {name: splits[name] for name in ("train", "val")}
-        matches = match_samples(samples, known, workers)
+        novelty_sets = NOVELTY_SETS[section.novelty_against]
+        matches = match_samples(samples, known, novelty_sets, workers)
         prints = read_fingerprints(fingerprints)
         check_ids(names, prints.names, fingerprints, complete=True)
         prints, test_prints = prints.in_order(names), read_fingerprints(test_fingerprints)
-        rows = add_matches(measured, matches, NOVELTY_SETS[section.novelty_against])
+        rows = add_matches(measured, matches, novelty_sets)
         rows = add_coverage(rows, prints, test_prints)
         evaluation = Evaluation(samples, sources, matches, prints, test_prints, rows)
         numbers = {"format": FORMAT, "setting": out.stem}
