@@ -9,6 +9,7 @@ from pymatgen.core import Composition
 from flowllm import tables
 from flowllm.config import DftCollect, StageSettings
 from flowllm.crystal import Crystal
+from flowllm.descent import generated_digests
 from flowllm.dft.results import GPAW_OUTPUT, corrected_energy, read_run, scheme_of
 from flowllm.dft.runs import RunProblem
 from flowllm.runlog import Progress, log, stage_run
@@ -36,7 +37,8 @@ def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
         for entry in entries:
             rows.append(_collect(entry, manifest.parent, section))
             progress.advance()
-        tables.write_table(out, rows, tables.DFT_RESULTS, run.metadata())
+        metadata = run.metadata() | generated_digests([manifest])
+        tables.write_table(out, rows, tables.DFT_RESULTS, metadata)
         statuses = [row["status"] for row in rows]
         run.count(
             rows_in=len(rows),
