@@ -1,6 +1,7 @@
 """Equivalence classes and novelty against StructureMatcher on all pairs, one by one."""
 
 import itertools
+import resource
 
 import numpy as np
 import pytest
@@ -27,8 +28,9 @@ from flowllm.evaluate.matching import (
     kept_greedily,
     match_bucket,
     rms_distance,
+    rms_distance_or_error,
 )
-from flowllm.evaluate.validity import reduced_composition
+from flowllm.evaluate.validity import is_structurally_valid, reduced_composition
 
 
 def all_pairs_classes(crystals):
@@ -182,6 +184,40 @@ def test_rms_distance_is_pymatgens_and_none_without_a_match():
     assert rms_distance(perfect, moved, DEFAULT) == pytest.approx(expected[0])
     assert rms_distance(rocksalt(), caesium_chloride("Na", "Cl", 3.5), LOOSE) is None
     assert rms_distance(perfect, perfect, DEFAULT) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [(1000, 0.01, 0.01), (0.01, 3, 1000), (0.01, 140, 140), (1e-3,) * 3, (1e6,) * 3, (3, 3, 1e6)],
+)
+def test_elongated_cells_are_refused_before_the_matcher_lists_their_lattice_points(lengths):
+    """Each took 4 GB and more, or minutes, in pymatgen's search of lattice points."""
+    coords = np.random.default_rng(0).random((20, 3))
+    needle = Crystal.from_arrays([11, 17] * 10, coords, lengths, [90] * 3)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for pair in ((needle, rocksalt()), (rocksalt(), needle)):
+        distance, error = rms_distance_or_error(*pair, LOOSE)
+        assert distance is None
+        assert "elongated to be compared" in error
+    bucket = Bucket({"a": needle, "b": rocksalt()}, frozenset("ab"), {"train": {"c": needle}})
+    found = match_bucket(bucket)
+    assert set(found.failed) == {"a"}
+    assert found.classes == {"b": "b"}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_lengths_beyond_all_measure_are_errors_and_not_valid():
+    for lengths in ((1e38, 1, 1), (1e-38, 1, 1)):
+        crystal = Crystal.from_arrays([11, 17], [[0, 0, 0], [0.5] * 3], lengths, [90] * 3)
+        distance, error = rms_distance_or_error(crystal, rocksalt(), LOOSE)
+        assert distance is None
+        assert error
+        assert not is_structurally_valid(crystal)
+
+
+def test_real_elongated_cells_are_compared():
+    slab = Crystal.from_arrays([11, 17], [[0, 0, 0], [0.5, 0.5, 0.1]], [3, 3, 60], [90] * 3)
+    assert rms_distance(slab, slab, LOOSE) == pytest.approx(0, abs=1e-6)
 
 
 def test_rms_distance_worked_by_hand():

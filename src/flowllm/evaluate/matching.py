@@ -6,13 +6,15 @@ of which it demands itself. Each crystal's primitive, Niggli-reduced cell is fou
 pair. So the answers are exactly the matcher's own on all pairs.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
 from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,44 @@ LOOSE = Tolerances(ltol=0.3, stol=0.5, angle_tol=10)
 """The peers' tolerances of crystal structure prediction; table 2 by the authors' code."""
 
 
+MAX_POINTS = 200_000
+"""Lattice points within reach of a comparison; of 12,000 real and generated crystals the most
+elongated has 7,000."""
+
+MAX_PAIRS = 1_000_000
+"""Pairs of such points about as long as the two longest edges; 13,000 in the same crystals."""
+
+MAX_EDGE = 10_000.0
+"""Angstrom; beyond it pymatgen's grid for the search of lattice points takes hundreds of MB."""
+
+_REACH = 1 + LOOSE.ltol
+"""The largest factor by which an edge may differ from another and match it."""
+
+
+def check_comparable(lattice: Lattice) -> None:
+    """Refuse a cell that the matcher would need too much time and memory for.
+
+    It lists all lattice points as far away as the longest edge (at least 1 angstrom), and all pairs
+    of points about as long as two edges: for a needle of 0.01 and 1,000 angstrom they take 20 GB.
+
+    Raises:
+        FlowllmError: says how elongated the cell is, and the limit.
+    """
+    reduced = lattice.get_lll_reduced_lattice()
+    edges, volume = sorted(reduced.abc), reduced.volume
+    points = 4 / 3 * math.pi * max(_REACH * edges[2], 1.0) ** 3 / volume
+    shells = [
+        4 / 3 * math.pi * (_REACH**3 - _REACH**-3) * edge**3 / volume + 2 for edge in edges[1:]
+    ]
+    # A comparison with NaN is false.
+    if not (points <= MAX_POINTS and math.prod(shells) <= MAX_PAIRS and edges[2] <= MAX_EDGE):
+        raise FlowllmError(
+            f"edges of {edges[0]:.3g}, {edges[1]:.3g} and {edges[2]:.3g} angstrom: too small, "
+            f"too long or too elongated to be compared ({points:.3g} lattice points within reach, "
+            f"limit {MAX_POINTS:,})"
+        )
+
+
 class Candidate:
     """A crystal on its way to the matcher, reduced at most once.
 
@@ -50,9 +90,16 @@ class Candidate:
     """
 
     def __init__(self, name: str, crystal: Crystal) -> None:
-        """Reduce the crystal as StructureMatcher does before it compares."""
+        """Reduce the crystal as StructureMatcher does before it compares.
+
+        Raises:
+            FlowllmError: the cell is too elongated (`check_comparable`).
+        """
         self.name = name
-        self.reduced: Structure = StructureMatcher._get_reduced_structure(crystal.to_structure())
+        structure = crystal.to_structure()
+        check_comparable(structure.lattice)
+        self.reduced: Structure = StructureMatcher._get_reduced_structure(structure)
+        check_comparable(self.reduced.lattice)
         # Which of two structures is scaled and mapped onto which can decide a border case, so a
         # pair is always given in the order of this key, whatever the order of the rows.
         self.key = (len(self.reduced), crystal.lengths.tolist(), crystal.frac_coords.tolist(), name)
@@ -136,10 +183,18 @@ def first_match(
 def rms_distance(first: Crystal, second: Crystal, tolerances: Tolerances) -> float | None:
     """Return the root mean square distance of the atoms of two crystals, None without a match.
 
-    In units of the cube root of the volume an atom (StructureMatcher.get_rms_dist), at the best
-    match of the lattices.
+    In units of the cube root of the volume an atom, at the best match of the lattices: what
+    StructureMatcher.get_rms_dist returns, whose steps these are.
+
+    Raises:
+        FlowllmError: a cell is too elongated (`check_comparable`).
     """
-    found = tolerances.matcher().get_rms_dist(first.to_structure(), second.to_structure())
+    matcher = tolerances.matcher()
+    reduced = [Candidate("", crystal).reduced for crystal in (first, second)]
+    prepared = matcher._preprocess(
+        *matcher._process_species(reduced), skip_structure_reduction=True
+    )
+    found = matcher._match(*prepared, use_rms=True, break_on_match=False)
     return None if found is None else float(found[0])
 
 
