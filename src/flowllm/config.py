@@ -308,8 +308,14 @@ class External(Section):
     """Another model's samples, measured like ours."""
 
     name: Name
-    file: str = Field(description="CIF folder, .csv, .extxyz, .json, .json.gz or .pt")
+    file: str = Field(
+        description="folder of CIF or POSCAR files, or one .cif, .csv, .json, .jsonl, .extxyz or "
+        ".pt; all but .pt also with .gz"
+    )
     shards: PositiveInt = Field(description="parts that are relaxed at the same time")
+    column: str | None = Field(
+        None, description="of a CSV, or key of JSON's records, with the crystals; null: found"
+    )
 
 
 class Refine(Section):

@@ -43,6 +43,7 @@ def measure(sample: Sample, oxidation_states: str) -> dict[str, Any]:
     loose, _ = _rms_to_relaxed(sample, LOOSE)
     return {
         "id": sample.name,
+        "source_name": sample.source_name,
         "formula": None if crystal is None else crystal.formula,
         "generated": crystal is not None,
         "num_elements": sample.num_elements,
