@@ -81,22 +81,39 @@ def read_poscar(text: str) -> Structure:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if len(lines) < 8:
         raise FlowllmError(f"a POSCAR of {len(lines)} lines, at least 8 are needed")
-    for line in lines[5:16]:
-        counts = line.split()
-        if counts and all(re.fullmatch(r"[0-9]+", one) for one in counts):
-            if (atoms := sum(map(int, counts))) > len(lines):
-                raise FlowllmError(f"a POSCAR of {atoms} atoms has {len(lines)} lines")
-            break
+    _check_counts(lines)
     lines[1] = _positive_scale(lines)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         poscar = Poscar.from_str("\n".join(lines), read_velocities=False)
-    if not poscar.vasp5_symbols:
+    if not poscar.true_names:
         raise FlowllmError(
             "a POSCAR that does not name its elements (VASP 4); add the line of symbols before "
             "the numbers of atoms"
         )
     return poscar.structure
+
+
+def _check_counts(lines: Sequence[str]) -> None:
+    """Refuse numbers of atoms that are not one per symbol, or more than the lines that follow.
+
+    Both may take several lines, as many of each; pymatgen leaves out symbols that have no number.
+    """
+    first = next((i for i, line in enumerate(lines[:16]) if i >= 5 and _is_counts(line)), None)
+    if first is None:
+        raise FlowllmError("a POSCAR without a line of the numbers of atoms")
+    symbols = " ".join(lines[5:first]).split()
+    counts = " ".join(lines[first : first + max(first - 5, 1)]).split()
+    if symbols and len(symbols) != len(counts):
+        raise FlowllmError(f"a POSCAR of {len(symbols)} symbols has {len(counts)} numbers of atoms")
+    atoms = sum(int(one) for one in counts if _is_counts(one))
+    if atoms > len(lines):
+        raise FlowllmError(f"a POSCAR of {atoms} atoms has {len(lines)} lines")
+
+
+def _is_counts(line: str) -> bool:
+    words = line.partition("!")[0].split()
+    return bool(words) and all(re.fullmatch(r"[0-9]{1,18}", word) for word in words)
 
 
 def _positive_scale(lines: Sequence[str]) -> str:
