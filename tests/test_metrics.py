@@ -89,7 +89,7 @@ def ten(tmp_path_factory):
         ("unique_of_stable_novel", 1, 2),
         ("match_rate", 7, 10),  # the clash of 6 is another crystal
         ("match_rate_of_relaxed", 7, 8),
-        ("sun_rate_classes_among_stable", 1, 10),
+        ("sun_rate_greedy", 1, 10),
     ],
 )
 def test_rates_worked_by_hand(ten, name, numerator, denominator):
@@ -125,6 +125,21 @@ def test_lemat_genbench_looks_at_valid_crystals_alone(tmp_path):
         assert (sun["numerator"], sun["denominator"]) == (numerator, denominator)
     assert found["MatterGen"]["stability_rate"]["numerator"] == 2
     assert found["LeMat-GenBench"]["stability_rate"]["numerator"] == 1
+
+
+def test_sun_by_the_authors_code_is_greedy_in_the_order_of_the_draws(tmp_path):
+    """Crystals of which each matches its neighbors alone; the third is known, the sixth above."""
+    cells = [
+        Crystal.from_arrays([55, 17], [[0, 0, 0], [0.5] * 3], [4.12] * 3, [90, 90, angle])
+        for angle in range(90, 119, 4)
+    ]
+    draws = [Draw(one, one, 0.05 if place == 5 else -0.1) for place, one in enumerate(cells)]
+    found = run_metrics(write_run(tmp_path, draws, {"val": {"mp-1": cells[2]}}))[0]["rates"]
+    assert found["sun_rate"]["numerator"] == 1
+    assert found["sun_rate_greedy"]["numerator"] == 4
+    found = run_metrics(write_run(tmp_path, draws, {"train": {"mp-1": cells[2]}}))[0]["rates"]
+    assert found["sun_rate"]["numerator"] == 1
+    assert found["sun_rate_greedy"]["numerator"] == 3  # 0, 4 and 6: 1, 2 and 3 match the known one
 
 
 def test_flags_say_which_crystals(ten):

@@ -651,7 +651,14 @@ def test_no_metrics_is_an_error(tmp_path):
         write_report(tmp_path, metrics_paths=[])
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("{}", "expected 3")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("{}", "expected 4"),
+        ('{"format": 3}', "format 3.* the stage metrics again"),
+    ],
+)
 def test_a_bad_metrics_file_is_named(tmp_path, text, message):
     path = tmp_path / "bad.json"
     path.write_text(text)

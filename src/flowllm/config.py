@@ -316,8 +316,14 @@ class External(Section):
     """Another model's samples, measured like ours."""
 
     name: Name
-    file: str = Field(description="CIF folder, .csv, .extxyz, .json, .json.gz or .pt")
+    file: str = Field(
+        description="folder of CIF or POSCAR files, or one .cif, .csv, .json, .jsonl, .extxyz or "
+        ".pt; all but .pt also with .gz"
+    )
     shards: PositiveInt = Field(description="parts that are relaxed at the same time")
+    column: str | None = Field(
+        None, description="of a CSV, or key of JSON's records, with the crystals; null: found"
+    )
 
 
 class Refine(Section):
@@ -633,16 +639,16 @@ STAGES: dict[str, Stage] = {
     "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
     "refine": Stage(("refine",), row="setting", version=4),
-    "import_samples": Stage((), row="external", version=3),
+    "import_samples": Stage((), row="external", version=4),
     "prerelax": Stage(("prerelax", "potential"), version=3),
     "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
     "stability": Stage(("stability",), version=3),
     "dft_inputs": Stage(("dft", "dft_inputs"), version=3),
     "dft_collect": Stage(("dft_collect",), version=4),
     "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
-    "fingerprints": Stage(("fingerprints",)),
-    "metrics": Stage(("metrics",), version=3),
-    "match_csp": Stage(("metrics",)),
+    "fingerprints": Stage(("fingerprints",), version=2),
+    "metrics": Stage(("metrics",), version=4),
+    "match_csp": Stage(("metrics",), version=2),
     "report": Stage(("report",), version=2),
 }
 """In the order of the pipeline."""

@@ -152,6 +152,15 @@ GENERATED = _extend(
 )
 """generated/{setting}/shard-*.parquet: after flow matching; same ids as the base crystals."""
 
+_SOURCE_NAME = _column("source_name", pa.string(), "file, key or id of another model's sample")
+
+IMPORTED = _extend(
+    _CRYSTAL,
+    [_FORMULA, _column("num_steps", pa.int32(), "0: no integration steps"), _SOURCE_NAME],
+    _OUTCOME,
+)
+"""generated/{external}/shard-*.parquet: other models' samples, read as `GENERATED` is."""
+
 TRAJECTORIES = _extend(
     _CRYSTAL,
     [
@@ -257,6 +266,7 @@ FINGERPRINTS = pa.schema(
 METRICS_PER_CRYSTAL = pa.schema(
     [
         _ID,
+        _SOURCE_NAME,
         _FORMULA,
         _column("generated", pa.bool_(), "there is a crystal", nullable=False),
         _column("num_elements", pa.int32(), "distinct elements"),

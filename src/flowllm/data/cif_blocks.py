@@ -70,14 +70,18 @@ class Block:
 
 
 def read_cif_text(path: Path) -> str:
-    """Return the text of a CIF file of any system.
+    """Return the text of a CIF file of any system; see `decode_cif`."""
+    return decode_cif(path.read_bytes())
+
+
+def decode_cif(raw: bytes) -> str:
+    """Return the text of the bytes of a CIF file.
 
     CIF is ASCII: what else is in it are names and remarks, and an author's name in another encoding
     must not cost the crystal. Notepad's "Unicode" is UTF-16, which its byte order mark says.
     """
-    with path.open("rb") as file:
-        is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return path.read_text(encoding="utf-16" if is_utf16 else "utf-8-sig", errors="replace")
+    is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return raw.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
 
 
 def split_blocks(text: str) -> list[str]:

@@ -20,6 +20,7 @@ class Sample:
 
     Attributes:
         name: its id.
+        source_name: what its source calls it, of another model's sample; None of ours.
         base_status: status of the language model's crystal.
         attempts: drafts it took, 0 where the file does not say.
         rejections: what was wrong with each earlier draft.
@@ -38,6 +39,7 @@ class Sample:
     """
 
     name: str
+    source_name: str | None
     base_status: str
     attempts: int
     rejections: tuple[str, ...]
@@ -112,9 +114,14 @@ def read_samples(
         raise FlowllmError(
             f"{stability}: does not say its thresholds or its hull; run the stage stability again"
         )
+    names = _source_names(generated)
     samples = [
         _join(
-            base_rows[name], generated_rows[name], relaxed_rows.get(name), stability_rows.get(name)
+            base_rows[name],
+            generated_rows[name],
+            relaxed_rows.get(name),
+            stability_rows.get(name),
+            names.get(name),
         )
         for name in sorted(base_rows)
     ]
@@ -140,6 +147,17 @@ def _kind(path: Path) -> Literal["potential", "dft"]:
         raise FlowllmError(f"{path}: no such file")
     is_dft = "corrected_energy_per_atom" in pq.read_schema(path).names
     return "dft" if is_dft else "potential"
+
+
+def _source_names(generated: Sequence[Path]) -> dict[str, str]:
+    """Return the names that another model's samples have in their source, by id; none of ours."""
+    columns = ["id", "source_name"]
+    return {
+        row["id"]: row["source_name"]
+        for path in generated
+        if "source_name" in pq.read_schema(path).names
+        for row in read_table(path, tables.IMPORTED, columns).to_pylist()
+    }
 
 
 def _by_id(table: pa.Table) -> dict[str, dict[str, Any]]:
@@ -177,12 +195,14 @@ def _join(
     generated: dict[str, Any],
     relaxed: dict[str, Any] | None,
     stability: dict[str, Any] | None,
+    source_name: str | None,
 ) -> Sample:
     crystal = crystal_of(generated) if generated["status"] == "ok" else None
     relaxed = relaxed or {"status": "missing", "lengths": None}
     stability = stability or {}
     return Sample(
         name=base["id"],
+        source_name=source_name,
         base_status=base["status"],
         attempts=base["attempts"] or 0,
         rejections=tuple(base["rejections"] or ()),

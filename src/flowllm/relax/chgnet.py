@@ -17,7 +17,7 @@ from pymatgen.optimization.neighbors import find_points_in_spheres
 from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 
-from flowllm.relax.models import Fault
+from flowllm.relax.geometry import Fault
 
 _WEIGHTS = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
 """In the chgnet package: version 0.3.0, fitted to MPtrj."""

@@ -20,19 +20,6 @@ that it started its training with (tests/test_potential.py)."""
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Why a crystal has no energy.
-
-    Attributes:
-        reason: short name, the row's status.
-        detail: the same in full.
-    """
-
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True)
 class LoadedPotential:
     """A potential that is ready to evaluate crystals.
 

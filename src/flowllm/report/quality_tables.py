@@ -99,7 +99,9 @@ def sun_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> T
     how = made_by(ours)
     every = (
         "Every rate is over all that was drawn unless its heading says otherwise; "
-        "in small print: counts and Wilson's 95 % interval in percent. "
+        "in small print: counts and Wilson's 95 % interval in percent. Unique and S.U.N. count "
+        "classes that chains of matches join: a lower bound of the authors' greedy rule, which is "
+        "among both readings of the rules. "
     )
     if kind == "potential":
         title = "Stability and S.U.N., estimated by a machine-learned potential"

@@ -10,6 +10,7 @@ from pymatgen.core import Composition
 from flowllm import tables
 from flowllm.config import DftCollect, StageSettings
 from flowllm.crystal import Crystal
+from flowllm.descent import generated_digests
 from flowllm.dft.gpaw_output import GPAW_OUTPUT
 from flowllm.dft.results import corrected_energy, read_run, scheme_of
 from flowllm.dft.runs import AskedRun, RunProblem
@@ -42,7 +43,8 @@ def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
         for entry in entries:
             rows.append(_collect(entry, manifest.parent, section))
             progress.advance()
-        tables.write_table(out, rows, tables.DFT_RESULTS, run.metadata())
+        metadata = run.metadata() | generated_digests([manifest])
+        tables.write_table(out, rows, tables.DFT_RESULTS, metadata)
         statuses = [row["status"] for row in rows]
         run.count(
             rows_in=len(rows),

@@ -10,6 +10,7 @@ from pathlib import Path
 from flowllm import tables
 from flowllm.config import Metrics, StageSettings
 from flowllm.crystal import Crystal
+from flowllm.descent import check_computed_from
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.matching import LOOSE
 from flowllm.evaluate.parallel import ordered_map
@@ -52,9 +53,12 @@ def run(
     section: Metrics = settings.metrics
     inputs = {"base": base, "generated": generated, "crystals": crystals}
     with stage_run(settings, inputs=inputs, output=out) as run:
+        targets = _targets(base, generated, crystals)
+        check_computed_from(base, "crystals", [crystals])
+        check_computed_from(generated, "base", base)
         rows = ordered_map(
             partial(compare, oxidation_states=section.oxidation_states),
-            _targets(base, generated, crystals),
+            targets,
             workers=workers,
             what="predictions, test crystals",
         )
