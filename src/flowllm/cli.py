@@ -429,15 +429,21 @@ def report(
     run_dir: Annotated[Path, typer.Option(help="Folder of the whole run.")],
     out: Out,
     csp: Annotated[list[Path] | None, typer.Option(help="csp/{setting}.json, one a row.")] = None,
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(help="FOLDER=COUNT, e.g. pairs/train=400; without, all that are there."),
+    ] = None,
     settings: Settings = None,
     config: Configs = None,
     log_path: Log = None,
 ) -> None:
     """Make the tables, the figures and the HTML page; --out is index.html."""
+    from flowllm.report.run_folder import shard_counts
     from flowllm.stages import report as stage
 
     given = _settings("report", settings, config, log_path)
-    stage.run(given, metrics=metrics, csp=csp or [], run_dir=run_dir, out=out)
+    counts = shard_counts(shards or [])
+    stage.run(given, metrics=metrics, csp=csp or [], run_dir=run_dir, out=out, shards=counts)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowllm.errors import FlowllmError
-from flowllm.runlog import read_provenance
+from flowllm.runlog import provenance_path, read_record
 from flowllm.tables import crystal_of, read_metadata
 
 COUNTED_VALUES = 12
@@ -72,11 +72,11 @@ def _origin(path: Path) -> Iterator[str]:
     yield f"  settings {json.dumps(metadata.get('settings', {}), sort_keys=True)}"
     for role, digest in metadata.get("inputs", {}).items():
         yield f"  input {role} {digest[:16]}"
-    record = read_provenance(path)
-    if record:
+    if provenance_path(path).exists():
+        record = read_record(provenance_path(path))
         yield (
             f"  {record['started']}, {record['seconds']} s, {record['peak_memory_mb']} MiB, "
-            f"commit {record['commit']}"
+            f"commit {record.get('commit')}"
         )
         yield f"  counts {json.dumps(record['counts'], sort_keys=True)}"
 

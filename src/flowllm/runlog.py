@@ -23,14 +23,24 @@ from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from flowllm import __version__
 from flowllm.config import StageSettings
+from flowllm.faults import check_form, read_json
 from flowllm.tables import write_text
 
 log = logging.getLogger("flowllm")
 
 PROGRESS_SECONDS = 10.0
 """A progress line at most this often."""
+
+RECORD_SUFFIX = ".provenance.json"
+
+RECORD_CURE = (
+    "delete this record: its output is used without it, and its time and cost are not counted"
+)
+"""What to do where a record cannot be used."""
 
 _RECORDED_PACKAGES = (
     "torch",
@@ -184,13 +194,72 @@ def provenance_path(output: Path) -> Path:
     Its name begins with an underscore, so that pandas and pyarrow, when they open a folder of
     shards, take it for no table.
     """
-    return output.with_name(f"_{output.name}.provenance.json")
+    return output.with_name(f"_{output.name}{RECORD_SUFFIX}")
+
+
+def find_records(run_dir: Path) -> list[Path]:
+    """Return the records of all outputs below a folder, by path.
+
+    Hidden files and what lies in hidden folders is not ours: partial results, and what other
+    programs leave (macOS `._NAME`, editors `.#NAME`).
+    """
+    return [
+        path
+        for path in sorted(run_dir.rglob(f"_*{RECORD_SUFFIX}"))
+        if not any(part.startswith(".") for part in path.relative_to(run_dir).parts)
+    ]
 
 
 def read_provenance(output: Path) -> dict[str, Any]:
-    """Return the record of an output; empty where there is none."""
+    """Return the record of an output, which may lack any key; empty where there is none.
+
+    Raises:
+        FlowllmError: it cannot be read, is empty or cut off, or holds no keys.
+    """
     path = provenance_path(output)
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    record = read_json(path, RECORD_CURE)
+    check_form(record, dict[str, Any], path, RECORD_CURE)
+    return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read one record, with all that is counted with.
+
+    Raises:
+        FlowllmError: it cannot be read, is empty or cut off, or has another form.
+    """
+    record = read_json(path, RECORD_CURE)
+    check_form(record, _Record, path, RECORD_CURE)
+    return record
+
+
+
+
+class _Record(BaseModel):
+    """What is counted with of a record; other keys may stand beside."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    stage: str
+    settings: dict[str, Any]
+    seed: int
+    started: str
+    seconds: float
+    peak_memory_mb: int
+    counts: dict[str, Any]
+    hardware: "_Hardware"
+
+
+class _Hardware(BaseModel):
+    """The machine of a job."""
+
+    model_config = ConfigDict(strict=True)
+
+    cpus: int
+    nodes: int = 1
+    gpus: list[str] = []
 
 
 class Progress:

@@ -211,10 +211,44 @@ def fingerprinted(wildcards):
     return expand(paths, shard=shards_of(wildcards.sample))
 
 
+REPORT_KINDS = {"report": ["potential"], "report_dft": ["potential", "dft"]}
+
+
 def report_metrics(wildcards):
     """Metrics with the potential's energies; with DFT's beside them in the second report."""
-    kinds = ["potential", "dft"] if wildcards.report == "report_dft" else ["potential"]
+    kinds = REPORT_KINDS[wildcards.report]
     return [f"{RUN}/metrics/{kind}/{name}.json" for kind in kinds for name in ROWS]
+
+
+# The folders of shards that the report reads, with the names of their shards.
+TRAINED_FLOWS = sorted({flow for flow in FLOW_OF.values() if flow})
+REPORT_SHARDS = {f"relaxed/{row}": shards_of(row) for row in ROWS}
+for row in [*ROWS, *CSP_SETTINGS]:
+    REPORT_SHARDS[f"base/{BASE_OF.get(row, row)}"] = shards_of(row)
+if TRAINED_FLOWS:
+    REPORT_SHARDS |= {f"pairs/{split}": names for split, names in PAIR_SHARDS.items()}
+
+
+def report_inputs(name):
+    """All files and folders that a report reads besides its metrics' JSON files, by name of the report.
+
+    A report that was made without one of them would lack its rows and not say so.
+    """
+    kinds = REPORT_KINDS[name]
+    paths = [f"{RUN}/metrics/{kind}/{row}.parquet" for kind in kinds for row in ROWS]
+    paths += [f"{RUN}/dft/{row}.parquet" for row in ROWS if "dft" in kinds]
+    paths += [
+        f"{RUN}/{folder}/shard-{shard}.parquet"
+        for folder, shards in REPORT_SHARDS.items()
+        for shard in shards
+    ]
+    paths.append(f"{RUN}/crystals/rejected.parquet")
+    paths += [f"{RUN}/rfm/{flow}" for flow in TRAINED_FLOWS]
+    if CONFIG.asks_llm or TRAINED_FLOWS:
+        paths.append(f"{RUN}/llm/adapter")
+    if CONFIG.asks_llm:
+        paths.append(f"{RUN}/llm/invariance.parquet")
+    return paths
 
 
 def output_folder(wildcards, output):
