@@ -100,7 +100,7 @@ def run_dir(tmp_path_factory):
 def copied_run(run_dir, tmp_path):
     """A copy of the run's folder that a test may damage, with records of its outputs."""
     folder = tmp_path / "copy"
-    shutil.copytree(run_dir, folder)
+    shutil.copytree(run_dir, folder, ignore=shutil.ignore_patterns("report"))
     records = {
         "llm/invariance.parquet": "invariance",
         "llm/adapter": "finetune_llm",

@@ -16,7 +16,7 @@ import pytest
 
 from flowllm import writer_lock
 from flowllm.errors import FlowllmError
-from flowllm.processes import HOST, start_time
+from flowllm.processes import HOST, PLACE, start_time
 from flowllm.writer_lock import Writer, lock_path, only_writer
 
 HOLD = """
@@ -28,7 +28,7 @@ with only_writer(Path(sys.argv[1])):
     time.sleep(float(sys.argv[2]))
 """
 
-ELSEWHERE = Writer("another-node", 1, 1, "4711")
+ELSEWHERE = Writer("another-node", "7-1", 1, 1, "4711")
 
 
 @pytest.fixture(autouse=True)
@@ -86,10 +86,10 @@ def test_a_killed_writers_lock_delays_nobody_on_its_host(tmp_path, reaped):
 
 def test_a_number_that_has_come_round_is_another_process(tmp_path):
     output, parent = tmp_path / "shard.parquet", os.getppid()
-    leave(output, Writer(HOST, parent, start_time(parent) - 1, None))
+    leave(output, Writer(HOST, PLACE, parent, start_time(parent) - 1, None))
     with only_writer(output):
         pass
-    leave(output, Writer(HOST, parent, start_time(parent), None))
+    leave(output, Writer(HOST, PLACE, parent, start_time(parent), None))
     with pytest.raises(FlowllmError, match=f"`kill {parent}` on {HOST}"), only_writer(output):
         pass
 

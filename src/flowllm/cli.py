@@ -14,6 +14,7 @@ import typer
 
 from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
+from flowllm.faults import explain, is_refusal
 from flowllm.runlog import log, setup_logging
 from flowllm.stopping import Stopped, stop_at_once_on_sigterm
 
@@ -584,12 +585,15 @@ def main() -> None:
     except Stopped as stopped:
         log.warning("%s", stopped.said)
         raise
-    except FlowllmError as error:
+    except Exception as error:
         if not log.handlers:
             setup_logging(None)
-        log.error("%s", error)
-        sys.exit(1)
-    except Exception:
+        if isinstance(error, FlowllmError):
+            log.error("%s", error)
+            sys.exit(1)
+        if isinstance(error, OSError) and is_refusal(error):
+            log.error("%s", explain(error))
+            sys.exit(1)
         log.exception("a defect of FlowLLM, please report it with this traceback")
         sys.exit(2)
 

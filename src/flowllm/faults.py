@@ -38,6 +38,14 @@ _FULL = "no space left on the device; free some, or raise the quota (also of fil
 _SHOWN_PROBLEMS = 3
 
 
+def is_refusal(error: OSError) -> bool:
+    """Whether the operating system refused something; libraries raise OSError for damage too.
+
+    torch seeks before the beginning of a file that is cut off, which the system calls invalid.
+    """
+    return error.errno not in (None, errno.EINVAL) or type(error) is not OSError
+
+
 def cause(error: OSError) -> str:
     """Return what the operating system refused, and what to do about it."""
     if error.errno in FULL:
@@ -53,6 +61,8 @@ def explain(error: OSError, path: Path | str | None = None) -> str:
         path: the path to name, where the error's own is unknown or a temporary one.
     """
     named = path if path is not None else error.filename
+    if error.errno is None:
+        return f"{os.fsdecode(named)}: {error}" if named is not None else str(error)
     if named is None:  # Arrow and others put the path into the text
         return f"{error.strerror or error}: {cause(error)}"
     return f"{os.fsdecode(named)}: {cause(error)}"
@@ -60,7 +70,7 @@ def explain(error: OSError, path: Path | str | None = None) -> str:
 
 def remake(path: Path) -> str:
     """Return how a damaged file that the pipeline wrote is made again; its bytes repeat."""
-    if path.parent.name.endswith(".partial"):
+    if any(part.endswith(".partial") for part in path.parts):
         return "delete it and run the same again: the other parts are kept"
     return (
         f"delete it and make it again: `snakemake {shlex.quote(str(path))}` with the options of "

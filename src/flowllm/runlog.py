@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 from flowllm import __version__
 from flowllm.config import StageSettings
 from flowllm.faults import check_form, read_json
-from flowllm.tables import write_text
+from flowllm.tables import check_file, write_text
 
 log = logging.getLogger("flowllm")
 
@@ -139,6 +139,7 @@ def stage_run(
     output: Path,
     work: Mapping[str, Any] | None = None,
     leader: bool = True,
+    check: Callable[[Path], object] = check_file,
 ) -> AbstractContextManager[StageRun]:
     """Open a stage's run; at the end its record is written (see `recorded`).
 
@@ -148,7 +149,14 @@ def stage_run(
         output: the main output (a file or a folder); the record lies beside it.
         work: the part of the whole that a scattered job does (split, start, count).
         leader: whether this process writes the record, one of those that share a job.
+        check: refuses an output that could not be written when the work is done:
+            `tables.check_file`, `check_folder` or, of files in a folder, `check_writable`.
+
+    Raises:
+        FlowllmError: the output is refused.
     """
+    if leader:
+        check(output)
     given = settings.stage, settings.version, settings.values, settings.seed
     return recorded(StageRun(*given, inputs, work or {}, leader=leader), output)
 
