@@ -245,34 +245,38 @@ def test_every_fault_of_the_documentation_names_a_test_that_exists():
             assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
 
 
-def refused(script: str, *words: object, user: int = 65534) -> tuple[int, str]:
-    """Run a command as a user without rights to root's files."""
+@pytest.fixture
+def without_rights() -> Iterator[None]:
+    """Run the test as a user without rights to root's files."""
     if os.geteuid() != 0:
         pytest.skip("taking another user's place needs root")
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, words)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: os.setuid(user),
-    )
-    return done.returncode, done.stdout + done.stderr
+    yield os.seteuid(65534)
+    os.seteuid(0)
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
+@pytest.fixture
+def root_only(tmp_path) -> Path:
+    """A table that root may read, in a folder that root may write to."""
     path = tmp_path / "t.parquet"
     write_table(path, [{"id": "a"}], CRYSTALS, {})
     path.chmod(0o600)
-    for one in (tmp_path, *tmp_path.parents[:3]):
+    for one in (tmp_path, *tmp_path.parents[:2]):
         one.chmod(0o755)
-    script = (
-        "import sys; from pathlib import Path; from flowllm.tables import *; "
-        "read_table(Path(sys.argv[1]), CRYSTALS)"
-    )
-    code, said = refused(script, path)
-    assert code
-    assert "t.parquet: permission denied" in said
-    assert "delete it" not in said
+    return path
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(root_only, without_rights):
+    with pytest.raises(FlowllmError, match=r"t\.parquet: permission denied") as caught:
+        read_table(root_only, CRYSTALS)
+    assert "delete it" not in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_written_to_is_named_before_the_work(root_only, without_rights):
+    for check in (check_file, check_folder):
+        with pytest.raises(FlowllmError, match=f"{root_only.parent}: permission denied"):
+            check(root_only.parent / "new" / "model")
+    with pytest.raises(FlowllmError, match="permission denied"):
+        write_text(root_only.parent / "x.txt", "x")
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])

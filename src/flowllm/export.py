@@ -1,6 +1,7 @@
 """Crystals in other programs' formats: CIF folder, CSV of pymatgen JSON, extended XYZ.
 
-The CIF folder and the CSV are what LeMat-GenBench and leaderboards like it read.
+The CIF folder and the CSV are what LeMat-GenBench and leaderboards like it read. In the CSV an
+apostrophe stands before an id that a spreadsheet would run as a formula.
 """
 
 import csv
@@ -15,6 +16,7 @@ from pymatgen.core import Structure
 from flowllm.dft.inputs import folder_name
 from flowllm.errors import FlowllmError
 from flowllm.inspection import CRYSTAL_COLUMNS, read
+from flowllm.plain_text import spreadsheet_text
 from flowllm.runlog import log
 from flowllm.tables import atomic_folder, atomic_path, crystal_of
 
@@ -97,7 +99,7 @@ def _write_csv(items: Items, out: Path) -> None:
         writer.writerow(["material_id", "structure", "energy"])
         for row, structure in items:
             text = json.dumps(structure.as_dict(), sort_keys=True)
-            writer.writerow([row["id"], text, _energy(row, structure)])
+            writer.writerow([spreadsheet_text(row["id"]), text, _energy(row, structure)])
 
 
 def _write_extxyz(items: Items, out: Path) -> None:

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict
 from flowllm import __version__
 from flowllm.config import StageSettings
 from flowllm.faults import check_form, read_json
+from flowllm.plain_text import printable, redacted
 from flowllm.tables import check_file, write_text
 
 log = logging.getLogger("flowllm")
@@ -59,13 +60,20 @@ _RECORDED_PACKAGES = (
 )
 
 
+class _PlainFormatter(logging.Formatter):
+    """Lines without secrets of addresses and without orders to the terminal, tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redacted(super().format(record)), keep="\n\t")
+
+
 def setup_logging(log_path: Path | None) -> None:
     """Send the package's log records to the terminal and, where given, to a job's log file."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_path is not None:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_path, mode="a"))
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+    formatter = _PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()

@@ -608,9 +608,10 @@ def check_writable(path: Path) -> None:
         above = next(one for one in path.absolute().parents if one.exists())
         if not above.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
-        if not os.access(above, os.W_OK | os.X_OK):
-            full = os.statvfs(above).f_flag & os.ST_RDONLY
-            number = errno.EROFS if full else errno.EACCES
+        effective = os.access in os.supports_effective_ids
+        if not os.access(above, os.W_OK | os.X_OK, effective_ids=effective):
+            read_only = os.statvfs(above).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
             raise OSError(number, os.strerror(number), str(above))
 
 

@@ -153,10 +153,20 @@ def energies(wildcards):
     return sample_shards("relaxed")(wildcards)
 
 
+def without_braces(paths):
+    """The names of files in order; Snakemake would take braces for a wildcard."""
+    names = sorted(map(str, paths))
+    for name in names:
+        if "{" in name or "}" in name:
+            raise WorkflowError(f"{name}: braces in the name; rename the file")
+    return names
+
+
 def source_files(wildcards):
     """Files of a local source, so that a changed data file reruns the download."""
     folder = Path(CONFIG.data.source)
-    return sorted(str(p) for p in folder.glob("*") if p.suffix in (".csv", ".cif"))
+    found = (path for path in folder.glob("*") if path.suffix in (".csv", ".cif"))
+    return without_braces(found)
 
 
 def external_files(wildcards):
@@ -164,7 +174,7 @@ def external_files(wildcards):
     path = Path(EXTERNAL[wildcards.external].file)
     if not path.is_dir():
         return [str(path)]
-    return sorted(str(one) for one in path.iterdir() if one.suffix.lower() == ".cif")
+    return without_braces(one for one in path.iterdir() if one.suffix.lower() == ".cif")
 
 
 def pair_draws(wildcards):
@@ -194,7 +204,7 @@ def finished_runs(wildcards):
     """The runs that have written output, so that a new one is collected."""
     folder = Path(RUN) / "dft_inputs" / wildcards.setting
     names = ("vasprun.xml*", "gpaw_result.json")
-    return sorted(str(path) for name in names for path in folder.rglob(name))
+    return without_braces(path for name in names for path in folder.rglob(name))
 
 
 def dft_entries(wildcards):
