@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from flowllm.errors import FlowllmError
-from flowllm.plain_text import redacted
+from flowllm.plain_text import printable, redacted
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 """A name that becomes part of a path: no slash, no space, nothing a shell would read."""
@@ -59,12 +59,12 @@ def checked_path(text: str) -> str:
     reason = None
     if not text.strip() or text != text.strip():
         reason = "is empty, or begins or ends with a space"
-    elif not text.isprintable():
+    elif printable(text) != text:
         reason = "holds a line break or another control character"
-    elif "{" in text or "}" in text:
-        reason = "holds braces, which Snakemake reads as a wildcard"
     elif re.search(r"\$\{?[A-Za-z_]", text):
         reason = "names a variable, which is not expanded; write the path out"
+    elif "{" in text or "}" in text:
+        reason = "holds braces, which Snakemake reads as a wildcard"
     elif text.startswith("~") and expanded == text:
         reason = "begins with ~, and there is no such user; write the path out"
     if reason is not None:

@@ -95,7 +95,7 @@ def _write_cifs(items: Items, out: Path) -> None:
 
 def _write_csv(items: Items, out: Path) -> None:
     with atomic_path(out) as temporary, temporary.open("w", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
+        writer = csv.writer(handle, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["material_id", "structure", "energy"])
         for row, structure in items:
             text = json.dumps(structure.as_dict(), sort_keys=True)

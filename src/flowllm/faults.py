@@ -50,6 +50,8 @@ def cause(error: OSError) -> str:
     """Return what the operating system refused, and what to do about it."""
     if error.errno in FULL:
         return _FULL
+    if isinstance(error, FileNotFoundError):  # Arrow's has no number
+        return _CAUSES[errno.ENOENT]
     return _CAUSES.get(error.errno or 0, error.strerror or str(error))
 
 
@@ -61,10 +63,8 @@ def explain(error: OSError, path: Path | str | None = None) -> str:
         path: the path to name, where the error's own is unknown or a temporary one.
     """
     named = path if path is not None else error.filename
-    if error.errno is None:
-        return f"{os.fsdecode(named)}: {error}" if named is not None else str(error)
-    if named is None:  # Arrow and others put the path into the text
-        return f"{error.strerror or error}: {cause(error)}"
+    if named is None:  # Arrow, safetensors and others put the path into the text
+        return str(error) if error.errno is None else f"{error.strerror or error}: {cause(error)}"
     return f"{os.fsdecode(named)}: {cause(error)}"
 
 

@@ -122,7 +122,8 @@ def to_csv(table: Table) -> str:
     header = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     names = header or [column.key for column in table.columns]
-    writer = csv.DictWriter(out, names, lineterminator="\n")
+    # Text in quotes: by itself the module leaves a lone carriage return bare, which ends a row.
+    writer = csv.DictWriter(out, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow({name: spreadsheet_text(name) for name in names})
     writer.writerows(rows)
     return out.getvalue()
