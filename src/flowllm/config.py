@@ -6,6 +6,7 @@ only what depends on it.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -29,6 +31,7 @@ from pydantic import (
 )
 
 from flowllm.errors import FlowllmError
+from flowllm.plain_text import printable, redacted
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 """A name that becomes part of a path: no slash, no space, nothing a shell would read."""
@@ -46,6 +49,33 @@ def has_credentials(url: str) -> bool:
     return re.match(r"([a-z][a-z0-9+.-]*:)?/*[^/?#]*@", url, re.IGNORECASE) is not None
 
 
+def checked_path(text: str) -> str:
+    """Return a path with a leading `~` expanded.
+
+    Raises:
+        ValueError: Snakemake would read something else in it, or it names a variable.
+    """
+    expanded = os.path.expanduser(text)
+    reason = None
+    if not text.strip() or text != text.strip():
+        reason = "is empty, or begins or ends with a space"
+    elif printable(text) != text:
+        reason = "holds a line break or another control character"
+    elif re.search(r"\$\{?[A-Za-z_]", text):
+        reason = "names a variable, which is not expanded; write the path out"
+    elif "{" in text or "}" in text:
+        reason = "holds braces, which Snakemake reads as a wildcard"
+    elif text.startswith("~") and expanded == text:
+        reason = "begins with ~, and there is no such user; write the path out"
+    if reason is not None:
+        raise ValueError(f"the path {reason}")
+    return expanded
+
+
+OwnPath = Annotated[str, AfterValidator(checked_path)]
+"""A path, or a name that may stand in its place."""
+
+
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values do not change."""
 
@@ -55,7 +85,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where the crystals come from."""
 
-    source: str = Field(description="mp_20, bundled, or a folder of CSV or CIF files")
+    source: OwnPath = Field(description="mp_20, bundled, or a folder of CSV or CIF files")
     url: str | None = Field(description="base URL of a mirror or proxy instead of sources.yaml's")
 
     @field_validator("url")
@@ -64,6 +94,11 @@ class Data(Section):
         if url is not None and has_credentials(url):
             raise _UnshownError(
                 "a user name or password in it would be recorded; take an address without"
+            )
+        if url is not None and ("?" in url or "#" in url):
+            raise _UnshownError(
+                "the files' names are put at its end, so it cannot have a query (a token in it would "
+                "be recorded too); take an address without"
             )
         return url
 
@@ -124,7 +159,7 @@ class Prompts(Section):
 class FinetuneLlm(Section):
     """LoRA fine-tuning of the base language model."""
 
-    base_model: str = Field(description="name on the Hugging Face hub, a folder, or smollm2-135m")
+    base_model: OwnPath = Field(description="name on the Hugging Face hub, a folder, or smollm2-135m")
     quantization: Literal["nf4", "int8", "none"]
     precision: Literal["bf16", "fp32"]
     lora_rank: PositiveInt
@@ -316,7 +351,7 @@ class External(Section):
     """Another model's samples, measured like ours."""
 
     name: Name
-    file: str = Field(
+    file: OwnPath = Field(
         description="folder of CIF or POSCAR files, or one .cif, .csv, .json, .jsonl, .extxyz or "
         ".pt; all but .pt also with .gz"
     )
@@ -387,7 +422,7 @@ class DftCollect(Section):
 class ReferenceHull(Section):
     """The reference for the potential's energies; its crystals are relaxed as `prerelax` says."""
 
-    source: str = Field(description="train, or a JSON file of entries by the same potential")
+    source: OwnPath = Field(description="train, or a JSON file of entries by the same potential")
     chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
 
     @model_validator(mode="before")
@@ -404,7 +439,7 @@ class ReferenceHull(Section):
 class DftHull(Section):
     """The reference for DFT energies."""
 
-    source: str | None = Field(
+    source: OwnPath | None = Field(
         description="matbench_discovery, mp_api, or a JSON file of DFT ComputedEntries; "
         "null: no DFT hull"
     )
@@ -480,7 +515,7 @@ Kind = Literal["flow", "base", "csp_base", "setting", "external"]
 class Config(Section):
     """The whole configuration."""
 
-    run_dir: str
+    run_dir: Annotated[OwnPath, AfterValidator(lambda text: str(Path(text)))]
     seed: NonNegativeInt
     data: Data
     prepare: Prepare
@@ -676,7 +711,7 @@ def load_config(paths: Sequence[Path]) -> Config:
         except OSError as error:
             raise FlowllmError(f"{path}: {error.strerror}") from error
         except yaml.YAMLError as error:
-            raise FlowllmError(f"{path}: not YAML: {error}") from error
+            raise FlowllmError(f"{path}: not YAML: {redacted(str(error))}") from error
         if not isinstance(loaded, Mapping):
             raise FlowllmError(f"{path}: expected sections with keys")
         merged = merge(merged, loaded)
@@ -775,7 +810,7 @@ class StageSettings:
         except json.JSONDecodeError as error:
             raise FlowllmError(f"--settings of {stage}: not JSON: {error}") from error
         if not isinstance(given, dict):
-            raise FlowllmError(f"--settings of {stage}: expected an object, got {text!r}")
+            raise FlowllmError(f"--settings of {stage}: expected an object with keys")
         return cls(stage, given)
 
     @classmethod
@@ -799,6 +834,6 @@ def _explain(error: ValidationError, section: str = "") -> str:
         given = problem["input"]
         cause = problem.get("ctx", {}).get("error")
         hidden = isinstance(given, Mapping) or isinstance(cause, _UnshownError)
-        shown = "" if hidden else f" (got {given!r})"
+        shown = "" if hidden else redacted(f" (got {given!r})")
         lines.append(f"  {path or 'configuration'}: {problem['msg']}{shown}")
     return "\n".join(lines)

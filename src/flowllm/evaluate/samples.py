@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.tables import crystal_of, read_metadata, read_table, read_tables
+from flowllm.tables import column_names, crystal_of, read_metadata, read_table, read_tables
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def read_samples(
 def _kind(path: Path) -> Literal["potential", "dft"]:
     if not path.exists():
         raise FlowllmError(f"{path}: no such file")
-    is_dft = "corrected_energy_per_atom" in pq.read_schema(path).names
+    is_dft = "corrected_energy_per_atom" in column_names(path)
     return "dft" if is_dft else "potential"
 
 
@@ -155,7 +154,7 @@ def _source_names(generated: Sequence[Path]) -> dict[str, str]:
     return {
         row["id"]: row["source_name"]
         for path in generated
-        if "source_name" in pq.read_schema(path).names
+        if "source_name" in column_names(path)
         for row in read_table(path, tables.IMPORTED, columns).to_pylist()
     }
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
+from flowllm import tables
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import MAX_ATOMS
 from flowllm.rfm.start import RejectedCrystalError, Start, bring_angles_within, crystal_lattice
 from flowllm.seeds import generator
-from flowllm.tables import PAIRS, atomic_path, crystal_of, read_table
+from flowllm.tables import PAIRS, atomic_path, crystal_of, naming_damage, read_table
 
 PREPARED = pa.schema(
     [
@@ -189,11 +189,11 @@ def _write_prepared(path: Path, rows: list[dict[str, Any]], counts: Counter[str]
 
 def read_counts(prepared: Path) -> Counter[str]:
     """Counts of a prepared file, as `prepare_shard` returned them."""
-    with pa.memory_map(str(prepared)) as source:
+    with naming_damage(prepared, "Arrow"), pa.memory_map(str(prepared)) as source:
         metadata = pa.ipc.open_file(source).schema.metadata or {}
     return Counter({name.decode(): int(count) for name, count in metadata.items()})
 
 
 def count_rows(shards: list[Path]) -> int:
     """Number of rows in Parquet shards, from their footers."""
-    return sum(pq.read_metadata(shard).num_rows for shard in shards)
+    return sum(tables.count_rows(shard) for shard in shards)

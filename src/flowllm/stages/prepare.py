@@ -22,7 +22,7 @@ from flowllm.data.rows import PROPERTY_COLUMNS, SourceRow, read_rows
 from flowllm.data.splits import assign_splits
 from flowllm.errors import FlowllmError
 from flowllm.runlog import Progress, StageRun, log, stage_run
-from flowllm.tables import write_table
+from flowllm.tables import check_writable, write_table
 
 CHUNK_ROWS = 32
 """Rows that a worker takes at a time."""
@@ -52,7 +52,7 @@ def run(settings: StageSettings, *, manifest: Path, out: Path, workers: int) -> 
         FlowllmError: a file is not what the manifest says, lacks a column, or a split is empty.
     """
     section: Prepare = settings.prepare
-    with stage_run(settings, inputs={"manifest": manifest}, output=out) as run:
+    with stage_run(settings, inputs={"manifest": manifest}, output=out, check=check_writable) as run:
         rows = with_splits(read_source(manifest), section, settings.seed)
         used = first_rows(rows, section.max_rows)
         outcomes = make_outcomes(used, section, workers)
