@@ -55,7 +55,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where the crystals come from."""
 
-    source: str = Field(description="mp_20, bundled, or a folder of CSV or CIF files")
+    source: str = Field(min_length=1, description="mp_20, bundled, or a folder of CSV or CIF files")
     url: str | None = Field(description="base URL of a mirror or proxy instead of sources.yaml's")
 
     @field_validator("url")
@@ -82,6 +82,11 @@ class Prepare(Section):
     def _shares_sum_to_one(self) -> "Prepare":
         if abs(sum(self.split_shares) - 1) > 1e-9:
             raise ValueError(f"split_shares {self.split_shares} must sum to 1")
+        if min(self.split_shares) == 0:
+            raise ValueError(
+                f"split_shares {self.split_shares}: each of the three splits needs crystals, so "
+                "each share must be above 0"
+            )
         return self
 
 
@@ -120,16 +125,47 @@ class Prompts(Section):
             raise ValueError("infill must contain {mask}")
         return self
 
+    @model_validator(mode="after")
+    def _values_are_told_apart(self) -> "Prompts":
+        """Each sentence gives one value, and no two sentences read alike."""
+        allowed = {name: {name} for name in CONDITIONS} | {"infill": {"mask"}}
+        for name in ("introduction", *CONDITIONS, "instruction", "infill"):
+            found = set(re.findall(r"\{(\w*)\}", getattr(self, name)))
+            if foreign := sorted(found - allowed.get(name, set())):
+                raise ValueError(
+                    f"{name}: {{{foreign[0]}}} would stay in the prompt as it is; a sentence gives "
+                    "the one value that it is named after"
+                )
+        read: dict[str, str] = {}
+        for name in CONDITIONS:
+            sentence = getattr(self, name).replace(f"{{{name}}}", "{}")
+            if sentence in read:
+                raise ValueError(
+                    f"{read[sentence]} and {name} have the same sentence, so a prompt would not "
+                    "say which of the two values it gives"
+                )
+            read[sentence] = name
+        return self
+
+    @field_validator("mask")
+    @classmethod
+    def _mask_is_one_word(cls, mask: str) -> str:
+        if len(mask.split()) != 1 or mask != mask.strip():
+            raise ValueError("must be one word without spaces: it stands in a symbol's line")
+        if re.fullmatch(r"[A-Z][a-z]?", mask):
+            raise ValueError("looks like an element's symbol; take a word that no element has")
+        return mask
+
 
 class FinetuneLlm(Section):
     """LoRA fine-tuning of the base language model."""
 
-    base_model: str = Field(description="name on the Hugging Face hub, a folder, or smollm2-135m")
+    base_model: str = Field(min_length=1, description="name on the Hugging Face hub, a folder, or smollm2-135m")
     quantization: Literal["nf4", "int8", "none"]
     precision: Literal["bf16", "fp32"]
     lora_rank: PositiveInt
     lora_alpha: PositiveFloat
-    lora_dropout: Fraction
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
     epochs: PositiveInt
     max_steps: PositiveInt | None = Field(description="stop after this many optimiser steps")
     batch_size: PositiveInt = Field(description="texts an optimiser step, over all GPUs")
@@ -156,6 +192,15 @@ class FinetuneLlm(Section):
     def _int8_is_not_sharded(self) -> "FinetuneLlm":
         if self.sharding == "fsdp" and self.quantization == "int8":
             raise ValueError("sharding fsdp takes the quantizations nf4 and none; int8 is not cut")
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "FinetuneLlm":
+        if self.max_steps is not None and self.warmup_steps > self.max_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} exceed max_steps {self.max_steps}, so the "
+                "learning rate would never reach learning_rate; lower warmup_steps"
+            )
         return self
 
     @model_validator(mode="after")
@@ -189,17 +234,34 @@ class Sizes(Section):
     csp_crystals_per_shard: PositiveInt
 
 
+Backend = Literal["vllm", "transformers"]
+
+
+def _check_structured(structured: bool, backend: Backend) -> None:
+    """Refuse a grammar without the engine that holds to it."""
+    if structured and backend != "vllm":
+        raise ValueError(
+            f"structured: true needs backend: vllm, since {backend} holds to no grammar; set "
+            "structured: false or backend: vllm"
+        )
+
+
 class SamplePairs(Section):
     """Mass sampling of the pairs (c0, c1) that the flow is trained on."""
 
     temperature: PositiveFloat
     top_p: Probability
-    backend: Literal["vllm", "transformers"]
+    backend: Backend
     restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
     structured: bool = Field(description="grammar that fixes the form and the formula's atoms")
     draws_in_a_row: PositiveInt = Field(description="consecutive draws of one crystal and prompt")
     max_attempts: PositiveInt = Field(description="drafts a pair before it is given up")
     chunk_size: PositiveInt = Field(description="prompts at once; what a kill can cost")
+
+    @model_validator(mode="after")
+    def _engine_holds_to_grammar(self) -> "SamplePairs":
+        _check_structured(self.structured, self.backend)
+        return self
 
 
 class TrainRfm(Section):
@@ -219,13 +281,36 @@ class TrainRfm(Section):
     min_learning_rate: NonNegativeFloat
     weight_decay: NonNegativeFloat
     clip_value: PositiveFloat
-    ema_decay: Fraction
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
     precision: Literal["bf16", "fp32"]
     compile: bool = Field(description="compile the network's layers by torch.compile")
     val_steps: PositiveInt = Field(description="optimiser steps between validations")
     patience: PositiveInt | None = Field(description="validations without gain before stopping")
     match_atoms: bool = Field(description="match c0's atoms to c1's within each species")
     augment_axes: bool = Field(description="the cell's axes in random order and direction")
+
+    @field_validator("angle_bounds")
+    @classmethod
+    def _bounds_hold_reduced_cells(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        """The logit maps an open interval; a reduced cell's angles are 60 to 120 degrees."""
+        low, high = bounds
+        if not low < high:
+            raise ValueError("the lower bound comes first, and the two differ")
+        if not (0 <= low < 60 and 120 < high <= 180):
+            raise ValueError(
+                "the open interval must contain the angles of a reduced cell, 60 to 120 degrees, "
+                "and lie within 0 to 180 degrees; the paper's is [59.9, 120.1]"
+            )
+        return bounds
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> "TrainRfm":
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} exceeds learning_rate "
+                f"{self.learning_rate}; the cosine falls from learning_rate to min_learning_rate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _supplements_are_negatives(self) -> "TrainRfm":
@@ -269,11 +354,16 @@ class Base(Section):
 class SampleBase(Section):
     """Unconditional sampling, the start of generation."""
 
-    backend: Literal["vllm", "transformers"]
+    backend: Backend
     restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
     structured: bool = Field(description="grammar that fixes the form of the text")
     max_attempts: PositiveInt
     chunk_size: PositiveInt
+
+    @model_validator(mode="after")
+    def _engine_holds_to_grammar(self) -> "SampleBase":
+        _check_structured(self.structured, self.backend)
+        return self
 
 
 class CspBase(Section):
@@ -308,7 +398,7 @@ class External(Section):
     """Another model's samples, measured like ours."""
 
     name: Name
-    file: str = Field(description="CIF folder, .csv, .extxyz, .json, .json.gz or .pt")
+    file: str = Field(min_length=1, description="CIF folder, .csv, .extxyz, .json, .json.gz or .pt")
     shards: PositiveInt = Field(description="parts that are relaxed at the same time")
 
 
@@ -371,7 +461,7 @@ class DftCollect(Section):
 class ReferenceHull(Section):
     """The reference for the potential's energies."""
 
-    source: str = Field(description="train, or a JSON file of entries by the same potential")
+    source: str = Field(min_length=1, description="train, or a JSON file of entries by the same potential")
     relax_steps: NonNegativeInt = Field(description="relax the training crystals this far first")
     max_force: PositiveFloat = Field(description="eV/angstrom, where relax_steps > 0")
     chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
@@ -380,7 +470,7 @@ class ReferenceHull(Section):
 class DftHull(Section):
     """The reference for DFT energies."""
 
-    source: str | None = Field(
+    source: Annotated[str, Field(min_length=1)] | None = Field(
         description="matbench_discovery, mp_api, or a JSON file of DFT ComputedEntries; "
         "null: no DFT hull"
     )
@@ -402,6 +492,15 @@ class Stability(Section):
     inclusive: bool = Field(description="<= instead of <")
     metastable_below: PositiveFloat = Field(description="eV/atom")
     min_elements: PositiveInt
+
+    @model_validator(mode="after")
+    def _stable_is_metastable(self) -> "Stability":
+        if self.stable_below > self.metastable_below:
+            raise ValueError(
+                f"stable_below {self.stable_below} exceeds metastable_below "
+                f"{self.metastable_below}, so stable crystals would not count as metastable"
+            )
+        return self
 
 
 class Fingerprints(Section):
