@@ -157,11 +157,17 @@ class Prompts(Section):
         return mask
 
 
+Quantization = Literal["nf4", "int8", "none"]
+"""Of frozen weights: 4-bit NormalFloat (QLoRA), 8-bit integers (LLM.int8()), or not at all."""
+
+
 class FinetuneLlm(Section):
     """LoRA fine-tuning of the base language model."""
 
-    base_model: str = Field(min_length=1, description="name on the Hugging Face hub, a folder, or smollm2-135m")
-    quantization: Literal["nf4", "int8", "none"]
+    base_model: str = Field(
+        min_length=1, description="name on the Hugging Face hub, a folder, or smollm2-135m"
+    )
+    quantization: Quantization
     precision: Literal["bf16", "fp32"]
     lora_rank: PositiveInt
     lora_alpha: PositiveFloat
@@ -208,6 +214,14 @@ class FinetuneLlm(Section):
         if self.infill_share + self.formula_share + self.properties_share > 1:
             raise ValueError("infill_share, formula_share and properties_share exceed 1 together")
         return self
+
+
+class MergeAdapter(Section):
+    """How the adapter becomes part of the base model's weights."""
+
+    into: Literal["dequantized", "original"] = Field(
+        description="weights that the adapter is added to: rounded as in training, or not"
+    )
 
 
 class Invariance(Section):
@@ -461,7 +475,9 @@ class DftCollect(Section):
 class ReferenceHull(Section):
     """The reference for the potential's energies."""
 
-    source: str = Field(min_length=1, description="train, or a JSON file of entries by the same potential")
+    source: str = Field(
+        min_length=1, description="train, or a JSON file of entries by the same potential"
+    )
     relax_steps: NonNegativeInt = Field(description="relax the training crystals this far first")
     max_force: PositiveFloat = Field(description="eV/angstrom, where relax_steps > 0")
     chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
@@ -552,6 +568,7 @@ class Config(Section):
     prepare: Prepare
     prompts: Prompts
     finetune_llm: FinetuneLlm
+    merge_adapter: MergeAdapter
     invariance: Invariance
     sizes: Sizes
     sample_pairs: SamplePairs
@@ -680,9 +697,9 @@ STAGES: dict[str, Stage] = {
     "download": Stage(("data",)),
     "prepare": Stage(("prepare",)),
     "fetch_model": Stage(()),
-    "finetune_llm": Stage(("finetune_llm", "prompts"), version=4),
-    "merge_adapter": Stage((), version=2),
-    "invariance": Stage(("invariance", "prompts")),
+    "finetune_llm": Stage(("finetune_llm", "prompts"), version=5),
+    "merge_adapter": Stage(("merge_adapter",), version=3),
+    "invariance": Stage(("invariance", "prompts", "finetune_llm"), version=2),
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=4),
     "train_rfm": Stage(("train_rfm",), row="flow", version=5),
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),

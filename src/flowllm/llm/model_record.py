@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flowllm.config import Prompts
+from flowllm.config import Prompts, Quantization
 from flowllm.errors import FlowllmError
 
 RECORD = "flowllm.json"
@@ -18,6 +18,8 @@ class ModelRecord:
     Attributes:
         base_model: name of the base model as the configuration gives it.
         precision: of the merged weights.
+        quantization: of the base model's weights in the fine-tuning.
+        val_loss: validation loss of the adapter beside them, nats per token.
         prompts: the prompts it was trained on; a sentence that none of them had is left out.
         elements: atomic numbers of the training crystals, ascending.
         max_atoms: the most atoms of a training crystal.
@@ -26,6 +28,8 @@ class ModelRecord:
 
     base_model: str
     precision: str
+    quantization: Quantization
+    val_loss: float
     prompts: dict[str, str]
     elements: tuple[int, ...]
     max_atoms: int

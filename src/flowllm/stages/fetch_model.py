@@ -24,5 +24,6 @@ def run(settings: StageSettings, *, name: str, out: Path) -> None:
     """
     with stage_run(settings, inputs={}, output=out, work={"base_model": name}):
         is_here = name == BUNDLED or Path(name).is_dir()
-        commit = None if is_here else fetch_model(name)
+        folder = None if is_here else fetch_model(name)
+        commit = None if folder is None else folder.name
         write_text(out, json.dumps({"base_model": name, "commit": commit}, indent=1) + "\n")
