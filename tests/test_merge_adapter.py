@@ -144,9 +144,7 @@ def validation_loss(folder, model) -> float:
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_dequantized_merge_has_the_adapters_loss_and_an_original_one_not(
-    tmp_path, quantization, caplog
-):
+def test_a_dequantized_merge_has_the_adapters_loss_and_an_original_one_not(tmp_path, quantization):
     """What training validated is base as quantized, and adapter; computed here by peft alone."""
     folder = merge(tmp_path, quantization, "dequantized", max_steps=60)
     base = load_base_model(

@@ -24,9 +24,9 @@ def draw(paths, out: Path, *asked: dict[str, str], **changes) -> list[dict]:
 
 
 def test_formulas_in_any_order_are_asked_for_as_in_training(paths, tmp_path):
-    rows = draw(paths, tmp_path / "out.parquet", {"formula": "Cl4Na4"}, {})
+    rows = draw(paths, tmp_path / "out.parquet", {"formula": "Cl2Na2"}, {})
     assert [row["id"][:11] for row in rows] == ["sample-0000"] * 2 + ["sample-0001"] * 2
-    asked = "Na Na Na Na Cl Cl Cl Cl"
+    asked = "Na Na Cl Cl"
     assert [asked in row["prompt"] for row in rows] == [True, True, False, False]
     assert len({row["text"] for row in rows}) == 4
     assert all(row["attempts"] == 1 for row in rows)
@@ -45,6 +45,10 @@ def test_structured_decoding_gives_the_formula(paths, tmp_path):
         ({"e_above_hull": "low"}, "low"),
         ({"formula": "Xx2"}, "Xx2"),
         ({"formula": "Na0.5Cl"}, "whole"),
+        # small_crystals has at most five atoms.
+        ({"formula": "Na4Cl4"}, r"Na4Cl4 has 8 atoms, .* at most 5; ask for fewer"),
+        ({"formula": "Na999999999999Cl"}, "has 1000000000000 atoms, .* at most 5"),
+        ({"elements": "Na,K,Rb,Cs,Li,Cl"}, "has 6 atoms, .* at most 5"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(paths, tmp_path, words, message):

@@ -1,8 +1,8 @@
-"""A model's folder, checked before anything of it is loaded: data only, whole, and no foreign code.
+"""A model's folder, checked before anything of it is loaded: whole, data only, no foreign code.
 
-transformers loads what a model's own files name: code on the Hugging Face hub (`auto_map`, attention
-kernels), another base model (`adapter_config.json`), other files (the index of the weights). None
-of that is wanted here, so each is refused by name.
+transformers loads what a model's own files name: code on the Hugging Face hub (`auto_map`,
+attention kernels), another base model (`adapter_config.json`), other files (the index of the
+weights). None of that is wanted here, so each is refused by name.
 """
 
 import json

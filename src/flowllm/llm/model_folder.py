@@ -84,7 +84,9 @@ class ModelFolder:
         distinct = set(asked)
         for conditions in distinct:
             record.check_conditions(conditions.given(), self._folder)
-        longest_prompt = max(len(self.prompts.prompt(conditions)) for conditions in distinct)
+        longest_prompt = max(
+            (len(self.prompts.prompt(conditions)) for conditions in distinct), default=0
+        )
         longest_answer = self.prompts.most_answer_tokens(record.elements, record.max_atoms)
         check_sampling_context(
             load_config(str(self._folder)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowllm.config import Prompts, Quantization
 from flowllm.errors import FlowllmError
+from flowllm.llm.text import Reason, Rejection
 
 RECORD = "flowllm.json"
 
@@ -59,6 +60,18 @@ class ModelRecord:
                 f"{folder}: was trained on no prompt that gives {', '.join(unknown)}; fine-tune "
                 "with a finetune_llm.properties_share, on crystals that have these values"
             )
+
+    def refusal(self, num_atoms: int) -> Rejection | None:
+        """Say why a crystal of so many atoms is not asked for: none as large was learned.
+
+        Each of its drafts would be rejected.
+        """
+        if num_atoms <= self.max_atoms:
+            return None
+        return Rejection(
+            Reason.TOO_MANY_ATOMS,
+            f"{num_atoms} atoms, but the model was trained on crystals of at most {self.max_atoms}",
+        )
 
     def check_infilling(self, folder: Path) -> None:
         """Check that a model has been trained to name hidden elements.

@@ -49,7 +49,7 @@ def sample(
         FlowllmError: conditions make no sense, or the model was not trained on such prompts.
     """
     opened = ModelFolder(model, settings.prompts)
-    wishes = [_wish(settings.prompts, words) for words in asked]
+    wishes = [_wish(settings.prompts, words, opened.record.max_atoms) for words in asked]
     sampler = opened.sampler(
         [conditions for conditions, _ in wishes],
         temperature=settings.base.temperature,
@@ -101,7 +101,8 @@ Wish = tuple[Conditions, np.ndarray | None]
 """What the prompt gives, and the atoms that follow from it (none of a reduced formula)."""
 
 
-def _wish(prompts: Prompts, words: Words) -> Wish:
+def _wish(prompts: Prompts, words: Words, max_atoms: int) -> Wish:
+    """Read one wish; `max_atoms` is the most that the model was trained on."""
     values: dict[str, Any] = {}
     try:
         for name in CONDITIONS[2:5]:
@@ -111,23 +112,29 @@ def _wish(prompts: Prompts, words: Words) -> Wish:
             values["space_group_number"] = int(words["space_group_number"])
         numbers = None
         if "formula" in words:
-            numbers = _atoms(words["formula"])
+            numbers = _atoms(words["formula"], max_atoms)
             values["formula"] = prompt_formula(prompts, numbers)
         if "elements" in words:
             symbols = words["elements"].replace(",", " ").split()
             values["elements"] = tuple(
-                Composition(cell_formula(_atoms("".join(symbols)))).as_dict()
+                Composition(cell_formula(_atoms("".join(symbols), max_atoms))).as_dict()
             )
     except ValueError as error:
         raise FlowllmError(f"conditions {dict(words)}: {error}") from error
     return Conditions(**values), None if prompts.formula_style == "reduced" else numbers
 
 
-def _atoms(formula: str) -> np.ndarray:
+def _atoms(formula: str, max_atoms: int) -> np.ndarray:
     """Atomic numbers of a formula's atoms, by electronegativity as in training texts."""
     composition = Composition(formula)
     if any(count != int(count) for count in composition.values()):
         raise ValueError(f"formula {formula} has no whole numbers of atoms")
+    if composition.num_atoms > max_atoms:
+        raise ValueError(
+            f"{formula} has {composition.num_atoms:.0f} atoms, but the model was trained on "
+            f"crystals of at most {max_atoms}; ask for fewer, or fine-tune with a larger "
+            "prepare.max_atoms"
+        )
     numbers = [element.Z for element, count in composition.items() for _ in range(int(count))]
     in_order = Composition(cell_formula(np.array(numbers))).items()
     return np.array([element.Z for element, count in in_order for _ in range(int(count))])
