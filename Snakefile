@@ -14,6 +14,7 @@ report: "workflow/captions/run.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/check.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/fetch_model.smk"
@@ -54,6 +55,7 @@ wildcard_constraints:
 localrules:
     all,
     all_dft,
+    check,
     dft_hull,
     download,
     fetch_model,

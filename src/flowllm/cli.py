@@ -24,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+DEFAULT = Path("config.yaml")
+
 Settings = Annotated[
     str | None, typer.Option("--settings", help="The stage's part of the configuration, as JSON.")
 ]
@@ -489,6 +491,40 @@ def plan(
     # MP-20's sizes are known; of other data the run's records tell.
     crystals |= bill.split_sizes(loaded)
     typer.echo("\n".join(bill.describe(bill.plan(loaded, known, target.value, crystals))))
+
+
+@app.command()
+def check(
+    config: Configs = None,
+    whole: Annotated[
+        str | None, typer.Option("--whole", help="The whole configuration, as JSON.")
+    ] = None,
+    target: Annotated[Target, typer.Option(help="all_dft: with DFT energies.")] = Target.all,
+    packages: Annotated[
+        bool, typer.Option(help="Check that packages are installed in this environment.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write the outcomes there.")
+    ] = None,
+    log_path: Log = None,
+) -> None:
+    """Check configuration, data, base model and packages before anything expensive starts."""
+    import json
+
+    from flowllm import check as checks
+    from flowllm.config import check_config
+    from flowllm.tables import write_text
+
+    setup_logging(log_path)
+    loaded = check_config(json.loads(whole)) if whole else load_config(config or [DEFAULT])
+    found = checks.check(loaded, target=target.value, packages=packages)
+    for one in found:
+        typer.echo(one.line())
+    if failed := checks.failures(found):
+        problems = "".join(f"\n  {one.subject}: {one.said}" for one in failed)
+        raise FlowllmError(f"{len(failed)} of {len(found)} checks failed:{problems}")
+    if out is not None:
+        write_text(out, checks.as_json(found))
 
 
 class ExportFormat(StrEnum):

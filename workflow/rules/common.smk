@@ -64,6 +64,13 @@ if workflow.remote_exec:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+# Whether Snakemake makes an environment or a container for each rule.
+OWN_ENVIRONMENTS = bool(workflow.deployment_settings.deployment_method)
+
+# Before the first expensive job; its time is no reason to run anything again (rules/check.smk).
+CHECKED = ancient(f"{RUN}/check.json")
+
+
 def shard_names(total, per_shard):
     """Zero-padded names of the shards that `total` draws fill."""
     return [f"{shard:05d}" for shard in range(-(-total // per_shard))]
@@ -198,8 +205,19 @@ def finished_runs(wildcards):
 
 
 def dft_entries(wildcards):
-    """The file of reference entries, where the source is one."""
+    """The file of reference entries, where the source is one; without a source there is no DAG."""
     source = CONFIG.dft_hull.source
+    if source is None:
+        raise WorkflowError(
+            "dft_hull.source is null, but this target needs DFT energies: name matbench_discovery, "
+            "mp_api, or a JSON file of DFT reference entries (docs/energies.md), for example "
+            "--config dft_hull='{source: matbench_discovery}', or run the target all"
+        )
+    if CONFIG.dft.code == "espresso":
+        raise WorkflowError(
+            "dft.code is espresso, of which only inputs are written; this target reads the runs of "
+            "vasp or gpaw: set dft.code, or run the target all"
+        )
     return [source] if source not in (None, "mp_api", "matbench_discovery") else []
 
 

@@ -1,6 +1,7 @@
 rule dft_hull:
     input:
-        dft_entries,
+        check=CHECKED,
+        source=dft_entries,
     output:
         f"{RUN}/hull/dft.parquet",
     log:

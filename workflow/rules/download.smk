@@ -1,6 +1,7 @@
 rule download:
     input:
-        source_files,
+        check=CHECKED,
+        source=source_files,
     output:
         f"{RUN}/download/manifest.json",
     log:

@@ -1,6 +1,7 @@
 rule import_samples:
     input:
-        external_files,
+        check=CHECKED,
+        files=external_files,
     output:
         base=f"{RUN}/base/{{external}}/shard-{{shard}}.parquet",
         generated=f"{RUN}/generated/{{external}}/shard-{{shard}}.parquet",

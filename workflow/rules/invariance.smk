@@ -1,5 +1,6 @@
 rule invariance:
     input:
+        check=CHECKED,
         model=f"{RUN}/llm/model",
         crystals=f"{RUN}/crystals/val.parquet",
     output:

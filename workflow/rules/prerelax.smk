@@ -1,6 +1,7 @@
 rule prerelax:
     input:
-        f"{RUN}/generated/{{setting}}/shard-{{shard}}.parquet",
+        check=CHECKED,
+        generated=f"{RUN}/generated/{{setting}}/shard-{{shard}}.parquet",
     output:
         f"{RUN}/relaxed/{{setting}}/shard-{{shard}}.parquet",
     log:
@@ -22,5 +23,5 @@ rule prerelax:
         "Relaxing {wildcards.setting}, shard {wildcards.shard}"
     shell:
         "python -m flowllm prerelax "
-        "--generated {input:q} --out {output:q} "
+        "--generated {input.generated:q} --out {output:q} "
         "--settings {params.settings:q} --log {log:q}"

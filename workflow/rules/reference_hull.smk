@@ -1,5 +1,6 @@
 rule reference_hull:
     input:
+        check=CHECKED,
         crystals=f"{RUN}/crystals/train.parquet",
     output:
         f"{RUN}/hull/potential.parquet",

@@ -1,5 +1,6 @@
 rule refine:
     input:
+        check=CHECKED,
         base=base_shard,
         model=flow_model,
     output:

@@ -1,5 +1,6 @@
 rule sample_csp:
     input:
+        check=CHECKED,
         model=f"{RUN}/llm/model",
         crystals=f"{RUN}/crystals/test.parquet",
     output:

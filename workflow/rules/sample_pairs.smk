@@ -1,5 +1,6 @@
 rule sample_pairs:
     input:
+        check=CHECKED,
         model=f"{RUN}/llm/model",
         crystals=f"{RUN}/crystals/{{split}}.parquet",
     output:
