@@ -14,7 +14,6 @@ report: "workflow/captions/run.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/check.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/fetch_model.smk"
@@ -55,11 +54,14 @@ wildcard_constraints:
 localrules:
     all,
     all_dft,
-    check,
     dft_hull,
     download,
     fetch_model,
     report,
+
+
+onstart:
+    check_before_jobs()
 
 
 rule all:

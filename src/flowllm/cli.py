@@ -5,6 +5,7 @@ configuration files instead (`--config config.yaml --config workflow/config/demo
 imports happen inside the stage that needs them.
 """
 
+import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from flowllm.config import StageSettings, load_config
+from flowllm.config import StageSettings, check_config, load_config
 from flowllm.errors import FlowllmError
 from flowllm.runlog import log, setup_logging
 from flowllm.stopping import Stopped, stop_at_once_on_sigterm
@@ -500,31 +501,29 @@ def check(
         str | None, typer.Option("--whole", help="The whole configuration, as JSON.")
     ] = None,
     target: Annotated[Target, typer.Option(help="all_dft: with DFT energies.")] = Target.all,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="A stage that is to run; repeat for more. [all]")
+    ] = None,
     packages: Annotated[
         bool, typer.Option(help="Check that packages are installed in this environment.")
     ] = True,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Also write the outcomes there.")
-    ] = None,
-    log_path: Log = None,
 ) -> None:
     """Check configuration, data, base model and packages before anything expensive starts."""
-    import json
-
     from flowllm import check as checks
-    from flowllm.config import check_config
-    from flowllm.tables import write_text
 
-    setup_logging(log_path)
+    setup_logging(None)
     loaded = check_config(json.loads(whole)) if whole else load_config(config or [DEFAULT])
-    found = checks.check(loaded, target=target.value, packages=packages)
+    found = checks.check(
+        loaded,
+        target=target.value,
+        stages=stage or checks.ALL_STAGES,
+        packages=packages,
+    )
     for one in found:
         typer.echo(one.line())
     if failed := checks.failures(found):
         problems = "".join(f"\n  {one.subject}: {one.said}" for one in failed)
         raise FlowllmError(f"{len(failed)} of {len(found)} checks failed:{problems}")
-    if out is not None:
-        write_text(out, checks.as_json(found))
 
 
 class ExportFormat(StrEnum):

@@ -2,14 +2,16 @@
 
 import json
 import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 # The package is imported from the clone, installed or not; `snakemake` itself needs only pydantic.
 SOURCE = str(Path(workflow.basedir).resolve() / "src")
 sys.path.insert(0, SOURCE)
 
-from flowllm.config import TRAIN_COMPOSITIONS, check_config, stage_json
+from flowllm.config import STAGES, TRAIN_COMPOSITIONS, check_config, stage_json
 from flowllm.errors import FlowllmError
 
 # A cluster's job reads this file again; it is given the configuration that snakemake started with,
@@ -67,8 +69,31 @@ if workflow.remote_exec:
 # Whether Snakemake makes an environment or a container for each rule.
 OWN_ENVIRONMENTS = bool(workflow.deployment_settings.deployment_method)
 
-# Before the first expensive job; its time is no reason to run anything again (rules/check.smk).
-CHECKED = ancient(f"{RUN}/check.json")
+
+def check_before_jobs():
+    """Check what the jobs to come need (`flowllm check`), where snakemake itself runs.
+
+    No rule: Snakemake plans none of the jobs behind one that is to run, whatever else has changed,
+    even if they depend on it as `ancient`; and a rule that failed once is not tried again.
+    """
+    if not workflow.is_main_process or workflow.touch:
+        return
+    stages = sorted({job.rule.name for job in workflow.dag.needrun_jobs()})
+    words = [f"--stage={name}" for name in stages if name in STAGES]
+    if not words:
+        return
+    if OWN_ENVIRONMENTS:
+        words.append("--no-packages")  # this environment says nothing of the others
+        if find_spec("transformers") is None or find_spec("typer") is None:
+            logger.warning(
+                "flowllm check: left out, snakemake's environment lacks its packages"
+            )
+            return
+    command = [sys.executable, "-m", "flowllm", "check", "--whole", json.dumps(config)]
+    if subprocess.run([*command, *words]).returncode:
+        raise WorkflowError(
+            "flowllm check found the problems above; no job was started"
+        )
 
 
 def shard_names(total, per_shard):

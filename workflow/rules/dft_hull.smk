@@ -1,7 +1,6 @@
 rule dft_hull:
     input:
-        check=CHECKED,
-        source=dft_entries,
+        dft_entries,
     output:
         f"{RUN}/hull/dft.parquet",
     log:

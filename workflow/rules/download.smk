@@ -1,7 +1,6 @@
 rule download:
     input:
-        check=CHECKED,
-        source=source_files,
+        source_files,
     output:
         f"{RUN}/download/manifest.json",
     log:

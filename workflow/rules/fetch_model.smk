@@ -1,6 +1,4 @@
 rule fetch_model:
-    input:
-        check=CHECKED,
     output:
         f"{RUN}/llm/base_model.json",
     log:

@@ -1,6 +1,5 @@
 rule finetune_llm:
     input:
-        check=CHECKED,
         train=f"{RUN}/crystals/train.parquet",
         val=f"{RUN}/crystals/val.parquet",
         base=f"{RUN}/llm/base_model.json",

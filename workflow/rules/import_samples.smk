@@ -1,7 +1,6 @@
 rule import_samples:
     input:
-        check=CHECKED,
-        files=external_files,
+        external_files,
     output:
         base=f"{RUN}/base/{{external}}/shard-{{shard}}.parquet",
         generated=f"{RUN}/generated/{{external}}/shard-{{shard}}.parquet",

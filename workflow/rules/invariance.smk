@@ -1,6 +1,5 @@
 rule invariance:
     input:
-        check=CHECKED,
         model=f"{RUN}/llm/model",
         crystals=f"{RUN}/crystals/val.parquet",
     output:

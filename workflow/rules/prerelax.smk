@@ -1,7 +1,6 @@
 rule prerelax:
     input:
-        check=CHECKED,
-        generated=f"{RUN}/generated/{{setting}}/shard-{{shard}}.parquet",
+        f"{RUN}/generated/{{setting}}/shard-{{shard}}.parquet",
     output:
         f"{RUN}/relaxed/{{setting}}/shard-{{shard}}.parquet",
     log:
@@ -23,5 +22,5 @@ rule prerelax:
         "Relaxing {wildcards.setting}, shard {wildcards.shard}"
     shell:
         "python -m flowllm prerelax "
-        "--generated {input.generated:q} --out {output:q} "
+        "--generated {input:q} --out {output:q} "
         "--settings {params.settings:q} --log {log:q}"

