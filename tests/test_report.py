@@ -17,7 +17,7 @@ from flowllm import tables as schemas
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.rates import rate
 from flowllm.report import figures
-from flowllm.report.process_tables import draft_table, fate_table, speed_table
+from flowllm.report.process_tables import draft_table, fate_table, merging_table, speed_table
 from flowllm.report.protocol_text import energy_name
 from flowllm.report.published import published_rows
 from flowllm.report.quality_tables import noise_table, paper_table
@@ -633,3 +633,12 @@ def test_a_run_in_which_everything_failed_gets_a_report(tmp_path):
     _, cells, *_ = [cells for _, cells in Page(out.read_text()).rows if "FlowLLM-test" in cells]
     assert "0.00\u202f%" in cells
     assert "of none" in cells  # novel, of the stable: there are none
+
+
+@pytest.mark.parametrize(("merged", "warned"), [(0.671, False), (0.74, True), (0.5, False)])
+def test_a_merge_that_raises_the_loss_is_a_warning_of_the_report(merged, warned):
+    counts = {"adapter_val_loss": 0.66, "merged_val_loss": merged}
+    table = merging_table([{"stage": "invariance", "counts": counts}])
+    assert [row["loss"] for row in table.rows] == pytest.approx([0.66, merged, merged - 0.66])
+    assert ("Warning: merging raised the loss" in table.caption) == warned
+    assert merging_table([{"stage": "invariance", "counts": {}}]) is None

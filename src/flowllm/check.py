@@ -77,6 +77,8 @@ def check(
         packages: whether this environment is the one in which the stages run.
     """
     to_run = set(stages)
+    if unknown := sorted(to_run - ALL_STAGES):
+        raise FlowllmError(f"--stage: no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
     checks: list[tuple[str, set[str], Callable[[Config], str]]] = [
         ("data.source", {"download"}, _data),
         ("sizes.num_csp_crystals", {"sample_csp", "match_csp"}, _csp_crystals),

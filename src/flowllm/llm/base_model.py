@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -33,7 +34,7 @@ from flowllm.runlog import log
 
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
-    SafetensorError,
+    *(SafetensorError, StrictDataclassError),
 )
 """What transformers raises on files that are not what they should be."""
 
@@ -172,8 +173,8 @@ def check_architecture(config: PretrainedConfig) -> None:
 
 
 def _said(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return an error's message on one line, cut where it is long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _keep_gradients(model: PreTrainedModel) -> None:

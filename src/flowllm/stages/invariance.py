@@ -13,7 +13,7 @@ import pyarrow as pa
 from transformers import PreTrainedModel
 
 from flowllm import tables
-from flowllm.config import FinetuneLlm, Invariance, StageSettings
+from flowllm.config import MAX_LOSS_RISE, FinetuneLlm, Invariance, StageSettings
 from flowllm.crystal import Crystal
 from flowllm.device import pick_device
 from flowllm.llm.base_model import quiet_transformers
@@ -29,10 +29,6 @@ from flowllm.seeds import generator
 from flowllm.tables import crystal_of, read_table
 
 TRANSFORMATIONS = {"translation": translated, "permutation": permuted}
-
-MAX_LOSS_RISE = 0.02
-"""Nats per token. Other weights than the adapter was trained with cost more (a small model's loss
-rises from 0.66 to 0.74), rounding of merged weights to bfloat16 a tenth of it."""
 
 CRYSTALS_PER_PART = 10
 """Crystals saved at once; what a kill can cost."""
