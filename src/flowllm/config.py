@@ -217,9 +217,9 @@ class FinetuneLlm(Section):
 
 
 MAX_LOSS_RISE = 0.02
-"""Nats per token by which merging may raise the validation loss without a warning. Other weights
-than the adapter was trained with cost more (a small model's loss rises from 0.66 to 0.74), rounding
-of merged weights to bfloat16 a tenth of it."""
+"""Nats per token by which merging may raise the validation loss without a warning. Measured with
+SmolLM2-135M after 30 steps beside nf4 weights (loss 0.6579): the original weights cost 0.028, the
+dequantized ones rounded to bfloat16 0.0004, in float32 nothing."""
 
 
 class MergeAdapter(Section):
@@ -706,11 +706,11 @@ STAGES: dict[str, Stage] = {
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=5),
     "merge_adapter": Stage(("merge_adapter",), version=3),
     "invariance": Stage(("invariance", "prompts", "finetune_llm"), version=2),
-    "sample_pairs": Stage(("sample_pairs", "prompts"), version=4),
+    "sample_pairs": Stage(("sample_pairs", "prompts"), version=5),
     "train_rfm": Stage(("train_rfm",), row="flow", version=5),
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),
     "sample_compositions": Stage(()),
-    "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
+    "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=4),
     "refine": Stage(("refine",), row="setting", version=3),
     "import_samples": Stage((), row="external", version=2),
     "prerelax": Stage(("prerelax", "potential"), version=2),

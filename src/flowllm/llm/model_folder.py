@@ -88,13 +88,7 @@ class ModelFolder:
             (len(self.prompts.prompt(conditions)) for conditions in distinct), default=0
         )
         longest_answer = self.prompts.most_answer_tokens(record.elements, record.max_atoms)
-        check_sampling_context(
-            load_config(str(self._folder)),
-            str(self._folder),
-            prompt=longest_prompt,
-            answer=longest_answer,
-            max_atoms=record.max_atoms,
-        )
+        self._check_context(longest_prompt, longest_answer)
         sampling = Sampling(
             temperature=temperature,
             top_p=top_p,
@@ -116,4 +110,13 @@ class ModelFolder:
 
         return Sampler(
             start_engine, self.prompts, max_atoms=record.max_atoms, max_attempts=max_attempts
+        )
+
+    def _check_context(self, prompt: int, answer: int) -> None:
+        check_sampling_context(
+            load_config(str(self._folder)),
+            str(self._folder),
+            prompt=prompt,
+            answer=answer,
+            max_atoms=self.record.max_atoms,
         )
