@@ -20,7 +20,7 @@ from flowllm.errors import FlowllmError
 from flowllm.evaluate.rates import rate
 from flowllm.plan import figures_of_run
 from flowllm.report import figures
-from flowllm.report.process_tables import draft_table, fate_table, speed_table
+from flowllm.report.process_tables import draft_table, fate_table, merging_table, speed_table
 from flowllm.report.protocol_text import energy_name, hull_name
 from flowllm.report.published import published_rows
 from flowllm.report.quality_tables import noise_table, paper_table, proxy_table
@@ -845,3 +845,12 @@ def test_files_of_other_programs_beside_the_records_are_no_records(copied_run):
         record.with_name(name).write_bytes(b"\x00\x05\x16\x07")
     assert [one["output"] for one in read_records(copied_run)] == before
     write_report(copied_run)
+
+
+@pytest.mark.parametrize(("merged", "warned"), [(0.671, False), (0.74, True), (0.5, False)])
+def test_a_merge_that_raises_the_loss_is_a_warning_of_the_report(merged, warned):
+    counts = {"adapter_val_loss": 0.66, "merged_val_loss": merged}
+    table = merging_table([{"stage": "invariance", "counts": counts}])
+    assert [row["loss"] for row in table.rows] == pytest.approx([0.66, merged, merged - 0.66])
+    assert ("Warning: merging raised the loss" in table.caption) == warned
+    assert merging_table([{"stage": "invariance", "counts": {}}]) is None

@@ -105,7 +105,8 @@ def test_tokens_are_in_no_log_record_or_artefact(hostile):
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-MODEL = {"model.safetensors": b"weights", "config.json": b"{}"}
+# An empty safetensors file: the length of its header, and the header.
+MODEL = {"model.safetensors": b"\2" + 7 * b"\0" + b"{}", "config.json": b'{"model_type": "llama"}'}
 DOCUMENT = {"material_id": "mp-1", "composition": {"Na": 1, "Cl": 1}, "energy_per_atom": -3.4}
 
 
