@@ -274,7 +274,7 @@ def _external_samples(config: Config) -> str:
     from flowllm.evaluate.external import read_samples
 
     for row in config.external_samples:
-        read_samples(Path(row.file).expanduser())
+        read_samples(Path(row.file), row.column)
     return f"{len(config.external_samples)} files or folders"
 
 

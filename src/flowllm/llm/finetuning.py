@@ -168,7 +168,7 @@ class Finetuning:
 
     def kept_val_loss(self) -> float:
         """Return the validation loss of the adapter that training ended with, nats per token."""
-        kept = self.state.best_loss if self._best else self.state.curve[-1]["val_loss"]
+        kept = self.best.loss if self.best.weights else self.state.curve[-1]["val_loss"]
         return round(float(kept), 6)
 
     def _batches(self) -> Iterator[tuple[int, list[Example]]]:
