@@ -162,8 +162,9 @@ def source_files(wildcards):
 
 def external_files(wildcards):
     """The files that a row's samples are read from, so that a changed one is read again."""
+    path = Path(EXTERNAL[wildcards.external].file)
     try:
-        return [str(one) for one in sample_files(Path(EXTERNAL[wildcards.external].file))]
+        return [str(one) for one in sample_files(path)]
     except FlowllmError as error:
         raise WorkflowError(str(error)) from None
 
