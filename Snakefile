@@ -65,6 +65,8 @@ rule all:
     default_target: True
     input:
         f"{RUN}/report/index.html",
+        # Without these Snakemake would not notice that a finished report has lost what it read.
+        report_inputs("report"),
         expand(f"{RUN}/dft_inputs/{{setting}}/manifest.parquet", setting=ROWS),
 
 
@@ -72,3 +74,4 @@ rule all_dft:
     """The same with DFT energies, once the DFT runs have finished."""
     input:
         f"{RUN}/report_dft/index.html",
+        report_inputs("report_dft"),

@@ -28,6 +28,13 @@ from flowllm.errors import FlowllmError
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "config.yaml"
 OVERLAYS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
+DEMO, SAMPLE = (ROOT / "workflow" / "config" / name for name in ("demo.yaml", "mp_20_sample.yaml"))
+STACKS = [
+    [DEMO],
+    [DEMO, SAMPLE],
+    [DEMO, SAMPLE, ROOT / "benchmarks" / "flow_on_sample.yaml"],
+    [ROOT / "tests" / "tiny.yaml"],
+]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +156,7 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(values, url):
 
 
 def test_an_at_sign_in_a_path_is_no_password(values):
-    url = "https://host/me@elsewhere/mp_20?v=@1"
+    url = "https://host/me@elsewhere/mp_20"
     assert check_config(changed(values, "data.url", url)).data.url == url
 
 
@@ -192,6 +199,43 @@ def test_names_must_fit_together(values):
     fewer["resources"]["cook"] = values["resources"]["report"]
     with pytest.raises(FlowllmError, match=r"missing \['report'\], unknown \['cook'\]"):
         check_config(fewer)
+
+
+def with_drafts(values, key, **rows):
+    """`sample_pairs` and `sample_base` with two values of a key, and some lists of rows."""
+    other = changed(values, f"sample_pairs.{key}", not values["sample_base"][key])
+    return merge(other, rows)
+
+
+@pytest.mark.parametrize("key", ["structured", "restrict_tokens"])
+def test_a_flow_is_trained_on_drafts_as_it_starts_from(values, key):
+    message = (
+        rf"sample_pairs\.{key} is (true|false), but sample_base\.{key} is (true|false): the flow "
+        r"of settings .*FlowLLM-tau0\.7-p0\.9.*Give both keys the same value"
+    )
+    with pytest.raises(FlowllmError, match=message):
+        check_config(with_drafts(values, key))
+    prediction = {"name": "CSP", "base": "csp", "flow": "llm", "num_steps": 9}
+    unrefined = {"name": "LLM", "base": "tau0.7-p0.9", "flow": None, "num_steps": 0}
+    types = {"name": "T", "base": "tau0.7-p0.9", "flow": "types", "num_steps": 9}
+    rows = {"settings": [unrefined, types], "csp_settings": []}
+    # Without such a flow the drafts of the pairs matter to no row.
+    check_config(with_drafts(values, key, **rows))
+    with pytest.raises(FlowllmError, match="the flow of settings CSP "):
+        check_config(with_drafts(values, key, **rows | {"csp_settings": [prediction]}))
+
+
+def test_drafts_may_differ_in_what_does_not_shape_them(values):
+    """The paper samples pairs hotter; close atoms only change how many drafts are made."""
+    assert values["sample_pairs"]["temperature"] != values["bases"][0]["temperature"]
+    assert check_config(with_drafts(values, "reject_close_atoms"))
+    assert check_config(changed(values, "sample_base.backend", "transformers"))
+
+
+@pytest.mark.parametrize("stack", STACKS, ids=lambda stack: stack[-1].stem)
+def test_overlays_of_benchmarks_and_tests_load(stack):
+    config = load_config([PAPER, *stack])
+    assert config.sample_pairs.structured == config.sample_base.structured
 
 
 @pytest.mark.parametrize(
@@ -363,3 +407,74 @@ def test_dft_energies_and_their_hull_are_on_one_scale(values, code, ours, theirs
         return
     with pytest.raises(FlowllmError, match=f"dft_hull: its energies are of {theirs}, .* {code}"):
         check_config(given)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/d?token=SECRET", "https://host/d#SECRET", "https://h/?X-Amz-Signature=SECRET"]
+)
+def test_a_query_of_the_address_is_refused_and_not_repeated(values, url):
+    with pytest.raises(FlowllmError, match=r"\n  data\.url: .*cannot have a query") as caught:
+        check_config(changed(values, "data.url", url))
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"urls": "https://host/d?token=SECRET"}, {"source": ["https://u:SECRET@host/d"]}]
+)
+def test_addresses_under_wrong_keys_are_shown_without_their_secrets(values, given):
+    with pytest.raises(FlowllmError, match=r"\n  data\.") as caught:
+        check_config(values | {"data": values["data"] | given})
+    assert "SECRET" not in str(caught.value)
+
+
+def test_yaml_that_cannot_be_read_is_shown_without_secrets(tmp_path):
+    (tmp_path / "c.yaml").write_text("data: [url: https://u:SECRET@host/d?token=SECRET\n")
+    with pytest.raises(FlowllmError, match=r"c\.yaml: not YAML") as caught:
+        load_config([tmp_path / "c.yaml"])
+    assert "SECRET" not in str(caught.value)
+
+
+PATHS = ("run_dir", "data.source", "finetune_llm.base_model", "reference_hull.source")
+
+
+@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("runs/{x}", "holds braces"),
+        ("runs/x}", "holds braces"),
+        ("runs/a\nb", "another control character"),
+        ("runs/\x00", "another control character"),
+        ("runs/\x1b[2J", "another control character"),
+        ("$SCRATCH/run", "names a variable"),
+        ("${SCRATCH}/run", "names a variable"),
+        ("~nobody-of-this-name/run", "no such user"),
+        ("", "is empty"),
+        ("run ", "begins or ends with a space"),
+    ],
+)
+def test_a_path_that_would_be_read_as_something_else_is_refused(values, key, path, reason):
+    with pytest.raises(FlowllmError, match=rf"\n  {re.escape(key)}: .*{reason}"):
+        check_config(changed(values, key, path))
+
+
+@pytest.mark.parametrize("key", ["dft_hull.source", "external_samples.0.file"])
+def test_optional_paths_are_checked_too(values, key):
+    row = {"name": "other", "file": "runs/{x}", "shards": 1}
+    given = values | {"external_samples": [row]}
+    if key == "dft_hull.source":
+        given = changed(values, key, "runs/{x}")
+    with pytest.raises(FlowllmError, match=rf"\n  {re.escape(key)}: .*holds braces"):
+        check_config(given)
+
+
+def test_a_home_folder_is_expanded(values, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    for key in PATHS:
+        config = check_config(changed(values, key, "~/z"))
+        section, _, name = key.rpartition(".")
+        found = getattr(getattr(config, section) if section else config, name)
+        assert found == "/home/someone/z"
+    assert check_config(changed(values, "run_dir", "./runs//z/")).run_dir == "runs/z"
+    for name in ("runs/it's $(a) `b` * ? [c] ~ & é", "a~b"):
+        assert check_config(changed(values, "run_dir", name)).run_dir == name

@@ -342,7 +342,7 @@ def test_a_truncated_block_of_a_cif_is_a_sample(tmp_path):
         handle.write("\ndata_cut\n_cell_length_a 4.0\n")
     *whole, cut = outcomes(tmp_path / "cifs")
     assert whole == FORMULAS
-    assert "no structures" in cut
+    assert "_cell_length_b is missing" in cut
 
 
 def test_a_crystal_of_no_atoms_is_one_bad_sample(tmp_path):

@@ -28,7 +28,7 @@ from flowllm.errors import FlowllmError
 from flowllm.evaluate import parallel
 from flowllm.evaluate.rates import rate, summary
 from flowllm.stages import metrics
-from flowllm.tables import read_table, write_table
+from flowllm.tables import read_metadata, read_table, write_table
 
 
 def run_metrics(run, workers=1, **changes):
@@ -271,6 +271,23 @@ def test_novelty_against_train_and_val_is_a_setting(tmp_path):
     assert both["rates"]["sun_rate"]["numerator"] == 1
     assert both["rates"]["sun_rate_train"]["numerator"] == 2
     assert flags.loc["FlowLLM-test-000002", "matched_material_id"] == "mp-7"
+
+
+def test_two_atoms_at_one_point_stay_in_every_denominator(tmp_path):
+    """What a base without `reject_close_atoms` draws, and no flow or relaxation can mend."""
+    double = Crystal.from_arrays([11, 11, 17], [[0] * 3, [0] * 3, [0.5] * 3], [4] * 3, [90] * 3)
+    lone = Crystal.from_arrays([11, 17], [[0] * 3, [0] * 3], [4] * 3, [90] * 3)
+    clashes = [Draw(one, None, relaxed_status="overlapping_atoms") for one in (double, lone)]
+    run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), -0.1), *clashes], {})
+    said = read_metadata(run.base[0])
+    said["settings"]["sample_base"] = {"structured": False, "reject_close_atoms": False}
+    write_table(run.base[0], read_table(run.base[0], tables.BASE), tables.BASE, said)
+    numbers, _ = run_metrics(run)
+    assert numbers["sampling"]["sample_base"] == said["settings"]["sample_base"]
+    assert numbers["counts"]["relaxed"] == {"ok": 1, "overlapping_atoms": 2}
+    for name in ("structural_validity", "validity", "stability_rate", "sun_rate"):
+        rate_found = numbers["rates"][name]
+        assert (rate_found["numerator"], rate_found["denominator"]) == (1, 3)
 
 
 def test_both_readings_of_the_stability_bound(tmp_path):

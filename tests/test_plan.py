@@ -197,7 +197,8 @@ def test_a_job_over_its_limit_is_said(tmp_path):
 
 def a_record(folder, name, stage, **more):
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"stage": stage, "settings": {}, "hardware": {"cpus": 2}, **more}
+    record = {"stage": stage, "settings": {}, "hardware": {"cpus": 2}, "seed": 42, **more}
+    record |= {"started": "2026-11-28T20:00:00+00:00", "peak_memory_mb": 1}
     (folder / f"_{name}.provenance.json").write_text(json.dumps(record))
     (folder / name).write_bytes(b"x" * 500)
 

@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -16,11 +18,12 @@ from flow_pairs import LLM_FLOW
 from flowllm import tables as schemas
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.rates import rate
+from flowllm.plan import figures_of_run
 from flowllm.report import figures
 from flowllm.report.process_tables import draft_table, fate_table, speed_table
-from flowllm.report.protocol_text import energy_name
+from flowllm.report.protocol_text import energy_name, hull_name
 from flowllm.report.published import published_rows
-from flowllm.report.quality_tables import noise_table, paper_table
+from flowllm.report.quality_tables import noise_table, paper_table, proxy_table
 from flowllm.report.records import (
     draft_counts,
     flows_of,
@@ -29,7 +32,7 @@ from flowllm.report.records import (
     stage_costs,
 )
 from flowllm.report.results import first_of_each_sweep, read_results
-from flowllm.report.run_folder import read_rejections
+from flowllm.report.run_folder import read_rejections, shard_counts
 from flowllm.report.table import Column, Table, to_latex
 from flowllm.runlog import provenance_path
 from flowllm.stages import metrics, report
@@ -91,6 +94,29 @@ def run_dir(tmp_path_factory):
         for row, reason in enumerate(["too_many_atoms", "too_many_atoms", "disordered"])
     ]
     write_table(folder / "crystals" / "rejected.parquet", rejected, schemas.REJECTED, {})
+    return folder
+
+
+@pytest.fixture
+def copied_run(run_dir, tmp_path):
+    """A copy of the run's folder that a test may damage, with records of its outputs."""
+    folder = tmp_path / "copy"
+    shutil.copytree(run_dir, folder, ignore=shutil.ignore_patterns("report"))
+    records = {
+        "llm/invariance.parquet": "invariance",
+        "llm/adapter": "finetune_llm",
+        "crystals": "prepare",
+        "dft/FlowLLM-test.parquet": "dft_collect",
+    }
+    for number in range(2):
+        records[f"base/FlowLLM-test/shard-{number:05d}.parquet"] = "import_samples"
+        records[f"relaxed/FlowLLM-test/shard-{number:05d}.parquet"] = "prerelax"
+        pairs = f"pairs/train/shard-{number:05d}.parquet"
+        write_table(folder / pairs, [], schemas.PAIRS, {})
+        records[pairs] = "import_samples"
+    for output, stage in records.items():
+        write_record(folder, output, stage, 1.0, 1)
+    write_record(folder, "rfm/llm", "train_rfm", 1.0, 1, settings={"flow": LLM_FLOW})
     return folder
 
 
@@ -236,6 +262,15 @@ def test_captions_name_hull_matcher_and_corrections(page_path):
     assert "same crystal: pymatgen StructureMatcher 0.2, 0.3, 5°" in text
 
 
+def test_a_hulls_size_and_unfinished_entries_are_in_its_name():
+    numbers = {"hull_compositions": 1234, "hull_not_converged": 0, "hull_sources": ["CHGNet"]}
+    results = [SimpleNamespace(numbers={"protocol": numbers})]
+    assert hull_name(results) == "CHGNet (1\u202f234 compositions)"
+    numbers["hull_not_converged"] = 7
+    expected = "CHGNet (1\u202f234 compositions, 7 entries not converged: upper bounds)"
+    assert hull_name(results) == expected
+
+
 def test_published_values_have_their_source_on_the_page(page_path):
     text = " ".join(Page(page_path.read_text()).words)
     assert "FlowMM: [2nd] a user quoting the paper, github.com/facebookresearch/flowmm" in text
@@ -297,6 +332,29 @@ def test_rows_without_a_language_model_or_a_flow_are_said(run_dir):
     assert origins == ["base train_compositions, flow types, 750 steps", "base tau0.7, no flow"]
 
 
+def test_rows_whose_drafts_were_rejected_for_close_atoms_are_said_beside_table_1(run_dir):
+    """It raises their validity beyond the paper's protocol."""
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    counts = result.numbers["counts"]
+    counts = {**counts, "llm_drafts": 30, "llm_rejections": {"coinciding_atoms": 7, "truncated": 2}}
+    results = []
+    for name, section in (
+        ("LLM-a", {"reject_close_atoms": True}),
+        ("LLM-b", {"reject_close_atoms": False}),
+        ("Other", {}),
+    ):
+        sampling = {**result.numbers["sampling"], "sample_base": section}
+        numbers = {**result.numbers, "setting": name, "sampling": sampling, "counts": counts}
+        results.append(replace(result, numbers=numbers))
+    said = "Drafts with two atoms at one point were rejected and drawn again, which the paper's"
+    for table in (paper_table(results), proxy_table(results)):
+        assert said in table.caption
+        assert "raises the validity: LLM-a (7 of 30 drafts). " in table.caption
+        assert "LLM-b (" not in table.caption
+    for table in (paper_table(results[1:]), proxy_table(results[1:]), paper_table([result])):
+        assert said not in table.caption
+
+
 def test_published_values_fit_together():
     row = next(row for row in published_rows(["sun_rate"]) if row["sun_rate"])
     parts = published_rows(["stability_rate", "novel_of_stable", "unique_of_stable_novel"])
@@ -354,10 +412,11 @@ def test_rejections_are_counted_where_they_happened(run_dir):
     ]
 
 
-def write_record(folder, output, stage, seconds, memory, **counts):
+def write_record(folder, output, stage, seconds, memory, settings=None, **counts):
     path = provenance_path(folder / output)
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"stage": stage, "seconds": seconds, "peak_memory_mb": memory, "counts": counts}
+    record |= {"settings": settings or {}, "seed": 42, "started": "2026-11-28T20:00:00+00:00"}
     record["hardware"] = {"cpus": 9, "gpus": ["A100"] * 2} if stage == "refine" else {"cpus": 9}
     path.write_text(json.dumps(record))
 
@@ -567,17 +626,22 @@ def test_every_table_has_its_three_files(page_path):
             assert (page_path.parent / "tables" / f"{name}.{suffix}").exists()
 
 
-def test_snakemakes_own_report_has_the_captions(run_dir, tmp_path):
-    """The rule runs on these metrics as its given inputs; then `snakemake --report` is asked."""
+def test_snakemakes_own_report_has_the_captions(copied_run, tmp_path):
+    """The rule runs on these tables as its given inputs; then `snakemake --report` is asked."""
     overlay = tmp_path / "small.yaml"
-    flow = {"name": "FlowLLM-test", "base": "tau0.7-p0.9", "flow": "llm", "num_steps": 50}
-    overlay.write_text(json.dumps({"run_dir": run_dir.name, "settings": [flow]}))
+    flow = {"name": "FlowLLM-test", "base": "FlowLLM-test", "flow": "llm", "num_steps": 50}
+    sizes = {"num_pairs": 2, "num_val_pairs": 1, "pairs_per_shard": 1}
+    sizes |= {"num_samples": 2, "samples_per_shard": 1}
+    base = {"name": "FlowLLM-test", "temperature": 0.7, "top_p": 0.9}
+    write_table(copied_run / "pairs" / "val" / "shard-00000.parquet", [], schemas.PAIRS, {})
+    run = {"run_dir": copied_run.name, "settings": [flow], "bases": [base], "sizes": sizes}
+    overlay.write_text(json.dumps(run))
     words = ["--allowed-rules", "report"]
     words += ["--configfile", str(REPOSITORY / "config.yaml"), str(overlay)]
-    target = f"{run_dir.name}/report/index.html"
+    target = f"{copied_run.name}/report/index.html"
     for last in (["--cores", "1", target], ["--report", str(tmp_path / "all.html"), target]):
         # --configfile takes every word that follows: the target stands before it.
-        snakemake(*last, *words, cwd=run_dir.parent)
+        snakemake(*last, *words, cwd=copied_run.parent)
     text = (tmp_path / "all.html").read_text()
     for caption in (
         "estimates, not DFT. This run",
@@ -592,13 +656,8 @@ def test_noise_levels_stand_beside_the_proxy_metrics(run_dir, tmp_path):
     levels = {"llm": 0.0, "noisy": 0.02}
     for name, level in levels.items():
         noise = {"coords_noise": level, "lengths_noise": 10 * level, "angles_noise": 0.0}
-        record = {
-            "stage": "train_rfm",
-            "settings": {"flow": {"name": name, "start": "llm"} | noise},
-        }
-        path = provenance_path(tmp_path / "rfm" / name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record))
+        settings = {"flow": {"name": name, "start": "llm"} | noise}
+        write_record(tmp_path, f"rfm/{name}", "train_rfm", 1.0, 1, settings=settings)
     flows = flows_of(read_records(tmp_path))
     result = read_results(metrics_files(run_dir)[:1])[0]
     assert noise_table([result], flows) is None
@@ -640,3 +699,149 @@ def test_a_run_in_which_everything_failed_gets_a_report(tmp_path):
     _, cells, *_ = [cells for _, cells in Page(out.read_text()).rows if "FlowLLM-test" in cells]
     assert "0.00\u202f%" in cells
     assert "of none" in cells  # novel, of the stable: there are none
+
+
+READ_BY_THE_REPORT = (
+    "base/FlowLLM-test/shard-00000.parquet",
+    "base/FlowLLM-test/shard-00001.parquet",
+    "relaxed/FlowLLM-test/shard-00001.parquet",
+    "pairs/train/shard-00001.parquet",
+    "dft/FlowLLM-test.parquet",
+    "llm/invariance.parquet",
+    "llm/adapter/training_curve.csv",
+    "rfm/llm/training_curve.csv",
+    "crystals/rejected.parquet",
+    "metrics/dft/FlowLLM-test.parquet",
+)
+
+
+@pytest.mark.parametrize("path", READ_BY_THE_REPORT)
+def test_an_output_that_is_gone_is_named_and_no_report_is_made_without_it(copied_run, path):
+    (copied_run / path).unlink()
+    with pytest.raises(FlowllmError, match=f"{path}: (missing|no such file)"):
+        write_report(copied_run)
+    assert not (copied_run / "report" / "index.html").exists()
+
+
+@pytest.mark.parametrize("path", READ_BY_THE_REPORT)
+@pytest.mark.parametrize("damage", ["empty", "cut", "text"])
+def test_a_damaged_file_is_named_with_a_command_that_makes_it_again(copied_run, path, damage):
+    whole = (copied_run / path).read_bytes()
+    damaged = {"empty": b"", "cut": whole[: len(whole) // 2], "text": b"a,b\n\xff,\n"}
+    if path.endswith(".csv"):
+        damaged["cut"] = b"step,train_loss\n1,2.0\n2"
+    (copied_run / path).write_bytes(damaged[damage])
+    with pytest.raises(FlowllmError, match=path) as caught:
+        write_report(copied_run)
+    advice = "train again" if path.endswith(".csv") else f"`snakemake {copied_run / path}`"
+    assert advice in str(caught.value)
+
+
+def test_a_shard_that_is_the_last_is_missed_by_its_number(copied_run):
+    """Without its record, only the number of shards tells."""
+    last = copied_run / "base" / "FlowLLM-test" / "shard-00001.parquet"
+    last.unlink()
+    provenance_path(last).unlink()
+    counts = shard_counts(["base/FlowLLM-test=2", "pairs/train=2"])
+    with pytest.raises(FlowllmError, match=r"shard-00001\.parquet: missing"):
+        read_rejections(copied_run, counts)
+    with pytest.raises(FlowllmError, match="expected FOLDER=COUNT"):
+        shard_counts(["pairs/train"])
+
+
+def test_shards_of_another_configuration_are_not_counted(copied_run):
+    """Two shards exist, the configuration has one: neither drafts nor times of the other count."""
+    counts = {"base/FlowLLM-test": 1, "relaxed/FlowLLM-test": 1}
+    rejected = read_rejections(copied_run, counts)
+    assert ("base FlowLLM-test: drafts", "bad_number", 2) in rejected
+    assert not [row for row in rejected if row[1] == "max_attempts" and row[2] > 1]
+    shutil.copytree(copied_run / "base" / "FlowLLM-test", copied_run / "base" / "earlier")
+    assert read_rejections(copied_run, counts) == rejected
+    names = {record["output"] for record in read_records(copied_run, counts)}
+    assert "base/FlowLLM-test/shard-00000.parquet" in names
+    assert "base/FlowLLM-test/shard-00001.parquet" not in names
+
+
+CURVES = ("", "a,b\n1,2\n", "step,step\n1,2\n", "step,loss\n1\n", "step,loss\n1,2,3\n", "step\nx\n")
+
+
+@pytest.mark.parametrize("text", CURVES)
+def test_a_training_curve_of_another_form_is_named(copied_run, text):
+    (copied_run / "rfm" / "llm" / "training_curve.csv").write_text(text)
+    with pytest.raises(FlowllmError, match=r"rfm/llm/training_curve\.csv.*train again"):
+        write_report(copied_run)
+
+
+def without(key):
+    def change(numbers):
+        *path, last = key.split("/")
+        for name in path:
+            numbers = numbers[name]
+        del numbers[last]
+
+    return change
+
+
+def changed(key, value):
+    def change(numbers):
+        *path, last = key.split("/")
+        for name in path:
+            numbers = numbers[name]
+        numbers[last] = value
+
+    return change
+
+
+OTHER_FORMS = {
+    "rates.sun_rate": changed("rates/sun_rate", 0.5),
+    "rates.sun_rate.numerator": changed("rates/sun_rate/numerator", "3"),
+    "rates.sun_rate.value": changed("rates/sun_rate/value", float("nan")),
+    "rates: .*novelty missing": without("rates/novelty"),
+    "means": without("means"),
+    "counts.drawn": without("counts/drawn"),
+    "counts.relaxed": changed("counts/relaxed", [1, 2]),
+    "protocol.matcher": without("protocol/matcher/ltol"),
+    "sampling.setting": changed("sampling/setting", {"base": 1}),
+    "histograms": changed("histograms", None),
+    "setting": changed("setting", 7),
+}
+
+
+@pytest.mark.parametrize("message", OTHER_FORMS)
+def test_metrics_of_another_form_are_named_with_the_key(copied_run, message):
+    path = copied_run / "metrics" / "potential" / "FlowLLM-test.json"
+    numbers = json.loads(path.read_text())
+    OTHER_FORMS[message](numbers)
+    path.write_text(json.dumps(numbers))
+    with pytest.raises(FlowllmError, match=rf"FlowLLM-test\.json: .*{message}.*`snakemake"):
+        write_report(copied_run)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"x"', "[" * 100_000, "1" * 5000, "\xff"])
+def test_metrics_that_are_no_object_are_named(copied_run, text):
+    path = copied_run / "metrics" / "potential" / "FlowLLM-test.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(FlowllmError, match=r"FlowLLM-test\.json: .*`snakemake"):
+        write_report(copied_run)
+
+
+RECORDS = ["", "{", "[]", "{}", '{"stage": 1}', '{"stage": "prepare", "counts": []}']
+
+
+@pytest.mark.parametrize("text", RECORDS)
+def test_a_damaged_record_is_named_with_its_cure(copied_run, text):
+    record = provenance_path(copied_run / "llm" / "invariance.parquet")
+    record.write_text(text)
+    with pytest.raises(FlowllmError, match=rf"{record.name}: .*delete this record"):
+        write_report(copied_run)
+    with pytest.raises(FlowllmError, match=rf"{record.name}: .*delete this record"):
+        figures_of_run(copied_run)
+
+
+def test_files_of_other_programs_beside_the_records_are_no_records(copied_run):
+    before = [record["output"] for record in read_records(copied_run)]
+    record = provenance_path(copied_run / "llm" / "invariance.parquet")
+    for name in (f"._{record.name}", f".#{record.name}", f"{record.name}~", f"#{record.name}#"):
+        record.with_name(name).write_bytes(b"\x00\x05\x16\x07")
+    assert [one["output"] for one in read_records(copied_run)] == before
+    write_report(copied_run)

@@ -114,9 +114,13 @@ CHANGES = (
     Change("`train_rfm`", {"train_rfm": 1, **BRANCH}, {"train_rfm": {"learning_rate": 0.01}}),
     Change("`sample_base`", {"sample_base": 2, **REFINED}, {"sample_base": {"max_attempts": 3}}),
     Change("`refine`", REFINED, {"refine": {"integrator": "rk4"}}),
-    Change("`prerelax`", {"prerelax": 4, **RELAXED}, {"prerelax": {"max_force": 0.05}}),
     Change(
-        "`reference_hull`", {"reference_hull": 1, **RELAXED}, {"reference_hull": {"relax_steps": 1}}
+        "`prerelax`",
+        {"prerelax": 4, "reference_hull": 1, **RELAXED},
+        {"prerelax": {"max_force": 0.05}},
+    ),
+    Change(
+        "`reference_hull`", {"reference_hull": 1, **RELAXED}, {"reference_hull": {"chunk_size": 2}}
     ),
     Change("`stability`", RELAXED, {"stability": {"metastable_below": 0.1}}),
     Change("`dft_inputs`", {"dft_inputs": 2}, {"dft_inputs": {"selection": "first"}}),
@@ -164,9 +168,21 @@ CHANGES = (
         run=an_hour_ahead(CRYSTALS),
     ),
     Change(
-        "a deleted shard of relaxed crystals, while all that was made from it exists",
-        {},
+        "a deleted shard of relaxed crystals, which the report reads",
+        {"prerelax": 1, "stability": 1, "dft_inputs": 1, "metrics": 1, "report": 1},
         run=removed("run/relaxed/FlowLLM-tau0.7-p0.9/shard-00000.parquet"),
+    ),
+    Change(
+        "a deleted shard of pairs, which the report reads (as a target of its own, before this: "
+        "that shard only)",
+        {"sample_pairs": 1, "train_rfm": 1, **BRANCH},
+        run=removed("run/pairs/train/shard-00000.parquet"),
+    ),
+    Change(
+        "a deleted shard of generated crystals, while all that was made from it exists: only "
+        "stages that have finished read it",
+        {},
+        run=removed("run/generated/FlowLLM-tau0.7-p0.9/shard-00000.parquet"),
     ),
     Change("the deleted report", REPORT, run=removed("run/report/index.html")),
     Change(

@@ -16,7 +16,7 @@ import pytest
 
 from flowllm import writer_lock
 from flowllm.errors import FlowllmError
-from flowllm.processes import HOST, start_time
+from flowllm.processes import HOST, PLACE, start_time
 from flowllm.writer_lock import Writer, lock_path, only_writer
 
 HOLD = """
@@ -28,7 +28,7 @@ with only_writer(Path(sys.argv[1])):
     time.sleep(float(sys.argv[2]))
 """
 
-ELSEWHERE = Writer("another-node", 1, 1, "4711")
+ELSEWHERE = Writer("another-node", "7-1", 1, 1, "4711")
 
 
 @pytest.fixture(autouse=True)
@@ -86,10 +86,10 @@ def test_a_killed_writers_lock_delays_nobody_on_its_host(tmp_path, reaped):
 
 def test_a_number_that_has_come_round_is_another_process(tmp_path):
     output, parent = tmp_path / "shard.parquet", os.getppid()
-    leave(output, Writer(HOST, parent, start_time(parent) - 1, None))
+    leave(output, Writer(HOST, PLACE, parent, start_time(parent) - 1, None))
     with only_writer(output):
         pass
-    leave(output, Writer(HOST, parent, start_time(parent), None))
+    leave(output, Writer(HOST, PLACE, parent, start_time(parent), None))
     with pytest.raises(FlowllmError, match=f"`kill {parent}` on {HOST}"), only_writer(output):
         pass
 
@@ -146,3 +146,72 @@ def test_an_error_gives_the_lock_back(tmp_path):
     with pytest.raises(ZeroDivisionError), only_writer(tmp_path / "t"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["alive", "ended"])
+def test_a_container_of_the_same_name_is_another_place(tmp_path, alive):
+    """Its process has our own number and start: only that its lock is touched tells."""
+    output, ended = tmp_path / "shard.parquet", threading.Event()
+    process = os.getpid()
+    leave(output, Writer(HOST, "another-1", process, start_time(process), None))
+
+    def beat() -> None:
+        while alive and not ended.wait(0.1):
+            os.utime(lock_path(output))
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        if alive:
+            message = f"process {process} on {HOST}, in another container"
+            with pytest.raises(FlowllmError, match=message), only_writer(output):
+                pass
+        else:
+            with only_writer(output) as is_held:
+                assert is_held()
+    finally:
+        ended.set()
+        heart.join()
+
+
+def in_another_namespace(*words: str) -> list[str]:
+    """A command line that starts a process whose number is 1 there, as in a container."""
+    given = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if os.geteuid() != 0 or subprocess.run([*given, "true"], capture_output=True).returncode:
+        pytest.skip("a process namespace of its own needs root")
+    return [*given, sys.executable, "-c", *words]
+
+
+def test_two_containers_with_equal_process_numbers_are_two_writers(tmp_path):
+    """Both have the host's name, both run as process 1."""
+    output = tmp_path / "shard.parquet"
+    command = in_another_namespace(HOLD, str(output), "20")
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "held\n"
+        lock = json.loads(lock_path(output).read_text())
+        assert (lock["host"], lock["process"]) == (HOST, 1)
+        hurry = "from flowllm import writer_lock as w; w.PATIENCE_SECONDS = 12.0"
+        second = in_another_namespace(f"{hurry}\n{HOLD}", str(output), "0")
+        done = subprocess.run(second, capture_output=True, text=True)
+        assert done.returncode
+        assert f"process 1 on {HOST}, in another container" in done.stderr
+        assert json.loads(lock_path(output).read_text()) == lock
+        names = [
+            subprocess.run(in_another_namespace(NAME), capture_output=True, text=True).stdout
+            for _ in range(2)
+        ]
+        assert names[0].endswith(".1.tmp\n")
+        assert names[0] != names[1]
+    finally:
+        first.kill()
+        first.wait()
+
+
+NAME = """
+from pathlib import Path
+from flowllm.tables import atomic_path
+with atomic_path(Path("/tmp/x.txt")) as temporary:
+    temporary.touch()
+    print(temporary.name)
+"""

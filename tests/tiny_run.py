@@ -18,12 +18,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path}
 
 
-def snakemake(*arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
-    """Run snakemake and return both its streams."""
+def snakemake(*arguments: str, cwd: Path = ROOT, check: bool = True, search: str = "") -> str:
+    """Run snakemake and return both its streams; `search` replaces its search path."""
     done = subprocess.run(
         [*SNAKEMAKE, *arguments],
         cwd=cwd,
-        env=environment(),
+        env=environment() | ({"PATH": search} if search else {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

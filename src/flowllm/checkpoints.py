@@ -10,10 +10,11 @@ import torch
 from safetensors import SafetensorError
 
 from flowllm.errors import FlowllmError
+from flowllm.faults import explain, is_refusal
 
 # What the libraries raise depends on where a file ends.
 _DAMAGED = (
-    *(OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError),
+    *(EOFError, RuntimeError, ValueError, TypeError, KeyError),
     *(pickle.UnpicklingError, SafetensorError),
 )
 
@@ -33,11 +34,13 @@ def naming_damage(path: Path) -> Iterator[None]:
     """Say of what is read within the block which checkpoint is damaged, and what to delete.
 
     Raises:
-        FlowllmError: the checkpoint is damaged.
+        FlowllmError: the checkpoint is damaged, or the system does not let it be read.
     """
     try:
         yield
-    except _DAMAGED as error:
+    except (OSError, *_DAMAGED) as error:
+        if isinstance(error, OSError) and is_refusal(error):
+            raise FlowllmError(explain(error, path)) from error
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FlowllmError(
             f"{path}: not a whole checkpoint ({said}); delete it and run the same again, "

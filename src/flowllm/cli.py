@@ -14,6 +14,7 @@ import typer
 
 from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
+from flowllm.faults import explain, is_refusal
 from flowllm.runlog import log, setup_logging
 from flowllm.stopping import Stopped, stop_at_once_on_sigterm
 
@@ -429,15 +430,21 @@ def report(
     run_dir: Annotated[Path, typer.Option(help="Folder of the whole run.")],
     out: Out,
     csp: Annotated[list[Path] | None, typer.Option(help="csp/{setting}.json, one a row.")] = None,
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(help="FOLDER=COUNT, e.g. pairs/train=400; without, all that are there."),
+    ] = None,
     settings: Settings = None,
     config: Configs = None,
     log_path: Log = None,
 ) -> None:
     """Make the tables, the figures and the HTML page; --out is index.html."""
+    from flowllm.report.run_folder import shard_counts
     from flowllm.stages import report as stage
 
     given = _settings("report", settings, config, log_path)
-    stage.run(given, metrics=metrics, csp=csp or [], run_dir=run_dir, out=out)
+    counts = shard_counts(shards or [])
+    stage.run(given, metrics=metrics, csp=csp or [], run_dir=run_dir, out=out, shards=counts)
 
 
 @app.command()
@@ -578,12 +585,15 @@ def main() -> None:
     except Stopped as stopped:
         log.warning("%s", stopped.said)
         raise
-    except FlowllmError as error:
+    except Exception as error:
         if not log.handlers:
             setup_logging(None)
-        log.error("%s", error)
-        sys.exit(1)
-    except Exception:
+        if isinstance(error, FlowllmError):
+            log.error("%s", error)
+            sys.exit(1)
+        if isinstance(error, OSError) and is_refusal(error):
+            log.error("%s", explain(error))
+            sys.exit(1)
         log.exception("a defect of FlowLLM, please report it with this traceback")
         sys.exit(2)
 

@@ -6,6 +6,7 @@ only what depends on it.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -29,6 +31,7 @@ from pydantic import (
 )
 
 from flowllm.errors import FlowllmError
+from flowllm.plain_text import printable, redacted
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 """A name that becomes part of a path: no slash, no space, nothing a shell would read."""
@@ -46,6 +49,33 @@ def has_credentials(url: str) -> bool:
     return re.match(r"([a-z][a-z0-9+.-]*:)?/*[^/?#]*@", url, re.IGNORECASE) is not None
 
 
+def checked_path(text: str) -> str:
+    """Return a path with a leading `~` expanded.
+
+    Raises:
+        ValueError: Snakemake would read something else in it, or it names a variable.
+    """
+    expanded = os.path.expanduser(text)
+    reason = None
+    if not text.strip() or text != text.strip():
+        reason = "is empty, or begins or ends with a space"
+    elif printable(text) != text:
+        reason = "holds a line break or another control character"
+    elif re.search(r"\$\{?[A-Za-z_]", text):
+        reason = "names a variable, which is not expanded; write the path out"
+    elif "{" in text or "}" in text:
+        reason = "holds braces, which Snakemake reads as a wildcard"
+    elif text.startswith("~") and expanded == text:
+        reason = "begins with ~, and there is no such user; write the path out"
+    if reason is not None:
+        raise ValueError(f"the path {reason}")
+    return expanded
+
+
+OwnPath = Annotated[str, AfterValidator(checked_path)]
+"""A path, or a name that may stand in its place."""
+
+
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values do not change."""
 
@@ -55,7 +85,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where the crystals come from."""
 
-    source: str = Field(description="mp_20, bundled, or a folder of CSV or CIF files")
+    source: OwnPath = Field(description="mp_20, bundled, or a folder of CSV or CIF files")
     url: str | None = Field(description="base URL of a mirror or proxy instead of sources.yaml's")
 
     @field_validator("url")
@@ -64,6 +94,11 @@ class Data(Section):
         if url is not None and has_credentials(url):
             raise _UnshownError(
                 "a user name or password in it would be recorded; take an address without"
+            )
+        if url is not None and ("?" in url or "#" in url):
+            raise _UnshownError(
+                "the files' names are put at its end, so it cannot have a query (a token in it would "
+                "be recorded too); take an address without"
             )
         return url
 
@@ -124,7 +159,7 @@ class Prompts(Section):
 class FinetuneLlm(Section):
     """LoRA fine-tuning of the base language model."""
 
-    base_model: str = Field(description="name on the Hugging Face hub, a folder, or smollm2-135m")
+    base_model: OwnPath = Field(description="name on the Hugging Face hub, a folder, or smollm2-135m")
     quantization: Literal["nf4", "int8", "none"]
     precision: Literal["bf16", "fp32"]
     lora_rank: PositiveInt
@@ -197,6 +232,9 @@ class SamplePairs(Section):
     backend: Literal["vllm", "transformers"]
     restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
     structured: bool = Field(description="grammar that fixes the form and the formula's atoms")
+    reject_close_atoms: bool = Field(
+        description="draw a text again that has two atoms at one point"
+    )
     draws_in_a_row: PositiveInt = Field(description="consecutive draws of one crystal and prompt")
     max_attempts: PositiveInt = Field(description="drafts a pair before it is given up")
     chunk_size: PositiveInt = Field(description="prompts at once; what a kill can cost")
@@ -224,7 +262,9 @@ class TrainRfm(Section):
     compile: bool = Field(description="compile the network's layers by torch.compile")
     val_steps: PositiveInt = Field(description="optimiser steps between validations")
     patience: PositiveInt | None = Field(description="validations without gain before stopping")
-    match_atoms: bool = Field(description="match c0's atoms to c1's within each species")
+    match_atoms: bool = Field(
+        description="reduce the distance from c0 to c1: order of the atoms of each species, origin"
+    )
     augment_axes: bool = Field(description="the cell's axes in random order and direction")
 
     @model_validator(mode="after")
@@ -272,6 +312,9 @@ class SampleBase(Section):
     backend: Literal["vllm", "transformers"]
     restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
     structured: bool = Field(description="grammar that fixes the form of the text")
+    reject_close_atoms: bool = Field(
+        description="draw a text again that has two atoms at one point"
+    )
     max_attempts: PositiveInt
     chunk_size: PositiveInt
 
@@ -308,7 +351,7 @@ class External(Section):
     """Another model's samples, measured like ours."""
 
     name: Name
-    file: str = Field(
+    file: OwnPath = Field(
         description="folder of CIF or POSCAR files, or one .cif, .csv, .json, .jsonl, .extxyz or "
         ".pt; all but .pt also with .gz"
     )
@@ -324,7 +367,9 @@ class Refine(Section):
     integrator: Literal["euler", "midpoint", "heun", "rk4"]
     batch_memory_mb: PositiveInt = Field(description="memory that a batch of crystals may take")
     anneal_slope: NonNegativeFloat = Field(description="coordinate velocity times 1 + slope * t")
-    keep_symmetry: bool = Field(description="no move breaks the start's space group")
+    keep_symmetry: bool = Field(
+        description="move the start onto its space group, found within 0.1 angstrom, and keep it"
+    )
     trajectory_every: PositiveInt | None = Field(
         description="save the crystals after every so many steps, null for none"
     )
@@ -370,23 +415,31 @@ class DftCollect(Section):
 
     correction_scheme: Literal["MP2020", "MP2020_plus_u_only", "none"]
     strict_anions: Literal["require_bound", "require_exact", "no_check"] = Field(
-        description="which oxidation states let pymatgen correct an anion"
+        description="which oxidation states let an anion be corrected, of results and references"
     )
 
 
 class ReferenceHull(Section):
-    """The reference for the potential's energies."""
+    """The reference for the potential's energies; its crystals are relaxed as `prerelax` says."""
 
-    source: str = Field(description="train, or a JSON file of entries by the same potential")
-    relax_steps: NonNegativeInt = Field(description="relax the training crystals this far first")
-    max_force: PositiveFloat = Field(description="eV/angstrom, where relax_steps > 0")
+    source: OwnPath = Field(description="train, or a JSON file of entries by the same potential")
     chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relaxed_like_the_crystals(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and (old := {"relax_steps", "max_force"} & set(given)):
+            raise ValueError(
+                f"remove {' and '.join(sorted(old))}: the training crystals are "
+                "relaxed by prerelax.max_force and prerelax.max_steps, as the generated ones are"
+            )
+        return given
 
 
 class DftHull(Section):
     """The reference for DFT energies."""
 
-    source: str | None = Field(
+    source: OwnPath | None = Field(
         description="matbench_discovery, mp_api, or a JSON file of DFT ComputedEntries; "
         "null: no DFT hull"
     )
@@ -446,6 +499,15 @@ class Nodes(Section):
     train_rfm: PositiveInt
 
 
+SHAPES_OF_DRAFTS = ("structured", "restrict_tokens")
+"""Keys of `sample_pairs` and `sample_base` that change which texts can come at all.
+
+A flow is trained on the drafts of the one and starts from those of the other, so that they must
+agree. Temperature and nucleus may differ, as in the paper (appendix C). So may
+`reject_close_atoms`: of the drafts without two atoms at one point it changes nothing but their
+number, and the others no flow without noise can part.
+"""
+
 Kind = Literal["flow", "base", "csp_base", "setting", "external"]
 """The lists of which a stage's jobs are given one row each."""
 
@@ -453,7 +515,7 @@ Kind = Literal["flow", "base", "csp_base", "setting", "external"]
 class Config(Section):
     """The whole configuration."""
 
-    run_dir: str
+    run_dir: Annotated[OwnPath, AfterValidator(lambda text: str(Path(text)))]
     seed: NonNegativeInt
     data: Data
     prepare: Prepare
@@ -503,6 +565,7 @@ class Config(Section):
             raise ValueError("settings: the name test is the test split's, take another")
         self._bases_fit()
         self._flows_fit()
+        self._drafts_fit()
         missing = set(STAGES) - set(self.resources)
         unknown = set(self.resources) - set(STAGES)
         if missing or unknown:
@@ -555,6 +618,21 @@ class Config(Section):
                     "coordinates are random: it needs a flow with start: simple"
                 )
 
+    def _drafts_fit(self) -> None:
+        """Refuse a flow that is trained on drafts of another form than it starts from."""
+        from_drafts = [flow.name for flow in self.flows if flow.start == "llm"]
+        settings = [*self.settings, *self.csp_settings]
+        hit = [setting.name for setting in settings if setting.flow in from_drafts]
+        for key in SHAPES_OF_DRAFTS:
+            pairs, base = getattr(self.sample_pairs, key), getattr(self.sample_base, key)
+            if hit and pairs != base:
+                raise ValueError(
+                    f"sample_pairs.{key} is {str(pairs).lower()}, but sample_base.{key} is "
+                    f"{str(base).lower()}: the flow of settings {', '.join(hit)} (start: llm) "
+                    "would be trained on other drafts than it starts from. Give both keys the "
+                    "same value (temperature and top_p may differ)"
+                )
+
     def row(self, kind: Kind, name: str) -> Flow | Base | CspBase | Setting | External:
         """Return the row of a name in one of the lists."""
         rows = {
@@ -585,7 +663,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "download": Stage(("data",)),
-    "prepare": Stage(("prepare",)),
+    "prepare": Stage(("prepare",), version=2),
     "fetch_model": Stage(()),
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=4),
     "merge_adapter": Stage((), version=2),
@@ -595,14 +673,14 @@ STAGES: dict[str, Stage] = {
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),
     "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
-    "refine": Stage(("refine",), row="setting", version=3),
-    "import_samples": Stage((), row="external", version=3),
-    "prerelax": Stage(("prerelax", "potential"), version=2),
-    "reference_hull": Stage(("reference_hull", "potential"), version=2),
-    "stability": Stage(("stability",), version=2),
-    "dft_inputs": Stage(("dft", "dft_inputs"), version=2),
-    "dft_collect": Stage(("dft_collect",), version=2),
-    "dft_hull": Stage(("dft_hull",)),
+    "refine": Stage(("refine",), row="setting", version=4),
+    "import_samples": Stage((), row="external", version=4),
+    "prerelax": Stage(("prerelax", "potential"), version=3),
+    "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
+    "stability": Stage(("stability",), version=3),
+    "dft_inputs": Stage(("dft", "dft_inputs"), version=3),
+    "dft_collect": Stage(("dft_collect",), version=4),
+    "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",), version=2),
     "metrics": Stage(("metrics",), version=4),
     "match_csp": Stage(("metrics",), version=2),
@@ -633,7 +711,7 @@ def load_config(paths: Sequence[Path]) -> Config:
         except OSError as error:
             raise FlowllmError(f"{path}: {error.strerror}") from error
         except yaml.YAMLError as error:
-            raise FlowllmError(f"{path}: not YAML: {error}") from error
+            raise FlowllmError(f"{path}: not YAML: {redacted(str(error))}") from error
         if not isinstance(loaded, Mapping):
             raise FlowllmError(f"{path}: expected sections with keys")
         merged = merge(merged, loaded)
@@ -732,7 +810,7 @@ class StageSettings:
         except json.JSONDecodeError as error:
             raise FlowllmError(f"--settings of {stage}: not JSON: {error}") from error
         if not isinstance(given, dict):
-            raise FlowllmError(f"--settings of {stage}: expected an object, got {text!r}")
+            raise FlowllmError(f"--settings of {stage}: expected an object with keys")
         return cls(stage, given)
 
     @classmethod
@@ -756,6 +834,6 @@ def _explain(error: ValidationError, section: str = "") -> str:
         given = problem["input"]
         cause = problem.get("ctx", {}).get("error")
         hidden = isinstance(given, Mapping) or isinstance(cause, _UnshownError)
-        shown = "" if hidden else f" (got {given!r})"
+        shown = "" if hidden else redacted(f" (got {given!r})")
         lines.append(f"  {path or 'configuration'}: {problem['msg']}{shown}")
     return "\n".join(lines)

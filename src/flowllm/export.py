@@ -1,6 +1,7 @@
 """Crystals in other programs' formats: CIF folder, CSV of pymatgen JSON, extended XYZ.
 
-The CIF folder and the CSV are what LeMat-GenBench and leaderboards like it read.
+The CIF folder and the CSV are what LeMat-GenBench and leaderboards like it read. In the CSV an
+apostrophe stands before an id that a spreadsheet would run as a formula.
 """
 
 import csv
@@ -15,6 +16,7 @@ from pymatgen.core import Structure
 from flowllm.dft.inputs import folder_name
 from flowllm.errors import FlowllmError
 from flowllm.inspection import CRYSTAL_COLUMNS, read
+from flowllm.plain_text import spreadsheet_text
 from flowllm.runlog import log
 from flowllm.tables import atomic_folder, atomic_path, crystal_of
 
@@ -93,11 +95,11 @@ def _write_cifs(items: Items, out: Path) -> None:
 
 def _write_csv(items: Items, out: Path) -> None:
     with atomic_path(out) as temporary, temporary.open("w", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
+        writer = csv.writer(handle, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["material_id", "structure", "energy"])
         for row, structure in items:
             text = json.dumps(structure.as_dict(), sort_keys=True)
-            writer.writerow([row["id"], text, _energy(row, structure)])
+            writer.writerow([spreadsheet_text(row["id"]), text, _energy(row, structure)])
 
 
 def _write_extxyz(items: Items, out: Path) -> None:

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowllm.errors import FlowllmError
-from flowllm.runlog import read_provenance
-from flowllm.tables import crystal_of, read_metadata
+from flowllm.plain_text import printable
+from flowllm.runlog import provenance_path, read_record
+from flowllm.tables import crystal_of, naming_damage, read_metadata
 
 COUNTED_VALUES = 12
 """Distinct values up to which a text or yes-or-no column is counted."""
@@ -25,16 +26,12 @@ def read(path: Path) -> pa.Table:
     Raises:
         FlowllmError: the file is missing or not Parquet.
     """
-    try:
+    with naming_damage(path):
         return pq.read_table(path)
-    except FileNotFoundError as error:
-        raise FlowllmError(f"{path}: no such file") from error
-    except pa.ArrowInvalid as error:
-        raise FlowllmError(f"{path}: not a readable Parquet file ({error})") from error
 
 
 def describe(path: Path, num_rows: int) -> Iterator[str]:
-    """Give the lines that describe a file.
+    """Give the lines that describe a file, as plain text whatever it holds.
 
     Args:
         path: a Parquet file of the pipeline.
@@ -43,6 +40,11 @@ def describe(path: Path, num_rows: int) -> Iterator[str]:
     Raises:
         FlowllmError: the file is missing or not Parquet.
     """
+    for line in _lines(path, num_rows):
+        yield printable(line)
+
+
+def _lines(path: Path, num_rows: int) -> Iterator[str]:
     table = read(path)
     yield f"{path}: {table.num_rows} rows, {path.stat().st_size:,} bytes"
     yield from _origin(path)
@@ -72,11 +74,11 @@ def _origin(path: Path) -> Iterator[str]:
     yield f"  settings {json.dumps(metadata.get('settings', {}), sort_keys=True)}"
     for role, digest in metadata.get("inputs", {}).items():
         yield f"  input {role} {digest[:16]}"
-    record = read_provenance(path)
-    if record:
+    if provenance_path(path).exists():
+        record = read_record(provenance_path(path))
         yield (
             f"  {record['started']}, {record['seconds']} s, {record['peak_memory_mb']} MiB, "
-            f"commit {record['commit']}"
+            f"commit {record.get('commit')}"
         )
         yield f"  counts {json.dumps(record['counts'], sort_keys=True)}"
 
@@ -135,4 +137,4 @@ def cif_of(path: Path, name: str) -> str:
     if crystal is None:
         reason = row.get("error") or row.get("status") or "the row is empty"
         raise FlowllmError(f"{path}: row {name!r} has no crystal: {reason}")
-    return crystal.to_structure().to(fmt="cif")
+    return printable(crystal.to_structure().to(fmt="cif"), keep="\n")

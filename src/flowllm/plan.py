@@ -5,7 +5,6 @@ dry run). Hours and bytes need figures: seconds and bytes for one item of a stag
 a text, a crystal), taken from the records of an earlier run or from a YAML file.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -18,7 +17,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationEr
 from flowllm.config import STAGES, TRAIN_COMPOSITIONS, Config, Section
 from flowllm.data.sources import catalogue
 from flowllm.errors import FlowllmError
-from flowllm.runlog import processors
+from flowllm.runlog import find_records, processors, read_record
 
 Target = Literal["all", "all_dft"]
 
@@ -224,11 +223,11 @@ def figures_of_run(run_dir: Path) -> tuple[dict[str, Figure], dict[str, int]]:
         run_dir: the run's folder; stages that have not run there get no figure.
 
     Raises:
-        FlowllmError: the folder holds no records.
+        FlowllmError: the folder holds no records, or one that cannot be read.
     """
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for path in sorted(run_dir.rglob("_*.provenance.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    for path in find_records(run_dir):
+        record = read_record(path)
         found.setdefault(record["stage"], []).append((path, record))
     if not found:
         raise FlowllmError(f"{run_dir}: holds no records (_*.provenance.json) of an earlier run")

@@ -1,10 +1,28 @@
 """Processes on this machine: which host it is, and whether a process of a number still runs."""
 
 import os
+import re
 import socket
 from pathlib import Path
 
 HOST = socket.gethostname()
+
+
+def _place() -> str:
+    """Return what tells the numbers of processes here from those of a container of this name.
+
+    It is the machine's start (its boot id) and the process namespace; empty where there is no
+    Linux to ask.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        return f"{boot}-{re.sub('[^0-9]', '', os.readlink('/proc/self/ns/pid'))}"
+    except OSError:
+        return ""
+
+
+PLACE = _place()
+"""Processes of one host name and one place have different numbers, and can be asked for."""
 
 
 def start_time(process: int) -> int | None:

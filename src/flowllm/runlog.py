@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,14 +23,25 @@ from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from flowllm import __version__
 from flowllm.config import StageSettings
-from flowllm.tables import write_text
+from flowllm.faults import check_form, read_json
+from flowllm.plain_text import printable, redacted
+from flowllm.tables import check_file, write_text
 
 log = logging.getLogger("flowllm")
 
 PROGRESS_SECONDS = 10.0
 """A progress line at most this often."""
+
+RECORD_SUFFIX = ".provenance.json"
+
+RECORD_CURE = (
+    "delete this record: its output is used without it, and its time and cost are not counted"
+)
+"""What to do where a record cannot be used."""
 
 _RECORDED_PACKAGES = (
     "torch",
@@ -49,13 +60,20 @@ _RECORDED_PACKAGES = (
 )
 
 
+class _PlainFormatter(logging.Formatter):
+    """Lines without secrets of addresses and without orders to the terminal, tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redacted(super().format(record)), keep="\n\t")
+
+
 def setup_logging(log_path: Path | None) -> None:
     """Send the package's log records to the terminal and, where given, to a job's log file."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_path is not None:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_path, mode="a"))
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+    formatter = _PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
@@ -129,6 +147,7 @@ def stage_run(
     output: Path,
     work: Mapping[str, Any] | None = None,
     leader: bool = True,
+    check: Callable[[Path], object] = check_file,
 ) -> AbstractContextManager[StageRun]:
     """Open a stage's run; at the end its record is written (see `recorded`).
 
@@ -138,7 +157,14 @@ def stage_run(
         output: the main output (a file or a folder); the record lies beside it.
         work: the part of the whole that a scattered job does (split, start, count).
         leader: whether this process writes the record, one of those that share a job.
+        check: refuses an output that could not be written when the work is done:
+            `tables.check_file`, `check_folder` or, of files in a folder, `check_writable`.
+
+    Raises:
+        FlowllmError: the output is refused.
     """
+    if leader:
+        check(output)
     given = settings.stage, settings.version, settings.values, settings.seed
     return recorded(StageRun(*given, inputs, work or {}, leader=leader), output)
 
@@ -184,13 +210,72 @@ def provenance_path(output: Path) -> Path:
     Its name begins with an underscore, so that pandas and pyarrow, when they open a folder of
     shards, take it for no table.
     """
-    return output.with_name(f"_{output.name}.provenance.json")
+    return output.with_name(f"_{output.name}{RECORD_SUFFIX}")
+
+
+def find_records(run_dir: Path) -> list[Path]:
+    """Return the records of all outputs below a folder, by path.
+
+    Hidden files and what lies in hidden folders is not ours: partial results, and what other
+    programs leave (macOS `._NAME`, editors `.#NAME`).
+    """
+    return [
+        path
+        for path in sorted(run_dir.rglob(f"_*{RECORD_SUFFIX}"))
+        if not any(part.startswith(".") for part in path.relative_to(run_dir).parts)
+    ]
 
 
 def read_provenance(output: Path) -> dict[str, Any]:
-    """Return the record of an output; empty where there is none."""
+    """Return the record of an output, which may lack any key; empty where there is none.
+
+    Raises:
+        FlowllmError: it cannot be read, is empty or cut off, or holds no keys.
+    """
     path = provenance_path(output)
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    record = read_json(path, RECORD_CURE)
+    check_form(record, dict[str, Any], path, RECORD_CURE)
+    return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read one record, with all that is counted with.
+
+    Raises:
+        FlowllmError: it cannot be read, is empty or cut off, or has another form.
+    """
+    record = read_json(path, RECORD_CURE)
+    check_form(record, _Record, path, RECORD_CURE)
+    return record
+
+
+
+
+class _Record(BaseModel):
+    """What is counted with of a record; other keys may stand beside."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    stage: str
+    settings: dict[str, Any]
+    seed: int
+    started: str
+    seconds: float
+    peak_memory_mb: int
+    counts: dict[str, Any]
+    hardware: "_Hardware"
+
+
+class _Hardware(BaseModel):
+    """The machine of a job."""
+
+    model_config = ConfigDict(strict=True)
+
+    cpus: int
+    nodes: int = 1
+    gpus: list[str] = []
 
 
 class Progress:

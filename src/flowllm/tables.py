@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.processes import HOST, is_alive
+from flowllm.faults import FULL, explain, is_refusal, remake
+from flowllm.processes import HOST, PLACE, is_alive
+from flowllm.row_checks import Fault, find_fault
 
 SCHEMA_VERSION = 1
 """Raised when a column of any schema below changes its name, type or meaning."""
@@ -37,6 +39,9 @@ FULL_BELOW = 1 << 16
 
 ABANDONED_SECONDS = 86400.0
 """Age of a temporary file or folder by which a writer on another host has ended."""
+
+_HERE = f"{HOST}.{PLACE}"
+"""Where this process's number means it, in the names of temporary files."""
 
 _SAYS_FULL = re.compile("no space left|disk quota exceeded", re.IGNORECASE)
 
@@ -174,7 +179,7 @@ RELAXED = _extend(
     _CRYSTAL,
     [
         _FORMULA,
-        _column("potential", pa.string(), "whose energies, with its version"),
+        _column("potential", pa.string(), "whose energies, and how the crystals were relaxed"),
         _column("initial_energy_per_atom", pa.float64(), "eV/atom, as generated"),
         _column("final_energy_per_atom", pa.float64(), "eV/atom, as relaxed"),
         _column("delta_energy_per_atom", pa.float64(), "eV/atom that the relaxation gained"),
@@ -198,7 +203,8 @@ HULL_ENTRIES = pa.schema(
         _column("num_atoms", pa.int32(), "in the entry's cell", nullable=False),
         _column("energy_per_atom", pa.float64(), "eV/atom", nullable=False),
         _column("kind", pa.string(), "potential or dft, one in a file", nullable=False),
-        _column("source", pa.string(), "whose energy, with correction scheme", nullable=False),
+        _column("source", pa.string(), "whose energy, relaxation or correction", nullable=False),
+        _column("converged", pa.bool_(), "false: the energy is an upper bound; null: not known"),
     ]
 )
 """hull/{kind}.parquet: the entries of a reference hull."""
@@ -209,7 +215,7 @@ STABILITY = pa.schema(
         _FORMULA,
         _column("num_elements", pa.int32(), "distinct elements"),
         _column("energy_per_atom", pa.float64(), "eV/atom"),
-        _column("energy_source", pa.string(), "whose energy, with correction scheme"),
+        _column("energy_source", pa.string(), "whose energy, relaxation or correction"),
         _column("hull_source", pa.string(), "the same of the hull"),
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
         _column("stable", pa.bool_(), "by stability.stable_below and min_elements"),
@@ -369,19 +375,30 @@ def write_table(
         {METADATA_KEY: json.dumps(footer, sort_keys=True).encode()}
     )
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            row_group_size=ROW_GROUP_ROWS,
+            write_page_checksum=True,
+        )
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one Parquet file and check it against the schema it should have.
+    """Read one Parquet file, and check it against the schema it should have, row by row.
+
+    A file without our footer (written by pandas, say) is taken by its columns and rows alone.
 
     Raises:
-        FlowllmError: the file is missing, is not Parquet, or lacks a column or has another type;
-            the message names the file and the column.
+        FlowllmError: the file is missing, cannot be read, is not Parquet, is of another version of
+            the schemas, lacks a column, or has another type or a wrong value in one; the message
+            names the file, the column and the row.
     """
-    try:
-        found = pq.read_schema(path)
-        for name in columns or schema.names:
+    names = list(columns or schema.names)
+    with naming_damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        found = file.schema_arrow
+        _check_version(path, _footer(path, found))
+        for name in names:
             if name not in found.names:
                 raise FlowllmError(f"{path}: column {name!r} is missing; made by another version?")
             if found.field(name).type != schema.field(name).type:
@@ -389,14 +406,75 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
                     f"{path}: column {name!r} is {found.field(name).type}, "
                     f"expected {schema.field(name).type}"
                 )
-        return pq.read_table(path, columns=list(columns or schema.names))
-    except FileNotFoundError as error:
-        raise FlowllmError(f"{path}: no such file") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        # Arrow reports a broken footer or page as either.
+        table = file.read(columns=names).select(names)
+        if (fault := find_fault(table, schema)) is not None:
+            raise FlowllmError(_row_message(path, file, fault))
+    return table
+
+
+@contextmanager
+def naming_damage(path: Path, form: str = "Parquet") -> Iterator[None]:
+    """Say of a file that cannot be read why, and what to do about it.
+
+    Args:
+        path: the file, of Parquet or another of Arrow's forms.
+        form: name of that form.
+
+    Raises:
+        FlowllmError: it is missing, the system refuses it, or it is of another form.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        # Arrow reports a broken footer or page as any of these, an OSError then without number.
+        if isinstance(error, MemoryError):
+            raise
+        if isinstance(error, OSError) and is_refusal(error):
+            raise FlowllmError(explain(error, path)) from error
+        if path.is_dir():
+            raise FlowllmError(f"{path}: a folder, and a file is expected there") from error
+        said = str(error).splitlines()[0]
+        raise FlowllmError(f"{path}: not a readable {form} file ({said}); {remake(path)}") from error
+
+
+def _footer(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    """Return what `write_table` put in a file's footer; empty where it is not ours.
+
+    Raises:
+        FlowllmError: it is ours and cannot be read.
+    """
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    try:
+        footer = json.loads(raw) if raw else {}
+        if footer != {} and not isinstance(footer.get("schema_version"), int):
+            raise TypeError("it has no schema_version")
+    except (ValueError, TypeError, AttributeError) as error:
         raise FlowllmError(
-            f"{path}: not a readable Parquet file ({error}); delete it and run its stage again"
+            f"{path}: FlowLLM's part of its footer is damaged ({error}); {remake(path)}"
         ) from error
+    return footer
+
+
+def _check_version(path: Path, footer: Mapping[str, Any]) -> None:
+    version = footer.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        by = footer.get("package_version", "another version")
+        cure = "update FlowLLM" if version > SCHEMA_VERSION else remake(path)
+        raise FlowllmError(
+            f"{path}: schema_version {version}, expected {SCHEMA_VERSION} (made by flowllm {by}); "
+            f"{cure}, or use that version"
+        )
+
+
+def _row_message(path: Path, file: pq.ParquetFile, fault: Fault) -> str:
+    """Return which row is wrong, with its id where the file has ids."""
+    name = ""
+    if "id" in file.schema_arrow.names:
+        name = f" (id {file.read(columns=['id']).column(0)[fault.row].as_py()!r})"
+    return (
+        f"{path}, row {fault.row}{name}: {fault.field} {fault.problem}; the table was edited or "
+        f"is damaged: {remake(path)}"
+    )
 
 
 def read_tables(
@@ -417,24 +495,54 @@ def read_tables(
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return what `write_table` put in a file's footer; empty where it is not ours."""
-    raw = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
-    return json.loads(raw) if raw else {}
+    """Return what `write_table` put in a file's footer; empty where it is not ours.
+
+    Raises:
+        FlowllmError: the file is missing, cannot be read or is not Parquet.
+    """
+    with naming_damage(path):
+        return _footer(path, pq.read_schema(path))
+
+
+def count_rows(path: Path) -> int:
+    """Return the number of rows of a Parquet file, from its footer.
+
+    Raises:
+        FlowllmError: the file is missing, cannot be read or is not Parquet.
+    """
+    with naming_damage(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the columns of a Parquet file.
+
+    Raises:
+        FlowllmError: the file is missing, cannot be read or is not Parquet.
+    """
+    with naming_damage(path):
+        return list(pq.read_schema(path).names)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` that becomes `path` when the block ends without error.
 
+    What is written is on the disk before it gets its name. A symbolic link in the place of `path` is
+    replaced by the file; what it points at stays as it is.
+
     Raises:
-        FlowllmError: the disk is full.
+        FlowllmError: the disk is full, or the system refuses the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _naming_refusal(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)
     try:
-        with naming_full_disk(path):
+        with naming_full_disk(path), _naming_refusal(path, temporary):
             yield temporary
+            _save_to_disk(temporary)
             temporary.replace(path)
+            _save_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -443,19 +551,106 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Give a new folder that takes the place of `folder` when the block ends without error.
 
+    What is written is on the disk before it gets its name. Where `folder` is a symbolic link, what
+    it points at is written (`check_folder`).
+
     Raises:
-        FlowllmError: the disk is full.
+        FlowllmError: the disk is full, the system refuses the folder, or `folder` cannot be replaced.
     """
-    temporary = _temporary_name(folder)
-    temporary.mkdir(parents=True)
+    place = check_folder(folder)
+    temporary = _temporary_name(place)
+    with _naming_refusal(folder, temporary):
+        temporary.mkdir(parents=True)
     try:
-        with naming_full_disk(folder):
+        with naming_full_disk(place), _naming_refusal(folder, temporary):
             yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+            for path in (*temporary.rglob("*"), temporary):
+                _save_to_disk(path)
+            _take_place(temporary, place)
+            _save_to_disk(place.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(folder: Path) -> Path:
+    """Return where an output folder is written, which is asked before long work too.
+
+    A link to a folder that does not exist yet or is empty is followed: a place on another disk. What
+    another link points at may be another run's, and is never replaced.
+
+    Raises:
+        FlowllmError: the folder cannot be replaced when the work is done.
+    """
+    place = Path(os.path.realpath(folder)) if folder.is_symlink() else folder
+    if place.exists() and not place.is_dir():
+        raise FlowllmError(f"{folder}: a file, and a folder belongs there; move it away")
+    if os.path.ismount(place):
+        raise FlowllmError(
+            f"{folder}: a mount point, which cannot be replaced; mount its parent folder instead"
+        )
+    if folder.is_symlink() and place.is_dir() and any(place.iterdir()):
+        raise FlowllmError(
+            f"{folder}: a symbolic link to {place}, which is not empty and may be another run's; "
+            "remove the link, or empty that folder. To keep models on another disk, link the "
+            "folder above (Snakemake removes the link of an output)"
+        )
+    check_writable(place)
+    return place
+
+
+def check_file(path: Path) -> None:
+    """Refuse an output file that could not be written, before the work for it.
+
+    Raises:
+        FlowllmError: it is a folder, or the folder that it belongs in cannot be written to.
+    """
+    if path.is_dir() and not path.is_symlink():
+        raise FlowllmError(f"{path}: a folder, and a file belongs there; move it away")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse an output whose folder cannot be made or written to.
+
+    Raises:
+        FlowllmError: names the folder and what is wrong.
+    """
+    with _naming_refusal(path):
+        above = next(one for one in path.absolute().parents if one.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+        effective = os.access in os.supports_effective_ids
+        if not os.access(above, os.W_OK | os.X_OK, effective_ids=effective):
+            read_only = os.statvfs(above).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number), str(above))
+
+
+def _take_place(new: Path, folder: Path) -> None:
+    """Rename a folder; an older one in its place is removed after that, so that one is whole."""
+    old = folder.with_name(f".{folder.name}.old.{new.name.removeprefix('.')}")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _save_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk: they outlive a power cut."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        # Some network file systems know no fsync of a folder.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)):
+            raise
+    finally:
+        os.close(number)
 
 
 def _temporary_name(path: Path) -> Path:
@@ -464,18 +659,41 @@ def _temporary_name(path: Path) -> Path:
         host, _, process = left.name[len(path.name) + 2 : -len(".tmp")].rpartition(".")
         if process.isdecimal() and _is_abandoned(left, host, int(process)):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    # Host and process keep two writers of one file apart; the last to finish wins, whole.
-    return path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
+    # Host, place and process keep two writers of one file apart; the last to finish wins, whole.
+    return path.with_name(f".{path.name}.{_HERE}.{os.getpid()}.tmp")
 
 
 def _is_abandoned(left: Path, host: str, process: int) -> bool:
-    """Whether the writer of a temporary file has ended; another host's is taken to after a day."""
-    if host == HOST:
+    """Whether the writer of a temporary file has ended; another place's is taken to after a day."""
+    if host == _HERE:
         return not is_alive(process)
     try:
         return time.time() - left.stat().st_mtime > ABANDONED_SECONDS
     except FileNotFoundError:  # it has its final name by now
         return False
+
+
+@contextmanager
+def _naming_refusal(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Say which output the system refuses, and what to do.
+
+    Args:
+        path: the output.
+        temporary: where it is written; errors of files elsewhere stay what they are. Without, all
+            errors are the output's.
+
+    Raises:
+        FlowllmError: the system refuses it; a full disk is `naming_full_disk`'s.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = os.fsdecode(error.filename or "")
+        ours = temporary is None or named.startswith(str(temporary))
+        if error.errno is None or error.errno in FULL or not ours:
+            raise
+        shown = named if temporary is None and named else path
+        raise FlowllmError(explain(error, shown)) from error
 
 
 @contextmanager
@@ -487,9 +705,11 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except FlowllmError:
+        raise
     except Exception as error:  # Arrow, torch and safetensors each have their own
         free = shutil.disk_usage(path.parent).free
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        full = getattr(error, "errno", None) in FULL
         if not (full or _SAYS_FULL.search(str(error)) or free < FULL_BELOW):
             raise
         raise FlowllmError(

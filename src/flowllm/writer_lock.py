@@ -1,7 +1,8 @@
 """One writer of an output at a time, on whichever node: `.NAME.lock` beside it says who it is.
 
 When `snakemake` dies its SLURM jobs run on, and a new `snakemake` submits them again. A writer on
-the same host is alive if its process is. Of another host's nothing can be asked, so every writer
+the same host is alive if its process is. Of another host's, or of a container's with the same host
+name and process numbers of its own, nothing can be asked, so every writer
 touches its lock again and again, and a lock that stays untouched while it is watched is a dead
 one's: no clocks are compared, and no scheduler is needed.
 """
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flowllm.errors import FlowllmError
-from flowllm.processes import HOST, is_alive, start_time
+from flowllm.processes import HOST, PLACE, is_alive, start_time
 from flowllm.runlog import log
 from flowllm.tables import naming_full_disk
 
@@ -35,12 +36,14 @@ class Writer:
 
     Attributes:
         host: name of its node.
+        place: boot and process namespace on it (`processes.PLACE`).
         process: its number there.
         started: when that process started (`processes.start_time`).
         slurm_job: number of its SLURM job, None outside of one.
     """
 
     host: str
+    place: str
     process: int
     started: int | None
     slurm_job: str | None
@@ -70,7 +73,8 @@ def only_writer(output: Path) -> Iterator[Callable[[], bool]]:
     """
     lock = lock_path(output)
     lock.parent.mkdir(parents=True, exist_ok=True)
-    mine = Writer(HOST, os.getpid(), start_time(os.getpid()), os.environ.get("SLURM_JOB_ID"))
+    process = os.getpid()
+    mine = Writer(HOST, PLACE, process, start_time(process), os.environ.get("SLURM_JOB_ID"))
     text = json.dumps(asdict(mine))
     _take(lock, text)
 
@@ -117,7 +121,7 @@ def _take(lock: Path, text: str) -> None:
             first = seen
             log.info("%s: %s has it, waiting", lock, _named(holder))
         over = time.monotonic() >= deadline
-        here = holder is not None and holder.host == HOST
+        here = holder is not None and (holder.host, holder.place) == (HOST, PLACE)
         dead = not _runs(holder) if here else over and seen == first
         if dead:
             log.info("%s: %s has ended without giving it back", lock, _named(holder))
@@ -170,7 +174,9 @@ def _named(writer: Writer | None) -> str:
     if writer is None:
         return "an unknown process"
     job = f", SLURM job {writer.slurm_job}" if writer.slurm_job else ""
-    return f"process {writer.process} on {writer.host}{job}"
+    elsewhere = writer.host == HOST and writer.place != PLACE
+    where = f"{writer.host}, in another container" if elsewhere else writer.host
+    return f"process {writer.process} on {where}{job}"
 
 
 def _refusal(lock: Path, holder: Writer | None) -> str:

@@ -154,17 +154,27 @@ def energies(wildcards):
     return sample_shards("relaxed")(wildcards)
 
 
+def without_braces(paths):
+    """The names of files in order; Snakemake would take braces for a wildcard."""
+    names = sorted(map(str, paths))
+    for name in names:
+        if "{" in name or "}" in name:
+            raise WorkflowError(f"{name}: braces in the name; rename the file")
+    return names
+
+
 def source_files(wildcards):
     """Files of a local source, so that a changed data file reruns the download."""
     folder = Path(CONFIG.data.source)
-    return sorted(str(p) for p in folder.glob("*") if p.suffix in (".csv", ".cif"))
+    found = (path for path in folder.glob("*") if path.suffix in (".csv", ".cif"))
+    return without_braces(found)
 
 
 def external_files(wildcards):
     """The files that a row's samples are read from, so that a changed one is read again."""
     path = Path(EXTERNAL[wildcards.external].file)
     try:
-        return [str(one) for one in sample_files(path)]
+        return without_braces(sample_files(path))
     except FlowllmError as error:
         raise WorkflowError(str(error)) from None
 
@@ -196,7 +206,7 @@ def finished_runs(wildcards):
     """The runs that have written output, so that a new one is collected."""
     folder = Path(RUN) / "dft_inputs" / wildcards.setting
     names = ("vasprun.xml*", "gpaw_result.json")
-    return sorted(str(path) for name in names for path in folder.rglob(name))
+    return without_braces(path for name in names for path in folder.rglob(name))
 
 
 def dft_entries(wildcards):
@@ -213,10 +223,44 @@ def fingerprinted(wildcards):
     return expand(paths, shard=shards_of(wildcards.sample))
 
 
+REPORT_KINDS = {"report": ["potential"], "report_dft": ["potential", "dft"]}
+
+
 def report_metrics(wildcards):
     """Metrics with the potential's energies; with DFT's beside them in the second report."""
-    kinds = ["potential", "dft"] if wildcards.report == "report_dft" else ["potential"]
+    kinds = REPORT_KINDS[wildcards.report]
     return [f"{RUN}/metrics/{kind}/{name}.json" for kind in kinds for name in ROWS]
+
+
+# The folders of shards that the report reads, with the names of their shards.
+TRAINED_FLOWS = sorted({flow for flow in FLOW_OF.values() if flow})
+REPORT_SHARDS = {f"relaxed/{row}": shards_of(row) for row in ROWS}
+for row in [*ROWS, *CSP_SETTINGS]:
+    REPORT_SHARDS[f"base/{BASE_OF.get(row, row)}"] = shards_of(row)
+if TRAINED_FLOWS:
+    REPORT_SHARDS |= {f"pairs/{split}": names for split, names in PAIR_SHARDS.items()}
+
+
+def report_inputs(name):
+    """All files and folders that a report reads besides its metrics' JSON files, by name of the report.
+
+    A report that was made without one of them would lack its rows and not say so.
+    """
+    kinds = REPORT_KINDS[name]
+    paths = [f"{RUN}/metrics/{kind}/{row}.parquet" for kind in kinds for row in ROWS]
+    paths += [f"{RUN}/dft/{row}.parquet" for row in ROWS if "dft" in kinds]
+    paths += [
+        f"{RUN}/{folder}/shard-{shard}.parquet"
+        for folder, shards in REPORT_SHARDS.items()
+        for shard in shards
+    ]
+    paths.append(f"{RUN}/crystals/rejected.parquet")
+    paths += [f"{RUN}/rfm/{flow}" for flow in TRAINED_FLOWS]
+    if CONFIG.asks_llm or TRAINED_FLOWS:
+        paths.append(f"{RUN}/llm/adapter")
+    if CONFIG.asks_llm:
+        paths.append(f"{RUN}/llm/invariance.parquet")
+    return paths
 
 
 def output_folder(wildcards, output):

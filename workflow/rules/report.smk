@@ -1,7 +1,7 @@
 rule report:
     input:
         metrics=report_metrics,
-        invariance=[f"{RUN}/llm/invariance.parquet"] if CONFIG.asks_llm else [],
+        read=lambda wildcards: report_inputs(wildcards.report),
         csp=expand(f"{RUN}/csp/{{setting}}.json", setting=CSP_SETTINGS),
     output:
         page=report(
@@ -40,8 +40,12 @@ rule report:
         settings=settings_of("report"),
         results=options(metrics="metrics", csp="csp"),
         run_dir=lambda wildcards: RUN,
+        shards=lambda wildcards: [
+            f"--shards={folder}={len(shards)}"
+            for folder, shards in REPORT_SHARDS.items()
+        ],
     message:
         "Writing the {wildcards.report}"
     shell:
-        "python -m flowllm report {params.results:q} --run-dir {params.run_dir:q} "
+        "python -m flowllm report {params.results:q} {params.shards:q} --run-dir {params.run_dir:q} "
         "--out {output.page:q} --settings {params.settings:q} --log {log:q}"

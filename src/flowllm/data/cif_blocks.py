@@ -5,10 +5,13 @@ International Tables G, chapter 2.2): a heading inside a text field, a quoted va
 is none. Line endings of every system and a byte order mark are accepted.
 """
 
+import codecs
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise, takewhile
+from pathlib import Path
 from typing import Literal
 
 from flowllm.errors import FlowllmError
@@ -16,9 +19,15 @@ from flowllm.errors import FlowllmError
 Kind = Literal["data", "loop", "save", "name", "value"]
 
 UNKNOWN = ("?", ".")
-"""CIF's unquoted words for a value that is unknown, and for one that does not apply."""
+"""CIF's words for a value that is unknown, and for one that does not apply. Programs quote them."""
+
+_OF_CRYSTAL = re.compile(
+    r"_cell_(length|angle|formula|modulation|wave)_|_symmetry_|_space_group_"
+    r"|_atom_site_(?!aniso)|_chemical_formula_sum$"
+)
 
 _QUOTED = re.compile(r"'(.*?)'(?=\s|$)|\"(.*?)\"(?=\s|$)")
+_NUMBER = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)(?:\([0-9.]*\)?)?")
 _WORD = re.compile(r"\S+")
 
 
@@ -43,8 +52,10 @@ class Block:
     """The names and values of one data block.
 
     Attributes:
-        values: the values of each name, in lower case; one value where the name is in no loop.
-            A value that is unknown or does not apply is None.
+        values: the values of each name that says something about the crystal; one value where the
+            name is in no loop, None for a value that is unknown or does not apply. Names are in
+            lower case with `_` for `.` and `-`, and without a `_` at their end, since the
+            dictionaries and the programs differ in these.
     """
 
     values: Mapping[str, Sequence[str | None]]
@@ -56,6 +67,21 @@ class Block:
                 if value is not None:
                     return value
         return None
+
+
+def read_cif_text(path: Path) -> str:
+    """Return the text of a CIF file of any system; see `decode_cif`."""
+    return decode_cif(path.read_bytes())
+
+
+def decode_cif(raw: bytes) -> str:
+    """Return the text of the bytes of a CIF file.
+
+    CIF is ASCII: what else is in it are names and remarks, and an author's name in another encoding
+    must not cost the crystal. Notepad's "Unicode" is UTF-16, which its byte order mark says.
+    """
+    is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return raw.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
 
 
 def split_blocks(text: str) -> list[str]:
@@ -87,8 +113,8 @@ def read_block(text: str) -> Block:
     """Read the names and values of a text with one data block; save frames are left out.
 
     Raises:
-        FlowllmError: a loop has no names, or its values do not fill its last row, or a name is
-            given twice with different values.
+        FlowllmError: the values of a loop do not fill its last row, or a name is given twice with
+            different values. Only names that say something about the crystal matter.
     """
     values: dict[str, list[str | None]] = {}
     tokens = [*_outside_save_frames(_tokens(_lines(text)))]
@@ -97,15 +123,27 @@ def read_block(text: str) -> Block:
         token = tokens[i]
         i += 1
         if token.kind == "name":
-            one = i < len(tokens) and tokens[i].kind == "value"
-            _add(values, token, [tokens[i].text if one else None])
-            i += one
+            cells = _run(tokens, i, "value")
+            _add(values, token, [_joined(cells)])
+            i += len(cells)
         elif token.kind == "loop":
             names = _run(tokens, i, "name")
             cells = _run(tokens, i + len(names), "value")
             i += len(names) + len(cells)
-            _add_loop(values, token, names, cells)
+            _add_loop(values, names, cells)
     return Block(values)
+
+
+def read_number(text: str) -> float:
+    """Return the number that a value says, without the uncertainty in parentheses behind it.
+
+    Raises:
+        ValueError: it is not a finite decimal number.
+    """
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None or not math.isfinite(float(match[1])):
+        raise ValueError(f"{text!r} is not a number")
+    return float(match[1])
 
 
 def _lines(text: str) -> list[str]:
@@ -146,7 +184,7 @@ def _tokens_of_line(line: str, start: int, number: int) -> Iterator[Token]:
             quoted = _QUOTED.match(line, match.start())
             # A quote that nothing closes: the rest of the line is the value.
             text = line[match.start() + 1 :] if quoted is None else quoted[1] or quoted[2] or ""
-            yield Token("value", text, number)
+            yield Token("value", None if text in UNKNOWN else text, number)
             start = len(line) if quoted is None else quoted.end()
         else:
             yield _classified(word, number, leading=not line[: match.start()].strip())
@@ -181,12 +219,22 @@ def _run(tokens: Sequence[Token], start: int, kind: Kind) -> list[Token]:
     return [*takewhile(lambda token: token.kind == kind, islice(tokens, start, None))]
 
 
-def _add_loop(
-    values: dict[str, list[str | None]], loop: Token, names: list[Token], cells: list[Token]
-) -> None:
-    if not names or len(cells) % len(names):
+def _joined(cells: Sequence[Token]) -> str | None:
+    """Return the value of a name in no loop.
+
+    Words that follow each other in one line belong together: a symbol with spaces that lacks its
+    quotes.
+    """
+    words = [cell.text for cell in cells if cell.line == cells[0].line]
+    return words[0] if len(words) == 1 else " ".join(filter(None, words)) or None
+
+
+def _add_loop(values: dict[str, list[str | None]], names: list[Token], cells: list[Token]) -> None:
+    if not any(_OF_CRYSTAL.match(_key(name)) for name in names):
+        return
+    if len(cells) % len(names):
         raise FlowllmError(
-            f"line {loop.line + 1}: a loop of {len(names)} names has {len(cells)} values, "
+            f"line {names[0].line + 1}: a loop of {len(names)} names has {len(cells)} values, "
             "which do not fill its rows"
         )
     for column, name in enumerate(names):
@@ -194,7 +242,12 @@ def _add_loop(
 
 
 def _add(values: dict[str, list[str | None]], name: Token, given: list[str | None]) -> None:
-    if values.setdefault(name.text, given) != given:
+    key = _key(name)
+    if _OF_CRYSTAL.match(key) and values.setdefault(key, given) != given:
         raise FlowllmError(
             f"line {name.line + 1}: {name.text} is given a second time, with other values"
         )
+
+
+def _key(name: Token) -> str:
+    return re.sub(r"[.-]", "_", name.text).rstrip("_")

@@ -12,6 +12,7 @@ from typing import Any
 from flowllm import __version__
 from flowllm.config import has_credentials
 from flowllm.errors import FlowllmError
+from flowllm.plain_text import redacted
 from flowllm.runlog import Progress, log
 
 ATTEMPTS = 3
@@ -46,7 +47,8 @@ def check_url(url: str) -> None:
     """Refuse an address that is not https; plain http is for this machine's own servers.
 
     Raises:
-        FlowllmError: the address has another scheme, no host, or a password, which is not repeated.
+        FlowllmError: the address has another scheme, no host, or a password; neither a password nor
+            a query is repeated.
     """
     if has_credentials(url):
         raise FlowllmError(
@@ -57,7 +59,7 @@ def check_url(url: str) -> None:
     local = parts.scheme == "http" and parts.hostname in _LOCAL_HOSTS
     if not parts.hostname or not (parts.scheme == "https" or local):
         raise FlowllmError(
-            f"data.url {url!r}: expected https://..., or http:// on localhost or 127.0.0.1"
+            f"data.url {redacted(url)!r}: expected https://..., or http:// on localhost or 127.0.0.1"
         )
 
 
@@ -82,7 +84,7 @@ def fetch(url: str, part: Path) -> None:
     failures = received = 0
     while failures < ATTEMPTS:
         if failures:
-            log.warning("%s: %s, trying again", url, reason)
+            log.warning("%s", redacted(f"{url}: {reason}, trying again"))
             time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
         try:
             _receive(opener, url, part)
@@ -98,7 +100,7 @@ def fetch(url: str, part: Path) -> None:
         size = part.stat().st_size if part.exists() else 0
         failures = 1 if size > received else failures + 1
         received = max(received, size)
-    raise FlowllmError(_gave_up(url, reason, part))
+    raise FlowllmError(redacted(_gave_up(url, reason, part)))
 
 
 def _gave_up(url: str, reason: str, part: Path) -> str:

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike
 from pymatgen.core import Element, Lattice, Structure
 
 from flowllm.crystal import Crystal
-from flowllm.data.cif_blocks import split_blocks
+from flowllm.data.cif_blocks import decode_cif, split_blocks
+from flowllm.data.cif_structure import read_structure
 from flowllm.errors import FlowllmError
 from flowllm.evaluate import sample_files
 from flowllm.evaluate.sample_files import read_bytes, suffix_of
@@ -111,8 +112,7 @@ def _from_files(path: Path) -> Iterator[Unread]:
     for file in sample_files.sample_files(path):
         name = file.relative_to(path).as_posix() if file != path else file.name
         try:
-            # CIF is ASCII; what else is in it are names and remarks, which no crystal needs.
-            text = read_bytes(file).decode("utf-8-sig", errors="replace")
+            text = decode_cif(read_bytes(file))
         except FlowllmError as error:
             if file == path:
                 raise
@@ -139,7 +139,7 @@ def _from_cif(text: str) -> Crystal:
     blocks = split_blocks(text) or [text]
     if len(blocks) > 1:
         raise FlowllmError(f"a CIF of {len(blocks)} crystals where one is expected")
-    return Crystal.from_structure(Structure.from_str(blocks[0], fmt="cif"))
+    return Crystal.from_structure(read_structure(blocks[0]))
 
 
 def _from_cell(numbers: np.ndarray, frac_coords: ArrayLike, matrix: ArrayLike) -> Crystal:

@@ -79,6 +79,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
         "protocol": protocol(sources, settings),
         "sampling": {
             "base": sources.base_row,
+            "sample_base": sources.base_section,
             "setting": sources.setting_row,
             "external": sources.external_row,
         },
@@ -99,6 +100,7 @@ def protocol(sources: Sources, settings: Metrics) -> dict[str, Any]:
         "energy_sources": list(sources.energy_sources),
         "hull_sources": list(sources.hull_sources),
         "hull_compositions": sources.hull_compositions,
+        "hull_not_converged": sources.hull_not_converged,
         "correction_schemes": list(sources.correction_schemes),
         "stability_rule": sources.stability_rule,
         "matcher": {"name": "pymatgen StructureMatcher", **asdict(DEFAULT)},

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.tables import crystal_of, read_metadata, read_table, read_tables
+from flowllm.tables import column_names, crystal_of, read_metadata, read_table, read_tables
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,11 @@ class Sources:
         energy_sources: names of the energies, from the stability table.
         hull_sources: names of the reference hulls.
         hull_compositions: number of compositions that the reference has entries of.
+        hull_not_converged: entries of the reference whose energies are upper bounds.
         correction_schemes: of DFT energies; empty for a potential.
         stability_rule: the stability stage's settings.
         base_row: the language model's sampling settings, empty where the file does not say.
+        base_section: how its drafts were judged (section `sample_base`), likewise.
         setting_row: the refinement's settings, empty where the file does not say.
         external_row: where another model's samples were read from, empty for ours.
     """
@@ -77,9 +78,11 @@ class Sources:
     energy_sources: tuple[str, ...]
     hull_sources: tuple[str, ...]
     hull_compositions: int
+    hull_not_converged: int
     correction_schemes: tuple[str, ...]
     stability_rule: dict[str, Any]
     base_row: dict[str, Any]
+    base_section: dict[str, Any]
     setting_row: dict[str, Any]
     external_row: dict[str, Any]
 
@@ -105,8 +108,8 @@ def read_samples(
     check_ids(base_rows, relaxed_rows, relaxed[0], complete=kind == "potential")
     check_ids(base_rows, stability_rows, stability, complete=kind == "potential")
     rule = _section(stability, "stability")
-    hull_compositions = read_metadata(stability).get("hull_compositions")
-    if not rule or hull_compositions is None:
+    about_hull = read_metadata(stability)
+    if not rule or not {"hull_compositions", "hull_not_converged"} <= set(about_hull):
         raise FlowllmError(
             f"{stability}: does not say its thresholds or its hull; run the stage stability again"
         )
@@ -126,10 +129,12 @@ def read_samples(
         kind=kind,
         energy_sources=_distinct(stability_table, "energy_source"),
         hull_sources=_distinct(stability_table, "hull_source"),
-        hull_compositions=hull_compositions,
+        hull_compositions=about_hull["hull_compositions"],
+        hull_not_converged=about_hull["hull_not_converged"],
         correction_schemes=_distinct(relaxed_table, "correction_scheme") if dft else (),
         stability_rule=rule,
         base_row=_section(base[0], "base"),
+        base_section=_section(base[0], "sample_base"),
         setting_row=_section(generated[0], "setting"),
         external_row=_section(generated[0], "external"),
     )
@@ -139,7 +144,7 @@ def read_samples(
 def _kind(path: Path) -> Literal["potential", "dft"]:
     if not path.exists():
         raise FlowllmError(f"{path}: no such file")
-    is_dft = "corrected_energy_per_atom" in pq.read_schema(path).names
+    is_dft = "corrected_energy_per_atom" in column_names(path)
     return "dft" if is_dft else "potential"
 
 
@@ -149,7 +154,7 @@ def _source_names(generated: Sequence[Path]) -> dict[str, str]:
     return {
         row["id"]: row["source_name"]
         for path in generated
-        if "source_name" in pq.read_schema(path).names
+        if "source_name" in column_names(path)
         for row in read_table(path, tables.IMPORTED, columns).to_pylist()
     }
 

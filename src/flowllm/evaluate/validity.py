@@ -8,11 +8,8 @@ import smact
 from pymatgen.core import Element
 from smact.screening import smact_validity
 
-from flowllm.crystal import Crystal
+from flowllm.crystal import MIN_DISTANCE, Crystal
 from flowllm.errors import FlowllmError
-
-MIN_DISTANCE = 0.5
-"""Angstrom; paper, appendix D."""
 
 MIN_VOLUME = 0.1
 """Cubic angstrom; the peers' code, which the paper's numbers come from."""

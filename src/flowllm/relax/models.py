@@ -15,7 +15,8 @@ from flowllm.errors import FlowllmError
 
 _IN_MATERIALS_PROJECT = frozenset([*range(1, 84), *range(89, 95)])
 """The 89 elements, by atomic number, of the data these networks were fitted to: none from polonium
-to radium, none beyond plutonium."""
+to radium, none beyond plutonium. CHGNet has weights for polonium to radium too, but they are those
+that it started its training with (tests/test_potential.py)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class LoadedPotential:
 def _chgnet(device: torch.device) -> LoadedPotential:
     from flowllm.relax.chgnet import CHGNetModel
 
-    return LoadedPotential(CHGNetModel(device), frozenset(range(1, 95)))
+    return LoadedPotential(CHGNetModel(device), _IN_MATERIALS_PROJECT)
 
 
 def _mace(device: torch.device) -> LoadedPotential:

@@ -21,6 +21,7 @@ from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.evaluate.matching import DEFAULT, rms_distance_or_error
 from flowllm.report.results import Result
+from flowllm.report.run_folder import ALL_FOUND, is_there, list_shards
 from flowllm.tables import crystal_of, read_table
 
 LIMIT = 12
@@ -69,7 +70,10 @@ class Candidate:
 
 
 def find_candidates(
-    results: Sequence[Result], run_dir: Path, limit: int = LIMIT
+    results: Sequence[Result],
+    run_dir: Path,
+    shards: Mapping[str, int] = ALL_FOUND,
+    limit: int = LIMIT,
 ) -> list[Candidate]:
     """Return the novel crystals lowest above the hull: S.U.N. first, then the nearest to it.
 
@@ -78,6 +82,7 @@ def find_candidates(
     Args:
         results: settings by one kind of energies.
         run_dir: folder of the run, with the relaxed crystals.
+        shards: how many shards belong to the run, by folder.
         limit: number of candidates.
     """
     ranked = []
@@ -93,7 +98,10 @@ def find_candidates(
     looked_at = sorted(best.values())[: LOOKED_AT * limit]
     relaxed = {
         order: _relaxed_rows(
-            results[order], run_dir, [name for _, _, other, name in looked_at if other == order]
+            results[order],
+            run_dir,
+            shards,
+            [name for _, _, other, name in looked_at if other == order],
         )
         for order in sorted({order for _, _, order, _ in looked_at})
     }
@@ -112,10 +120,12 @@ def find_candidates(
     return found
 
 
-def _relaxed_rows(result: Result, run_dir: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _relaxed_rows(
+    result: Result, run_dir: Path, shards: Mapping[str, int], names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """Read some relaxed crystals of a setting; empty where their files are not in the run."""
     if result.kind == "potential":
-        paths = sorted((run_dir / "relaxed" / result.setting).glob("shard-*.parquet"))
+        paths = list_shards(run_dir, f"relaxed/{result.setting}", shards)
         schema, converged = tables.RELAXED, "converged"
     else:
         paths = [run_dir / "dft" / f"{result.setting}.parquet"]
@@ -123,7 +133,7 @@ def _relaxed_rows(result: Result, run_dir: Path, names: Sequence[str]) -> dict[s
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles", converged]
     found = {}
     for path in paths:
-        if path.exists():
+        if is_there(path):
             table = read_table(path, schema, columns).rename_columns([*columns[:-1], "converged"])
             wanted = table.filter(pc.is_in(table.column("id"), pa.array(names, pa.string())))
             found |= {row["id"]: row for row in wanted.to_pylist()}

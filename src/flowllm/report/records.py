@@ -1,16 +1,24 @@
 """What the provenance records of a run's stages say: time, cost, the language model's drafts."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowllm.config import STAGES
-from flowllm.runlog import processors
+from pydantic import BaseModel
 
-RECORD_SUFFIX = ".provenance.json"
+from flowllm.config import STAGES
+from flowllm.faults import check_form
+from flowllm.report.run_folder import ALL_FOUND, belongs
+from flowllm.runlog import (
+    RECORD_CURE,
+    RECORD_SUFFIX,
+    find_records,
+    processors,
+    provenance_path,
+    read_record,
+)
 
 
 @dataclass(frozen=True)
@@ -52,19 +60,54 @@ class StageCost:
         return 3600 * self.gpu_hours / rows if rows and self.gpu_hours else None
 
 
-def read_records(run_dir: Path) -> list[dict[str, Any]]:
-    """Read every provenance record below a run's folder, by path; those of earlier reports not."""
+def read_records(run_dir: Path, shards: Mapping[str, int] = ALL_FOUND) -> list[dict[str, Any]]:
+    """Read every provenance record below a run's folder, by path; those of earlier reports not.
+
+    Args:
+        run_dir: the run's folder.
+        shards: how many shards belong to the run, by folder; the records of others are not read.
+
+    Raises:
+        FlowllmError: a record cannot be read, or is empty, cut off or of another form.
+    """
     records = []
-    for path in sorted(run_dir.rglob("*" + RECORD_SUFFIX)):
-        if any(part.startswith(".") for part in path.relative_to(run_dir).parts):
-            continue  # partial results and logs of others
-        record = json.loads(path.read_text())
-        if record["stage"] == "report":
-            continue
+    for path in find_records(run_dir):
         name = path.name.removeprefix("_").removesuffix(RECORD_SUFFIX)
-        record["output"] = str(path.relative_to(run_dir).with_name(name))
-        records.append(record)
+        output = str(path.relative_to(run_dir).with_name(name))
+        if not belongs(output, shards):
+            continue
+        record = read_record(path)
+        if record["stage"] != "report":
+            records.append(record | {"output": output})
     return records
+
+
+class _Flow(BaseModel):
+    """What is read of a row of `flows`; the noise of crystals of the language model only."""
+
+    name: str
+    start: str
+    coords_noise: float = 0.0
+    lengths_noise: float = 0.0
+    angles_noise: float = 0.0
+
+
+class _Drafts(BaseModel):
+    """What is counted of sampled texts."""
+
+    drafts: int
+    rows_in: int
+    rows_out: int
+
+
+def _checked(record: Mapping[str, Any], values: Any, form: type[BaseModel]) -> Any:
+    """Return a part of a record.
+
+    Raises:
+        FlowllmError: it has another form.
+    """
+    check_form(values, form, provenance_path(Path(record.get("output", "."))), RECORD_CURE)
+    return values
 
 
 def stage_costs(records: Sequence[dict[str, Any]]) -> list[StageCost]:
@@ -133,6 +176,9 @@ def draft_counts(records: Sequence[dict[str, Any]]) -> list[DraftCount]:
             folder, name, *_ = record["output"].split("/")
             shards[f"{folder} {name}"].append(record)
     found = []
+    for jobs in shards.values():
+        for job in jobs:
+            _checked(job, job["counts"], _Drafts)
     for where, jobs in sorted(shards.items(), key=lambda item: _stage_order(item[1][0]["stage"])):
         settings, stage = jobs[0]["settings"], jobs[0]["stage"]
         section = settings["sample_pairs" if stage == "sample_pairs" else "sample_base"]
@@ -158,14 +204,18 @@ def _stage_order(stage: str) -> tuple[int, str]:
 
 def flows_of(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the rows `flows` of the configuration that were trained, by their names."""
-    flows = [record["settings"]["flow"] for record in records if record["stage"] == "train_rfm"]
+    flows = [
+        _checked(record, record["settings"].get("flow"), _Flow)
+        for record in records
+        if record["stage"] == "train_rfm"
+    ]
     return {flow["name"]: flow for flow in flows}
 
 
 def starts_from_drafts(flow: Mapping[str, Any]) -> bool:
     """Whether a row of `flows` starts from the language model's crystals as they are."""
     noise = ("coords_noise", "lengths_noise", "angles_noise")
-    return flow["start"] == "llm" and not any(flow[name] for name in noise)
+    return flow["start"] == "llm" and not any(flow.get(name) for name in noise)
 
 
 def generation_seconds(records: Sequence[dict[str, Any]], base: str, setting: str) -> float | None:

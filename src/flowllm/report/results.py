@@ -1,6 +1,6 @@
 """The results that the report shows: metrics and flags of the settings, structure prediction."""
 
-import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,8 @@ import pyarrow as pa
 from flowllm import tables
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.results import FORMAT
+from flowllm.faults import check_form, read_json
+from flowllm.report import forms
 from flowllm.tables import read_table
 
 FLAGS = ("id", "num_elements", "e_above_hull", "duplicate_group", "novel", "sun")
@@ -60,11 +62,11 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     """Read the metrics' JSON files and the flags beside them.
 
     Raises:
-        FlowllmError: a file is missing, is not JSON, or was written by another version.
+        FlowllmError: a file is missing, is not JSON, has another form or is of another version.
     """
     results = []
     for path in paths:
-        numbers = _read_json(path, FORMAT, "metrics")
+        numbers = _read_numbers(path, FORMAT, "metrics", forms.Metrics)
         flags = read_table(path.with_suffix(".parquet"), tables.METRICS_PER_CRYSTAL, FLAGS)
         results.append(Result(numbers, flags))
     return results
@@ -97,21 +99,19 @@ def read_predictions(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Read the numbers of structure prediction, csp/{setting}.json.
 
     Raises:
-        FlowllmError: a file is missing, is not JSON, or was written by another version.
+        FlowllmError: a file is missing, is not JSON, has another form or is of another version.
     """
-    return [_read_json(path, tables.CSP_FORMAT, "match_csp") for path in paths]
+    return [
+        _read_numbers(path, tables.CSP_FORMAT, "match_csp", forms.Prediction) for path in paths
+    ]
 
 
-def _read_json(path: Path, version: int, stage: str) -> dict[str, Any]:
-    try:
-        numbers = json.loads(path.read_text())
-    except OSError as error:
-        raise FlowllmError(f"{path}: {error.strerror}; run the stage {stage}") from error
-    except json.JSONDecodeError as error:
-        raise FlowllmError(f"{path}: not JSON ({error}); run the stage {stage} again") from error
+def _read_numbers(path: Path, version: int, stage: str, form: type[forms.Form]) -> dict[str, Any]:
+    cure = f"delete it and run the stage {stage} again: `snakemake {shlex.quote(str(path))}`"
+    numbers = read_json(path, cure)
+    if not isinstance(numbers, dict):
+        raise FlowllmError(f"{path}: holds no JSON object with keys; {cure}")
     if numbers.get("format") != version:
-        raise FlowllmError(
-            f"{path}: format {numbers.get('format')!r}, expected {version}; "
-            f"run the stage {stage} again"
-        )
+        raise FlowllmError(f"{path}: format {numbers.get('format')!r}, expected {version}; {cure}")
+    check_form(numbers, form, path, cure)
     return numbers

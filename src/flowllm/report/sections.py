@@ -28,16 +28,25 @@ def make_sections(
     predictions: Sequence[Mapping[str, Any]],
     run_dir: Path,
     color: str,
+    shards: Mapping[str, int],
 ) -> list[Section]:
-    """Return the page's sections from the results and what lies in the run's folder."""
-    records = read_records(run_dir)
+    """Return the page's sections from the results and what lies in the run's folder.
+
+    Args:
+        results: metrics and flags of the settings.
+        predictions: numbers of structure prediction.
+        run_dir: folder of the run.
+        color: of the first setting.
+        shards: how many shards belong to the run, by folder.
+    """
+    records = read_records(run_dir, shards)
     kinds = [kind for kind in ("potential", "dft") if of_kind(results, kind)]
     sections = [
         _results(results, kinds, records, color),
         _prediction(predictions),
-        *(_gallery(results, kind, run_dir) for kind in kinds),
+        *(_gallery(results, kind, run_dir, shards) for kind in kinds),
         _counting(results, kinds),
-        _language_model(records, run_dir),
+        _language_model(records, run_dir, shards),
         _fates(results),
         _training(run_dir, color),
         _cost(results, records),
@@ -79,11 +88,13 @@ def _counting(results: Sequence[Result], kinds: Sequence[str]) -> Section:
     return Section("counting", "Other ways of counting", tables=tables)
 
 
-def _language_model(records: Sequence[dict], run_dir: Path) -> Section:
+def _language_model(
+    records: Sequence[dict], run_dir: Path, shards: Mapping[str, int]
+) -> Section:
     tables = [
         process_tables.invariance_table(read_invariance(run_dir)),
         process_tables.draft_table(draft_counts(records)),
-        process_tables.rejection_table(read_rejections(run_dir)),
+        process_tables.rejection_table(read_rejections(run_dir, shards)),
     ]
     return Section("language_model", "Drafts and rejections", tables=tables)
 
@@ -113,7 +124,9 @@ def _cost(results: Sequence[Result], records: Sequence[dict]) -> Section:
     return Section("cost", "Time and cost", tables=tables)
 
 
-def _gallery(results: Sequence[Result], kind: str, run_dir: Path) -> Section:
+def _gallery(
+    results: Sequence[Result], kind: str, run_dir: Path, shards: Mapping[str, int]
+) -> Section:
     ours = of_kind(results, kind)
     whose = "by DFT" if kind == "dft" else "estimated by the potential"
     return Section(
@@ -121,7 +134,7 @@ def _gallery(results: Sequence[Result], kind: str, run_dir: Path) -> Section:
         f"Best candidates, {whose}",
         note="The novel crystals lowest above the hull, as relaxed, S.U.N. first; one that several "
         "settings have is shown once. Drag or use the arrow keys to turn.",
-        gallery=find_candidates(ours, run_dir),
+        gallery=find_candidates(ours, run_dir, shards),
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flowllm.plain_text import markdown_text, spreadsheet_text
+
 Kind = Literal["text", "count", "number", "rate", "mean", "distance"]
 
 
@@ -119,8 +121,10 @@ def to_csv(table: Table) -> str:
     rows = [_bare(row, table.columns) for row in table.rows]
     header = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
-    writer = csv.DictWriter(out, header or [c.key for c in table.columns], lineterminator="\n")
-    writer.writeheader()
+    names = header or [column.key for column in table.columns]
+    # Text in quotes: by itself the module leaves a lone carriage return bare, which ends a row.
+    writer = csv.DictWriter(out, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow({name: spreadsheet_text(name) for name in names})
     writer.writerows(rows)
     return out.getvalue()
 
@@ -139,7 +143,7 @@ def _bare(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
     for column in columns:
         cell = row.get(column.key)
         if not isinstance(cell, Mapping):
-            bare[column.key] = cell
+            bare[column.key] = spreadsheet_text(cell)
             continue
         kind = _cell_kind(cell)
         bare[column.key] = cell["mean"] if kind == "mean" else cell["value"]
@@ -151,12 +155,13 @@ def _bare(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
 
 def to_markdown(table: Table) -> str:
     """Return a table as GitHub Markdown, title and caption included."""
-    lines = [f"### {table.title}", "", table.caption, ""]
-    lines.append("| " + " | ".join(column.title for column in table.columns) + " |")
+    lines = [f"### {markdown_text(table.title)}", "", markdown_text(table.caption), ""]
+    titles = (markdown_text(column.title) for column in table.columns)
+    lines.append("| " + " | ".join(titles) + " |")
     lines.append("|" + "|".join("---" if c.kind == "text" else "--:" for c in table.columns) + "|")
     for cells in table.shown():
         texts = [f"{cell.text} ({cell.detail})" if cell.detail else cell.text for cell in cells]
-        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |")
+        lines.append("| " + " | ".join(map(markdown_text, texts)) + " |")
     return "\n".join(lines) + "\n"
 
 

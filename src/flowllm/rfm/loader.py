@@ -18,6 +18,7 @@ from torch import Tensor
 from flowllm.rfm.axes import random_axes
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.start import Start, standard_normals
+from flowllm.tables import naming_damage
 
 BUFFER_ROWS = 100_000
 """Whole shards are shuffled together until they hold this many pairs."""
@@ -58,8 +59,9 @@ class _Shard:
     """One prepared file, its columns as flat arrays that the system reads when touched."""
 
     def __init__(self, path: Path) -> None:
-        batches = pa.ipc.open_file(pa.memory_map(str(path)))
-        table = batches.read_all().combine_chunks()
+        with naming_damage(path, "Arrow"):
+            batches = pa.ipc.open_file(pa.memory_map(str(path)))
+            table = batches.read_all().combine_chunks()
         offsets = _flat(table, "elements", "offsets")
         self.offsets = offsets[:-1].astype(np.int64)
         self.num_atoms = np.diff(offsets)

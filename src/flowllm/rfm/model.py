@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowllm.errors import FlowllmError
+from flowllm.faults import explain
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
 from flowllm.rfm.start import Start, start_from_record, start_record
@@ -70,11 +72,17 @@ def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, Start
         )
         field.load_state_dict(load_file(folder / WEIGHTS))
         start = start_from_record(record["start"])
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except FileNotFoundError as error:
         raise FlowllmError(
             f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"
         ) from error
-    field.to(device).eval().network.freeze()
+    except OSError as error:
+        raise FlowllmError(explain(error, folder)) from error
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise FlowllmError(
+            f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"
+        ) from error
+    field.to(device).requires_grad_(False).eval()
     return field, start
 
 

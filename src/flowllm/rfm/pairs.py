@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
+from flowllm import tables
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import MAX_ATOMS
 from flowllm.rfm.start import RejectedCrystalError, Start, bring_angles_within, crystal_lattice
 from flowllm.seeds import generator
-from flowllm.tables import PAIRS, atomic_path, crystal_of, read_table
+from flowllm.tables import PAIRS, atomic_path, crystal_of, naming_damage, read_table
 
 PREPARED = pa.schema(
     [
@@ -42,12 +42,13 @@ _COLUMNS = [
 
 
 def match_atoms(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Reorder and shift the end's atoms so that the start's have the shortest way to them.
+    """Reorder and shift the end's atoms to reduce the start's distance to them.
 
-    Minimises the summed squared torus distance over assignments within each element and over one
-    common translation: from several first translations, assignment (Hungarian) and best shift take
-    turns until neither gains. The first of them is no translation in the given order, so
-    the result is never longer than without matching.
+    The distance is the summed squared way on the torus. It is reduced by a local search over
+    assignments within each element and one common translation: from several first translations,
+    assignment (Hungarian) and best shift take turns until neither gains. The result is never longer
+    than without matching, because the first translation is that of the given order. It need not be
+    the shortest: of 160 pairs of six random points, of one to three elements, 34 had a shorter one.
 
     Args:
         elements: atomic numbers (n,), the same order in start and end.
@@ -104,7 +105,7 @@ class PairOptions:
 
     Attributes:
         angle_bounds: degrees, the open interval of the angles' logit.
-        match_atoms: match c0's atoms to c1's.
+        match_atoms: reduce the distance from c0's atoms to c1's, see `match_atoms`.
         start: the base distribution that c0 is drawn from.
         seed: the configuration's, for draws keyed by the pair's id.
     """
@@ -188,11 +189,11 @@ def _write_prepared(path: Path, rows: list[dict[str, Any]], counts: Counter[str]
 
 def read_counts(prepared: Path) -> Counter[str]:
     """Counts of a prepared file, as `prepare_shard` returned them."""
-    with pa.memory_map(str(prepared)) as source:
+    with naming_damage(prepared, "Arrow"), pa.memory_map(str(prepared)) as source:
         metadata = pa.ipc.open_file(source).schema.metadata or {}
     return Counter({name.decode(): int(count) for name, count in metadata.items()})
 
 
 def count_rows(shards: list[Path]) -> int:
     """Number of rows in Parquet shards, from their footers."""
-    return sum(pq.read_metadata(shard).num_rows for shard in shards)
+    return sum(tables.count_rows(shard) for shard in shards)

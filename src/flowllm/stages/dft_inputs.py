@@ -31,6 +31,8 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
     `no_pseudopotential`, or `not_selected`.
     """
     section: DftInputs = settings.dft_inputs
+    if out.is_dir():
+        raise FlowllmError(f"{out} is a folder, and the manifest is to be there: move it away")
     input_set = input_set_of(settings.dft.code, section)
     with stage_run(
         settings,

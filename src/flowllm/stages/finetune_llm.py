@@ -32,7 +32,7 @@ from flowllm.llm.training_texts import TrainingTexts
 from flowllm.memory import keep_freed_memory
 from flowllm.resume import partial_folder
 from flowllm.runlog import log, stage_run
-from flowllm.tables import CRYSTALS, atomic_folder, read_table
+from flowllm.tables import CRYSTALS, atomic_folder, check_folder, read_table
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -61,7 +61,7 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
     launch(fabric)
     inputs = {"train": train, "val": val}
     leader = fabric.is_global_zero
-    with stage_run(settings, inputs=inputs, output=out, leader=leader) as run:
+    with stage_run(settings, inputs=inputs, output=out, leader=leader, check=check_folder) as run:
         train_rows = read_table(train, CRYSTALS).to_pylist()
         val_rows = read_table(val, CRYSTALS).slice(0, section.validation_rows).to_pylist()
         with fabric.rank_zero_first():
@@ -93,8 +93,8 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
             tokens=state.tokens,
             train_loss=round(state.curve[-1]["train_loss"], 4),
             val_loss=round(state.curve[-1]["val_loss"], 4),
-            best_step=state.best_step,
-            best_val_loss=round(state.best_loss, 4),
+            best_step=finetuning.best.step,
+            best_val_loss=round(finetuning.best.loss, 4),
             stopped_early=state.step < finetuning.num_steps,
             padding_share=round(padding, 4),
             padding_share_without_grouping=round(ungrouped, 4),

@@ -15,7 +15,7 @@ from flowllm.llm.base_model import (
 )
 from flowllm.llm.model_record import read_record, write_record
 from flowllm.runlog import stage_run
-from flowllm.tables import atomic_folder
+from flowllm.tables import atomic_folder, check_folder
 
 
 def run(settings: StageSettings, *, adapter: Path, out: Path) -> None:
@@ -33,7 +33,7 @@ def run(settings: StageSettings, *, adapter: Path, out: Path) -> None:
         FlowllmError: the folder is not an adapter's, or its base model is not found.
     """
     quiet_transformers()
-    with stage_run(settings, inputs={"adapter": adapter}, output=out) as run:
+    with stage_run(settings, inputs={"adapter": adapter}, output=out, check=check_folder) as run:
         record = read_record(adapter)
         dtype = pick_dtype(record.precision)
         with plain_base_model(record.base_model) as source:

@@ -1,6 +1,6 @@
 """The report: tables, figures, the HTML page, and the main table on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowllm.config import Report, StageSettings
@@ -25,6 +25,7 @@ def run(
     run_dir: Path,
     out: Path,
     csp: Sequence[Path] = (),
+    shards: Mapping[str, int] | None = None,
 ) -> None:
     """Write the report of a run.
 
@@ -34,9 +35,11 @@ def run(
         run_dir: folder of the whole run; curves, counts and records are read where they exist.
         csp: numbers of structure prediction, csp/{setting}.json.
         out: the page; figures/ and tables/ are written beside it.
+        shards: how many shards belong to the run, by folder below `run_dir`; of a folder that is
+            not named, all that exist.
 
     Raises:
-        FlowllmError: there are no metrics, or a file is missing or of another version.
+        FlowllmError: there are no metrics, or a file is missing, damaged or of another version.
     """
     if not metrics:
         raise FlowllmError("report: no metrics given; name metrics/*/{setting}.json files")
@@ -51,7 +54,7 @@ def run(
             ]
             check_same_input(flags, "generated")
         predictions = read_predictions(csp)
-        sections = make_sections(results, predictions, run_dir, section.color)
+        sections = make_sections(results, predictions, run_dir, section.color, shards or {})
         _write_files(sections, out.parent)
         by_table = {table.name: table for part in sections for table in part.tables}
         cards = []

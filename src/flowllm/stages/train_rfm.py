@@ -21,6 +21,7 @@ from flowllm.rfm.start import start_of
 from flowllm.rfm.train import train
 from flowllm.runlog import Progress, StageRun, log, stage_run
 from flowllm.seeds import generator
+from flowllm.tables import check_folder
 
 PARALLEL_ROWS = 20_000
 """Pairs from which it pays to start processes that prepare them (about 1 ms a pair)."""
@@ -46,7 +47,7 @@ def run(
     launch(fabric)
     inputs = {"pairs": pairs, "val_pairs": val_pairs}
     leader = fabric.is_global_zero
-    with stage_run(settings, inputs=inputs, output=out, leader=leader) as run:
+    with stage_run(settings, inputs=inputs, output=out, leader=leader, check=check_folder) as run:
         with fabric.rank_zero_first():
             folder = partial_folder(out, run)
             start = start_of(flow, pairs)

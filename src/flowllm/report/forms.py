@@ -1,0 +1,195 @@
+"""The form of the JSON files that the report reads: what it takes from them, and nothing else."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+RATES = (
+    *("generated", "structural_validity", "compositional_validity", "validity", "relaxed"),
+    *("placed_on_hull", "metastability_rate", "stability_rate", "uniqueness", "novelty"),
+    *("novel_of_stable", "unique_of_stable_novel", "metastable_sun_rate", "sun_rate"),
+    *("coverage_recall", "coverage_precision", "coverage_precision_of_valid", "fingerprinted"),
+    *("match_rate", "match_rate_of_relaxed", "match_rate_loose", "match_rate_loose_of_relaxed"),
+    *("stability_rate_below", "stability_rate_at_most", "novelty_train", "novelty_train_val"),
+    *("sun_rate_train", "sun_rate_train_val", "sun_rate_classes_among_stable"),
+)
+MEANS = (
+    *("rmsd", "rmsd_loose", "delta_energy_per_atom", "delta_energy_per_cell"),
+    *("num_steps", "e_above_hull"),
+)
+DISTANCES = ("wasserstein_density", "wasserstein_num_elements")
+"""Names that the report's tables have columns for."""
+
+
+class Form(BaseModel):
+    """Keys that are read; others may stand beside them. Text is no number, and NaN is none."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Rate(Form):
+    """A rate with its counts and interval (`evaluate.rates.rate`)."""
+
+    numerator: int
+    denominator: int
+    value: float | None
+    low: float
+    high: float
+
+
+class Mean(Form):
+    """A mean with its standard error (`evaluate.rates.summary`)."""
+
+    count: int
+    mean: float | None
+    standard_error: float | None
+
+
+class Distance(Form):
+    """A distance between two sets of crystals."""
+
+    count: int
+    reference_count: int
+    value: float | None
+
+
+class Counts(Form):
+    """How many crystals came to which end."""
+
+    drawn: int
+    not_converged: int
+    relaxed: dict[str, int]
+    fingerprints: dict[str, int]
+
+
+class StabilityRule(Form):
+    """Thresholds in eV/atom."""
+
+    stable_below: float
+    inclusive: bool
+    metastable_below: float
+    min_elements: int
+
+
+class Matcher(Form):
+    """Tolerances of the comparison of crystals."""
+
+    name: str
+    ltol: float
+    stol: float
+    angle_tol: float
+
+
+class MadeBy(Form):
+    """By which energies, hull and rules the numbers were made."""
+
+    energies: str
+    energy_sources: list[str]
+    hull_sources: list[str]
+    hull_compositions: int
+    correction_schemes: list[str]
+    stability_rule: StabilityRule
+    matcher: Matcher
+    novelty_against: str
+    oxidation_states: str
+
+
+class Row(Form):
+    """A row of `settings` in the configuration."""
+
+    base: str
+    flow: str | None
+    num_steps: int
+
+
+class Sampling(Form):
+    """The rows of the configuration that made the crystals; empty where there is none."""
+
+    base: dict[str, Any]
+    setting: dict[str, Any]
+    external: dict[str, Any]
+
+    @field_validator("setting")
+    @classmethod
+    def _is_a_row(cls, setting: dict[str, Any]) -> dict[str, Any]:
+        if setting:
+            Row.model_validate(setting)
+        return setting
+
+
+class Protocol(Form):
+    """Rates by another group's rules."""
+
+    source: str
+    of: str
+    stable_at_most: float
+    metastable_at_most: float | None
+    stability_rate: Rate
+    sun_rate: Rate
+
+
+class Histogram(Form):
+    """Crystals by their number of distinct elements."""
+
+    generated: dict[str, int]
+    test: dict[str, int]
+
+
+class Histograms(Form):
+    """The histograms of a setting."""
+
+    num_elements: Histogram
+
+
+def _with_names(found: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{', '.join(missing)} missing")
+    return found
+
+
+class Metrics(Form):
+    """metrics/{kind}/{setting}.json."""
+
+    setting: str
+    protocol: MadeBy
+    sampling: Sampling
+    counts: Counts
+    rates: dict[str, Rate]
+    protocols: dict[str, Protocol]
+    means: dict[str, Mean]
+    distances: dict[str, Distance]
+    histograms: Histograms
+
+    @field_validator("rates")
+    @classmethod
+    def _has_rates(cls, rates: dict[str, Rate]) -> dict[str, Rate]:
+        return _with_names(rates, RATES)
+
+    @field_validator("means")
+    @classmethod
+    def _has_means(cls, means: dict[str, Mean]) -> dict[str, Mean]:
+        return _with_names(means, MEANS)
+
+    @field_validator("distances")
+    @classmethod
+    def _has_distances(cls, distances: dict[str, Distance]) -> dict[str, Distance]:
+        return _with_names(distances, DISTANCES)
+
+
+class Prediction(Form):
+    """csp/{setting}.json."""
+
+    setting: str
+    attempts: int
+    rates: dict[str, Rate]
+    means: dict[str, Mean]
+
+    @field_validator("rates")
+    @classmethod
+    def _has_rates(cls, rates: dict[str, Rate]) -> dict[str, Rate]:
+        return _with_names(rates, ("match_rate", "match_rate_first", "match_rate_smact_valid"))
+
+    @field_validator("means")
+    @classmethod
+    def _has_means(cls, means: dict[str, Mean]) -> dict[str, Mean]:
+        return _with_names(means, ("rmse", "rmse_first"))
