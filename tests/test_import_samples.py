@@ -92,12 +92,25 @@ def test_samples_of_every_format_are_measured_like_ours(tmp_path, name):
     FORMATS[name](samples)
     base, generated = read_in(samples, tmp_path, 2)
     relaxed = [
-        {"id": f"Other-{i:06d}", **crystal_columns(one), "potential": "p", "status": "ok"}
+        {
+            "id": f"Other-{i:06d}",
+            **crystal_columns(one),
+            "potential": "p",
+            "final_energy_per_atom": -3.0,
+            "status": "ok",
+        }
         for i, one in enumerate(CRYSTALS)
     ]
     write_table(tmp_path / "relaxed.parquet", relaxed, tables.RELAXED, {})
     stability = [
-        {"id": row["id"], "e_above_hull": -0.1, "stable": i < 2, "metastable": True, "status": "ok"}
+        {
+            "id": row["id"],
+            "energy_per_atom": -3.0,
+            "e_above_hull": -0.1,
+            "stable": i < 2,
+            "metastable": True,
+            "status": "ok",
+        }
         for i, row in enumerate(relaxed)
     ]
     rule = {"settings": {"stability": STABILITY_RULE}, "hull_compositions": HULL_COMPOSITIONS}
