@@ -73,7 +73,7 @@ def write_method(folder, crystal):
         stability,
         tables.STABILITY,
         {"energies": paths["relaxed"]},
-        {"hull_compositions": 3},
+        {"hull_compositions": 3, "hull_not_converged": 0},
     )
     write_splits(folder / "crystals", {"test": {"mp-1": crystal}})
     paths["crystals"] = folder / "crystals"

@@ -124,7 +124,10 @@ def test_a_needle_that_passes_the_checks_is_ended_from_outside(tmp_path):
 
 
 def test_metrics_count_a_crystal_without_fingerprint_with_its_reason(tmp_path):
-    draws = [Draw(rocksalt(), rocksalt(), 0.1), Draw(cell((1000, 0.01, 0.01)))]
+    draws = [
+        Draw(rocksalt(), rocksalt(), 0.1),
+        Draw(cell((1000, 0.01, 0.01)), relaxed_status="too_dense"),
+    ]
     run = write_run(tmp_path, draws, {})
     metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
     numbers = json.loads(run.out.read_text())

@@ -9,6 +9,7 @@ from evaluated_run import HULL_COMPOSITIONS, STABILITY_RULE, stage_settings, wri
 from flowllm import tables
 from flowllm.config import StageSettings
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.external import read_samples
 from flowllm.stages import fingerprints, import_samples, metrics
 from flowllm.tables import crystal_columns, crystal_of, read_table, write_table
 from test_external import CRYSTALS, FORMATS
@@ -91,12 +92,25 @@ def test_samples_of_every_format_are_measured_like_ours(tmp_path, name):
     FORMATS[name](samples)
     base, generated = read_in(samples, tmp_path, 2)
     relaxed = [
-        {"id": f"Other-{i:06d}", **crystal_columns(one), "potential": "p", "status": "ok"}
+        {
+            "id": f"Other-{i:06d}",
+            **crystal_columns(one),
+            "potential": "p",
+            "final_energy_per_atom": -3.0,
+            "status": "ok",
+        }
         for i, one in enumerate(CRYSTALS)
     ]
     write_table(tmp_path / "relaxed.parquet", relaxed, tables.RELAXED, {})
     stability = [
-        {"id": row["id"], "e_above_hull": -0.1, "stable": i < 2, "metastable": True, "status": "ok"}
+        {
+            "id": row["id"],
+            "energy_per_atom": -3.0,
+            "e_above_hull": -0.1,
+            "stable": i < 2,
+            "metastable": True,
+            "status": "ok",
+        }
         for i, row in enumerate(relaxed)
     ]
     rule = {"settings": {"stability": STABILITY_RULE}, "hull_compositions": HULL_COMPOSITIONS}
@@ -123,3 +137,6 @@ def test_samples_of_every_format_are_measured_like_ours(tmp_path, name):
     assert numbers["rates"]["sun_rate"]["numerator"] == 1  # the perovskite; rock salt is known
     assert numbers["sampling"]["external"]["file"] == str(samples)
     assert numbers["sampling"]["setting"] == {}
+    flags = read_table(tmp_path / "Other.parquet", tables.METRICS_PER_CRYSTAL)
+    named = [sample.name for sample in read_samples(samples)]
+    assert flags["source_name"].to_pylist() == named

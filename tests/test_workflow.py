@@ -167,8 +167,8 @@ def test_external_samples_are_branches_like_ours(tmp_path):
 
 def test_every_file_of_a_folder_of_samples_is_watched(tmp_path):
     folder = tmp_path / "cifs"
-    folder.mkdir()
-    for name in ("a.cif", "B.CIF", "notes.txt"):
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.cif", "B.CIF", "notes.txt", "sub/c.cif.gz", "sub/POSCAR"):
         (folder / name).symlink_to("nowhere")  # an input that is missed is one that is watched
     rows = [{"name": "other", "file": str(folder), "shards": 1}]
     overlay = tmp_path / "external.yaml"
@@ -177,7 +177,19 @@ def test_every_file_of_a_folder_of_samples_is_watched(tmp_path):
     output = snakemake("-n", "--until", "import_samples", *words, check=False)
     assert str(folder / "a.cif") in output
     assert str(folder / "B.CIF") in output
+    assert str(folder / "sub" / "c.cif.gz") in output
+    assert str(folder / "sub" / "POSCAR") in output
     assert "notes.txt" not in output
+
+
+def test_a_folder_without_samples_is_refused_before_any_job(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    rows = [{"name": "other", "file": str(tmp_path), "shards": 1}]
+    overlay = tmp_path / "external.yaml"
+    overlay.write_text(yaml.safe_dump({"external_samples": rows}))
+    words = ["--configfile", str(ROOT / "config.yaml"), str(overlay)]
+    output = snakemake("-n", "--until", "import_samples", *words, check=False)
+    assert "hold no file that is read as a sample" in output
 
 
 def test_structure_prediction_is_a_branch_of_its_own():

@@ -204,8 +204,9 @@ def source_files(wildcards):
 
 def external_files(wildcards):
     """The files that a row's samples are read from, so that a changed one is read again."""
+    path = Path(EXTERNAL[wildcards.external].file)
     try:
-        return without_braces(sample_files(Path(EXTERNAL[wildcards.external].file)))
+        return without_braces(sample_files(path))
     except FlowllmError as error:
         raise WorkflowError(str(error)) from None
 
