@@ -44,8 +44,8 @@ def make_stub(folder: Path) -> Path:
     stub = folder / "python"
     stub.write_text(
         f"#!/bin/sh\nexec {sys.executable} -c "
-        f"'import sys; sys.path.insert(0, \"{Path(__file__).parent}\"); "
-        "import stub_run; stub_run.main()' \"$@\"\n"
+        f'\'import sys; sys.path.insert(0, "{Path(__file__).parent}"); '
+        'import stub_run; stub_run.main()\' "$@"\n'
     )
     stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
     return folder

@@ -366,7 +366,8 @@ def test_dft_energies_and_their_hull_are_on_one_scale(values, code, ours, theirs
 
 
 @pytest.mark.parametrize(
-    "url", ["https://host/d?token=SECRET", "https://host/d#SECRET", "https://h/?X-Amz-Signature=SECRET"]
+    "url",
+    ["https://host/d?token=SECRET", "https://host/d#SECRET", "https://h/?X-Amz-Signature=SECRET"],
 )
 def test_a_query_of_the_address_is_refused_and_not_repeated(values, url):
     with pytest.raises(FlowllmError, match=r"\n  data\.url: .*cannot have a query") as caught:

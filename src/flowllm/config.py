@@ -159,7 +159,9 @@ class Prompts(Section):
 class FinetuneLlm(Section):
     """LoRA fine-tuning of the base language model."""
 
-    base_model: OwnPath = Field(description="name on the Hugging Face hub, a folder, or smollm2-135m")
+    base_model: OwnPath = Field(
+        description="name on the Hugging Face hub, a folder, or smollm2-135m"
+    )
     quantization: Literal["nf4", "int8", "none"]
     precision: Literal["bf16", "fp32"]
     lora_rank: PositiveInt

@@ -423,7 +423,9 @@ def naming_damage(path: Path, form: str = "Parquet") -> Iterator[None]:
         if path.is_dir():
             raise FlowllmError(f"{path}: a folder, and a file is expected there") from error
         said = str(error).splitlines()[0]
-        raise FlowllmError(f"{path}: not a readable {form} file ({said}); {remake(path)}") from error
+        raise FlowllmError(
+            f"{path}: not a readable {form} file ({said}); {remake(path)}"
+        ) from error
 
 
 def _footer(path: Path, schema: pa.Schema) -> dict[str, Any]:

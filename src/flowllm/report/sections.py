@@ -88,9 +88,7 @@ def _counting(results: Sequence[Result], kinds: Sequence[str]) -> Section:
     return Section("counting", "Other ways of counting", tables=tables)
 
 
-def _language_model(
-    records: Sequence[dict], run_dir: Path, shards: Mapping[str, int]
-) -> Section:
+def _language_model(records: Sequence[dict], run_dir: Path, shards: Mapping[str, int]) -> Section:
     tables = [
         process_tables.invariance_table(read_invariance(run_dir)),
         process_tables.draft_table(draft_counts(records)),
