@@ -143,7 +143,7 @@ class Steps:
 def dense_steps(field: VelocityField, compiled: bool = False) -> Steps:
     """The package's network; sampling has its frozen copy, as `load_model` gives it."""
     frozen = deepcopy(field)
-    frozen.network.freeze()
+    frozen.requires_grad_(False).eval()
     if compiled:
         field.network.compile_layers()
         frozen.network.compile_layers()

@@ -134,7 +134,11 @@ def measure(
     engine = start()
     started = time.perf_counter() - clock
     with Sampler(
-        lambda: engine, opened.prompts, max_atoms=opened.record.max_atoms, max_attempts=1
+        lambda: engine,
+        opened.prompts,
+        max_atoms=opened.record.max_atoms,
+        max_attempts=1,
+        reject_close_atoms=True,
     ) as sampler:
         clock, processor = time.perf_counter(), time.process_time()
         outcomes = sampler.draw(tasks)

@@ -53,7 +53,8 @@ def main() -> None:
     given = parser.parse_args()
     changes = {"structured": False, "backend": "vllm", "chunk_size": given.chunk}
     values = load_config(given.config).model_dump(mode="json")
-    config = check_config(merge(values, {"sample_pairs": changes}))
+    base = {"structured": changes["structured"]}  # a configuration has both alike
+    config = check_config(merge(values, {"sample_pairs": changes, "sample_base": base}))
     settings = StageSettings.from_config("sample_pairs", config)
     opened = ModelFolder(given.model, config.prompts)
     good, broken = make_texts(opened, given.crystals)

@@ -55,6 +55,7 @@ def main() -> None:
         top_p=given.top_p,
         max_attempts=1,
         restrict_tokens=True,
+        reject_close_atoms=True,
         backend="vllm",
         gpus=0,
     ) as sampler:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Composition, Lattice, Structure
 
 from flowllm.crystal import Crystal
 
@@ -93,3 +93,27 @@ def _number(symbol: str) -> int:
     from pymatgen.core import Element
 
     return Element(symbol).Z
+
+
+def skutterudite(cation: str, anion: str, a: float = 9.04) -> Structure:
+    """The primitive cell of Im-3, with the cation at 8c and the anion at 24g."""
+    coords = [[0.25, 0.25, 0.25], [0, 0.335, 0.158]]
+    whole = Structure.from_spacegroup("Im-3", Lattice.cubic(a), [cation, anion], coords)
+    return whole.get_primitive_structure()
+
+
+def spread(formula: str) -> Structure:
+    """A structure of a formula whose atoms are 3.5 angstrom apart, so without any O-O or S-S."""
+    symbols = [
+        symbol
+        for symbol, number in Composition(formula).get_el_amt_dict().items()
+        for _ in range(int(number))
+    ]
+    side = next(n for n in range(1, 9) if n**3 >= len(symbols))
+    grid = [
+        [x / side, y / side, z / side]
+        for x in range(side)
+        for y in range(side)
+        for z in range(side)
+    ]
+    return Structure(Lattice.cubic(3.5 * side), symbols, grid[: len(symbols)])

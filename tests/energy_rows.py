@@ -7,6 +7,9 @@ from flowllm import tables
 from flowllm.config import StageSettings, load_config, merge, stage_values
 from flowllm.crystal import Crystal
 
+CHGNET = "CHGNet 0.3.0, relaxed to 0.1 eV/Å in at most 1500 steps"
+"""The name of CHGNet's energies by config.yaml's prerelax."""
+
 CONFIG = Path(__file__).parents[1] / "config.yaml"
 
 
@@ -34,7 +37,7 @@ def relaxed_row(
 ) -> dict[str, Any]:
     """A row of tables.RELAXED with an energy per atom."""
     row = generated_row(crystal, crystal_id) | {
-        "potential": "CHGNet 0.3.0",
+        "potential": CHGNET,
         "initial_energy_per_atom": energy,
         "final_energy_per_atom": energy,
         "max_force": 0.05,
@@ -56,7 +59,7 @@ def crystal_row(crystal: Crystal, material_id: str) -> dict[str, Any]:
     }
 
 
-def hull_row(formula: str, energy: float, kind: str = "potential", source: str = "CHGNet 0.3.0"):
+def hull_row(formula: str, energy: float, kind: str = "potential", source: str = CHGNET):
     """A row of tables.HULL_ENTRIES; the energy is per atom."""
     return {
         "entry_id": f"{formula}-{energy}",

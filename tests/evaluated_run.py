@@ -120,7 +120,7 @@ def write_run(folder, draws, splits, kind="potential", shards=2):
         found = [row["relaxed"] for row in rows if row["relaxed"] is not None]
         write_table(paths["relaxed"][0], found, tables.DFT_RESULTS, metadata)
     stability = folder / "stability" / kind / f"{SETTING}.parquet"
-    of_hull = metadata | {"hull_compositions": HULL_COMPOSITIONS}
+    of_hull = metadata | {"hull_compositions": HULL_COMPOSITIONS, "hull_not_converged": 0}
     write_table(stability, [row["stability"] for row in rows], tables.STABILITY, of_hull)
     write_splits(folder / "crystals", splits)
     paths |= {"stability": stability, "crystals": folder / "crystals"}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from crystals import caesium_chloride, fcc, perovskite, rocksalt
-from flowllm.config import StageSettings, check_config, load_config, merge
+from flowllm.config import SHAPES_OF_DRAFTS, StageSettings, check_config, load_config, merge
 from flowllm.crystal import Crystal
 from flowllm.llm.engine import Draft, Request
 from flowllm.llm.sampling import Engine
@@ -35,7 +35,13 @@ SMALL = {
 def settings_for(
     stage: str, base: Path, *, row: str | None = None, **changes: Any
 ) -> StageSettings:
-    """A stage's settings: the demo's, a small fine-tuning of `base`, and the changes."""
+    """A stage's settings: the demo's, a small fine-tuning of `base`, and the changes.
+
+    What must be alike in pairs and bases is changed in both.
+    """
+    drafts = {**changes.get("sample_pairs", {}), **changes.get("sample_base", {})}
+    alike = {key: drafts[key] for key in SHAPES_OF_DRAFTS if key in drafts}
+    changes = merge({"sample_pairs": alike, "sample_base": alike}, changes)
     config = load_config(CONFIGS).model_dump(mode="json")
     attempts = {stage: {"max_attempts": 20} for stage in ("sample_pairs", "sample_base")}
     config = merge(config, {"finetune_llm": {"base_model": str(base), **SMALL}, **attempts})

@@ -28,6 +28,13 @@ from flowllm.errors import FlowllmError
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "config.yaml"
 OVERLAYS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
+DEMO, SAMPLE = (ROOT / "workflow" / "config" / name for name in ("demo.yaml", "mp_20_sample.yaml"))
+STACKS = [
+    [DEMO],
+    [DEMO, SAMPLE],
+    [DEMO, SAMPLE, ROOT / "benchmarks" / "flow_on_sample.yaml"],
+    [ROOT / "tests" / "tiny.yaml"],
+]
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +199,43 @@ def test_names_must_fit_together(values):
     fewer["resources"]["cook"] = values["resources"]["report"]
     with pytest.raises(FlowllmError, match=r"missing \['report'\], unknown \['cook'\]"):
         check_config(fewer)
+
+
+def with_drafts(values, key, **rows):
+    """`sample_pairs` and `sample_base` with two values of a key, and some lists of rows."""
+    other = changed(values, f"sample_pairs.{key}", not values["sample_base"][key])
+    return merge(other, rows)
+
+
+@pytest.mark.parametrize("key", ["structured", "restrict_tokens"])
+def test_a_flow_is_trained_on_drafts_as_it_starts_from(values, key):
+    message = (
+        rf"sample_pairs\.{key} is (true|false), but sample_base\.{key} is (true|false): the flow "
+        r"of settings .*FlowLLM-tau0\.7-p0\.9.*Give both keys the same value"
+    )
+    with pytest.raises(FlowllmError, match=message):
+        check_config(with_drafts(values, key))
+    prediction = {"name": "CSP", "base": "csp", "flow": "llm", "num_steps": 9}
+    unrefined = {"name": "LLM", "base": "tau0.7-p0.9", "flow": None, "num_steps": 0}
+    types = {"name": "T", "base": "tau0.7-p0.9", "flow": "types", "num_steps": 9}
+    rows = {"settings": [unrefined, types], "csp_settings": []}
+    # Without such a flow the drafts of the pairs matter to no row.
+    check_config(with_drafts(values, key, **rows))
+    with pytest.raises(FlowllmError, match="the flow of settings CSP "):
+        check_config(with_drafts(values, key, **rows | {"csp_settings": [prediction]}))
+
+
+def test_drafts_may_differ_in_what_does_not_shape_them(values):
+    """The paper samples pairs hotter; close atoms only change how many drafts are made."""
+    assert values["sample_pairs"]["temperature"] != values["bases"][0]["temperature"]
+    assert check_config(with_drafts(values, "reject_close_atoms"))
+    assert check_config(changed(values, "sample_base.backend", "transformers"))
+
+
+@pytest.mark.parametrize("stack", STACKS, ids=lambda stack: stack[-1].stem)
+def test_overlays_of_benchmarks_and_tests_load(stack):
+    config = load_config([PAPER, *stack])
+    assert config.sample_pairs.structured == config.sample_base.structured
 
 
 @pytest.mark.parametrize(

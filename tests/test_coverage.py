@@ -20,7 +20,7 @@ from flowllm.tables import write_table
 
 
 def fingerprints_of(crystals, path):
-    rows = [fingerprint(item, 60) for item in crystals.items()]
+    rows = [fingerprint(item) for item in crystals.items()]
     write_table(path, rows, tables.FINGERPRINTS, {})
     return coverage.read_fingerprints(path)
 

@@ -13,7 +13,7 @@ from flowllm.runlog import read_provenance
 from flowllm.stages import dft_collect, stability
 
 from energy_rows import hull_row, settings  # isort: skip
-from vasp_runs import STEP_END, VASPRUN, relaxation, vasprun_text  # isort: skip
+from vasp_runs import STEP_END, VASPRUN, Step, made_run, relaxation, vasprun_text  # isort: skip
 
 
 def finished_run(structure: Structure, energy: float, run_type: str, **parameters) -> DftRun:
@@ -109,7 +109,7 @@ def test_a_real_run_and_its_correction(tmp_path):
         # 20 Cl with -0.614 eV each.
         corrected = (-153.0123588 - 20 * 0.614) / 40
         assert row["corrected_energy_per_atom"] == pytest.approx(corrected, abs=1e-6)
-        assert row["correction_scheme"] == "MP2020"
+        assert row["correction_scheme"] == "MP2020 (require_bound)"
         assert row["converged_electronic"]
         assert row["converged_ionic"]
         lengths = tables.crystal_of(row).lengths
@@ -181,7 +181,7 @@ def check_stability_of_an_upper_bound(tmp_path):
     hull, out = tmp_path / "hull.parquet", tmp_path / "stability.parquet"
     for element_energy, stable in ((-4.0, [True, True]), (-4.07, [False, True])):
         entries = [
-            hull_row(element, element_energy, "dft", "DFT, correction MP2020")
+            hull_row(element, element_energy, "dft", "DFT, correction MP2020 (require_bound)")
             for element in ("Li", "Cl")
         ]
         tables.write_table(hull, entries, tables.HULL_ENTRIES, {})
@@ -199,7 +199,7 @@ def test_the_last_leg_of_a_run_counts(tmp_path):
     collect(tmp_path, {"legs": None})
     folder = tmp_path / "dft_inputs" / "00000" / "legs"
     for leg, energy in ((1, -100.0), (2, -150.0)):
-        text = relaxation([energy]).encode()
+        text = relaxation([energy + 0.5, energy]).encode()
         (folder / f"vasprun.xml.relax{leg}.gz").write_bytes(gzip.compress(text))
     manifest, out = tmp_path / "dft_inputs" / "manifest.parquet", tmp_path / "again.parquet"
     dft_collect.run(settings("dft_collect"), manifest=manifest, out=out)
@@ -212,6 +212,30 @@ def test_a_run_of_another_composition_is_not_taken(tmp_path):
     rows = collect(tmp_path, {"swapped": vasprun_text().encode()}, formula="Na20Cl20")
     assert rows["swapped"]["status"] == "wrong_composition"
     assert "Li20 Cl20" in rows["swapped"]["error"]
+
+
+def test_the_manifests_inputs_are_compared(tmp_path):
+    """A run with Fe's POTCAR where the manifest has Fe_pv's, one with another cutoff, one alike."""
+    steps = [Step(-17.0), Step(-17.0005)]
+    fe = ("PAW_PBE Fe 06Sep2000", "PAW_PBE O 08Apr2002")
+    runs = {"alike": made_run(steps), "fe": made_run(steps, potcars=fe)}
+    runs["coarse"] = made_run(steps, ENCUT=400.0)
+    root = tmp_path / "dft_inputs"
+    asked = {"input_set": "MPRelaxSet", "potcar_symbols": ["Fe_pv", "O"], "status": "ok"}
+    rows = []
+    for name, text in runs.items():
+        (root / name).mkdir(parents=True)
+        (root / name / "vasprun.xml").write_text(text)
+        rows.append({"id": name, "path": name, "formula": "Fe1 O1", **asked})
+    manifest, out = root / "manifest.parquet", tmp_path / "dft.parquet"
+    tables.write_table(manifest, rows, tables.DFT_MANIFEST, {})
+    dft_collect.run(settings("dft_collect"), manifest=manifest, out=out)
+    alike, other, coarse = tables.read_table(out, tables.DFT_RESULTS).to_pylist()
+    assert (alike["status"], alike["raw_energy_per_atom"]) == ("ok", -17.0005 / 2)
+    for row in (other, coarse):
+        assert (row["status"], row["corrected_energy_per_atom"]) == ("other_settings", None)
+    assert other["error"] == "vasprun.xml: POTCAR = Fe, O, expected Fe_pv, O (manifest)"
+    assert coarse["error"] == "vasprun.xml: ENCUT = 400 eV, expected 520 (MPRelaxSet)"
 
 
 def test_folders_that_do_not_belong_are_counted(tmp_path):

@@ -5,16 +5,24 @@ import hashlib
 import http.server
 import json
 import logging
+import re
 import threading
 from contextlib import contextmanager
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from pymatgen.core import Lattice, Structure
+from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
+from pymatgen.entries.computed_entries import ComputedStructureEntry
 
+from crystals import skutterudite, spread
 from energy_rows import settings
 from flowllm import tables
 from flowllm.dft import reference_sources
+from flowllm.dft.results import corrected_energy
+from flowllm.dft.runs import DftRun
 from flowllm.errors import FlowllmError
+from flowllm.runlog import read_provenance
 from flowllm.stages import dft_hull
 
 
@@ -26,7 +34,7 @@ def test_entries_carry_kind_and_correction(tmp_path):
     dft_hull.run(settings("dft_hull", dft_hull={"source": str(source)}), out=out)
     (row,) = tables.read_table(out, tables.HULL_ENTRIES).to_pylist()
     assert row["energy_per_atom"] == pytest.approx((-27.0 - 2.456) / 8)
-    assert (row["kind"], row["source"]) == ("dft", "DFT, correction MP2020")
+    assert (row["kind"], row["source"]) == ("dft", "DFT, correction MP2020 (require_bound)")
     assert (row["entry_id"], row["formula"], row["num_atoms"]) == ("mp-22862", "Na4Cl4", 8)
 
 
@@ -43,11 +51,178 @@ def test_without_entries_it_says_what_to_do(tmp_path, text, message):
         dft_hull.run(given, out=tmp_path / "dft.parquet")
 
 
+def take(tmp_path, entries, scheme="MP2020", rule="require_bound"):
+    """The rows of dft_hull by entry id, from a file of these entries."""
+    source, out = tmp_path / "entries.json", tmp_path / "dft.parquet"
+    source.write_text(json.dumps(entries))
+    given = settings(
+        "dft_hull",
+        dft_hull={"source": str(source), "correction_scheme": scheme},
+        dft_collect={"strict_anions": rule},
+    )
+    dft_hull.run(given, out=out)
+    rows = tables.read_table(out, tables.HULL_ENTRIES).to_pylist()
+    return {row["entry_id"]: row for row in rows}
+
+
+GGA = {"run_type": "GGA", "hubbards": {}, "is_hubbard": False}
+
+
+def of_2023(structure, energy, name, **parameters):
+    """An entry as the Materials Project had it in 2023: pymatgen's form, the rule of that time."""
+    entry = ComputedStructureEntry(
+        structure, energy, parameters=GGA | parameters, entry_id=name, data={"material_id": name}
+    )
+    scheme = MaterialsProject2020Compatibility(check_potcar=False, strict_anions="no_check")
+    return json.loads(json.dumps(scheme.process_entry(entry).as_dict()))
+
+
+STRUCTURES = {
+    "CoSb3": skutterudite("Co", "Sb"),
+    "CoAs3": skutterudite("Co", "As", 8.2),
+    "RhSb3": skutterudite("Rh", "Sb", 9.23),
+    "Ca6Al7O16Cl": spread("Ca6Al7O16Cl"),
+    "NaCl": spread("Na4Cl4"),
+    "Li2O2": Structure(
+        Lattice.hexagonal(3.14, 7.65),
+        ["Li"] * 4 + ["O"] * 4,
+        [
+            *([0, 0, 0], [0, 0, 0.5], [1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]),
+            *([1 / 3, 2 / 3, 0.65], [2 / 3, 1 / 3, 0.15]),
+            *([1 / 3, 2 / 3, 0.85], [2 / 3, 1 / 3, 0.35]),
+        ],
+    ),
+    "MgS": spread("Mg4S4"),
+}
+
+
+@pytest.mark.parametrize("rule", ["require_bound", "require_exact", "no_check"])
+def test_a_result_is_on_the_hull_of_the_same_crystals_entry(tmp_path, rule):
+    """The entries by the rule of 2023, the results by any: corrected alike, so at distance 0."""
+    entries = [of_2023(structure, -50.0, name) for name, structure in STRUCTURES.items()]
+    rows = take(tmp_path, entries, rule=rule)
+    assert {row["source"] for row in rows.values()} == {f"DFT, correction MP2020 ({rule})"}
+    for name, structure in STRUCTURES.items():
+        run = DftRun(structure, -50.0, "GGA", GGA, True, True, 1)
+        ours = corrected_energy(run, "MP2020", rule) / len(structure)
+        assert rows[name]["energy_per_atom"] == pytest.approx(ours, abs=1e-9), name
+    corrected = rows["CoSb3"]["energy_per_atom"] != -50.0 / 16
+    assert corrected is (rule == "no_check")
+    counts = read_provenance(tmp_path / "dft.parquet")["counts"]
+    # pymatgen guesses nothing for a formula of 30 atoms, so that one differs by every rule; CoSb3
+    # by the two others, and RhSb3, whose antimony is at -1, by require_exact.
+    assert counts["recorrected"] == {"no_check": 1, "require_bound": 2, "require_exact": 3}[rule]
+
+
+def test_the_skutterudites_correction_is_taken_back(tmp_path, caplog):
+    entry = of_2023(STRUCTURES["CoSb3"], -50.0, "mp-1317")
+    assert entry["correction"] / 16 == pytest.approx(-0.144, abs=1e-3)
+    with caplog.at_level(logging.INFO):
+        row = take(tmp_path, [entry])["mp-1317"]
+    assert row["energy_per_atom"] == -50.0 / 16
+    assert r"1 of 1 entries (first: mp-1317, Co4Sb12, by +0.144 eV/atom)" in caplog.text
+
+
+def test_entries_without_their_calculation_keep_a_correction_that_every_rule_gives(tmp_path):
+    entries = [of_2023(STRUCTURES[name], -50.0, name) for name in ("NaCl", "Li2O2", "CoSb3")]
+    for entry in entries:
+        del entry["parameters"], entry["structure"]
+    kept = take(tmp_path, entries[:2])
+    for entry in entries[:2]:
+        expected = (-50.0 + entry["correction"]) / 8
+        assert kept[entry["entry_id"]]["energy_per_atom"] == pytest.approx(expected)
+    message = r"entries\.json: the correction of 1 of 3 entries \(first: CoSb3, Co4Sb12\) depends"
+    with pytest.raises(FlowllmError, match=message + r".*strict_anions to no_check"):
+        take(tmp_path, entries)
+    row = take(tmp_path, entries, rule="no_check")["CoSb3"]
+    assert row["source"] == "DFT, correction MP2020 (no_check)"
+    assert row["energy_per_atom"] == pytest.approx((-50.0 + entries[2]["correction"]) / 16)
+
+
+@pytest.mark.parametrize(
+    "run_type", ["R2SCAN", "r2SCAN", "SCAN", "PBEsol", "HSE06", "GGA+U+vdW", "LDA"]
+)
+@pytest.mark.parametrize("where", ["parameters", "data"])
+def test_entries_of_other_functionals_are_refused(tmp_path, run_type, where):
+    good = [of_2023(STRUCTURES[name], -50.0, name) for name in ("NaCl", "MgS")]
+    bad = [of_2023(STRUCTURES["NaCl"], -90.0, f"bad-{n}") for n in range(2)]
+    for entry in bad:
+        entry["parameters"] = {}
+        entry[where]["run_type"] = run_type
+    message = rf"{re.escape(run_type)}: 2 of 4 entries \(first: bad-0, Na4Cl4\) are not"
+    with pytest.raises(FlowllmError, match=message):
+        take(tmp_path, [*good, *bad])
+    # Without a correction they may be of any functional, but all of the same.
+    with pytest.raises(FlowllmError, match="of several functionals"):
+        take(tmp_path, [*good, *bad], scheme="none")
+    rows = take(tmp_path, bad, scheme="none")
+    assert {row["energy_per_atom"] for row in rows.values()} == {-90.0 / 8}
+
+
+def test_the_scheme_none_takes_the_calculations_energies(tmp_path):
+    """A file's corrections are not ours to keep where our results have none."""
+    row = take(tmp_path, [of_2023(STRUCTURES["NaCl"], -50.0, "a")], scheme="none")["a"]
+    assert (row["energy_per_atom"], row["source"]) == (-50.0 / 8, "DFT, correction none")
+
+
+def test_a_file_without_any_correction_is_warned_of(tmp_path, caplog):
+    plain = [
+        {"entry_id": name, "composition": composition, "energy": -8.0, "correction": 0.0}
+        for name, composition in (
+            ("Fe", {"Fe": 1}),
+            ("O2", {"O": 2}),
+            ("hematite", {"Fe3+": 2, "O2-": 3}),
+        )
+    ]
+    take(tmp_path, plain)
+    warned = (
+        "no entry has a correction, but MP2020 corrects 1 of 3 entries (first: hematite, Fe2O3)"
+    )
+    assert warned in caplog.text
+    assert "3 of 3 entries (first: Fe, Fe1) have no parameters.run_type" in caplog.text
+    caplog.clear()
+    take(tmp_path, plain[:2])
+    assert "no entry has a correction" not in caplog.text
+    caplog.clear()
+    take(tmp_path, [*plain, of_2023(STRUCTURES["NaCl"], -50.0, "NaCl")])
+    assert "no entry has a correction" not in caplog.text
+    # Those that tell their calculation are corrected nevertheless.
+    raw = of_2023(STRUCTURES["NaCl"], -50.0, "NaCl") | {"correction": 0.0, "energy_adjustments": []}
+    caplog.clear()
+    row = take(tmp_path, [raw])["NaCl"]
+    assert row["energy_per_atom"] == pytest.approx((-50.0 - 4 * 0.614) / 8)
+    assert "no entry has a correction" in caplog.text
+
+
+def test_entries_with_other_u_values_are_left_out_and_named(tmp_path, caplog):
+    oxide = ComputedStructureEntry(
+        spread("Fe2O3"),
+        -33.0,
+        parameters={"run_type": "GGA+U", "hubbards": {"Fe": 4.0}},
+        entry_id="other-u",
+    )
+    entries = [json.loads(json.dumps(oxide.as_dict())), of_2023(STRUCTURES["NaCl"], -50.0, "NaCl")]
+    assert set(take(tmp_path, entries)) == {"NaCl"}
+    assert "1 of 2 entries (first: other-u, Fe2O3) have U values" in caplog.text
+    counts = read_provenance(tmp_path / "dft.parquet")["counts"]
+    assert (counts["rows_in"], counts["rows_out"], counts["rows_failed"]) == (2, 1, 1)
+
+
 KEY = "k3y" * 10
 DOCUMENTS = [
     {"material_id": f"mp-{n}", "composition": {"Na": n, "Cl": 1.0}, "energy_per_atom": -n / 8}
-    for n in range(1, 6)
+    for n in range(1, 5)
 ]
+DOCUMENTS.append(
+    {
+        "material_id": "mp-5",
+        "composition": {"Co": 4.0, "Sb": 12.0},
+        "energy_per_atom": -3.0,
+        "energy_type": "GGA",
+        "entries": {"GGA": of_2023(STRUCTURES["CoSb3"], -50.0, "mp-5-GGA")},
+    }
+)
+"""As the API gives them with the calculation, and as it would without."""
 FILE = gzip.compress(
     json.dumps(
         [{"entry_id": "mp-1", "composition": {"Si": 2}, "energy": -10.8, "correction": 0.0}]
@@ -123,8 +298,10 @@ def test_the_materials_projects_api_page_by_page(tmp_path, server, caplog):
     with caplog.at_level(logging.DEBUG):
         rows = run(tmp_path, "mp_api")
     assert [row["entry_id"] for row in rows] == [f"mp-{n}" for n in range(1, 6)]
-    assert [row["energy_per_atom"] for row in rows] == [-n / 8 for n in range(1, 6)]
-    assert (rows[1]["formula"], rows[1]["source"]) == ("Na2Cl1", "DFT, correction MP2020")
+    # CoSb3 by the rule for anions that our results have.
+    assert [row["energy_per_atom"] for row in rows] == [-1 / 8, -2 / 8, -3 / 8, -4 / 8, -50 / 16]
+    assert rows[1]["formula"] == "Na2Cl1"
+    assert rows[1]["source"] == "DFT, correction MP2020 (require_bound)"
     assert len(server.asked) == 3
     # The key is in the header alone: not in an address, the log, or any file.
     assert KEY not in caplog.text + "".join(server.asked)

@@ -1,10 +1,13 @@
 """dft_inputs: folders as pymatgen's sets make them, a manifest row for every relaxed row."""
 
+import errno
 import gzip
 import json
 import os
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from flowllm import tables
 from flowllm.dft.inputs import folder_name, missing_pseudopotentials
 from flowllm.errors import FlowllmError
 from flowllm.runlog import read_provenance
-from flowllm.stages import dft_inputs
+from flowllm.stages import dft_collect, dft_inputs
 from flowllm.stages.dft_inputs import n_ary_weights
 from slurm_cluster import missing_programs, slurm_cluster
 
@@ -291,6 +294,138 @@ def test_the_same_bytes_again_and_finished_runs_stay(tmp_path):
     assert all_bytes(out.parent) == before
     # No temporary folder is left.
     assert not list(out.parent.rglob(".*"))
+
+
+def test_a_restarted_run_keeps_its_folder(tmp_path):
+    """job_array.sh and custodian replace inputs, and keep the first ones under `.orig`."""
+    out, rows = run(tmp_path)
+    folder = out.parent / rows[0]["path"]
+    for name in ("POSCAR", "INCAR"):
+        (folder / name).rename(folder / f"{name}.orig")
+        (folder / name).write_text("changed")
+    (folder / "vasprun.xml").write_text("<modeling/>")
+    run(tmp_path)
+    assert (folder / "POSCAR").read_text() == "changed"
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    """kill -9 while the second folder is written, in a process of its own."""
+    script = (
+        "import os, pathlib\n"
+        "from pathlib import Path\n"
+        "import test_dft_inputs as tests\n"
+        "written = []\n"
+        "write_text = Path.write_text\n"
+        "def write(path, *args, **kwargs):\n"
+        "    write_text(path, *args, **kwargs)\n"
+        "    written.append(path)\n"
+        "    if len(written) == 6: os.kill(os.getpid(), 9)\n"
+        "Path.write_text = write\n"
+        f"tests.run(Path({str(tmp_path)!r}))\n"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert done.returncode == -9
+    root = tmp_path / "dft_inputs"
+    left = [path.name for path in root.rglob(".*") if path.is_dir()]
+    assert len(left) == 1
+    assert re.fullmatch(r"\.base-000003\..*\.[0-9]+\.tmp", left[0])
+    out, _ = run(tmp_path)
+    assert not list(root.rglob(".*"))
+    dft_collect.run(settings("dft_collect"), manifest=out, out=tmp_path / "dft.parquet")
+    assert read_provenance(tmp_path / "dft.parquet")["counts"]["foreign_folders"] == 0
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_folders_follow_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        out, rows = run(tmp_path)
+    finally:
+        os.umask(before)
+    folder = out.parent / rows[0]["path"]
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~mask
+    assert (folder / "POSCAR").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+FAILURES = [
+    (errno.ENOSPC, "free space or inodes there"),
+    (errno.EDQUOT, "free space or inodes there, or raise the quota (also of files)"),
+    (errno.EROFS, "make it writable, or choose a run_dir that is"),
+    (errno.EACCES, "make it writable"),
+    (errno.EMLINK, "lower dft_inputs.folders_per_directory"),
+]
+
+
+@pytest.mark.parametrize(("number", "cure"), FAILURES)
+@pytest.mark.parametrize("where", ["mkdir", "write_text", "rename"])
+def test_a_folder_that_cannot_be_written_is_named_with_a_cure(
+    tmp_path, monkeypatch, number, cure, where
+):
+    """The errors that a file system gives where its disk or its inodes are used up."""
+    original = getattr(Path, where)
+
+    def fail(path, *args, **kwargs):
+        if "base-000003" in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, where, fail)
+    with pytest.raises(FlowllmError, match="base-000003") as caught:
+        run(tmp_path)
+    # Writing under a temporary name has a message of its own for a full disk.
+    assert cure in str(caught.value) or "no space left on the device" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    out, rows = run(tmp_path)
+    assert (out.parent / rows[3]["path"] / "POSCAR").exists()
+    assert not list(out.parent.rglob(".*"))
+
+
+@pytest.fixture
+def few_inodes(tmp_path):
+    """A disk with room for twelve files and folders."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "nr_inodes=12", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_no_inodes_are_left(few_inodes):
+    """Bytes are free; what was written is kept, and the next run ends with all."""
+    with pytest.raises(
+        FlowllmError, match=r"base-00000\d: .*[Nn]o space left on .*device"
+    ) as caught:
+        run(few_inodes)
+    assert "inodes" in str(caught.value) or "quota (also of files)" in str(caught.value)
+    subprocess.run(["mount", "-o", "remount,nr_inodes=99", str(few_inodes)], check=True)
+    out, rows = run(few_inodes)
+    assert [row["path"] is not None for row in rows] == [True, False, False, True, True]
+    assert not list(out.parent.rglob(".*"))
+
+
+def test_a_file_in_a_folders_place(tmp_path):
+    (tmp_path / "dft_inputs").mkdir()
+    (tmp_path / "dft_inputs" / "00000").write_text("in the way")
+    with pytest.raises(FlowllmError, match="move away what is in its place"):
+        run(tmp_path)
+    (tmp_path / "dft_inputs" / "00000").unlink()
+    (tmp_path / "dft_inputs" / "00000").mkdir()
+    (tmp_path / "dft_inputs" / "00000" / "base-000000").write_text("in the way")
+    with pytest.raises(FlowllmError, match=r"base-000000.*move away what is in its place"):
+        run(tmp_path)
+
+
+def test_a_manifest_that_is_a_folder_is_said_before_anything_is_written(tmp_path):
+    (tmp_path / "dft_inputs" / "manifest.parquet").mkdir(parents=True)
+    with pytest.raises(FlowllmError, match=r"manifest\.parquet is a folder.*move it away"):
+        run(tmp_path)
+    assert not (tmp_path / "dft_inputs" / "00000").exists()
 
 
 def test_results_of_other_inputs_are_not_overwritten(tmp_path):

@@ -439,6 +439,9 @@ def test_folder_without_a_split_is_refused(tmp_path):
         ("material_id,CIF\na,b\n", r"train\.csv: column 'cif' is missing"),
         ('material_id,cif\na,"data_\n_cell_leng', r"train\.csv, line 3: not CSV.*cut off"),
         ("material_id,cif\nä,b\n".encode("latin-1"), r"train\.csv: not UTF-8"),
+        ("material_id;cif\na;b\n", r"train\.csv: its cells are separated by semicolons"),
+        ("material_id\tcif\na\tb\n", r"train\.csv: its cells are separated by tabs"),
+        ("material_id,cif,cif\na,b,c\n", r"train\.csv: two columns are named 'cif'"),
     ],
 )
 def test_bad_csv_is_named(tmp_path, text, message):
@@ -529,6 +532,15 @@ def test_a_cell_may_be_large_and_the_limit_is_left_as_it_was(tmp_path):
     (row,) = read_rows(path, None)
     assert len(row.cells["cif"]) == 1_000_000
     assert csv.field_size_limit() == before
+
+
+def test_empty_lines_are_no_rows(tmp_path):
+    (tmp_path / "all.csv").write_text("\ufeff\nmaterial_id,cif\n\na,b\n\nc,d\n\n", encoding="utf-8")
+    rows = read_rows(tmp_path / "all.csv", None)
+    assert [(row.row, row.material_id, row.problem) for row in rows] == [
+        (0, "a", None),
+        (1, "c", None),
+    ]
 
 
 def test_row_with_a_missing_cell_is_marked(tmp_path):

@@ -16,6 +16,8 @@ from pymatgen.entries.computed_entries import (
     ComputedEntry,
     ComputedStructureEntry,
     ConstantEnergyAdjustment,
+    ManualEnergyAdjustment,
+    TemperatureEnergyAdjustment,
 )
 
 from flowllm.dft import entries as module
@@ -113,6 +115,90 @@ def test_what_is_no_file_of_entries_is_refused(tmp_path, content, message):
     with pytest.raises(FlowllmError, match=message) as caught:
         list(read_entries(path))
     assert str(path) in str(caught.value)
+
+
+def read_one(tmp_path, **raw):
+    path = tmp_path / "entries.json"
+    known = {"entry_id": "e", "composition": {"Na": 2, "Cl": 2}, "energy": -14.0}
+    path.write_text(json.dumps([known | raw]))
+    (entry,) = read_entries(path)
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("composition", "amounts"),
+    [
+        ({"Fe3+": 2, "O2-": 3}, {"Fe": 2, "O": 3}),
+        ({"Fe2+": 1, "Fe3+": 2, "O2-": 4}, {"Fe": 3, "O": 4}),
+        ({"Na+": 1, "Cl-": 1}, {"Na": 1, "Cl": 1}),
+        ({"Fe0+": 1, "Fe": 2}, {"Fe": 3}),
+        ({"Mn2.5+": 2, "O2-": 2.5}, {"Mn": 2, "O": 2.5}),
+        ({"Fe2+,spin=5": 1, "S2-": 1}, {"Fe": 1, "S": 1}),
+        ({"D": 2, "O": 1}, {"H": 2, "O": 1}),
+        ({"D+": 1, "H+": 1, "O2-": 1}, {"H": 2, "O": 1}),
+        ({"Na": 1, "Cl": 1, "K": 0}, {"Na": 1, "Cl": 1}),
+        ("Fe2O3", {"Fe": 2, "O": 3}),
+    ],
+)
+def test_species_are_read_as_their_elements(tmp_path, composition, amounts):
+    entry = read_one(tmp_path, composition=composition, correction=0.0)
+    assert entry.amounts == amounts
+    assert entry.energy_per_atom == pytest.approx(-14.0 / sum(amounts.values()))
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"composition": {"Xx": 1, "O": 1}}, "e: .*'Xx' is not an element"),
+        ({"composition": {"Vac": 1, "O": 1}}, "e: .*Vac"),
+        ({"composition": {"Q3+": 1}}, "e: .*'Q3\\+' is not an element"),
+        ({"composition": {"Na": -1, "Cl": 2}}, "e: .*-1.0 atoms of Na"),
+        ({"composition": {"Na": "nan"}}, "e: .*nan atoms of Na"),
+        ({"composition": ["Na", 1]}, "e: composition, energy"),
+        (
+            {"correction": -1.0, "energy_adjustments": [{"value": -2.0}]},
+            "e: .*correction -1.0, but energy_adjustments sum to -2.0",
+        ),
+        ({"energy_adjustments": [{"name": "of no class"}]}, "e: .*value"),
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_named(tmp_path, raw, message):
+    with pytest.raises(FlowllmError, match=message):
+        read_one(tmp_path, **{"correction": raw.get("correction", 0.0), **raw})
+
+
+@pytest.mark.parametrize("with_correction", [True, False])
+def test_every_form_of_a_correction_is_pymatgens(tmp_path, with_correction):
+    """A list of adjustments of each class, with its sum or without, an empty list, or a number."""
+    adjustments = [
+        CompositionEnergyAdjustment(-0.614, 2, name="Cl"),
+        ConstantEnergyAdjustment(0.25),
+        ManualEnergyAdjustment(-0.5),
+        TemperatureEnergyAdjustment(-0.001, 300, 4, name="entropy"),
+    ]
+    for given_adjustments in (adjustments, adjustments[:1], []):
+        given_entry = ComputedEntry("Na2Cl2", -14.0, energy_adjustments=given_adjustments)
+        raw = json.loads(json.dumps(given_entry.as_dict()))
+        if not with_correction:
+            del raw["correction"]
+        entry = read_one(tmp_path, **{k: v for k, v in raw.items() if k != "entry_id"})
+        assert entry.energy_per_atom == pytest.approx(given_entry.energy_per_atom, abs=1e-9)
+    # Before 2020 there was no list.
+    del raw["energy_adjustments"]
+    assert read_one(tmp_path, **raw | {"correction": -1.0}).energy_per_atom == -15.0 / 4
+
+
+def test_the_calculation_is_read_where_the_entry_tells_it(tmp_path):
+    entry = read_one(
+        tmp_path,
+        correction=0.0,
+        parameters={"run_type": "GGA+U", "hubbards": {"Fe": 5.3}, "is_hubbard": True},
+        data={"oxide_type": "oxide", "material_id": "mp-1"},
+    )
+    assert (entry.run.run_type, entry.run.hubbards) == ("GGA+U", {"Fe": 5.3})
+    assert entry.run.data == {"oxide_type": "oxide", "sulfide_type": None}
+    assert read_one(tmp_path, correction=0.0, data={"run_type": "GGA"}).run.run_type == "GGA"
+    assert read_one(tmp_path, correction=0.0, parameters=None, data=None).run.run_type is None
 
 
 @pytest.mark.parametrize("name", ["2023-02-07-ppd-mp.pkl", "ppd.pkl.gz", "ppd.pickle"])

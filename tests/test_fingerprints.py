@@ -1,5 +1,6 @@
 """The fingerprints stage against matminer's own averages, and what becomes of failures."""
 
+import json
 import time
 
 import numpy as np
@@ -11,14 +12,15 @@ from matminer.featurizers.structure import SiteStatsFingerprint
 from crystals import fcc, perovskite, rocksalt, small_mp_20_sample
 from evaluated_run import Draw, stage_settings, write_run
 from flowllm import tables
-from flowllm.evaluate import parallel
+from flowllm.crystal import Crystal
 from flowllm.evaluate.fingerprints import (
     COMPOSITION_FEATURES,
     STRUCTURE_FEATURES,
     fingerprint,
-    time_limit,
 )
-from flowllm.stages import fingerprints
+from flowllm.relax.geometry import crystal_fault
+from flowllm.runlog import read_provenance
+from flowllm.stages import fingerprints, metrics
 from flowllm.tables import crystal_columns, read_table, write_table
 
 
@@ -55,7 +57,7 @@ def test_fingerprints_are_matminers_means(tmp_path):
 
 
 def test_known_coordination_and_composition():
-    row = fingerprint(("salt", rocksalt()), 60)
+    row = fingerprint(("salt", rocksalt()))
     labels = CrystalNNFingerprint.from_preset("ops").feature_labels()
     assert len(row["structure_fingerprint"]) == STRUCTURE_FEATURES
     assert dict(zip(labels, row["structure_fingerprint"], strict=True))[
@@ -78,16 +80,59 @@ def test_failures_are_rows_with_their_reason(tmp_path):
     assert np.isnan(found.density["b"])
 
 
-def test_time_limit_stops_and_clears_itself():
-    with pytest.raises(TimeoutError), time_limit(0.05):
-        time.sleep(10)
-    with time_limit(0.05):
-        pass
-    time.sleep(0.1)  # longer than the limit that was cleared
+def cell(lengths, angles=(90, 90, 90), count=20):
+    """A crystal of other models' kind: random coordinates in any cell."""
+    coords = np.random.default_rng(0).random((count, 3))
+    return Crystal.from_arrays([11, 17] * (count // 2), coords, lengths, angles)
 
 
-def test_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "IN_PROCESS", 1)
+@pytest.mark.parametrize(
+    ("crystal", "reason"),
+    [
+        (cell((1000, 0.01, 0.01)), "too_dense"),
+        (cell((0.001, 0.001, 0.001), count=2), "too_dense"),
+        (cell((0.001, 200, 200)), "flat_cell"),
+        (cell((3, 3, 1e6)), "too_sparse"),
+        (cell((1e6, 1e6, 1e6)), "too_sparse"),
+        (cell((1e38, 1, 1)), "too_sparse"),
+        (cell((1e-38, 1, 1)), "no_volume"),
+    ],
+)
+def test_cells_that_nothing_can_be_computed_in_are_said_before_any_search(crystal, reason):
+    started = time.perf_counter()
+    row = fingerprint(("x", crystal))
+    assert time.perf_counter() - started < 1
+    assert row["status"] == reason
+    assert row["error"]
+    assert "structure_fingerprint" not in row
+    assert row["density"] is None or np.isfinite(row["density"])
+
+
+def test_a_needle_that_passes_the_checks_is_ended_from_outside(tmp_path):
+    """0.01, 3 and 1,000 angstrom: CrystalNN takes minutes and 20 GB in C, deaf to alarms."""
+    needle = cell((0.01, 3, 1000))
+    assert crystal_fault(needle) is None
+    crystals = {"a": rocksalt(), "needle": needle, "b": fcc(), "none": None}
+    path = write_generated(tmp_path / "shard.parquet", crystals)
+    started = time.perf_counter()
+    found = run_fingerprints([path], tmp_path / "out.parquet", max_seconds=4)
+    assert time.perf_counter() - started < 40
+    assert found.status["needle"] in ("timeout", "out_of_memory")
+    assert found.status.drop("needle").to_list() == ["ok", "ok", "no_crystal"]
+    counts = read_provenance(tmp_path / "out.parquet")["counts"]
+    assert (counts["rows_out"], counts["rows_failed"]) == (2, 1)
+
+
+def test_metrics_count_a_crystal_without_fingerprint_with_its_reason(tmp_path):
+    draws = [Draw(rocksalt(), rocksalt(), 0.1), Draw(cell((1000, 0.01, 0.01)))]
+    run = write_run(tmp_path, draws, {})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    numbers = json.loads(run.out.read_text())
+    assert numbers["counts"]["fingerprints"] == {"ok": 1, "too_dense": 1}
+    assert numbers["rates"]["validity"]["numerator"] == 1
+
+
+def test_bytes_do_not_depend_on_workers(tmp_path):
     path = write_generated(tmp_path / "shard.parquet", {"a": rocksalt(), "b": fcc(), "c": None})
     written = []
     for workers in (1, 2):

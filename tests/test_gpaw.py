@@ -1,8 +1,10 @@
 """The DFT leg on an open code: inputs, a real GPAW calculation, collection, stability.
 
-It runs where a Python with GPAW is found (Debian: apt install gpaw gpaw-data), about a minute.
+The calculation runs where a Python with GPAW is found (Debian: apt install gpaw gpaw-data), about a
+minute.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +17,9 @@ from crystals import rocksalt
 from energy_rows import hull_row, relaxed_row, settings
 from flowllm import tables
 from flowllm.crystal import Crystal
+from flowllm.dft import results
+from flowllm.dft.results import read_run
+from flowllm.dft.runs import AskedRun, RunProblem
 from flowllm.errors import FlowllmError
 from flowllm.stages import dft_collect, dft_inputs, stability
 
@@ -84,3 +89,63 @@ def check_hulls(tmp_path: Path, out: Path) -> None:
         else:
             with pytest.raises(FlowllmError, match="energies are of DFT by GPAW"):
                 stability.run(settings("stability"), **given)
+
+
+RESULT = {
+    "atomic_numbers": [14],
+    "cell": [[2.5, 0.0, 0.0], [0.0, 2.5, 0.0], [0.0, 0.0, 2.5]],
+    "frac_coords": [[0.0, 0.0, 0.0]],
+    "xc": "PBE",
+    "cutoff_ev": 520.0,
+    "kpoints": [8, 8, 8],
+    "energy": -5.0,
+    "converged": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, None),
+        ({"cell": [[2.5 + 1e-9, 0, 0], [0, 2.5, 0], [0, 0, 2.5]]}, None),
+        ({"version": "25.1.0"}, None),
+        ({"cutoff_ev": 300.0}, "other_settings"),
+        ({"kpoints": [1, 1, 1]}, "other_settings"),
+        ({"cell": [[2.6, 0, 0], [0, 2.5, 0], [0, 0, 2.5]]}, "other_settings"),
+        ({"xc": "LDA"}, "wrong_functional"),
+        ({"atomic_numbers": [32]}, "wrong_composition"),
+        ({"converged": False}, "unconverged_electronic"),
+    ],
+)
+def test_a_result_is_compared_with_the_inputs_beside_it(tmp_path, changes, status):
+    (tmp_path / "gpaw.json").write_text(json.dumps(RESULT))
+    (tmp_path / "gpaw_result.json").write_text(json.dumps(RESULT | changes))
+    asked = AskedRun("GPAWStatic", ["Si.PBE"])
+    if status is None:
+        assert read_run(tmp_path, asked).energy == -5.0
+    else:
+        with pytest.raises(RunProblem) as caught:
+            read_run(tmp_path, asked)
+        assert caught.value.status == status
+
+
+def test_gpaws_result_in_a_folder_of_vasps(tmp_path):
+    (tmp_path / "gpaw_result.json").write_text(json.dumps(RESULT))
+    with pytest.raises(RunProblem, match="is GPAW's, expected is a run with MPRelaxSet") as caught:
+        read_run(tmp_path, AskedRun("MPRelaxSet", ["Si"]))
+    assert caught.value.status == "other_settings"
+
+
+@pytest.mark.parametrize("converged", [True, False])
+def test_the_array_runs_again_what_did_not_converge(tmp_path, converged):
+    script = Path(results.__file__).with_name("job_array.sh")
+    folder = tmp_path / "00000"
+    folder.mkdir()
+    (tmp_path / "folders.txt").write_text("00000\n")
+    (folder / "gpaw.json").write_text("{}")
+    text = json.dumps(RESULT | {"converged": converged}, indent=1)
+    (folder / "gpaw_result.json").write_text(text)
+    environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": "1"}
+    environment["GPAW_COMMAND"] = "touch ran"
+    subprocess.run(["bash", str(script)], cwd=tmp_path, env=environment, check=True)
+    assert (folder / "ran").exists() != converged

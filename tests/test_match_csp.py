@@ -25,7 +25,7 @@ def settings():
     return StageSettings("match_csp", {"seed": 1, "version": 1, **values})
 
 
-def write_shards(folder, targets, attempts):
+def write_shards(folder, targets, attempts, **drawn_by):
     """Write attempts at each target as two shards of sample_csp and of refine, and the split."""
     rows = [
         {"id": f"csp-{i:06d}-{k:03d}", "material_id": name, "status": "ok", **crystal_columns(one)}
@@ -39,7 +39,7 @@ def write_shards(folder, targets, attempts):
             path = folder / kind / f"shard-{shard:05d}.parquet"
             half = rows[shard * len(rows) // 2 : (shard + 1) * len(rows) // 2]
             part = [{key: row[key] for key in row if key in schema.names} for row in half]
-            write_table(path, part, schema, made)
+            write_table(path, part, schema, {"settings": made["settings"] | drawn_by})
             shards[kind].append(path)
     known = [
         {"id": name, **crystal_columns(one), "formula": one.formula}
@@ -49,8 +49,8 @@ def write_shards(folder, targets, attempts):
     return shards
 
 
-def measured(folder, targets, attempts):
-    shards = write_shards(folder, targets, attempts)
+def measured(folder, targets, attempts, **drawn_by):
+    shards = write_shards(folder, targets, attempts, **drawn_by)
     out = folder / "csp" / "CSP.json"
     match_csp.run(settings(), **shards, crystals=folder / "test.parquet", out=out, workers=1)
     return out
@@ -107,6 +107,15 @@ def test_what_is_not_valid_or_another_structure_does_not_match(tmp_path):
     table = csp_table(read_predictions([out]))
     assert table.rows[0]["csp_match_rate"]["value"] == pytest.approx(2 / 3)
     assert [row["setting"] for row in table.rows] == ["CSP", "FlowMM"]
+
+
+@pytest.mark.parametrize("reject", [True, False])
+def test_drafts_drawn_again_for_close_atoms_are_said(tmp_path, reject):
+    salt = {"salt": rocksalt()}
+    section = {"reject_close_atoms": reject}
+    out = measured(tmp_path, salt, {"salt": [salt["salt"]]}, sample_base=section)
+    caption = csp_table(read_predictions([out])).caption
+    assert ("which raises the validity: CSP. " in caption) == reject
 
 
 def test_smact_invalid_formulas_count_in_one_reading_only(tmp_path):

@@ -28,7 +28,7 @@ from flowllm.errors import FlowllmError
 from flowllm.evaluate import parallel
 from flowllm.evaluate.rates import rate, summary
 from flowllm.stages import metrics
-from flowllm.tables import read_table, write_table
+from flowllm.tables import read_metadata, read_table, write_table
 
 
 def run_metrics(run, workers=1, **changes):
@@ -89,7 +89,7 @@ def ten(tmp_path_factory):
         ("unique_of_stable_novel", 1, 2),
         ("match_rate", 7, 10),  # the clash of 6 is another crystal
         ("match_rate_of_relaxed", 7, 8),
-        ("sun_rate_classes_among_stable", 1, 10),
+        ("sun_rate_greedy", 1, 10),
     ],
 )
 def test_rates_worked_by_hand(ten, name, numerator, denominator):
@@ -125,6 +125,21 @@ def test_lemat_genbench_looks_at_valid_crystals_alone(tmp_path):
         assert (sun["numerator"], sun["denominator"]) == (numerator, denominator)
     assert found["MatterGen"]["stability_rate"]["numerator"] == 2
     assert found["LeMat-GenBench"]["stability_rate"]["numerator"] == 1
+
+
+def test_sun_by_the_authors_code_is_greedy_in_the_order_of_the_draws(tmp_path):
+    """Crystals of which each matches its neighbors alone; the third is known, the sixth above."""
+    cells = [
+        Crystal.from_arrays([55, 17], [[0, 0, 0], [0.5] * 3], [4.12] * 3, [90, 90, angle])
+        for angle in range(90, 119, 4)
+    ]
+    draws = [Draw(one, one, 0.05 if place == 5 else -0.1) for place, one in enumerate(cells)]
+    found = run_metrics(write_run(tmp_path, draws, {"val": {"mp-1": cells[2]}}))[0]["rates"]
+    assert found["sun_rate"]["numerator"] == 1
+    assert found["sun_rate_greedy"]["numerator"] == 4
+    found = run_metrics(write_run(tmp_path, draws, {"train": {"mp-1": cells[2]}}))[0]["rates"]
+    assert found["sun_rate"]["numerator"] == 1
+    assert found["sun_rate_greedy"]["numerator"] == 3  # 0, 4 and 6: 1, 2 and 3 match the known one
 
 
 def test_flags_say_which_crystals(ten):
@@ -256,6 +271,23 @@ def test_novelty_against_train_and_val_is_a_setting(tmp_path):
     assert both["rates"]["sun_rate"]["numerator"] == 1
     assert both["rates"]["sun_rate_train"]["numerator"] == 2
     assert flags.loc["FlowLLM-test-000002", "matched_material_id"] == "mp-7"
+
+
+def test_two_atoms_at_one_point_stay_in_every_denominator(tmp_path):
+    """What a base without `reject_close_atoms` draws, and no flow or relaxation can mend."""
+    double = Crystal.from_arrays([11, 11, 17], [[0] * 3, [0] * 3, [0.5] * 3], [4] * 3, [90] * 3)
+    lone = Crystal.from_arrays([11, 17], [[0] * 3, [0] * 3], [4] * 3, [90] * 3)
+    clashes = [Draw(one, None, relaxed_status="overlapping_atoms") for one in (double, lone)]
+    run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), -0.1), *clashes], {})
+    said = read_metadata(run.base[0])
+    said["settings"]["sample_base"] = {"structured": False, "reject_close_atoms": False}
+    write_table(run.base[0], read_table(run.base[0], tables.BASE), tables.BASE, said)
+    numbers, _ = run_metrics(run)
+    assert numbers["sampling"]["sample_base"] == said["settings"]["sample_base"]
+    assert numbers["counts"]["relaxed"] == {"ok": 1, "overlapping_atoms": 2}
+    for name in ("structural_validity", "validity", "stability_rate", "sun_rate"):
+        rate_found = numbers["rates"][name]
+        assert (rate_found["numerator"], rate_found["denominator"]) == (1, 3)
 
 
 def test_both_readings_of_the_stability_bound(tmp_path):

@@ -186,6 +186,24 @@ def test_what_cannot_be_computed_has_a_reason_and_the_others_go_on(potential, re
         assert result.final_energy_per_atom == pytest.approx(alone.final_energy_per_atom, abs=1e-5)
 
 
+def test_chgnet_knows_the_elements_that_its_training_touched(potential, chgnet):
+    """Its 94 embeddings start as 64 normal numbers each, so with lengths around 8.
+
+    Five have that length still, and the next shortest, neon's, is half as long again.
+    """
+    lengths = chgnet.atom_embedding.embedding.weight.detach().norm(dim=1)
+    untouched = {number + 1 for number in (lengths < 10).nonzero().flatten().tolist()}
+    assert untouched == {84, 85, 86, 87, 88}
+    assert potential.known_elements == set(range(1, 95)) - untouched
+
+
+@pytest.mark.parametrize("symbol", ["Po", "At", "Rn", "Fr", "Ra", "Am"])
+def test_elements_that_chgnet_never_learned_have_no_energy(potential, symbol):
+    (result,) = single_points(potential, [rocksalt("Pb", symbol, 6.6)])
+    assert result.fault.reason == "unknown_element"
+    assert result.fault.detail == f"the potential was not fitted to {symbol}"
+
+
 def test_nothing_but_hopeless_crystals(potential):
     results = relax(potential, list(HOPELESS.values()), **LIMITS)
     assert [result.fault.reason for result in results] == list(HOPELESS)

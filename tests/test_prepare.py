@@ -21,8 +21,9 @@ from flowllm import tables
 from flowllm.config import Prepare, StageSettings
 from flowllm.crystal import Crystal
 from flowllm.data import bundled
-from flowllm.data.cif import RejectedError, crystal_from_cif
+from flowllm.data.cif import crystal_from_cif
 from flowllm.data.manifest import read_manifest
+from flowllm.data.rejected import RejectedError
 from flowllm.data.rows import read_rows, write_rows
 from flowllm.data.splits import assign_splits, share_sizes
 from flowllm.errors import FlowllmError
@@ -220,6 +221,7 @@ REJECTED = {
         "nonsense",
         cif_of("Na", **{CELL: "_cell_length_a   ?"}),
         cif_of("Na", **{CELL: "_cell_length_a   0.0"}),
+        cif_of("Na", **{CELL: "_cell_length_a   nan"}),
         cif_of("Na") + cif_of("Cl"),
     ],
     "formula_mismatch": [
@@ -234,9 +236,9 @@ REJECTED = {
     "too_many_atoms": [
         cif_of(*["Na"] * 20, "Cl"),
         # 21 atoms of one element at places that no translation brings together.
-        cif_of(*["Na"] * 21),
+        cif_of(*["Na"] * 21, **{"4.00000000": "40.00000000", "5.00000000": "50.00000000"}),
     ],
-    "not_reduced": [cif_of("Na", **{CELL: "_cell_length_a   nan"})],
+    "close_atoms": [cif_of(*["Na"] * 21)],
 }
 
 
@@ -248,6 +250,12 @@ def test_every_refusal_of_a_crystal(reason, text):
         crystal_from_cif(text, "primitive", 20)
     assert caught.value.reason == reason
     assert caught.value.detail
+
+
+def test_a_reduction_that_fails_is_a_reason(monkeypatch):
+    monkeypatch.setattr(spglib, "niggli_reduce", lambda *_, **__: None)
+    with pytest.raises(RejectedError, match="not_reduced: ValueError: no Niggli cell"):
+        crystal_from_cif(cif_of("Na"), "primitive", 20)
 
 
 def test_a_hopeless_cell_is_turned_away_at_once(monkeypatch):
@@ -273,6 +281,7 @@ def test_every_bad_row_is_listed(tmp_path):
         {"material_id": "broken", "cif": "nonsense"},
         {"material_id": "gap", "cif": cif_of("Na"), "band_gap": "wide"},
         {"material_id": "group", "cif": cif_of("Na"), "spacegroup.number": "inf"},
+        {"material_id": "salt", "cif": cif_of("Na", **{"'P 1'": "'F m -3 m'"})},
     ]
     columns = {"material_id": "", "cif": "", "band_gap": "", "spacegroup.number": ""}
     rows = {
@@ -296,6 +305,7 @@ def test_every_bad_row_is_listed(tmp_path):
         ("train", "train.csv", 3, "broken", "bad_cif"),
         ("train", "train.csv", 4, "gap", "bad_number"),
         ("train", "train.csv", 5, "group", "bad_number"),
+        ("train", "train.csv", 6, "salt", "symmetry_mismatch"),
         ("val", "val.csv", 1, "t1", "duplicate_material_id"),
         ("test", "test.csv", 1, "one cell", "bad_row"),
     ]
@@ -306,6 +316,17 @@ def test_every_bad_row_is_listed(tmp_path):
     assert list(train["id"]) == ["t0", "t1", "t2"]
     assert train["band_gap"].isna().all()
     assert train["e_above_hull"].isna().all()
+
+
+@pytest.mark.parametrize("word", ["", " ", "None", "NA", "N/A", "nan", "NaN", "null", "<NA>", "?"])
+def test_a_missing_property_costs_no_crystal(tmp_path, word):
+    rows = {name: small_rows(name, 1) for name in ("train", "val", "test")}
+    rows["train"][0] |= {"band_gap": word, "e_above_hull": "0.1", "spacegroup.number": word}
+    manifest = fetch(write_csvs(tmp_path / "source", rows), tmp_path / "download")
+    prepare.run(settings(), manifest=manifest, out=tmp_path / "out", workers=1)
+    (row,) = tables.read_table(tmp_path / "out" / "train.parquet", tables.CRYSTALS).to_pylist()
+    found = [row[name] for name in ("band_gap", "e_above_hull", "space_group_number")]
+    assert found == [None, 0.1, None]
 
 
 def test_rejected_cif_file_keeps_its_name(tmp_path):

@@ -54,7 +54,7 @@ def test_every_row_is_relaxed_or_keeps_its_reason(undisturbed):
     for row in rows:
         crystal = tables.crystal_of(row)
         assert (crystal is not None) == (row["status"] == "ok")
-        assert row["potential"] == "CHGNet 0.3.0"
+        assert row["potential"] == "CHGNet 0.3.0, relaxed to 0.1 eV/Å in at most 60 steps"
         if crystal is None:
             assert row["final_energy_per_atom"] is None
             assert row["delta_energy_per_atom"] is row["delta_energy_per_cell"] is None

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -20,9 +21,9 @@ from flowllm.evaluate.rates import rate
 from flowllm.plan import figures_of_run
 from flowllm.report import figures
 from flowllm.report.process_tables import draft_table, fate_table, speed_table
-from flowllm.report.protocol_text import energy_name
+from flowllm.report.protocol_text import energy_name, hull_name
 from flowllm.report.published import published_rows
-from flowllm.report.quality_tables import noise_table, paper_table
+from flowllm.report.quality_tables import noise_table, paper_table, proxy_table
 from flowllm.report.records import (
     draft_counts,
     flows_of,
@@ -261,6 +262,15 @@ def test_captions_name_hull_matcher_and_corrections(page_path):
     assert "same crystal: pymatgen StructureMatcher 0.2, 0.3, 5°" in text
 
 
+def test_a_hulls_size_and_unfinished_entries_are_in_its_name():
+    numbers = {"hull_compositions": 1234, "hull_not_converged": 0, "hull_sources": ["CHGNet"]}
+    results = [SimpleNamespace(numbers={"protocol": numbers})]
+    assert hull_name(results) == "CHGNet (1\u202f234 compositions)"
+    numbers["hull_not_converged"] = 7
+    expected = "CHGNet (1\u202f234 compositions, 7 entries not converged: upper bounds)"
+    assert hull_name(results) == expected
+
+
 def test_published_values_have_their_source_on_the_page(page_path):
     text = " ".join(Page(page_path.read_text()).words)
     assert "FlowMM: [2nd] a user quoting the paper, github.com/facebookresearch/flowmm" in text
@@ -320,6 +330,29 @@ def test_rows_without_a_language_model_or_a_flow_are_said(run_dir):
     assert "FlowLLM-test" not in caption
     origins = [row["origin"] for row in fate_table(results[1:]).rows]
     assert origins == ["base train_compositions, flow types, 750 steps", "base tau0.7, no flow"]
+
+
+def test_rows_whose_drafts_were_rejected_for_close_atoms_are_said_beside_table_1(run_dir):
+    """It raises their validity beyond the paper's protocol."""
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    counts = result.numbers["counts"]
+    counts = {**counts, "llm_drafts": 30, "llm_rejections": {"coinciding_atoms": 7, "truncated": 2}}
+    results = []
+    for name, section in (
+        ("LLM-a", {"reject_close_atoms": True}),
+        ("LLM-b", {"reject_close_atoms": False}),
+        ("Other", {}),
+    ):
+        sampling = {**result.numbers["sampling"], "sample_base": section}
+        numbers = {**result.numbers, "setting": name, "sampling": sampling, "counts": counts}
+        results.append(replace(result, numbers=numbers))
+    said = "Drafts with two atoms at one point were rejected and drawn again, which the paper's"
+    for table in (paper_table(results), proxy_table(results)):
+        assert said in table.caption
+        assert "raises the validity: LLM-a (7 of 30 drafts). " in table.caption
+        assert "LLM-b (" not in table.caption
+    for table in (paper_table(results[1:]), proxy_table(results[1:]), paper_table([result])):
+        assert said not in table.caption
 
 
 def test_published_values_fit_together():
@@ -644,7 +677,14 @@ def test_no_metrics_is_an_error(tmp_path):
         write_report(tmp_path, metrics_paths=[])
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("{}", "expected 3")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("{}", "expected 4"),
+        ('{"format": 3}', "format 3.* the stage metrics again"),
+    ],
+)
 def test_a_bad_metrics_file_is_named(tmp_path, text, message):
     path = tmp_path / "bad.json"
     path.write_text(text)

@@ -114,9 +114,13 @@ CHANGES = (
     Change("`train_rfm`", {"train_rfm": 1, **BRANCH}, {"train_rfm": {"learning_rate": 0.01}}),
     Change("`sample_base`", {"sample_base": 2, **REFINED}, {"sample_base": {"max_attempts": 3}}),
     Change("`refine`", REFINED, {"refine": {"integrator": "rk4"}}),
-    Change("`prerelax`", {"prerelax": 4, **RELAXED}, {"prerelax": {"max_force": 0.05}}),
     Change(
-        "`reference_hull`", {"reference_hull": 1, **RELAXED}, {"reference_hull": {"relax_steps": 1}}
+        "`prerelax`",
+        {"prerelax": 4, "reference_hull": 1, **RELAXED},
+        {"prerelax": {"max_force": 0.05}},
+    ),
+    Change(
+        "`reference_hull`", {"reference_hull": 1, **RELAXED}, {"reference_hull": {"chunk_size": 2}}
     ),
     Change("`stability`", RELAXED, {"stability": {"metastable_below": 0.1}}),
     Change("`dft_inputs`", {"dft_inputs": 2}, {"dft_inputs": {"selection": "first"}}),

@@ -7,10 +7,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from crystals import rocksalt
+from flowllm.llm import model_folder
+from flowllm.llm.engine import Draft
+from flowllm.llm.model_folder import ModelFolder
+from flowllm.llm.text import encode
 from flowllm.stages import sample_base
-from flowllm.tables import BASE, crystal_of, read_table
+from flowllm.tables import BASE, crystal_of, read_metadata, read_table
 from llm_run import merged_model, settings_for
 
 BASE_NAME = "tau0.7-p0.9"
@@ -22,15 +28,14 @@ def paths(tmp_path_factory) -> dict[str, Path]:
     return merged_model(tmp_path_factory.mktemp("base"))
 
 
-def settings(paths):
-    changes = {"structured": True, "chunk_size": 2}
+def settings(paths, **changes):
+    changes = {"structured": True, "chunk_size": 2, **changes}
     return settings_for("sample_base", paths["base"], row=BASE_NAME, sample_base=changes)
 
 
-def run(paths, out: Path, start: int = 0, count: int = COUNT) -> Path:
-    sample_base.run(
-        settings(paths), model=paths["model"], start=start, count=count, out=out, gpus=0
-    )
+def run(paths, out: Path, start: int = 0, count: int = COUNT, **changes) -> Path:
+    given = settings(paths, **changes)
+    sample_base.run(given, model=paths["model"], start=start, count=count, out=out, gpus=0)
     return out
 
 
@@ -47,6 +52,43 @@ def test_every_crystal_is_within_what_was_trained(paths, tmp_path):
         assert ((crystal.angles >= 60) & (crystal.angles <= 120)).all()
         assert "Formula" not in row["prompt"]
     assert len({row["text"] for row in rows}) == COUNT
+
+
+class Repeating:
+    """Writes salt, but first of all with both atoms at one point."""
+
+    cached_prompt_tokens = 0
+
+    def __init__(self, prompts):
+        good = encode(rocksalt())
+        texts = [good.replace("0.50 0.50 0.50", "0.00 0.00 0.00"), good]
+        self.first, self.later = (Draft(prompts.answer(text), truncated=False) for text in texts)
+        self.seen, self.waiting = set(), []
+
+    def submit(self, key, request):
+        assert request.regex is not None
+        self.waiting.append((key, self.later if key in self.seen else self.first))
+        self.seen.add(key)
+
+    def finished(self):
+        found, self.waiting = self.waiting, []
+        return found
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("reject", [True, False])
+def test_close_atoms_are_rejected_only_where_asked(paths, tmp_path, monkeypatch, reject):
+    prompts = ModelFolder(paths["model"], settings(paths).prompts).prompts
+    monkeypatch.setattr(model_folder, "VllmEngine", lambda *_, **__: Repeating(prompts))
+    changes = {"chunk_size": 2, "reject_close_atoms": reject}
+    out = run(paths, tmp_path / "shard.parquet", count=2, **changes)
+    for row in read_table(out, BASE).to_pylist():
+        assert (row["status"], row["formula"]) == ("ok", "Na1Cl1")
+        assert row["rejections"] == ["coinciding_atoms"] * reject
+        assert len(np.unique(crystal_of(row).frac_coords, axis=0)) == 1 + reject
+    assert read_metadata(out)["settings"]["sample_base"]["reject_close_atoms"] == reject
 
 
 def test_a_killed_shard_ends_as_an_undisturbed_one(paths, tmp_path):

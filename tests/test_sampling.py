@@ -56,8 +56,11 @@ class Typist:
         self.closed = True
 
 
-def sampler(typist: Typist, max_attempts: int = 3) -> Sampler:
-    return Sampler(lambda: typist, PROMPTS, max_atoms=4, max_attempts=max_attempts)
+LIMITS = {"max_attempts": 3, "reject_close_atoms": True}
+
+
+def sampler(typist: Typist, **changes: object) -> Sampler:
+    return Sampler(lambda: typist, PROMPTS, max_atoms=4, **LIMITS | changes)
 
 
 def salt_task(seed: int, regex: str | None = None) -> Task:
@@ -83,6 +86,18 @@ def test_only_what_was_rejected_is_drawn_again_with_the_next_seed():
     assert outcomes[2].text == CAESIUM
 
 
+@pytest.mark.parametrize("reject_close_atoms", [True, False])
+def test_two_atoms_at_one_point_are_drawn_again_where_asked(reject_close_atoms):
+    clash = SALT.replace("0.50 0.50 0.50", "0.00 0.00 0.00")
+    assert clash != SALT
+    typist = Typist(lambda request: clash if request.seed == 0 else SALT)
+    made = sampler(typist, reject_close_atoms=reject_close_atoms)
+    [outcome] = made.draw([salt_task(0)])
+    assert outcome.text == (SALT if reject_close_atoms else clash)
+    reasons = [rejection.reason for rejection in outcome.rejections]
+    assert reasons == ["coinciding_atoms"] * reject_close_atoms
+
+
 def test_prompts_and_expressions_reach_the_engine():
     typist = Typist(lambda _: SALT)
     sampler(typist).draw([salt_task(0, regex="x+"), Task(UNCONDITIONAL, None, None, lambda _: 7)])
@@ -98,7 +113,7 @@ def test_prompts_are_grouped_and_long_texts_come_first():
         Task(Conditions(formula), {1: atoms}, None, lambda _, i=i: i)
         for i, (formula, atoms) in enumerate(asked)
     ]
-    sampler(typist, 1).draw([*tasks, Task(UNCONDITIONAL, None, None, lambda _: 5)])
+    sampler(typist, max_attempts=1).draw([*tasks, Task(UNCONDITIONAL, None, None, lambda _: 5)])
     order = [request.seed for request in typist.requests]
     assert order[0] == 2
     assert order[-1] == 5
@@ -112,7 +127,7 @@ def test_a_truncated_draft_is_rejected():
         def draft(self, request):
             return Draft(super().draft(request).tokens[:-1], truncated=True)
 
-    outcome = sampler(Cut(lambda _: SALT), 1).draw([salt_task(0)])[0]
+    outcome = sampler(Cut(lambda _: SALT), max_attempts=1).draw([salt_task(0)])[0]
     assert outcome.crystal is None
     assert [rejection.reason for rejection in outcome.rejections] == ["truncated"]
 
@@ -124,11 +139,11 @@ def test_the_engine_starts_when_needed_and_is_closed():
         started.append(Typist(lambda _: SALT))
         return started[-1]
 
-    with Sampler(start, PROMPTS, max_atoms=2, max_attempts=1) as idle:
+    with Sampler(start, PROMPTS, max_atoms=2, **LIMITS) as idle:
         pass
     assert idle.speed == Speed()
     assert started == []
-    with Sampler(start, PROMPTS, max_atoms=2, max_attempts=1) as busy:
+    with Sampler(start, PROMPTS, max_atoms=2, **LIMITS) as busy:
         busy.draw([salt_task(0)])
         busy.draw([salt_task(1)])
     assert len(started) == 1

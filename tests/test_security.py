@@ -167,7 +167,12 @@ reference_sources.MP_API = sys.argv.pop(1)
 main()
 """
 HULL = json.dumps(
-    {"seed": 1, "version": 1, "dft_hull": {"source": "mp_api", "correction_scheme": "MP2020"}}
+    {
+        "seed": 1,
+        "version": 1,
+        "dft_hull": {"source": "mp_api", "correction_scheme": "MP2020"},
+        "dft_collect": {"correction_scheme": "MP2020", "strict_anions": "require_bound"},
+    }
 )
 FETCH = json.dumps({"seed": 1, "version": 1})
 

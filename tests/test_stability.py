@@ -3,7 +3,7 @@
 import pytest
 
 from crystals import fcc, rocksalt
-from energy_rows import hull_row, relaxed_row, settings
+from energy_rows import CHGNET, hull_row, relaxed_row, settings
 from flowllm import tables
 from flowllm.errors import FlowllmError
 from flowllm.runlog import read_provenance
@@ -41,7 +41,7 @@ def test_stable_below_zero_metastable_below_threshold(
     (row,) = run(tmp_path, [relaxed_row(rocksalt(), "a", energy)])
     assert row["e_above_hull"] == pytest.approx(distance, abs=1e-9)
     assert (row["stable"], row["metastable"]) == (stable, metastable)
-    assert row["energy_source"] == row["hull_source"] == "CHGNet 0.3.0"
+    assert row["energy_source"] == row["hull_source"] == CHGNET
     assert (row["num_elements"], row["formula"]) == (2, "Na1Cl1")
 
 
@@ -101,14 +101,58 @@ def test_dft_energies_against_a_dft_hull(tmp_path):
 
 
 def test_the_public_codes_correction_is_measured_against_the_corrected_hull(tmp_path):
-    (row,) = run(tmp_path, [dft_row("MP2020_plus_u_only")], dft_hull(), kind="dft")
+    rows = [dft_row("MP2020_plus_u_only (require_bound)")]
+    (row,) = run(tmp_path, rows, dft_hull("MP2020 (require_bound)"), kind="dft")
     assert row["e_above_hull"] == pytest.approx(-0.1)
-    assert row["energy_source"] == "DFT, correction MP2020_plus_u_only"
+    assert row["energy_source"] == "DFT, correction MP2020_plus_u_only (require_bound)"
+
+
+def test_a_hull_whose_relaxation_is_not_recorded_is_named_so(tmp_path):
+    """A JSON file of the potential's entries has no criterion: taken, and flagged in its name."""
+    label = "CHGNet 0.3.0, relaxation not recorded"
+    hull = [row | {"source": label} for row in HULL]
+    (row,) = run(tmp_path, [relaxed_row(rocksalt(), "a", -3.6)], hull)
+    assert (row["energy_source"], row["hull_source"]) == (CHGNET, label)
+
+
+def test_unconverged_entries_of_the_hull_are_counted(tmp_path):
+    hull = [row | {"converged": done} for row, done in zip(HULL, [True, False, None], strict=True)]
+    run(tmp_path, [relaxed_row(rocksalt(), "a", -3.6)], hull)
+    metadata = tables.read_metadata(tmp_path / "stability.parquet")
+    assert (metadata["hull_compositions"], metadata["hull_not_converged"]) == (3, 1)
+
+
+def other(label: str, entries: int = 3) -> list[dict]:
+    """The hull with another name of the energies of its last entries."""
+    return [row | {"source": label} if n >= 3 - entries else row for n, row in enumerate(HULL)]
+
+
+RELAXED_ROW = relaxed_row(rocksalt(), "a", -3.6)
 
 
 @pytest.mark.parametrize(
     ("rows", "hull", "kind", "message"),
     [
+        *(
+            ([RELAXED_ROW], other(label, entries), "potential", "1500 steps; make both with")
+            for entries in (1, 3)
+            for label in (
+                "CHGNet 0.3.0",
+                "CHGNet 0.3.0, relaxed to 0.1 eV/Å in at most 40 steps",
+                "CHGNet 0.3.0, relaxed to 0.05 eV/Å in at most 1500 steps",
+                "MACE-MPA-0 medium, relaxed to 0.1 eV/Å in at most 1500 steps",
+                "MACE-MPA-0 medium, relaxation not recorded",
+                "Materials Project elemental references 2023-02-07",
+            )
+        ),
+        *(
+            ([dft_row(scheme)], dft_hull(hull_scheme), "dft", "the hull is of DFT, correction")
+            for scheme, hull_scheme in (
+                ("MP2020 (require_bound)", "MP2020 (no_check)"),
+                ("MP2020_plus_u_only (require_bound)", "MP2020 (no_check)"),
+                ("MP2020 (no_check)", "MP2020"),
+            )
+        ),
         ([dft_row()], HULL, "dft", "the file of dft_hull"),
         ([relaxed_row(rocksalt(), "a", -3.6)], dft_hull(), "potential", "file of reference_hull"),
         ([dft_row("none")], dft_hull(), "dft", "the hull is of DFT, correction MP2020 and the"),
@@ -116,9 +160,9 @@ def test_the_public_codes_correction_is_measured_against_the_corrected_hull(tmp_
             [relaxed_row(rocksalt(), "a", -3.6, potential="MACE")],
             HULL,
             "potential",
-            "CHGNet 0.3.0 and the energies are of MACE",
+            "steps and the energies are of MACE",
         ),
-        ([relaxed_row(rocksalt(), "a", -3.6)], [], "potential", "holds no energies"),
+        ([relaxed_row(rocksalt(), "a", -3.6)], [], "potential", "contains no energies"),
     ],
 )
 def test_energies_on_different_scales_are_refused(tmp_path, rows, hull, kind, message):

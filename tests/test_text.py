@@ -127,6 +127,17 @@ def test_each_defect_has_its_reason(text, reason):
     assert rejection.detail
 
 
+@pytest.mark.parametrize("second", ["0.00 0.00 0.00", "1.00 -1.00 2.00"])
+@pytest.mark.parametrize("symbol", ["Na", "Cl"])
+def test_two_atoms_at_one_point_are_a_crystal_where_they_are_not_rejected(symbol, second):
+    text = f"{LATTICE}{ATOM}\n{symbol}\n{second}"
+    found = decode(text, max_atoms=3, reject_close_atoms=False)
+    assert isinstance(found, Crystal)
+    assert found.frac_coords.tolist() == [[0, 0, 0], [0, 0, 0]]
+    bad = decode(text + "\nX\n0 0 0", max_atoms=3, reject_close_atoms=False)
+    assert bad.reason == Reason.UNKNOWN_ELEMENT
+
+
 def test_a_text_without_its_end_is_truncated():
     whole = LATTICE + ATOM
     assert isinstance(decode(whole, max_atoms=3), Crystal)

@@ -28,8 +28,9 @@ from flowllm.launcher import make_fabric
 from flowllm.rfm.loader import size_groups
 from flowllm.rfm.model import build_field, load_model
 from flowllm.rfm.pairs import PREPARED
+from flowllm.rfm.shared_steps import agree, share_of_batch
 from flowllm.rfm.start import LlmStart, start_record
-from flowllm.rfm.train import agree, share_of_batch, train
+from flowllm.rfm.train import train
 from flowllm.stages import train_rfm
 
 NOISY_FLOW = LLM_FLOW | {"coords_noise": 0.02, "lengths_noise": 0.1, "angles_noise": 1.0}

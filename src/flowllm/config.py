@@ -234,6 +234,9 @@ class SamplePairs(Section):
     backend: Literal["vllm", "transformers"]
     restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
     structured: bool = Field(description="grammar that fixes the form and the formula's atoms")
+    reject_close_atoms: bool = Field(
+        description="draw a text again that has two atoms at one point"
+    )
     draws_in_a_row: PositiveInt = Field(description="consecutive draws of one crystal and prompt")
     max_attempts: PositiveInt = Field(description="drafts a pair before it is given up")
     chunk_size: PositiveInt = Field(description="prompts at once; what a kill can cost")
@@ -261,7 +264,9 @@ class TrainRfm(Section):
     compile: bool = Field(description="compile the network's layers by torch.compile")
     val_steps: PositiveInt = Field(description="optimiser steps between validations")
     patience: PositiveInt | None = Field(description="validations without gain before stopping")
-    match_atoms: bool = Field(description="match c0's atoms to c1's within each species")
+    match_atoms: bool = Field(
+        description="reduce the distance from c0 to c1: order of the atoms of each species, origin"
+    )
     augment_axes: bool = Field(description="the cell's axes in random order and direction")
 
     @model_validator(mode="after")
@@ -309,6 +314,9 @@ class SampleBase(Section):
     backend: Literal["vllm", "transformers"]
     restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
     structured: bool = Field(description="grammar that fixes the form of the text")
+    reject_close_atoms: bool = Field(
+        description="draw a text again that has two atoms at one point"
+    )
     max_attempts: PositiveInt
     chunk_size: PositiveInt
 
@@ -345,8 +353,14 @@ class External(Section):
     """Another model's samples, measured like ours."""
 
     name: Name
-    file: OwnPath = Field(description="CIF folder, .csv, .extxyz, .json, .json.gz or .pt")
+    file: OwnPath = Field(
+        description="folder of CIF or POSCAR files, or one .cif, .csv, .json, .jsonl, .extxyz or "
+        ".pt; all but .pt also with .gz"
+    )
     shards: PositiveInt = Field(description="parts that are relaxed at the same time")
+    column: str | None = Field(
+        None, description="of a CSV, or key of JSON's records, with the crystals; null: found"
+    )
 
 
 class Refine(Section):
@@ -355,7 +369,9 @@ class Refine(Section):
     integrator: Literal["euler", "midpoint", "heun", "rk4"]
     batch_memory_mb: PositiveInt = Field(description="memory that a batch of crystals may take")
     anneal_slope: NonNegativeFloat = Field(description="coordinate velocity times 1 + slope * t")
-    keep_symmetry: bool = Field(description="no move breaks the start's space group")
+    keep_symmetry: bool = Field(
+        description="move the start onto its space group, found within 0.1 angstrom, and keep it"
+    )
     trajectory_every: PositiveInt | None = Field(
         description="save the crystals after every so many steps, null for none"
     )
@@ -401,17 +417,25 @@ class DftCollect(Section):
 
     correction_scheme: Literal["MP2020", "MP2020_plus_u_only", "none"]
     strict_anions: Literal["require_bound", "require_exact", "no_check"] = Field(
-        description="which oxidation states let pymatgen correct an anion"
+        description="which oxidation states let an anion be corrected, of results and references"
     )
 
 
 class ReferenceHull(Section):
-    """The reference for the potential's energies."""
+    """The reference for the potential's energies; its crystals are relaxed as `prerelax` says."""
 
     source: OwnPath = Field(description="train, or a JSON file of entries by the same potential")
-    relax_steps: NonNegativeInt = Field(description="relax the training crystals this far first")
-    max_force: PositiveFloat = Field(description="eV/angstrom, where relax_steps > 0")
     chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relaxed_like_the_crystals(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and (old := {"relax_steps", "max_force"} & set(given)):
+            raise ValueError(
+                f"remove {' and '.join(sorted(old))}: the training crystals are "
+                "relaxed by prerelax.max_force and prerelax.max_steps, as the generated ones are"
+            )
+        return given
 
 
 class DftHull(Section):
@@ -477,6 +501,15 @@ class Nodes(Section):
     train_rfm: PositiveInt
 
 
+SHAPES_OF_DRAFTS = ("structured", "restrict_tokens")
+"""Keys of `sample_pairs` and `sample_base` that change which texts can come at all.
+
+A flow is trained on the drafts of the one and starts from those of the other, so that they must
+agree. Temperature and nucleus may differ, as in the paper (appendix C). So may
+`reject_close_atoms`: of the drafts without two atoms at one point it changes nothing but their
+number, and the others no flow without noise can part.
+"""
+
 Kind = Literal["flow", "base", "csp_base", "setting", "external"]
 """The lists of which a stage's jobs are given one row each."""
 
@@ -534,6 +567,7 @@ class Config(Section):
             raise ValueError("settings: the name test is the test split's, take another")
         self._bases_fit()
         self._flows_fit()
+        self._drafts_fit()
         missing = set(STAGES) - set(self.resources)
         unknown = set(self.resources) - set(STAGES)
         if missing or unknown:
@@ -586,6 +620,21 @@ class Config(Section):
                     "coordinates are random: it needs a flow with start: simple"
                 )
 
+    def _drafts_fit(self) -> None:
+        """Refuse a flow that is trained on drafts of another form than it starts from."""
+        from_drafts = [flow.name for flow in self.flows if flow.start == "llm"]
+        settings = [*self.settings, *self.csp_settings]
+        hit = [setting.name for setting in settings if setting.flow in from_drafts]
+        for key in SHAPES_OF_DRAFTS:
+            pairs, base = getattr(self.sample_pairs, key), getattr(self.sample_base, key)
+            if hit and pairs != base:
+                raise ValueError(
+                    f"sample_pairs.{key} is {str(pairs).lower()}, but sample_base.{key} is "
+                    f"{str(base).lower()}: the flow of settings {', '.join(hit)} (start: llm) "
+                    "would be trained on other drafts than it starts from. Give both keys the "
+                    "same value (temperature and top_p may differ)"
+                )
+
     def row(self, kind: Kind, name: str) -> Flow | Base | CspBase | Setting | External:
         """Return the row of a name in one of the lists."""
         rows = {
@@ -616,7 +665,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "download": Stage(("data",)),
-    "prepare": Stage(("prepare",)),
+    "prepare": Stage(("prepare",), version=2),
     "fetch_model": Stage(()),
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=4),
     "merge_adapter": Stage((), version=2),
@@ -626,17 +675,17 @@ STAGES: dict[str, Stage] = {
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),
     "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=3),
-    "refine": Stage(("refine",), row="setting", version=3),
-    "import_samples": Stage((), row="external", version=2),
-    "prerelax": Stage(("prerelax", "potential"), version=2),
-    "reference_hull": Stage(("reference_hull", "potential"), version=2),
-    "stability": Stage(("stability",), version=2),
-    "dft_inputs": Stage(("dft", "dft_inputs"), version=2),
-    "dft_collect": Stage(("dft_collect",), version=2),
-    "dft_hull": Stage(("dft_hull",)),
-    "fingerprints": Stage(("fingerprints",)),
-    "metrics": Stage(("metrics",), version=3),
-    "match_csp": Stage(("metrics",)),
+    "refine": Stage(("refine",), row="setting", version=4),
+    "import_samples": Stage((), row="external", version=4),
+    "prerelax": Stage(("prerelax", "potential"), version=3),
+    "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
+    "stability": Stage(("stability",), version=3),
+    "dft_inputs": Stage(("dft", "dft_inputs"), version=3),
+    "dft_collect": Stage(("dft_collect",), version=4),
+    "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
+    "fingerprints": Stage(("fingerprints",), version=2),
+    "metrics": Stage(("metrics",), version=4),
+    "match_csp": Stage(("metrics",), version=2),
     "report": Stage(("report",), version=2),
 }
 """In the order of the pipeline."""

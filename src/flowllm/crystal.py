@@ -17,6 +17,12 @@ from flowllm.errors import FlowllmError
 
 MAX_ATOMIC_NUMBER = 118
 
+MIN_SQUARED_VOLUME = 1e-6
+"""What the squared volume of a cell with unit edges must exceed; see `lattice_has_volume`."""
+
+MIN_DISTANCE = 0.5
+"""Angstrom; atoms are never closer in a real crystal (paper, appendix D)."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crystal:
@@ -137,7 +143,7 @@ def lattice_has_volume(angles: np.ndarray) -> bool:
     if np.any(angles <= 0) or np.any(angles >= 180):
         return False
     cosines = np.cos(np.radians(np.asarray(angles, dtype=np.float64)))
-    return bool(1 + 2 * np.prod(cosines) - np.sum(cosines**2) > 1e-6)
+    return bool(1 + 2 * np.prod(cosines) - np.sum(cosines**2) > MIN_SQUARED_VOLUME)
 
 
 def cell_formula(atomic_numbers: np.ndarray) -> str:

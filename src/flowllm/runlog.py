@@ -119,7 +119,7 @@ class StageRun:
     def input_digests(self) -> dict[str, Any]:
         """Digest of each input, one for a role's whole list of files."""
         if self._digests is None:
-            self._digests = {role: _digest_role(paths) for role, paths in self.inputs.items()}
+            self._digests = {role: digest_role(paths) for role, paths in self.inputs.items()}
         return self._digests
 
     def metadata(self) -> dict[str, Any]:
@@ -329,7 +329,8 @@ def digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _digest_role(paths: Path | Sequence[Path]) -> str:
+def digest_role(paths: Path | Sequence[Path]) -> str:
+    """Return the digest of a file or folder, or one for a list of files and their names."""
     if isinstance(paths, Path):
         return digest(paths)
     joined = "".join(f"{path.name}:{digest(path)}\n" for path in paths)

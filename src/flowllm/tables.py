@@ -157,6 +157,15 @@ GENERATED = _extend(
 )
 """generated/{setting}/shard-*.parquet: after flow matching; same ids as the base crystals."""
 
+_SOURCE_NAME = _column("source_name", pa.string(), "file, key or id of another model's sample")
+
+IMPORTED = _extend(
+    _CRYSTAL,
+    [_FORMULA, _column("num_steps", pa.int32(), "0: no integration steps"), _SOURCE_NAME],
+    _OUTCOME,
+)
+"""generated/{external}/shard-*.parquet: other models' samples, read as `GENERATED` is."""
+
 TRAJECTORIES = _extend(
     _CRYSTAL,
     [
@@ -170,7 +179,7 @@ RELAXED = _extend(
     _CRYSTAL,
     [
         _FORMULA,
-        _column("potential", pa.string(), "whose energies, with its version"),
+        _column("potential", pa.string(), "whose energies, and how the crystals were relaxed"),
         _column("initial_energy_per_atom", pa.float64(), "eV/atom, as generated"),
         _column("final_energy_per_atom", pa.float64(), "eV/atom, as relaxed"),
         _column("delta_energy_per_atom", pa.float64(), "eV/atom that the relaxation gained"),
@@ -194,7 +203,8 @@ HULL_ENTRIES = pa.schema(
         _column("num_atoms", pa.int32(), "in the entry's cell", nullable=False),
         _column("energy_per_atom", pa.float64(), "eV/atom", nullable=False),
         _column("kind", pa.string(), "potential or dft, one in a file", nullable=False),
-        _column("source", pa.string(), "whose energy, with correction scheme", nullable=False),
+        _column("source", pa.string(), "whose energy, relaxation or correction", nullable=False),
+        _column("converged", pa.bool_(), "false: the energy is an upper bound; null: not known"),
     ]
 )
 """hull/{kind}.parquet: the entries of a reference hull."""
@@ -205,7 +215,7 @@ STABILITY = pa.schema(
         _FORMULA,
         _column("num_elements", pa.int32(), "distinct elements"),
         _column("energy_per_atom", pa.float64(), "eV/atom"),
-        _column("energy_source", pa.string(), "whose energy, with correction scheme"),
+        _column("energy_source", pa.string(), "whose energy, relaxation or correction"),
         _column("hull_source", pa.string(), "the same of the hull"),
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
         _column("stable", pa.bool_(), "by stability.stable_below and min_elements"),
@@ -261,6 +271,7 @@ FINGERPRINTS = pa.schema(
 METRICS_PER_CRYSTAL = pa.schema(
     [
         _ID,
+        _SOURCE_NAME,
         _FORMULA,
         _column("generated", pa.bool_(), "there is a crystal", nullable=False),
         _column("num_elements", pa.int32(), "distinct elements"),

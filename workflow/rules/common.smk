@@ -11,6 +11,7 @@ sys.path.insert(0, SOURCE)
 
 from flowllm.config import TRAIN_COMPOSITIONS, check_config, stage_json
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.sample_files import sample_files
 
 # A cluster's job reads this file again; it is given the configuration that snakemake started with,
 # so that a file edited meanwhile counts from the next start on, for all jobs alike.
@@ -170,11 +171,11 @@ def source_files(wildcards):
 
 
 def external_files(wildcards):
-    """A row's file, or all files of its folder, so that a changed one is read again."""
-    path = Path(EXTERNAL[wildcards.external].file)
-    if not path.is_dir():
-        return [str(path)]
-    return without_braces(one for one in path.iterdir() if one.suffix.lower() == ".cif")
+    """The files that a row's samples are read from, so that a changed one is read again."""
+    try:
+        return without_braces(sample_files(Path(EXTERNAL[wildcards.external].file)))
+    except FlowllmError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def pair_draws(wildcards):

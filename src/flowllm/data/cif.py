@@ -8,9 +8,11 @@ from typing import Literal
 import numpy as np
 import spglib
 from pymatgen.core import Lattice, Structure
-from pymatgen.io.cif import CifParser
 
-from flowllm.crystal import Crystal
+from flowllm.crystal import MIN_DISTANCE, Crystal
+from flowllm.data.cif_blocks import split_blocks
+from flowllm.data.cif_structure import read_structure
+from flowllm.data.rejected import RejectedError
 from flowllm.errors import FlowllmError
 
 PRIMITIVE_TOLERANCE = 0.01
@@ -26,15 +28,6 @@ NIGGLI_TOLERANCE = 1e-5
 """Spglib's tolerance, square angstrom: terms of the metric this close count as equal."""
 
 
-class RejectedError(Exception):
-    """A crystal that cannot be used: the reason's short name, and the detail."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
 def crystal_from_cif(text: str, cell: Literal["primitive", "as_given"], max_atoms: int) -> Crystal:
     """Parse a CIF and return its Niggli-reduced crystal, coordinates in [0, 1).
 
@@ -44,18 +37,20 @@ def crystal_from_cif(text: str, cell: Literal["primitive", "as_given"], max_atom
         max_atoms: largest number of atoms in the resulting cell.
 
     Raises:
-        RejectedError: with one of the reasons bad_cif, formula_mismatch, disordered, no_element,
-            too_many_atoms, not_reduced or bad_crystal.
+        RejectedError: with one of the reasons of `read_structure`, or too_many_atoms, not_reduced,
+            close_atoms or bad_crystal.
     """
     with warnings.catch_warnings():
         # Rounding and symmetry remarks, a few a row; what matters is checked here.
         warnings.simplefilter("ignore")
-        structure = parse_cif(text)
-        check_sites(structure)
+        structure = structure_from_cif(text)
         if cell == "primitive":
             # A hopeless one is turned away at once: the search in a large cell takes minutes.
             check_size(atoms_in_formula(structure), max_atoms, "the formula")
+        # Before the reduction, which takes a shift of 0.004 angstrom for a translation.
+        check_distances(structure)
         structure = reduce_cell(structure, cell)
+        check_distances(structure)
     check_size(len(structure), max_atoms, f"the {cell} cell")
     try:
         return Crystal.from_structure(structure)
@@ -63,39 +58,38 @@ def crystal_from_cif(text: str, cell: Literal["primitive", "as_given"], max_atom
         raise RejectedError("bad_crystal", str(error)) from error
 
 
-def parse_cif(text: str) -> Structure:
-    """Return the one structure of a CIF, with the cell as given.
+def structure_from_cif(text: str) -> Structure:
+    """Return the one structure of a CIF: its cell as given, all atoms, elements without charges.
 
     Raises:
-        RejectedError: bad_cif or formula_mismatch.
+        RejectedError: see `read_structure`; also bad_cif where the CIF has not one structure.
     """
-    try:
-        parser = CifParser.from_str(text)
-        structures = parser.parse_structures(primitive=False, on_error="raise")
-        mismatch = parser.check(structures[0])
-    except Exception as error:
-        # pymatgen raises nearly anything on a malformed CIF; the row is rejected with the reason.
-        raise RejectedError("bad_cif", f"{type(error).__name__}: {error}") from error
-    if len(structures) != 1:
-        raise RejectedError("bad_cif", f"{len(structures)} structures in one CIF, expected one")
-    # `check` also remarks that a CIF states no formula at all, which is no fault of the crystal.
-    if mismatch and mismatch.startswith(("Missing elements", "Incorrect stoichiometry")):
-        raise RejectedError("formula_mismatch", f"formula and sites disagree: {mismatch}")
-    return structures[0]
+    blocks = split_blocks(text)
+    if len(blocks) > 1:
+        # A block with the cell alone is that of a measurement.
+        blocks = [block for block in blocks if "_atom_site" in block.lower()]
+    if len(blocks) != 1:
+        raise RejectedError("bad_cif", f"{len(blocks)} structures in one CIF, expected one")
+    return read_structure(blocks[0])
 
 
-def check_sites(structure: Structure) -> None:
-    """Refuse disordered sites and sites that hold no element.
+def check_distances(structure: Structure) -> None:
+    """Refuse atoms that are closer than any two atoms are, periodic images included.
 
     Raises:
-        RejectedError: disordered or no_element.
+        RejectedError: close_atoms.
     """
-    disordered = [str(site.species) for site in structure if not site.is_ordered]
-    if disordered:
-        raise RejectedError("disordered", f"{len(disordered)} sites, the first: {disordered[0]}")
-    strange = [species.symbol for species in structure.composition if not 1 <= species.Z <= 118]
-    if strange:
-        raise RejectedError("no_element", f"{strange[0]} is not an element")
+    distances = structure.distance_matrix
+    np.fill_diagonal(distances, min(structure.lattice.abc))
+    first, second = np.unravel_index(distances.argmin(), distances.shape)
+    if distances[first, second] < MIN_DISTANCE:
+        raise RejectedError(
+            "close_atoms",
+            f"atoms {first + 1} ({structure[first].species_string}) and {second + 1} "
+            f"({structure[second].species_string}) are {distances[first, second]:.3f} angstrom "
+            f"apart, at least {MIN_DISTANCE} are needed; coordinates of special positions need "
+            "four decimal places",
+        )
 
 
 def atoms_in_formula(structure: Structure) -> int:

@@ -2,10 +2,10 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowllm.data.csv_file import read_csv
 from flowllm.errors import FlowllmError
 from flowllm.tables import atomic_path
 
@@ -21,8 +21,6 @@ PROPERTY_COLUMNS = {
 FILE_COLUMN = "file"
 """Where the rows come from files of their own: the file's name, for the list of rejected rows."""
 
-_MAX_FIELD = 1 << 28
-
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
@@ -31,7 +29,7 @@ class SourceRow:
     Attributes:
         split: train, val or test; None while the source does not say.
         file: name of the file that a person should look at.
-        row: number of the data row in the CSV file, from 0 (as pandas counts).
+        row: number of the data row in the CSV file, from 0 without empty lines (as pandas counts).
         cells: the row's cells by column.
         problem: what is wrong with the row's form, None where nothing is.
     """
@@ -52,24 +50,13 @@ def read_rows(path: Path, split: str | None) -> Iterator[SourceRow]:
     """Read a CSV file with at least the columns material_id and cif.
 
     Raises:
-        FlowllmError: the file is missing, empty, not UTF-8 or not CSV, or lacks a column; the
-            message names the file and the column.
+        FlowllmError: as `read_csv`, or a column is missing; the message names it.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle, _large_fields():
-            reader = csv.reader(handle, strict=True)
-            columns = next(reader, None)
-            _check_columns(path, columns)
-            for number, values in enumerate(reader):
-                yield _source_row(path, split, number, columns, values)
-    except OSError as error:
-        raise FlowllmError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise FlowllmError(f"{path}: not UTF-8 text ({error.reason}); convert it") from error
-    except csv.Error as error:
-        raise FlowllmError(
-            f"{path}, line {reader.line_num}: not CSV ({error}); is the file cut off? Get it again"
-        ) from error
+    lines = read_csv(path)
+    _, columns = next(lines)
+    _check_columns(path, columns)
+    for number, (_, values) in enumerate(lines):
+        yield _source_row(path, split, number, columns, values)
 
 
 def count_rows(path: Path) -> int:
@@ -96,9 +83,7 @@ def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, o
         writer.writerows(rows)
 
 
-def _check_columns(path: Path, columns: list[str] | None) -> None:
-    if not columns:
-        raise FlowllmError(f"{path}: empty; expected CSV with columns {list(REQUIRED_COLUMNS)}")
+def _check_columns(path: Path, columns: list[str]) -> None:
     for name in REQUIRED_COLUMNS:
         if name not in columns:
             raise FlowllmError(
@@ -115,13 +100,3 @@ def _source_row(
     if len(values) != len(columns):
         problem = f"{len(values)} cells under {len(columns)} columns"
     return SourceRow(split, cells.get(FILE_COLUMN) or path.name, number, cells, problem)
-
-
-@contextmanager
-def _large_fields() -> Iterator[None]:
-    """Let a CSV cell hold a large CIF: the module's limit of 131,072 characters is for all."""
-    before = csv.field_size_limit(_MAX_FIELD)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

@@ -8,10 +8,12 @@ entry is decoded by the json module alone; no class named in the file is ever im
 import gzip
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from pymatgen.core import Composition, DummySpecies, get_el_sp
 
 from flowllm.errors import FlowllmError
 
@@ -27,9 +29,31 @@ _ENTRY_KEYS = {
 }
 """An object whose first key is one of these is taken for an entry, any other is searched."""
 
+_SAME_ENERGY = 1e-3
+"""eV of a cell; two statements of one correction differ by less, which is their rounding."""
+
 _CHUNK = 1 << 22
 _MAX_ENTRY = 1 << 28
 _SPACE = " \t\n\r,:"
+
+
+@dataclass(frozen=True)
+class EntryRun:
+    """What an entry tells of the calculation that its energy is from.
+
+    Attributes:
+        energy: eV of the cell, without any correction.
+        run_type: functional in pymatgen's words, e.g. GGA+U; None where the entry does not say.
+        hubbards: U in eV by element symbol; None where the entry does not say.
+        data: the entry's further data, e.g. oxide_type.
+        structure: the structure as pymatgen writes it; None where the entry has none.
+    """
+
+    energy: float
+    run_type: str | None
+    hubbards: Mapping[str, float] | None
+    data: Mapping[str, Any]
+    structure: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -40,11 +64,18 @@ class ReferenceEntry:
         entry_id: its id in the file.
         amounts: number of atoms by element symbol.
         energy_per_atom: eV, with its correction.
+        run: the calculation, where it is known.
     """
 
     entry_id: str
     amounts: dict[str, float]
     energy_per_atom: float
+    run: EntryRun | None = None
+
+    @property
+    def formula(self) -> str:
+        """The formula of the entry's cell."""
+        return "".join(f"{symbol}{n:g}" for symbol, n in self.amounts.items())
 
 
 def read_entries(path: Path) -> Iterator[ReferenceEntry]:
@@ -59,7 +90,7 @@ def read_entries(path: Path) -> Iterator[ReferenceEntry]:
     try:
         with _open(path) as handle:
             for number, raw in enumerate(_Walker(handle, path).entries()):
-                yield _entry(raw, number, path)
+                yield entry_of(raw, number, str(path))
     except (OSError, EOFError) as error:
         raise FlowllmError(f"{path}: {error}") from error
     except RecursionError as error:
@@ -86,22 +117,87 @@ def _open(path: Path) -> IO[str]:
     return path.open(encoding="utf-8")
 
 
-def _entry(raw: dict[str, Any], number: int, path: Path) -> ReferenceEntry:
-    """Check one decoded entry."""
+def entry_of(raw: Mapping[str, Any], number: int, where: str) -> ReferenceEntry:
+    """Check one decoded entry.
+
+    Args:
+        raw: the entry as pymatgen's `as_dict` writes it.
+        number: its place, which names it where it has no id.
+        where: the file or address that it is from.
+
+    Raises:
+        FlowllmError: it lacks what is needed, or contradicts itself.
+    """
     name = str(raw.get("entry_id") or f"entry {number}")
     try:
-        amounts = {str(symbol): float(n) for symbol, n in raw["composition"].items()}
-        # `correction` is the sum of the energy adjustments wherever pymatgen wrote both.
-        energy = float(raw["energy"]) + float(raw["correction"])
+        amounts = _amounts(raw["composition"])
+        energy, correction = float(raw["energy"]), _correction(raw)
+        run = _run_of(raw, energy)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FlowllmError(
-            f"{path}: {name}: composition, energy and correction are needed "
+            f"{where}: {name}: composition, energy and correction are needed "
             f"({type(error).__name__}: {error})"
         ) from error
     num_atoms = sum(amounts.values())
-    if not (num_atoms > 0 and math.isfinite(energy)):
-        raise FlowllmError(f"{path}: {name}: {num_atoms:g} atoms, energy {energy}")
-    return ReferenceEntry(name, amounts, energy / num_atoms)
+    if not (num_atoms > 0 and math.isfinite(energy + correction)):
+        raise FlowllmError(f"{where}: {name}: {num_atoms:g} atoms, energy {energy + correction}")
+    return ReferenceEntry(name, amounts, (energy + correction) / num_atoms, run)
+
+
+def _amounts(composition: Mapping[str, float] | str) -> dict[str, float]:
+    """Return the number of atoms by element; a species with a charge counts as its element."""
+    if isinstance(composition, str):
+        composition = Composition(composition).as_dict()
+    amounts: dict[str, float] = {}
+    for key, given in composition.items():
+        species, amount = get_el_sp(str(key)), float(given)
+        if isinstance(species, DummySpecies):
+            raise ValueError(f"{key!r} is not an element")
+        if not (math.isfinite(amount) and amount >= 0):
+            raise ValueError(f"{amount} atoms of {key}")
+        if amount > 0:
+            amounts[species.symbol] = amounts.get(species.symbol, 0.0) + amount
+    return amounts
+
+
+def _correction(raw: Mapping[str, Any]) -> float:
+    """Return the correction in eV of the cell, as pymatgen's `from_dict` takes it.
+
+    The list of energy adjustments (since 2020) comes first; `correction` is its sum.
+    """
+    adjustments = raw.get("energy_adjustments") or []
+    if not adjustments:
+        if "energy_adjustments" in raw and "correction" not in raw:
+            return 0.0
+        return float(raw["correction"])
+    total = sum(_adjustment(one) for one in adjustments)
+    if raw.get("correction") is not None and abs(total - float(raw["correction"])) > _SAME_ENERGY:
+        raise ValueError(f"correction {raw['correction']}, but energy_adjustments sum to {total}")
+    return total
+
+
+def _adjustment(given: Mapping[str, Any]) -> float:
+    """Return an energy adjustment in eV of the cell, of whichever of pymatgen's classes."""
+    if "adj_per_atom" in given:
+        return float(given["adj_per_atom"]) * float(given["n_atoms"])
+    if "adj_per_deg" in given:
+        return float(given["adj_per_deg"]) * float(given["temp"]) * float(given["n_atoms"])
+    return float(given["value"])
+
+
+def _run_of(raw: Mapping[str, Any], energy: float) -> EntryRun:
+    parameters, data = raw.get("parameters") or {}, raw.get("data") or {}
+    run_type = parameters.get("run_type") or data.get("run_type")
+    hubbards = parameters.get("hubbards")
+    if hubbards is not None:
+        hubbards = {str(symbol): float(u) for symbol, u in hubbards.items()}
+    return EntryRun(
+        energy=energy,
+        run_type=None if run_type is None else str(run_type),
+        hubbards=hubbards,
+        data={name: data.get(name) for name in ("oxide_type", "sulfide_type")},
+        structure=raw.get("structure"),
+    )
 
 
 class _Walker:

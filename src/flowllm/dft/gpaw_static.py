@@ -35,7 +35,8 @@ def main(folder: Path) -> None:
         energy, converged = atoms.get_potential_energy(), True
     except KohnShamConvergenceError:
         energy, converged = 0.0, False
-    result = {name: given[name] for name in ("atomic_numbers", "cell", "frac_coords", "xc")}
+    kept = ("atomic_numbers", "cell", "frac_coords", "xc", "cutoff_ev", "kpoints")
+    result = {name: given[name] for name in kept}
     result.update(energy=float(energy), converged=converged, version=__version__)
     if atoms.calc.wfs.world.rank == 0:
         temporary = folder / ".gpaw_result.json.tmp"

@@ -4,11 +4,12 @@ The two open codes get the cutoff and the mesh of the configuration, and GPAW th
 Project's initial magnetic moments. Their energies are on scales of their own, never on VASP's.
 """
 
+import errno
 import hashlib
 import json
 import re
-import shutil
-import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata as package_metadata
@@ -20,6 +21,7 @@ from pymatgen.io.pwscf import PWInput
 from pymatgen.io.vasp import Kpoints, Poscar
 from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet, MPStaticSet, VaspInputSet
 
+from flowllm import tables
 from flowllm.config import DftInputs
 from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal
 from flowllm.errors import FlowllmError
@@ -41,6 +43,21 @@ _GPAW_SETUPS = frozenset(
 """Elements with a PBE setup in gpaw-setups 0.9.20000: no technetium, no lanthanides."""
 
 _EV_PER_RYDBERG = 13.605693
+
+_NO_SPACE = "free space or inodes there, or raise the quota (also of files)"
+_NO_WRITING = "make it writable, or choose a run_dir that is"
+_IN_THE_WAY = "move away what is in its place"
+_CURES = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EMLINK: "lower dft_inputs.folders_per_directory",
+    errno.EROFS: _NO_WRITING,
+    errno.EACCES: _NO_WRITING,
+    errno.EPERM: _NO_WRITING,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+}
 
 
 @dataclass(frozen=True)
@@ -102,39 +119,41 @@ def write_folder(crystal: Crystal, input_set: str, section: DftInputs, folder: P
         folder: where.
 
     Raises:
-        FlowllmError: pymatgen is configured with pseudopotentials and one is missing, or the folder
-            is there with other inputs and with files that are not ours.
+        FlowllmError: pymatgen is configured with pseudopotentials and one is missing, the folder
+            is there with other inputs and with files that are not ours, or it cannot be written.
     """
     structure = crystal.to_structure()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    if input_set in VASP_SETS:
+        files, pseudopotentials = _vasp_files(structure, VASP_SETS[input_set], folder)
+    elif input_set == OPEN_SETS["gpaw"]:
+        files, pseudopotentials = _gpaw_files(structure, section)
+    else:
+        files, pseudopotentials = _espresso_files(structure, section)
+    with naming_output_errors(folder):
+        if not _has_files(folder, files):
+            with tables.atomic_folder(folder) as temporary:
+                for name, text in files.items():
+                    (temporary / name).write_text(text, encoding="utf-8")
+    structure_hash = hashlib.sha256(Poscar(structure).get_str().encode()).hexdigest()
+    return InputFolder(pseudopotentials, structure_hash)
+
+
+def _vasp_files(
+    structure: Structure, input_set: type[VaspInputSet], folder: Path
+) -> tuple[dict[str, str], list[str]]:
+    """INCAR, KPOINTS, POSCAR, and POTCAR.spec, or POTCAR where pymatgen has them."""
+    inputs = input_set(structure)
     try:
-        if input_set in VASP_SETS:
-            pseudopotentials = _write_vasp(structure, VASP_SETS[input_set], temporary)
-        elif input_set == OPEN_SETS["gpaw"]:
-            pseudopotentials = _write_gpaw(structure, section, temporary)
-        else:
-            pseudopotentials = _write_espresso(structure, section, temporary)
-        temporary.chmod(0o755)
-        structure_hash = hashlib.sha256(Poscar(structure).get_str().encode()).hexdigest()
-        _put_in_place(temporary, folder)
+        written = inputs.get_input_set(potcar_spec=not SETTINGS.get("PMG_VASP_PSP_DIR"))
     except FileNotFoundError as error:
         raise FlowllmError(
             f"{folder}: a POTCAR is missing under PMG_VASP_PSP_DIR: {error}"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return InputFolder(pseudopotentials, structure_hash)
+    files = {name: str(content) for name, content in written.items() if content is not None}
+    return files, list(inputs.potcar_symbols)
 
 
-def _write_vasp(structure: Structure, input_set: type[VaspInputSet], folder: Path) -> list[str]:
-    """INCAR, KPOINTS, POSCAR, and POTCAR.spec, or POTCAR where pymatgen has them."""
-    inputs = input_set(structure)
-    inputs.write_input(str(folder), potcar_spec=not SETTINGS.get("PMG_VASP_PSP_DIR"))
-    return list(inputs.potcar_symbols)
-
-
-def _write_gpaw(structure: Structure, section: DftInputs, folder: Path) -> list[str]:
+def _gpaw_files(structure: Structure, section: DftInputs) -> tuple[dict[str, str], list[str]]:
     """What `gpaw_static.py` reads."""
     calculation = {
         "atomic_numbers": list(structure.atomic_numbers),
@@ -145,11 +164,11 @@ def _write_gpaw(structure: Structure, section: DftInputs, folder: Path) -> list[
         "kpoints": _kpoints(structure, section),
         "xc": "PBE",
     }
-    (folder / GPAW_INPUT).write_text(json.dumps(calculation, indent=1, sort_keys=True) + "\n")
-    return [f"{element.symbol}.PBE" for element in structure.elements]
+    text = json.dumps(calculation, indent=1, sort_keys=True) + "\n"
+    return {GPAW_INPUT: text}, [f"{element.symbol}.PBE" for element in structure.elements]
 
 
-def _write_espresso(structure: Structure, section: DftInputs, folder: Path) -> list[str]:
+def _espresso_files(structure: Structure, section: DftInputs) -> tuple[dict[str, str], list[str]]:
     """pw.in, a variable-cell relaxation; the pseudopotentials are looked for as {symbol}.UPF."""
     names = {element.symbol: f"{element.symbol}.UPF" for element in structure.elements}
     cutoff = section.plane_wave_cutoff / _EV_PER_RYDBERG
@@ -168,8 +187,7 @@ def _write_espresso(structure: Structure, section: DftInputs, folder: Path) -> l
         electrons={"conv_thr": 1e-8},
         kpoints_grid=_kpoints(structure, section),
     )
-    inputs.write_file(str(folder / "pw.in"))
-    return list(names.values())
+    return {"pw.in": str(inputs)}, list(names.values())
 
 
 def _kpoints(structure: Structure, section: DftInputs) -> list[int]:
@@ -184,22 +202,46 @@ def _magnetic_moments(structure: Structure) -> list[float]:
     return [float(moments.get(site.specie.symbol, 0.6)) for site in structure]
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename the new folder, unless the same inputs lie there already."""
-    if folder.exists():
-        names = {path.name for path in temporary.iterdir()}
-        found = {path.name for path in folder.iterdir()}
-        same = all(
-            (folder / name).exists()
-            and (folder / name).read_bytes() == (temporary / name).read_bytes()
-            for name in names
+def _has_files(folder: Path, files: Mapping[str, str]) -> bool:
+    """Whether a folder has the inputs already, or had them: `job_array.sh` and custodian keep what
+    they replace under `.orig`.
+
+    Raises:
+        FlowllmError: it has others, and files that are not ours.
+    """
+    if not folder.exists():
+        return False
+    found = {path.name for path in folder.iterdir()}
+    if all(
+        any(
+            kept in found and (folder / kept).read_bytes() == text.encode()
+            for kept in (name, f"{name}.orig")
         )
-        if same:
-            return
-        if found - names:
-            raise FlowllmError(
-                f"{folder} holds other inputs and {', '.join(sorted(found - names)[:5])}: "
-                "results of an earlier selection? Move the folder away and run dft_inputs again"
-            )
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+        for name, text in files.items()
+    ):
+        return True
+    foreign = sorted(found - set(files))
+    if foreign:
+        raise FlowllmError(
+            f"{folder} holds other inputs and {', '.join(foreign[:5])}: "
+            "results of an earlier selection? Move the folder away and run dft_inputs again"
+        )
+    return False
+
+
+@contextmanager
+def naming_output_errors(path: Path) -> Iterator[None]:
+    """Say which folder could not be written, why, and what to do.
+
+    Raises:
+        FlowllmError: the disk, the quota or the inodes are used up, or the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        cure = _CURES.get(error.errno or 0, "check the file system")
+        above = (place for place in (path, *path.parents) if place.exists() and not place.is_dir())
+        raise FlowllmError(
+            f"{next(above, path)}: {error.strerror or error}; {cure}, and run dft_inputs again: "
+            "folders that are written are kept"
+        ) from error

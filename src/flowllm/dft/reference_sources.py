@@ -18,7 +18,7 @@ from typing import Any
 
 from flowllm import __version__
 from flowllm.data.fetch import check_url, fetch
-from flowllm.dft.entries import ReferenceEntry
+from flowllm.dft.entries import ReferenceEntry, entry_of
 from flowllm.errors import FlowllmError
 from flowllm.runlog import log
 
@@ -27,7 +27,7 @@ MP_KEY = "MP_API_KEY"
 
 _PAGE = 1000
 _TIMEOUT_SECONDS = 120.0
-_FIELDS = "material_id,composition,energy_per_atom"
+_FIELDS = "material_id,composition,energy_per_atom,energy_type,entries"
 
 MATBENCH_URL = "https://ndownloader.figshare.com/files/40344436"
 MATBENCH_MD5 = "76fc748db6b175bb80de4c276d27c235"
@@ -73,8 +73,13 @@ def materials_project_entries() -> Iterator[ReferenceEntry]:
 
 
 def _entry(document: dict[str, Any]) -> ReferenceEntry:
+    """Return the entry of a document; the energy alone where it comes without the calculation."""
+    name = str(document["material_id"])
+    if document.get("entries"):
+        raw = document["entries"][document["energy_type"]]
+        return entry_of({**raw, "entry_id": name}, 0, MP_API)
     amounts = {str(symbol): float(n) for symbol, n in document["composition"].items()}
-    return ReferenceEntry(str(document["material_id"]), amounts, float(document["energy_per_atom"]))
+    return ReferenceEntry(name, amounts, float(document["energy_per_atom"]))
 
 
 def _page(key: str, skip: int) -> dict[str, Any]:

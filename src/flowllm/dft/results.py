@@ -1,69 +1,90 @@
 """Energies and crystals from finished DFT runs, corrected as the Materials Project corrects."""
 
-import json
 import math
-import warnings
+import os
 from pathlib import Path
 from typing import Literal
 
-from pymatgen.core import Structure
-from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
-from pymatgen.entries.computed_entries import ComputedStructureEntry
+import numpy as np
 
-from flowllm.dft.runs import DftRun, RunProblem
+from flowllm.crystal import Crystal
+from flowllm.dft.corrections import StrictAnions, mp2020_correction, scheme_name
+from flowllm.dft.gpaw_output import GPAW_OUTPUT, read_gpaw
+from flowllm.dft.inputs import OPEN_SETS
+from flowllm.dft.runs import AskedRun, DftRun, RunProblem
 from flowllm.dft.vasp_output import find_vasp_outputs, read_vasp
+from flowllm.errors import FlowllmError
 
 CorrectionScheme = Literal["MP2020", "MP2020_plus_u_only", "none"]
-StrictAnions = Literal["require_bound", "require_exact", "no_check"]
 
-GPAW_OUTPUT = "gpaw_result.json"
-"""Written by `gpaw_static.py`."""
+MAX_ENERGY_PER_ATOM = 1e3
+"""eV; energies count from neutral atoms, in VASP and in GPAW, and are within some tens of them."""
+
+MIN_VOLUME_PER_ATOM = 1.0
+"""Cubic angstrom; diamond, which has the most atoms per volume of all solids, has 5.7."""
 
 
-def read_run(folder: Path) -> DftRun:
+def read_run(folder: Path, asked: AskedRun | None = None) -> DftRun:
     """Read the result of a folder, GPAW's or VASP's.
+
+    Args:
+        folder: the run's.
+        asked: what the manifest says of it.
 
     Raises:
         RunProblem: there is none (`missing`), it has no energy (`unfinished`,
-            `unconverged_electronic`), is not what its name says (`unreadable`), or is another
-            functional's than the input sets ask for (`wrong_functional`).
+            `unconverged_electronic`), is not what its name says (`unreadable`), is another
+            functional's than the input sets ask for (`wrong_functional`), or has other settings
+            than its inputs (`other_settings`).
+        FlowllmError: there is no room to unpack a result.
     """
-    if (folder / GPAW_OUTPUT).exists():
-        return _read_gpaw(folder / GPAW_OUTPUT)
-    outputs = find_vasp_outputs(folder) if folder.exists() else []
+    try:
+        run = _read(folder, asked or AskedRun())
+        _check_crystal(run)
+    except OSError as error:
+        detail = f"{folder.name}: {error.strerror or error}"
+        raise RunProblem("unreadable", detail) from error
+    return run
+
+
+def _read(folder: Path, asked: AskedRun) -> DftRun:
+    if not os.path.lexists(folder):
+        raise RunProblem("missing", "no folder")
+    if any(path.name == GPAW_OUTPUT for path in folder.iterdir()):
+        return read_gpaw(folder / GPAW_OUTPUT, asked)
+    outputs = find_vasp_outputs(folder)
     if not outputs:
         raise RunProblem("missing", "no result in the folder")
-    return read_vasp(outputs)
+    if asked.input_set in OPEN_SETS.values():
+        detail = f"{outputs[0].name} is VASP's, expected is a run with {asked.input_set}"
+        raise RunProblem("other_settings", detail)
+    return read_vasp(outputs, asked)
 
 
-def _read_gpaw(path: Path) -> DftRun:
+def _check_crystal(run: DftRun) -> None:
+    """Refuse numbers that no crystal has.
+
+    Raises:
+        RunProblem: a cell without volume, a number that is not finite, an energy of 400 digits
+            (`unreadable`).
+    """
+    num_atoms = len(run.structure)
+    with np.errstate(invalid="ignore"):
+        volume = run.structure.volume / num_atoms
+    if not MIN_VOLUME_PER_ATOM <= volume < math.inf:
+        raise RunProblem("unreadable", f"no crystal: {volume:.3g} cubic angstrom per atom")
     try:
-        result = json.loads(path.read_text())
-        structure = Structure(result["cell"], result["atomic_numbers"], result["frac_coords"])
-        energy = float(result["energy"])
-        converged = bool(result["converged"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunProblem("unreadable", f"{path.name}: {type(error).__name__}: {error}") from error
-    if not math.isfinite(energy):
-        raise RunProblem("unreadable", f"{path.name}: energy {energy}")
-    if not converged:
-        raise RunProblem(
-            "unconverged_electronic", f"{path.name}: the electronic loop hit its limit"
-        )
-    return DftRun(
-        structure=structure,
-        energy=energy,
-        run_type="GPAW",
-        parameters={},
-        converged_electronic=True,
-        converged_ionic=True,  # there is nothing to relax in it
-        num_steps=1,
-    )
+        Crystal.from_structure(run.structure)
+    except FlowllmError as error:
+        raise RunProblem("unreadable", f"no crystal: {error}") from error
+    if not abs(run.energy / num_atoms) <= MAX_ENERGY_PER_ATOM:
+        detail = f"energy {run.energy / num_atoms:.3g} eV per atom, more than {MAX_ENERGY_PER_ATOM}"
+        raise RunProblem("unreadable", detail)
 
 
-def scheme_of(run: DftRun, scheme: CorrectionScheme) -> str:
-    """The correction scheme of a run: the given one, or GPAW's, which has no corrections."""
-    return "GPAW" if run.run_type == "GPAW" else scheme
+def scheme_of(run: DftRun, scheme: CorrectionScheme, strict_anions: StrictAnions) -> str:
+    """Return the correction scheme of a run: the given one, or GPAW's, which has no corrections."""
+    return "GPAW" if run.run_type == "GPAW" else scheme_name(scheme, strict_anions)
 
 
 def corrected_energy(run: DftRun, scheme: CorrectionScheme, strict_anions: StrictAnions) -> float:
@@ -80,13 +101,7 @@ def corrected_energy(run: DftRun, scheme: CorrectionScheme, strict_anions: Stric
         return run.energy
     if scheme == "MP2020_plus_u_only" and run.run_type != "GGA+U":
         return run.energy
-    entry = ComputedStructureEntry(run.structure, run.energy, parameters=run.parameters)
-    compatibility = MaterialsProject2020Compatibility(
-        check_potcar=False, strict_anions=strict_anions
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # guessed oxidation states
-        processed = compatibility.process_entry(entry)
-    if processed is None:
+    correction = mp2020_correction(run.structure, run.parameters, strict_anions)
+    if correction is None:
         raise RunProblem("no_correction", "MP2020 does not cover the run's settings or elements")
-    return float(processed.energy)
+    return run.energy + correction

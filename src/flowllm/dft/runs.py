@@ -20,6 +20,19 @@ class RunProblem(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True)
+class AskedRun:
+    """What the manifest says of the run that it asks for.
+
+    Attributes:
+        input_set: name of the set of inputs; None where the manifest does not say.
+        potcar_symbols: pseudopotentials; None where the manifest does not say.
+    """
+
+    input_set: str | None = None
+    potcar_symbols: list[str] | None = None
+
+
+@dataclass(frozen=True)
 class DftRun:
     """A run with an energy that converged electronically.
 

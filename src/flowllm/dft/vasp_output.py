@@ -5,29 +5,40 @@ step that converged electronically counts, and of its steps the last such one. U
 finished and converged, that energy is an upper bound of what relaxation would have come to.
 """
 
+import codecs
 import gzip
+import lzma
 import math
 import re
 import tarfile
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
 from pymatgen.core import Structure
 from pymatgen.io.vasp.outputs import Vasprun
 
-from flowllm.dft.runs import DftRun, RunProblem
+from flowllm.dft.bounded import (
+    PACKED_SUFFIXES,
+    BoundedReader,
+    opened,
+    temporary_file,
+    unpacked,
+)
+from flowllm.dft.runs import AskedRun, DftRun, RunProblem
+from flowllm.dft.vasp_convergence import find_outcar, is_static, why_not_converged
+from flowllm.dft.vasp_settings import check_settings
 
 NAME = "vasprun.xml"
 
+_PACKED = "|".join(re.escape(suffix) for suffix in PACKED_SUFFIXES)
 _EARLIER = re.compile(
-    r"(?:vasprun\.xml\.(?P<kind>relax|cut)|(?P<archive>error)\.)(?P<number>\d+)(?:\.gz|\.tar\.gz)?"
+    rf"vasprun\.xml\.(?P<kind>relax|cut)(?P<number>[0-9]+)(?:{_PACKED})"
+    rf"|(?P<archive>error)\.(?P<attempt>[0-9]+)\.(?:tar(?:{_PACKED})|tgz)"
 )
 _NEWEST_FIRST = {"relax": 0, "cut": 1, "error": 2}
 """Legs of custodian's double relaxation; what job_array.sh keeps of a run that it starts again;
@@ -35,40 +46,48 @@ what custodian keeps of a run before it changes the inputs."""
 
 _STEP_END = b"</calculation>"
 _FILE_END = b"</modeling>"
-_BLOCK = 1 << 20
+
+_MAX_MEMBERS = 1000
+"""Of an archive; custodian's have some twenty."""
 
 _RUN_TYPES = {"GGA": "GGA", "PBE": "GGA", "GGA+U": "GGA+U", "PBE+U": "GGA+U"}
 """pymatgen's name of a run, and the name under which MP2020 knows it. Anything else (a metaGGA, a
 van der Waals term) is on another scale."""
 
+_FINAL = ("wrong_functional", "other_settings")
+"""Statuses that no earlier attempt makes good."""
+
 
 def find_vasp_outputs(folder: Path) -> list[Path]:
-    """The folder's results, and archives of results, the newest first."""
-    current = [folder / name for name in (NAME, f"{NAME}.gz") if (folder / name).exists()]
+    """The folder's results, and archives of results, the newest first, whatever they are."""
+    paths = {path.name: path for path in folder.iterdir()}
+    current = [f"{NAME}{suffix}" for suffix in PACKED_SUFFIXES]
     ages = {}
-    for path in folder.iterdir():
+    for path in paths.values():
         if found := _EARLIER.fullmatch(path.name):
-            kind = found["kind"] or found["archive"]
-            ages[path] = (_NEWEST_FIRST[kind], -int(found["number"]), path.name)
-    return current + sorted(ages, key=ages.__getitem__)
+            kind, number = found["kind"] or found["archive"], found["number"] or found["attempt"]
+            ages[path] = (_NEWEST_FIRST[kind], -float(number), path.name)
+    return [paths[name] for name in current if name in paths] + sorted(ages, key=ages.__getitem__)
 
 
-def read_vasp(outputs: list[Path]) -> DftRun:
+def read_vasp(outputs: list[Path], asked: AskedRun | None = None) -> DftRun:
     """Read the newest result that has an energy.
 
     Args:
         outputs: what `find_vasp_outputs` found, at least one.
+        asked: what the manifest says of the run.
 
     Raises:
         RunProblem: none has an energy; what is wrong with the newest. Or a result is of another
-            functional than the input sets ask for (`wrong_functional`).
+            functional than the input sets ask for (`wrong_functional`), or has other settings than
+            its own inputs (`other_settings`).
     """
     problems: list[RunProblem] = []
     for path in outputs:
         try:
-            run = _read_output(path)
+            run = _read_output(path, asked or AskedRun())
         except RunProblem as problem:
-            if problem.status == "wrong_functional":
+            if problem.status in _FINAL:
                 raise
             problems.append(problem)
             continue
@@ -80,48 +99,65 @@ def read_vasp(outputs: list[Path]) -> DftRun:
     raise problems[0]
 
 
-def _read_output(path: Path) -> DftRun:
-    """Read one vasprun.xml, plain, gzipped or in an archive."""
-    with tempfile.NamedTemporaryFile(suffix=".xml") as whole:
+def _read_output(path: Path, asked: AskedRun) -> DftRun:
+    """Read one vasprun.xml, plain, packed or in an archive."""
+    with temporary_file(".xml") as whole:
         try:
             with _opened(path) as source:
-                finished = _copy_whole_steps(source, whole)
-        except (gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
+                finished = _copy_whole_steps(source, whole, path.name)
+        except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
             raise RunProblem("unreadable", f"{path.name}: {error}") from error
         whole.flush()
-        return _parse(Path(whole.name), path.name, finished)
+        return _parse(Path(whole.name), path, finished, asked)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BufferedIOBase]:
+def _opened(path: Path) -> Iterator[BoundedReader]:
     """The text of a result; in an archive that of its vasprun.xml."""
-    if not path.name.endswith(".tar.gz"):
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
-            yield handle
-        return
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                inside = archive.extractfile(member)  # None for a folder
-                if Path(member.name).name == NAME and isinstance(inside, BufferedIOBase):
-                    yield inside
-                    return
-    except EOFError as error:
-        raise RunProblem("unfinished", f"{path.name} is cut short ({error})") from error
-    raise RunProblem("unreadable", f"{path.name}: no {NAME} in it")
+    with opened(path) as source:
+        earlier = _EARLIER.fullmatch(path.name)
+        if earlier is None or earlier["archive"] is None:
+            yield source
+            return
+        try:
+            # As a stream: nothing is unpacked to disk, and links are not followed.
+            with tarfile.open(fileobj=source, mode="r|") as archive:
+                yield _member(archive, path.name)
+        except EOFError as error:
+            raise RunProblem("unfinished", f"{path.name} is cut short ({error})") from error
 
 
-def _copy_whole_steps(source: BufferedIOBase, target: IO[bytes]) -> bool:
+def _member(archive: tarfile.TarFile, name: str) -> BoundedReader:
+    """The vasprun.xml of an archive."""
+    for number, member in enumerate(archive):
+        inside = f"{name}: {member.name[-80:]}"
+        if number == _MAX_MEMBERS:
+            raise RunProblem("unreadable", f"{name} has more than {_MAX_MEMBERS} files in it")
+        if Path(member.name).name not in (NAME, f"{NAME}.gz") or member.isdir():
+            continue
+        handle = archive.extractfile(member) if member.isreg() else None
+        if handle is None:
+            raise RunProblem("unreadable", f"{inside} is a link or a device, not a file")
+        return unpacked(handle, member.size, inside)
+    raise RunProblem("unreadable", f"{name}: no {NAME} in it")
+
+
+def _copy_whole_steps(source: BoundedReader, target: IO[bytes], name: str) -> bool:
     """Copy a result; one that is cut short up to its last whole ionic step, and closed there.
 
     Returns:
         Whether VASP closed the file, as it does when it ends; what runs or was killed has not.
+
+    Raises:
+        RunProblem: it is no XML, or has definitions of its own (`unreadable`).
     """
     written = step_end = 0
     tail = b""
-    for block in _blocks(source):
+    for block in _text(source, name):
         target.write(block)
         window = tail + block
+        if b"<!DOCTYPE" in window:
+            raise RunProblem("unreadable", f"{name} has a DOCTYPE, which VASP does not write")
         found = window.rfind(_STEP_END)
         if found >= 0:
             step_end = written - len(tail) + found + len(_STEP_END)
@@ -135,18 +171,27 @@ def _copy_whole_steps(source: BufferedIOBase, target: IO[bytes]) -> bool:
     return False
 
 
-def _blocks(source: BufferedIOBase) -> Iterator[bytes]:
-    """All that can be read; a gzip file that is cut short ends where it is."""
-    try:
-        # read1 gives what there is before it stumbles, read would lose it.
-        while block := source.read1(_BLOCK):
-            yield block
-    except EOFError:
-        return
+def _text(source: BoundedReader, name: str) -> Iterator[bytes]:
+    """Blocks of XML up to the first zero byte: some file systems end a killed run's file in them.
+
+    Raises:
+        RunProblem: the first byte is not XML's (`unreadable`).
+    """
+    begun = False
+    for block in source.blocks():
+        begin = block.removeprefix(codecs.BOM_UTF8).lstrip()
+        if not begun and begin and not begin.startswith(b"<"):
+            raise RunProblem("unreadable", f"{name} begins with {begin[:16]!r}, so it is no XML")
+        begun = begun or bool(begin)
+        text, zero, _ = block.partition(b"\0")
+        yield text
+        if zero:
+            return
 
 
-def _parse(path: Path, name: str, finished: bool) -> DftRun:
-    """Read whole steps; `name` is what the user knows the file by."""
+def _parse(path: Path, output: Path, finished: bool, asked: AskedRun) -> DftRun:
+    """Read whole steps; `output` is the file that the user knows."""
+    name = output.name
     if not path.stat().st_size > len(_FILE_END) + 1:
         raise RunProblem("unfinished", f"{name} was cut short before its first ionic step was done")
     try:
@@ -155,7 +200,7 @@ def _parse(path: Path, name: str, finished: bool) -> DftRun:
             vasprun = Vasprun(
                 str(path), parse_dos=False, parse_eigen=False, parse_potcar_file=False
             )
-            return _run_of(vasprun, name, finished)
+            return _run_of(vasprun, output, finished, asked)
     except RunProblem:
         raise
     # pymatgen raises whatever its parser stumbles over; the file is one crystal's.
@@ -164,21 +209,19 @@ def _parse(path: Path, name: str, finished: bool) -> DftRun:
         raise RunProblem("unreadable", detail) from error
 
 
-def _run_of(vasprun: Vasprun, name: str, finished: bool) -> DftRun:
+def _run_of(vasprun: Vasprun, output: Path, finished: bool, asked: AskedRun) -> DftRun:
     """The last electronically converged step of a parsed run."""
-    run_type = _RUN_TYPES.get(vasprun.run_type)
-    if run_type is None:
-        detail = f"{name}: a {vasprun.run_type} run; its energies are not GGA's or GGA+U's"
-        raise RunProblem("wrong_functional", detail)
+    name = output.name
+    run_type = _run_type(vasprun, name)
+    held = check_settings(vasprun, asked, output.parent, name)
     steps = vasprun.ionic_steps
-    is_static = vasprun.parameters.get("NSW", 0) <= 1
-    reached = is_static or (finished and bool(vasprun.converged_ionic))
     step, structure, energy = _last_good_step(vasprun, name)
     shortfall = None
     if step < len(steps):
         shortfall = "the electronic loop hit its limit after it"
-    elif not reached:
-        shortfall = "the relaxation hit its limit of steps" if finished else "it was cut short"
+    elif not is_static(vasprun):
+        why = why_not_converged(vasprun, find_outcar(output)) if finished else "it was cut short"
+        shortfall = why or held
     return DftRun(
         structure=structure,
         energy=energy,
@@ -196,15 +239,44 @@ def _run_of(vasprun: Vasprun, name: str, finished: bool) -> DftRun:
     )
 
 
+def _run_type(vasprun: Vasprun, name: str) -> str:
+    """GGA or GGA+U, as MP2020 knows it.
+
+    Raises:
+        RunProblem: the run is of another functional (`wrong_functional`).
+    """
+    try:
+        found = vasprun.run_type
+    except AttributeError:  # pymatgen reads GGA = 91 as a number
+        found = f"GGA = {vasprun.parameters.get('GGA')}"
+    if vasprun.parameters.get("LMETAGGA"):
+        found = "metaGGA"
+    if vasprun.incar.get("LVDW"):
+        found = f"{found}+vdW-DFT-D2"
+    if found not in _RUN_TYPES:
+        detail = f"{name}: a {found[:40]} run; its energies are not GGA's or GGA+U's"
+        raise RunProblem("wrong_functional", detail)
+    others = [title for title in vasprun.potcar_symbols if not title.startswith("PAW_PBE ")]
+    # Without GGA in the INCAR the pseudopotentials decide on the functional.
+    if others and found.startswith("GGA"):
+        raise RunProblem("wrong_functional", f"{name}: the POTCAR {others[0][:40]} is not PBE's")
+    return _RUN_TYPES[found]
+
+
 def _last_good_step(vasprun: Vasprun, name: str) -> tuple[int, Structure, float]:
     """Number, structure and energy (eV) of the last step that converged electronically."""
     steps = vasprun.ionic_steps
+    without_number = False
     for step in range(len(steps), 0, -1):
         vasprun.ionic_steps = steps[:step]  # pymatgen speaks of the last
         energy = float(vasprun.final_energy)
         structure = steps[step - 1]["structure"]
-        if vasprun.converged_electronic and math.isfinite(energy) and structure is not None:
-            vasprun.ionic_steps = steps
-            return step, structure, energy
+        if vasprun.converged_electronic and structure is not None:
+            if math.isfinite(energy):
+                vasprun.ionic_steps = steps
+                return step, structure, energy
+            without_number = True
+    if without_number:
+        raise RunProblem("unreadable", f"{name}: no step has an energy that is a finite number")
     detail = f"{name}: the electronic loop converged in none of {len(steps)} ionic steps"
     raise RunProblem("unconverged_electronic", detail)

@@ -4,12 +4,9 @@ As CDVAE defined coverage: the structure's fingerprint is the mean over the site
 `CrystalNNFingerprint` "ops", the composition's is `ElementProperty` "magpie" without imputation.
 """
 
-import signal
+import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ from matminer.featurizers.site.fingerprint import CrystalNNFingerprint
 from pymatgen.core import Structure
 
 from flowllm.crystal import Crystal
+from flowllm.relax.geometry import crystal_fault
 
 STRUCTURE_FEATURES = 61
 COMPOSITION_FEATURES = 132
@@ -45,45 +43,48 @@ def composition_fingerprint(structure: Structure) -> np.ndarray:
     return np.asarray(_composition_featurizer().featurize(structure.composition), dtype=np.float64)
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after so many seconds; main thread only."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"not finished after {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+Item = tuple[str, Crystal | None]
+"""An id and its crystal, None where there is none."""
 
 
-def fingerprint(item: tuple[str, Crystal | None], max_seconds: float) -> dict[str, Any]:
+def fingerprint(item: Item) -> dict[str, Any]:
     """Return a row of `tables.FINGERPRINTS`; what fails becomes its status and error.
 
-    Args:
-        item: id and crystal, None where there is none.
-        max_seconds: CrystalNN can hang on what is far from a crystal; it is stopped then.
+    Raises:
+        MemoryError: CrystalNN asked for more than there is.
     """
     name, crystal = item
     if crystal is None:
         return {"id": name, "status": "no_crystal", "error": "there is no crystal"}
+    row = _properties(item)
+    # CrystalNN looks for neighbors within 13 angstrom: in a needle of 0.01 angstrom without end.
+    if (fault := crystal_fault(crystal)) is not None:
+        return {**row, "status": fault.reason, "error": fault.detail}
     structure = crystal.to_structure()
-    row: dict[str, Any] = {
-        "id": name,
-        "density": float(structure.density),
-        "num_elements": len(structure.composition),
-    }
     try:
-        with time_limit(max_seconds), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CrystalNN's, on radii that it does not know
             row["structure_fingerprint"] = structure_fingerprint(structure).tolist()
             row["composition_fingerprint"] = composition_fingerprint(structure).tolist()
-    except TimeoutError as error:
-        return {**row, "status": "timeout", "error": str(error)}
+    except MemoryError:
+        raise
     except Exception as error:  # matminer raises many kinds; one crystal must not stop all
         return {**row, "status": "failed", "error": f"{type(error).__name__}: {error}"}
     return {**row, "status": "ok"}
+
+
+def without_fingerprint(item: Item, reason: str, detail: str) -> dict[str, Any]:
+    """Return the row of a crystal whose fingerprint took too much, or ended its process."""
+    return {**_properties(item), "status": reason, "error": detail}
+
+
+def _properties(item: Item) -> dict[str, Any]:
+    """Return what a row has without a fingerprint: id, density and number of elements."""
+    name, crystal = item
+    row: dict[str, Any] = {"id": name}
+    if crystal is not None:
+        structure = crystal.to_structure()
+        density = float(structure.density)
+        row["density"] = density if math.isfinite(density) else None
+        row["num_elements"] = len(structure.composition)
+    return row

@@ -43,6 +43,7 @@ def measure(sample: Sample, oxidation_states: str) -> dict[str, Any]:
     loose, _ = _rms_to_relaxed(sample, LOOSE)
     return {
         "id": sample.name,
+        "source_name": sample.source_name,
         "formula": None if crystal is None else crystal.formula,
         "generated": crystal is not None,
         "num_elements": sample.num_elements,
@@ -70,13 +71,17 @@ def _rms_to_relaxed(sample: Sample, tolerances: Tolerances) -> tuple[float | Non
 
 
 def match_samples(
-    samples: Sequence[Sample], references: Mapping[str, Path], workers: int
+    samples: Sequence[Sample],
+    references: Mapping[str, Path],
+    novelty_sets: Sequence[str],
+    workers: int,
 ) -> BucketMatches:
     """Find the equivalence classes of the relaxed crystals and which of them are known.
 
     Args:
         samples: all samples; those without a relaxed crystal are left out.
         references: crystal tables by name of the set, e.g. `{"train": crystals/train.parquet}`.
+        novelty_sets: names of the sets of known crystals that decide what is novel.
         workers: worker processes; the result does not depend on it.
     """
     relaxed: dict[Composition, dict[str, Crystal]] = {}
@@ -91,6 +96,7 @@ def match_samples(
             samples=relaxed[composition],
             stable=stable & set(relaxed[composition]),
             references={name: known[name].get(composition, {}) for name in references},
+            novelty_sets=tuple(novelty_sets),
         )
         # The largest first, so that no worker is left alone with one at the end.
         for composition in sorted(relaxed, key=lambda one: (-len(relaxed[one]), one))
@@ -111,7 +117,7 @@ def match_buckets(
     found = ordered_map(match_bucket, buckets, workers=workers, what="matching, compositions")
     return BucketMatches(
         classes=_merged(one.classes for one in found),
-        stable_classes=_merged(one.stable_classes for one in found),
+        greedy_sun=frozenset().union(*(one.greedy_sun for one in found)),
         known={name: _merged(one.known[name] for one in found) for name in reference_sets},
         failed=_merged(one.failed for one in found),
     )

@@ -8,6 +8,7 @@ takes no part: below the hull the distance is negative.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -117,39 +118,86 @@ def _fractions(amounts: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
     return tuple(sorted((symbol, round(n / total, 12)) for symbol, n in amounts.items() if n > 0))
 
 
+_RELAXED = ", relaxed to "
+_NOT_RECORDED = ", relaxation not recorded"
+
+
+def potential_label(potential: str, max_force: float, max_steps: int) -> str:
+    """Return the name of a potential's energies: energies with one name can be compared.
+
+    Args:
+        potential: name and version of the potential.
+        max_force: threshold on the forces of the relaxation, eV/angstrom.
+        max_steps: its limit of optimizer steps.
+    """
+    return f"{potential}{_RELAXED}{max_force:g} eV/Å in at most {max_steps} steps"
+
+
+def unrecorded_label(potential: str) -> str:
+    """Return the name of a potential's energies from a file, which has no relaxation criterion."""
+    return potential + _NOT_RECORDED
+
+
+def short_label(label: str) -> str:
+    """Return a name of energies without the criterion of their relaxation."""
+    return label.partition(_RELAXED)[0]
+
+
 def dft_label(correction_scheme: str) -> str:
-    """What corrected DFT energies are called: energies with one label are on one scale."""
+    """Return the name of corrected DFT energies: energies with one name are on one scale."""
     if correction_scheme == "GPAW":
         return "DFT by GPAW"
     return f"DFT, correction {correction_scheme}"
 
 
-def measured_against(energy_source: str) -> str:
-    """The label a hull must have for energies of a label: its own.
+def measured_against(energy_source: str) -> frozenset[str]:
+    """Return the names that a hull can have for energies of a name: the same name.
 
-    The exception is `MP2020_plus_u_only`, which exists to show what energies without their
-    correction come to against the hull that has it.
+    There are two exceptions. `MP2020_plus_u_only` shows what energies without their correction
+    come to against the hull that has it. A file of a potential's entries does not say how they
+    were relaxed; the hull's name says so in every table of the report.
     """
-    return energy_source.removesuffix("_plus_u_only")
+    return frozenset(
+        (
+            energy_source.replace("_plus_u_only", ""),
+            unrecorded_label(short_label(energy_source)),
+        )
+    )
 
 
-def entry_row(entry: ReferenceEntry, *, kind: Kind, source: str) -> dict[str, Any]:
-    """The row of a reference entry in `tables.HULL_ENTRIES`."""
+def entry_row(
+    entry: ReferenceEntry, *, kind: Kind, source: str, converged: bool | None = None
+) -> dict[str, Any]:
+    """Return the row of a reference entry in `tables.HULL_ENTRIES`."""
     return {
         "entry_id": entry.entry_id,
-        "formula": "".join(f"{symbol}{n:g}" for symbol, n in entry.amounts.items()),
+        "formula": entry.formula,
         "num_atoms": round(sum(entry.amounts.values())),
         "energy_per_atom": entry.energy_per_atom,
         "kind": kind,
         "source": source,
+        "converged": converged,
     }
 
 
-def read_hull(path: Path, kind: Kind) -> tuple[ReferenceHull, list[str]]:
-    """Read a table of reference entries, which must be of one kind.
+@dataclass(frozen=True)
+class HullFile:
+    """A table of reference entries.
 
-    Returns:
-        The hull, and the sources of its entries, in the order of the table.
+    Attributes:
+        hull: the hull of its entries.
+        sources: names of its energies, in the order of the table.
+        not_converged: entries whose relaxation stopped at its limit of steps. Their energies are
+            upper bounds.
+    """
+
+    hull: ReferenceHull
+    sources: tuple[str, ...]
+    not_converged: int
+
+
+def read_hull(path: Path, kind: Kind) -> HullFile:
+    """Read a table of reference entries, which must be of one kind.
 
     Raises:
         FlowllmError: the file is missing, not such a table, empty, or of the other kind.
@@ -159,10 +207,13 @@ def read_hull(path: Path, kind: Kind) -> tuple[ReferenceHull, list[str]]:
     if kinds != {kind}:
         makers = {"potential": "reference_hull", "dft": "dft_hull"}
         raise FlowllmError(
-            f"{path}: holds {' and '.join(sorted(kinds)) or 'no'} energies, and {kind} energies "
-            f"are to be measured; the two are not mixed. Give --hull the file of {makers[kind]}"
+            f"{path}: contains {' and '.join(sorted(kinds)) or 'no'} energies, but {kind} energies "
+            f"are required; the two cannot be compared. Give --hull the file of {makers[kind]}"
         )
     formulas = [Composition(text).get_el_amt_dict() for text in table.column("formula").to_pylist()]
     energies = table.column("energy_per_atom").to_pylist()
-    sources = list(dict.fromkeys(table.column("source").to_pylist()))
-    return ReferenceHull(zip(formulas, energies, strict=True)), sources
+    return HullFile(
+        hull=ReferenceHull(zip(formulas, energies, strict=True)),
+        sources=tuple(dict.fromkeys(table.column("source").to_pylist())),
+        not_converged=table.column("converged").to_pylist().count(False),
+    )

@@ -7,7 +7,9 @@ numpy's own unpickling believes a file that says where Python objects lie in mem
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.sample_files import MAX_BYTES, too_large
 
 KEYS = ("atom_types", "frac_coords", "num_atoms", "lengths", "angles", "lattices")
 """The arrays that are read; `lattices` in place of lengths and angles."""
@@ -25,6 +28,10 @@ KEEP_ARRAYS = (
     f"torch.save({{k: v[k] for k in {KEYS} if k in v}}, 'arrays.pt')\""
 )
 """What leaves only the arrays in a file, to be run where its classes can be imported."""
+
+
+MAX_NUMBERS = MAX_BYTES // 8
+"""Numbers of one array, of 8 bytes each."""
 
 
 class _Dtype:
@@ -98,8 +105,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         The arrays of numbers by their keys.
 
     Raises:
-        FlowllmError: the file is no dictionary of arrays, or holds objects of other programs.
+        FlowllmError: the file is no dictionary of arrays, holds objects of other programs, or is
+            larger than it may be.
     """
+    _check_size(path)
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             values = torch.load(path, map_location="cpu", weights_only=True)
@@ -108,6 +117,19 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(values, Mapping):
         raise FlowllmError(f"{path}: holds a {type(values).__name__}, not a dictionary of arrays")
     return {key: _numbers(values[key], f"{path}: {key}") for key in KEYS if key in values}
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a file that takes more memory than other formats may; torch.save writes a zip file.
+
+    Raises:
+        FlowllmError: it has, or says that it unpacks to, more than the limit.
+    """
+    size = path.stat().st_size
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        size = max(size, sum(member.file_size for member in archive.infolist()))
+    if size > MAX_BYTES:
+        raise too_large(path, MAX_BYTES)
 
 
 def _refusal(error: Exception) -> str:
@@ -124,7 +146,7 @@ def _refusal(error: Exception) -> str:
 
 def _numbers(value: object, where: str) -> np.ndarray:
     try:
-        array = _array(value)
+        array = _array(value, _Room())
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise FlowllmError(f"{where} is not an array ({error})") from error
     if array.dtype.kind not in "iuf":
@@ -132,12 +154,28 @@ def _numbers(value: object, where: str) -> np.ndarray:
     return array
 
 
-def _array(value: object) -> np.ndarray:
+class _Room:
+    """How many numbers an array may still take: a file can name one small part many times."""
+
+    def __init__(self) -> None:
+        self.left = MAX_NUMBERS
+
+    def take(self, count: int) -> None:
+        self.left -= max(count, 1)
+        if self.left < 0:
+            raise ValueError(f"more than {MAX_NUMBERS:,} numbers")
+
+
+def _array(value: object, room: _Room) -> np.ndarray:
     if isinstance(value, torch.Tensor):
+        room.take(value.numel())
         # numpy has no bfloat16, and a parameter gives its values only detached.
         return (value.double() if value.is_floating_point() else value).detach().numpy()
     if isinstance(value, _Array):
-        return value.numbers()
+        numbers = value.numbers()
+        room.take(numbers.size)
+        return numbers
     if isinstance(value, list | tuple):
-        return np.asarray([_array(one) for one in value])
+        return np.asarray([_array(one, room) for one in value])
+    room.take(1)
     return np.asarray(value)

@@ -19,6 +19,7 @@ class Sample:
 
     Attributes:
         name: its id.
+        source_name: what its source calls it, of another model's sample; None of ours.
         base_status: status of the language model's crystal.
         attempts: drafts it took, 0 where the file does not say.
         rejections: what was wrong with each earlier draft.
@@ -37,6 +38,7 @@ class Sample:
     """
 
     name: str
+    source_name: str | None
     base_status: str
     attempts: int
     rejections: tuple[str, ...]
@@ -63,9 +65,11 @@ class Sources:
         energy_sources: names of the energies, from the stability table.
         hull_sources: names of the reference hulls.
         hull_compositions: number of compositions that the reference has entries of.
+        hull_not_converged: entries of the reference whose energies are upper bounds.
         correction_schemes: of DFT energies; empty for a potential.
         stability_rule: the stability stage's settings.
         base_row: the language model's sampling settings, empty where the file does not say.
+        base_section: how its drafts were judged (section `sample_base`), likewise.
         setting_row: the refinement's settings, empty where the file does not say.
         external_row: where another model's samples were read from, empty for ours.
     """
@@ -74,9 +78,11 @@ class Sources:
     energy_sources: tuple[str, ...]
     hull_sources: tuple[str, ...]
     hull_compositions: int
+    hull_not_converged: int
     correction_schemes: tuple[str, ...]
     stability_rule: dict[str, Any]
     base_row: dict[str, Any]
+    base_section: dict[str, Any]
     setting_row: dict[str, Any]
     external_row: dict[str, Any]
 
@@ -102,14 +108,19 @@ def read_samples(
     check_ids(base_rows, relaxed_rows, relaxed[0], complete=kind == "potential")
     check_ids(base_rows, stability_rows, stability, complete=kind == "potential")
     rule = _section(stability, "stability")
-    hull_compositions = read_metadata(stability).get("hull_compositions")
-    if not rule or hull_compositions is None:
+    about_hull = read_metadata(stability)
+    if not rule or not {"hull_compositions", "hull_not_converged"} <= set(about_hull):
         raise FlowllmError(
             f"{stability}: does not say its thresholds or its hull; run the stage stability again"
         )
+    names = _source_names(generated)
     samples = [
         _join(
-            base_rows[name], generated_rows[name], relaxed_rows.get(name), stability_rows.get(name)
+            base_rows[name],
+            generated_rows[name],
+            relaxed_rows.get(name),
+            stability_rows.get(name),
+            names.get(name),
         )
         for name in sorted(base_rows)
     ]
@@ -118,10 +129,12 @@ def read_samples(
         kind=kind,
         energy_sources=_distinct(stability_table, "energy_source"),
         hull_sources=_distinct(stability_table, "hull_source"),
-        hull_compositions=hull_compositions,
+        hull_compositions=about_hull["hull_compositions"],
+        hull_not_converged=about_hull["hull_not_converged"],
         correction_schemes=_distinct(relaxed_table, "correction_scheme") if dft else (),
         stability_rule=rule,
         base_row=_section(base[0], "base"),
+        base_section=_section(base[0], "sample_base"),
         setting_row=_section(generated[0], "setting"),
         external_row=_section(generated[0], "external"),
     )
@@ -133,6 +146,17 @@ def _kind(path: Path) -> Literal["potential", "dft"]:
         raise FlowllmError(f"{path}: no such file")
     is_dft = "corrected_energy_per_atom" in column_names(path)
     return "dft" if is_dft else "potential"
+
+
+def _source_names(generated: Sequence[Path]) -> dict[str, str]:
+    """Return the names that another model's samples have in their source, by id; none of ours."""
+    columns = ["id", "source_name"]
+    return {
+        row["id"]: row["source_name"]
+        for path in generated
+        if "source_name" in column_names(path)
+        for row in read_table(path, tables.IMPORTED, columns).to_pylist()
+    }
 
 
 def _by_id(table: pa.Table) -> dict[str, dict[str, Any]]:
@@ -170,12 +194,14 @@ def _join(
     generated: dict[str, Any],
     relaxed: dict[str, Any] | None,
     stability: dict[str, Any] | None,
+    source_name: str | None,
 ) -> Sample:
     crystal = crystal_of(generated) if generated["status"] == "ok" else None
     relaxed = relaxed or {"status": "missing", "lengths": None}
     stability = stability or {}
     return Sample(
         name=base["id"],
+        source_name=source_name,
         base_status=base["status"],
         attempts=base["attempts"] or 0,
         rejections=tuple(base["rejections"] or ()),

@@ -8,11 +8,8 @@ import smact
 from pymatgen.core import Element
 from smact.screening import smact_validity
 
-from flowllm.crystal import Crystal
+from flowllm.crystal import MIN_DISTANCE, Crystal
 from flowllm.errors import FlowllmError
-
-MIN_DISTANCE = 0.5
-"""Angstrom; paper, appendix D."""
 
 MIN_VOLUME = 0.1
 """Cubic angstrom; the peers' code, which the paper's numbers come from."""
@@ -42,13 +39,18 @@ def reduced_composition(atomic_numbers: np.ndarray) -> Composition:
 def is_structurally_valid(crystal: Crystal) -> bool:
     """Whether no two atoms are closer than 0.5 A and the cell holds at least 0.1 cubic angstrom.
 
+    A cell whose distances cannot be computed is not valid.
+
     Distances are to the nearest periodic image. An atom's distance to its own images does not
     count, as in the peers' code: the volume is what rules out collapsed cells of one atom.
     """
     structure = crystal.to_structure()
     if structure.volume < MIN_VOLUME:
         return False
-    distances = structure.distance_matrix
+    try:
+        distances = structure.distance_matrix
+    except OverflowError:  # lengths beyond what pymatgen counts cells in; other models have them
+        return False
     pairs = np.triu_indices(crystal.num_atoms, k=1)
     return bool(np.all(distances[pairs] >= MIN_DISTANCE))
 

@@ -104,7 +104,7 @@ class VllmEngine:
             warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM
 
-            from flowllm.llm.vllm_hooks import CONFIG, WORKER, DrawProcessor
+            from flowllm.llm.vllm_hooks import CONFIG, DrawProcessor
 
             config = AutoConfig.from_pretrained(model)
             self._llm = LLM(
@@ -117,7 +117,6 @@ class VllmEngine:
                 enable_prefix_caching=True,
                 logits_processors=[DrawProcessor],
                 additional_config={CONFIG: asdict(sampling)},
-                worker_extension_cls=WORKER,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
@@ -125,9 +124,6 @@ class VllmEngine:
             )
         self._sampling = sampling
         self.cached_prompt_tokens = 0
-        # Several GPUs share out the vocabulary; their large models gain nothing from a small head.
-        if sampling.allowed_tokens is not None and gpus <= 1:
-            self._llm.collective_rpc("use_small_head", args=(sampling.allowed_tokens,))
 
     def submit(self, key: int, request: Request) -> None:
         """Take on a text; the key tells it from the others being written."""

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from flowllm.checkpoints import load_checkpoint, naming_damage
 from flowllm.config import FinetuneLlm
+from flowllm.early_stopping import BestWeights
 from flowllm.errors import FlowllmError
 from flowllm.event_log import event_log
 from flowllm.llm.prompts import Example
@@ -53,18 +54,12 @@ class State:
     Attributes:
         step: optimiser steps done.
         tokens: tokens of the texts seen, padding left out.
-        curve: one row a step, columns `CURVE_COLUMNS`.
-        best_step: step of the lowest validation loss; 0 before the first validation.
-        best_loss: that loss.
-        stale: validations since then.
+        curve: one row per step, columns `CURVE_COLUMNS`.
     """
 
     step: int = 0
     tokens: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
-    best_step: int = 0
-    best_loss: float = math.inf
-    stale: int = 0
 
 
 class Finetuning:
@@ -73,7 +68,8 @@ class Finetuning:
     Attributes:
         batch_size: texts an optimiser step, over all processes.
         num_steps: optimiser steps, where nothing stops it earlier.
-        state: where it stands.
+        state: its progress.
+        best: lowest validation loss; with `patience` also the adapter of that step.
     """
 
     def __init__(
@@ -104,7 +100,7 @@ class Finetuning:
         if section.max_steps is not None:
             self.num_steps = min(self.num_steps, section.max_steps)
         self.state = State()
-        self._best: dict[str, Tensor] = {}  # the adapter of best_step, where patience asks for it
+        self.best = BestWeights(section.patience)
         self._model, self._texts = model, train_texts
         self._section, self._seed, self._fabric = section, seed, fabric
         self._pad_token_id = pad_token_id
@@ -151,7 +147,7 @@ class Finetuning:
                 over = state.step == self.num_steps
                 if state.step % section.eval_steps == 0 or over:
                     row["val_loss"] = self._validate()
-                    over = over or self._patience_is_over()
+                    over = over or self.best.is_patience_over
                 state.curve.append(row)
                 write_events(row)
                 stopping = not over and self._any_process(asked_to_stop())
@@ -166,8 +162,8 @@ class Finetuning:
                 progress.advance(note=f"loss {row['train_loss']:.3f}, {speed:.0f} tokens/s")
                 if over:
                     break
-        if self._best:
-            set_peft_model_state_dict(self._model, self._best)
+        if self.best.weights:
+            set_peft_model_state_dict(self._model, self.best.weights)
         return state
 
     def _batches(self) -> Iterator[tuple[int, list[Example]]]:
@@ -240,17 +236,14 @@ class Finetuning:
         state = self.state
         loss = mean_loss(self._model, self._val_batches, self._fabric)
         log.info("finetune_llm: step %d, validation loss %.4f", state.step, loss)
-        state.stale += 1
-        if loss < state.best_loss:
-            state.best_step, state.best_loss, state.stale = state.step, loss, 0
-            if self._section.patience is not None:
-                weights = get_peft_model_state_dict(self._model)
-                self._best = {name: value.clone() for name, value in weights.items()}
+        self.best.update(state.step, loss, self._kept_weights)
         return loss
 
-    def _patience_is_over(self) -> bool:
-        patience = self._section.patience
-        return patience is not None and self.state.stale >= patience
+    def _kept_weights(self) -> dict[str, Tensor]:
+        """The adapter, which only early stopping returns to."""
+        if self._section.patience is None:
+            return {}
+        return get_peft_model_state_dict(self._model)
 
     def _any_process(self, flag: bool) -> bool:
         return sum_over_processes(float(flag), self._fabric) > 0
@@ -270,13 +263,22 @@ class Finetuning:
         if self._fabric.is_global_zero:
             with atomic_folder(target) as temporary:
                 save_file(weights, temporary / "adapter.safetensors")
-                save_file(self._best, temporary / "best.safetensors")
+                save_file(self.best.weights, temporary / "best.safetensors")
                 torch.save(self._optimizer.state_dict(), temporary / "optimizer.pt")
-                (temporary / "state.json").write_text(json.dumps(asdict(self.state)))
+                (temporary / "state.json").write_text(json.dumps(self._state()))
             for older in folder.glob("checkpoint-*"):
                 if older != target:
                     shutil.rmtree(older)
         self._fabric.barrier()
+
+    def _state(self) -> dict[str, Any]:
+        """The progress as JSON, for a checkpoint."""
+        best = {
+            "best_step": self.best.step,
+            "best_loss": self.best.loss,
+            "stale": self.best.evaluations_without_gain,
+        }
+        return asdict(self.state) | best
 
     def _load(self, folder: Path) -> None:
         found = sorted(folder.glob("checkpoint-*"))
@@ -285,8 +287,16 @@ class Finetuning:
         optimizer = load_checkpoint(found[-1] / "optimizer.pt", self._fabric.device)
         with naming_damage(found[-1]):
             weights = load_file(found[-1] / "adapter.safetensors")
-            self._best = load_file(found[-1] / "best.safetensors")
-            self.state = State(**json.loads((found[-1] / "state.json").read_text()))
+            best = load_file(found[-1] / "best.safetensors")
+            state = json.loads((found[-1] / "state.json").read_text())
+            self.state = State(state["step"], state["tokens"], state["curve"])
+            self.best = BestWeights(
+                self._section.patience,
+                step=state["best_step"],
+                loss=state["best_loss"],
+                evaluations_without_gain=state["stale"],
+                weights=best,
+            )
         set_peft_model_state_dict(self._model, weights)
         self._optimizer.load_state_dict(optimizer)
         log.info("finetune_llm: resuming after step %d", self.state.step)

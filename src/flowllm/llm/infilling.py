@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 
 from flowllm.config import Config
 from flowllm.crystal import Crystal
-from flowllm.data.cif import RejectedError, crystal_from_cif
+from flowllm.data.cif import crystal_from_cif
+from flowllm.data.cif_blocks import read_cif_text
+from flowllm.data.rejected import RejectedError
 from flowllm.device import pick_device
 from flowllm.errors import FlowllmError
 from flowllm.llm.model_folder import ModelFolder
@@ -40,8 +42,8 @@ def infill(config: Config, *, model: Path, cif: Path, hidden: str) -> dict[str, 
     opened = ModelFolder(model, config.prompts)
     opened.record.check_infilling(model)
     try:
-        crystal = crystal_from_cif(cif.read_text(), config.prepare.cell, opened.record.max_atoms)
-    except (OSError, UnicodeDecodeError, RejectedError) as error:
+        crystal = crystal_from_cif(read_cif_text(cif), config.prepare.cell, opened.record.max_atoms)
+    except (OSError, RejectedError) as error:
         raise FlowllmError(f"{cif}: {error}") from error
     if not Element.is_valid_symbol(hidden) or Element(hidden).Z not in crystal.atomic_numbers:
         raise FlowllmError(f"{cif}: {crystal.formula} has no {hidden} to hide")

@@ -59,6 +59,7 @@ class ModelFolder:
         top_p: float,
         max_attempts: int,
         restrict_tokens: bool,
+        reject_close_atoms: bool,
         backend: str,
         gpus: int,
     ) -> Sampler:
@@ -70,6 +71,7 @@ class ModelFolder:
             top_p: nucleus probability.
             max_attempts: drafts a crystal before it is given up.
             restrict_tokens: draw only tokens that crystal text consists of.
+            reject_close_atoms: draw again what has two atoms at one point.
             backend: vllm or transformers.
             gpus: GPUs of the job, 0 for the CPU.
 
@@ -101,5 +103,9 @@ class ModelFolder:
             return engine
 
         return Sampler(
-            start_engine, self.prompts, max_atoms=record.max_atoms, max_attempts=max_attempts
+            start_engine,
+            self.prompts,
+            max_atoms=record.max_atoms,
+            max_attempts=max_attempts,
+            reject_close_atoms=reject_close_atoms,
         )

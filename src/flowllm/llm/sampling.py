@@ -107,6 +107,7 @@ class Sampler:
         *,
         max_atoms: int,
         max_attempts: int,
+        reject_close_atoms: bool,
     ) -> None:
         """Hold the engine and the limits.
 
@@ -115,8 +116,10 @@ class Sampler:
             prompts: prompts as tokens.
             max_atoms: the most atoms of a crystal.
             max_attempts: drafts a task before it is given up.
+            reject_close_atoms: whether a draft with two atoms at one point is drawn again.
         """
         self._start_engine, self._prompts = start_engine, prompts
+        self._reject_close_atoms = reject_close_atoms
         self._max_atoms, self._max_attempts = max_atoms, max_attempts
         self._engine: Engine | None = None
         self.speed = Speed()
@@ -169,6 +172,7 @@ class Sampler:
             max_atoms=self._max_atoms,
             composition=task.composition,
             truncated=draft.truncated,
+            reject_close_atoms=self._reject_close_atoms,
         )
         if isinstance(decoded, Rejection):
             outcome.rejections.append(decoded)

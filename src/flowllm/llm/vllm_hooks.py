@@ -1,16 +1,14 @@
-"""What is hung into vLLM: drawing tokens ourselves, and logits of just the allowed ones.
+"""vLLM extension point: token sampling with random numbers of each text's own.
 
 vLLM sorts the vocabulary, and draws a random number for each of its tokens, wherever requests carry
 seeds (on GPUs too). Here it is told to take the likeliest token, of logits in which only the
 one that `llm.nucleus` drew is left.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
@@ -23,9 +21,6 @@ SEED = "flowllm_seed"
 
 CONFIG = "flowllm"
 """Name of what all requests share in vLLM's additional configuration."""
-
-WORKER = f"{__name__}.SmallHeadWorker"
-"""Name of the worker extension."""
 
 
 @dataclass(frozen=True)
@@ -79,38 +74,3 @@ class DrawProcessor(LogitsProcessor):
     def _uniform(self, row: int) -> float:
         text = self._texts[row]
         return text.uniforms[len(text.written)].item()
-
-
-class SmallHead(nn.Module):
-    """Stands for a model's last layer: computes the allowed tokens' logits only, the rest -inf."""
-
-    def __init__(self, layer: nn.Module, allowed: Sequence[int]) -> None:
-        """Take the place of a layer.
-
-        Args:
-            layer: vLLM's, which goes on to scale the logits.
-            allowed: the tokens.
-        """
-        super().__init__()
-        layer.logits_as_input = True
-        self._layer, self._allowed = layer, torch.tensor(allowed)
-        self._weight: Tensor | None = None
-
-    def forward(self, lm_head: nn.Module, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return logits (b, v) of hidden states (b, d)."""
-        if self._weight is None:
-            self._allowed = self._allowed.to(hidden.device)
-            self._weight = lm_head.weight[self._allowed]
-        few = linear(hidden, self._weight, None if bias is None else bias[self._allowed])
-        few = self._layer(lm_head, few)
-        logits = few.new_full((few.shape[0], self._layer.org_vocab_size), -torch.inf)
-        return logits.index_copy_(-1, self._allowed, few)
-
-
-class SmallHeadWorker:
-    """vLLM's extension point for workers."""
-
-    def use_small_head(self, allowed: Sequence[int]) -> None:
-        """Compute no other logits than those of some tokens."""
-        model = self.model_runner.model
-        model.logits_processor = SmallHead(model.logits_processor, allowed)

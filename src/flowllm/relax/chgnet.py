@@ -4,7 +4,6 @@ The network and its weights are the chgnet package's own. What is written here i
 crystals becomes the network's input: chgnet's converter makes Python objects bond by bond and
 differentiates twice with a graph of the gradient, which at inference costs most of the time. Here
 the graphs of a batch are made with array operations and one backward pass gives forces and stress.
-The convolutions are `chgnet_layers`', which take fewer products for the same numbers.
 """
 
 from dataclasses import dataclass, fields
@@ -18,8 +17,7 @@ from pymatgen.optimization.neighbors import find_points_in_spheres
 from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 
-from flowllm.relax.chgnet_layers import split_products
-from flowllm.relax.models import Fault
+from flowllm.relax.geometry import Fault
 
 _WEIGHTS = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
 """In the chgnet package: version 0.3.0, fitted to MPtrj."""
@@ -76,7 +74,6 @@ class CHGNetModel(ModelInterface):
         path = Path(chgnet.__file__).parent / _WEIGHTS
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.network = CHGNet.from_dict(state["model"], mlp_out_bias=False, version="0.3.0")
-        split_products(self.network)
         self.network.to(device).eval().requires_grad_(False)
         # eV per atom of each element, added to what the network gives.
         self.element_energies = self.network.composition_model.fc.weight.view(-1)

@@ -8,19 +8,7 @@ import torch
 import torch_sim as ts
 from torch_sim.models.interface import ModelInterface
 
-from flowllm.relax.models import Fault
-
-MAX_IMAGES = 20_000
-"""Cells within `SEARCH_RADIUS` of a cell; above it the cell is too flat or too small to search."""
-
-SEARCH_RADIUS = 6.0
-"""Angstrom, the longest cutoff among the potentials."""
-
-MAX_DENSITY = 1.0
-"""Atoms per cubic angstrom; diamond has 0.18."""
-
-MAX_VOLUME_PER_ATOM = 1000.0
-"""Cubic angstrom; solid caesium has 110."""
+from flowllm.relax.geometry import MIN_VOLUME, SEARCH_RADIUS, Fault, cell_fault
 
 
 class GuardedModel(ModelInterface):
@@ -94,26 +82,10 @@ def geometry_faults(state: ts.SimState) -> dict[int, Fault]:
     cells = state.row_vector_cell.detach()
     volumes = torch.linalg.det(cells)
     counts = torch.bincount(state.system_idx, minlength=state.n_systems)
-    regular = torch.where((volumes > 1e-9)[:, None, None], cells, torch.eye(3).to(cells))
+    regular = torch.where((volumes > MIN_VOLUME)[:, None, None], cells, torch.eye(3).to(cells))
     # Distance between opposite faces of the cell: one over the length of the reciprocal vector.
     heights = 1 / torch.linalg.inv(regular).norm(dim=1)
     images = torch.prod(2 * torch.ceil(SEARCH_RADIUS / heights) + 1, dim=1)
     rows = zip(volumes.tolist(), counts.tolist(), images.tolist(), strict=True)
-    found = {place: _geometry_fault(*row) for place, row in enumerate(rows)}
+    found = {place: cell_fault(*row) for place, row in enumerate(rows)}
     return {place: fault for place, fault in found.items() if fault is not None}
-
-
-def _geometry_fault(volume: float, num_atoms: int, num_images: float) -> Fault | None:
-    """The fault of one cell: volume in cubic angstrom, cells within the search radius."""
-    if not 1e-9 < volume < float("inf"):
-        return Fault("no_volume", f"the cell's volume is {volume:.3g} cubic angstrom")
-    if volume / num_atoms > MAX_VOLUME_PER_ATOM:
-        detail = f"{volume / num_atoms:.3g} cubic angstrom an atom, limit {MAX_VOLUME_PER_ATOM:g}"
-        return Fault("too_sparse", detail)
-    if num_atoms / volume > MAX_DENSITY:
-        detail = f"{num_atoms} atoms in {volume:.3g} cubic angstrom, limit {MAX_DENSITY:g} each"
-        return Fault("too_dense", detail)
-    if num_images > MAX_IMAGES:
-        detail = f"{num_images:.0f} cells within {SEARCH_RADIUS:g} angstrom, limit {MAX_IMAGES}"
-        return Fault("flat_cell", detail)
-    return None

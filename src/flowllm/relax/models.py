@@ -15,20 +15,8 @@ from flowllm.errors import FlowllmError
 
 _IN_MATERIALS_PROJECT = frozenset([*range(1, 84), *range(89, 95)])
 """The 89 elements, by atomic number, of the data these networks were fitted to: none from polonium
-to radium, none beyond plutonium."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why a crystal has no energy.
-
-    Attributes:
-        reason: short name, the row's status.
-        detail: the same in full.
-    """
-
-    reason: str
-    detail: str
+to radium, none beyond plutonium. CHGNet has weights for polonium to radium too, but they are those
+that it started its training with (tests/test_potential.py)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +36,7 @@ class LoadedPotential:
 def _chgnet(device: torch.device) -> LoadedPotential:
     from flowllm.relax.chgnet import CHGNetModel
 
-    return LoadedPotential(CHGNetModel(device), frozenset(range(1, 95)))
+    return LoadedPotential(CHGNetModel(device), _IN_MATERIALS_PROJECT)
 
 
 def _mace(device: torch.device) -> LoadedPotential:

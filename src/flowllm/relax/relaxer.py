@@ -20,8 +20,9 @@ from torch_sim.optimizers import FrechetCellFIREState, frechet_cell_fire
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.relax.geometry import Fault
 from flowllm.relax.guard import GuardedModel
-from flowllm.relax.models import Fault, LoadedPotential
+from flowllm.relax.models import LoadedPotential
 from flowllm.runlog import log
 
 CPU_BATCH_LOAD = 10_000.0

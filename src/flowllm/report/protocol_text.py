@@ -13,11 +13,13 @@ def energy_name(results: Sequence[Result]) -> str:
 
 
 def hull_name(results: Sequence[Result]) -> str:
-    """Return the reference hulls of some results and their sizes: a small one flatters."""
+    """Return the reference hulls of some results, their sizes, and their unfinished entries."""
     names = set()
     for protocol in (result.numbers["protocol"] for result in results):
-        size = f"{protocol['hull_compositions']:,}".replace(",", "\u202f")
-        names |= {f"{name} ({size} compositions)" for name in protocol["hull_sources"]}
+        size = f"{protocol['hull_compositions']:,} compositions".replace(",", "\u202f")
+        if count := protocol["hull_not_converged"]:
+            size += f", {count} entries not converged: upper bounds"
+        names |= {f"{name} ({size})" for name in protocol["hull_sources"]}
     return ", ".join(sorted(names)) or "none"
 
 
@@ -53,6 +55,30 @@ def special_rows(results: Sequence[Result]) -> str:
         elif row and row["flow"] is None:
             said.append(f"{result.setting}: the language model's crystals, not refined. ")
     return "".join(said)
+
+
+def close_atoms(results: Sequence[Result]) -> str:
+    """Return for which rows, and how many, drafts were rejected for two atoms at one point."""
+    said = []
+    for result in once_a_setting(results):
+        if result.numbers["sampling"].get("sample_base", {}).get("reject_close_atoms"):
+            counts = result.numbers["counts"]
+            found = counts["llm_rejections"].get("coinciding_atoms", 0)
+            said.append(f"{result.setting} ({found} of {counts['llm_drafts']} drafts)")
+    return redrawn_note(said)
+
+
+def redrawn_note(rows: Sequence[str]) -> str:
+    """Return that the drafts of some rows were rejected for close atoms; nothing without any.
+
+    The paper's protocol rejects only texts that do not parse, and counts such crystals as invalid.
+    """
+    if not rows:
+        return ""
+    return (
+        "Drafts with two atoms at one point were rejected and drawn again, which the paper's "
+        f"protocol does not do and which raises the validity: {', '.join(rows)}. "
+    )
 
 
 def rules(results: Sequence[Result]) -> str:

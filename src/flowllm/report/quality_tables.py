@@ -5,7 +5,14 @@ from typing import Any, Literal
 
 from flowllm.evaluate.rates import rate
 from flowllm.evaluate.results import ALL
-from flowllm.report.protocol_text import energy_name, hull_name, made_by, special_rows
+from flowllm.report.protocol_text import (
+    close_atoms,
+    energy_name,
+    hull_name,
+    made_by,
+    redrawn_note,
+    special_rows,
+)
 from flowllm.report.published import published_note, published_rows
 from flowllm.report.results import Result, of_kind, once_a_setting
 from flowllm.report.table import SETTING, Column, Table
@@ -92,7 +99,9 @@ def sun_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> T
     how = made_by(ours)
     every = (
         "Every rate is over all that was drawn unless its heading says otherwise; "
-        "in small print: counts and Wilson's 95 % interval in percent. "
+        "in small print: counts and Wilson's 95 % interval in percent. Unique and S.U.N. count "
+        "classes that chains of matches join: a lower bound of the authors' greedy rule, which is "
+        "among both readings of the rules. "
     )
     if kind == "potential":
         title = "Stability and S.U.N., estimated by a machine-learned potential"
@@ -129,7 +138,7 @@ def paper_table(results: Sequence[Result]) -> Table:
         "Everyone in one table (the paper's table 1)",
         f"This run's rows, then published ones. {how}What the columns mean: tables below; a dash "
         "in this run's rows: not computed. "
-        f"{special_rows(results)}{published_note(published)}",
+        f"{special_rows(results)}{close_atoms(results)}{published_note(published)}",
         _PAPER_COLUMNS,
         rows + published,
     )
@@ -147,7 +156,7 @@ def proxy_table(results: Sequence[Result]) -> Table:
         "valid: both, and CrystalNN gives a fingerprint. Coverage of the test split with CDVAE's "
         "fingerprints and MP-20's cut-offs (0.4, 10); precision over all generated, and over valid "
         "ones as crystal-text-llm has it. Wasserstein distances (g/cm³, elements) of up to 1,000 "
-        "valid crystals to the test split.",
+        f"valid crystals to the test split. {close_atoms(ours)}",
         _PROXY_COLUMNS,
         [result.row for result in ours],
     )
@@ -269,6 +278,7 @@ def csp_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
         Column("rmse_first", "RMSE, first", "mean", 4),
     )
     published = published_rows([column.key for column in columns])
+    redrawn = [one["setting"] for one in predictions if one.get("reject_close_atoms")]
     rows = []
     for one in predictions:
         row = {"setting": one["setting"], "attempts": one["attempts"]}
@@ -281,7 +291,7 @@ def csp_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
         "predicted. Match: StructureMatcher 0.3, 0.5, 10°; a prediction with atoms closer than "
         "0.5 Å never matches. SMACT-valid only: the peers' flag of validity asks for it too, "
         "though the formula is given. RMSE in units of the cube root of the volume an atom, over "
-        "the matches. " + published_note(published),
+        f"the matches. {redrawn_note(redrawn)}{published_note(published)}",
         columns,
         rows + published,
     )

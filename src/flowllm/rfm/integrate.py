@@ -56,7 +56,7 @@ def integrate(
     num_steps: int,
     integrator: Integrator,
     record: Callable[[int, Tensor, Tensor], None] | None = None,
-    constrain: Callable[[Tensor], Tensor] | None = None,
+    constrain: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Point:
     """Follow the velocity from t = 0 to t = 1 in steps of equal length.
 
@@ -69,7 +69,7 @@ def integrate(
         num_steps: number of steps; each evaluates the field once a stage.
         integrator: the method.
         record: called with the number of steps done and the point, from 0 steps on.
-        constrain: what becomes of the lattices after each step.
+        constrain: from the lattices before and after a step to those that it ends with.
 
     Returns:
         Coordinates in [0, 1) and lattices at t = 1.
@@ -83,9 +83,8 @@ def integrate(
             at = _move((coords, lattice), found, coefficients, step)
             time = (index + sum(coefficients)) * step
             found.append(velocity(*at, coords.new_full((len(coords),), time)))
-        coords, lattice = _move((coords, lattice), found, integrator.weights, step)
-        if constrain is not None:
-            lattice = constrain(lattice)
+        coords, moved = _move((coords, lattice), found, integrator.weights, step)
+        lattice = moved if constrain is None else constrain(lattice, moved)
     if record is not None:
         record(num_steps, coords, lattice)
     return coords, lattice

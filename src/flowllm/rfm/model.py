@@ -82,7 +82,7 @@ def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, Start
         raise FlowllmError(
             f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"
         ) from error
-    field.to(device).eval().network.freeze()
+    field.to(device).requires_grad_(False).eval()
     return field, start
 
 

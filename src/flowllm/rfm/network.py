@@ -11,9 +11,6 @@ n times, with the same result:
 - Of the displacement's features, cosines are even and sines and edge angles are odd in
   f_j - f_i. So edges ij and ji share both halves: even + odd for one, even - odd for the other.
 
-On a CPU the displacement's map is read from a table instead (`table.py`): the same function to
-float rounding, with a third fewer operations.
-
 Shapes: B crystals, n atoms, P = n (n - 1) / 2 pairs i < j, H hidden width, K frequencies.
 """
 
@@ -26,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowllm.crystal import MAX_ATOMIC_NUMBER
-from flowllm.rfm import table
 from flowllm.rfm.manifold import (
     AngleBounds,
     gram_matrix,
@@ -43,9 +39,6 @@ TIE = 1e-4
 """Displacements this near half a cell have two equally near images, and no direction."""
 MIN_DISTANCE = 1e-2
 """Angstrom; atoms nearer than this have a shorter direction vector, going to zero with it."""
-
-CACHED_EDGES = 2048
-"""On a CPU, edges put through the edge network at once, so that they stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -167,23 +160,6 @@ def _incidence(num_atoms: int, device: torch.device, dtype: torch.dtype) -> tupl
         return torch.cat([at_receiver, at_sender], dim=1), at_receiver.T.contiguous()
 
 
-@dataclass(frozen=True)
-class EdgeReadings:
-    """What the edges read of a layer's table, in place of `PairFeatures`.
-
-    The table's rows: the displacement's three grids, the maps of the three edge angles, then all
-    nodes' receiver terms and all nodes' sender terms.
-
-    Attributes:
-        parts: readings of the edges ij of a few crystals each, in order of crystals, receivers i
-            and senders j.
-        basis: cosines and sines on the grid (M, 2 K), see `table.basis`.
-    """
-
-    parts: list[table.Window]
-    basis: Tensor
-
-
 class MessageLayer(nn.Module):
     """One round of messages, equations 11 to 13, on layer-normed node states."""
 
@@ -199,7 +175,6 @@ class MessageLayer(nn.Module):
         self.edge_out = nn.Linear(hidden, hidden)
         self.from_messages = nn.Linear(hidden, hidden)
         self.node_out = nn.Linear(hidden, hidden)
-        self.kept_grids: Tensor | None = None
         self._initialize(hidden, 3 * hidden + LATTICE_DIM + 2 * waves + 3)
 
     def _initialize(self, hidden: int, edge_inputs: int) -> None:
@@ -215,19 +190,18 @@ class MessageLayer(nn.Module):
             self.from_messages.weight.uniform_(-node_bound, node_bound)
             self.from_messages.bias.uniform_(-node_bound, node_bound)
 
-    def forward(self, nodes: Tensor, crystal: Tensor, pairs: PairFeatures | EdgeReadings) -> Tensor:
+    def forward(self, nodes: Tensor, crystal: Tensor, pairs: PairFeatures) -> Tensor:
         """Return the new node states.
 
         Args:
             nodes: h (B, n, H).
             crystal: embedded count and standardised lattice (B, H + 6).
-            pairs: features of the displacements, or where to read their map.
+            pairs: features of the displacements.
         """
         normed = self.norm(nodes)
         receiver, sender, update = self.from_nodes(normed).chunk(3, dim=-1)
         receiver = receiver + self.from_crystal(crystal).unsqueeze(-2)
-        sum_messages = self._sum_joined if isinstance(pairs, PairFeatures) else self._sum_read
-        summed = sum_messages(receiver, sender, pairs)
+        summed = self._summed_messages(receiver, sender, pairs)
         hidden = functional.silu(update + self.from_messages(summed))
         return nodes + functional.silu(self.node_out(hidden))  # equation 13
 
@@ -236,39 +210,13 @@ class MessageLayer(nn.Module):
         free = not torch.is_grad_enabled()
         return functional.silu(self.edge_out(functional.silu(edges, inplace=free)), inplace=free)
 
-    def _sum_joined(self, receiver: Tensor, sender: Tensor, pairs: PairFeatures) -> Tensor:
-        """Summed messages (B, n, H), equation 12, the first map by matrix products."""
+    def _summed_messages(self, receiver: Tensor, sender: Tensor, pairs: PairFeatures) -> Tensor:
+        """Summed messages (B, n, H), equation 12."""
         even, odd = self.from_even(pairs.even), self.from_odd(pairs.odd)
         edges = torch.cat([even + odd, even - odd], dim=-2)
         ends = torch.cat([receiver, sender], dim=-2)
         edges = torch.baddbmm(edges, pairs.spread.expand(len(ends), -1, -1), ends)
         return pairs.gather @ self._messages(edges)
-
-    def _sum_read(self, receiver: Tensor, sender: Tensor, readings: EdgeReadings) -> Tensor:
-        """The same with the first map read from a table."""
-        grids = self._grids(readings.basis) if self.kept_grids is None else self.kept_grids
-        angles = self.from_odd.weight[:, -3:].T
-        rows = torch.cat([grids, angles, receiver.flatten(0, 1), sender.flatten(0, 1)])
-        num_atoms = receiver.shape[-2]
-        sums = [
-            self._messages(table.read(rows, part).unflatten(0, (-1, num_atoms, num_atoms - 1))).sum(
-                dim=2
-            )
-            for part in readings.parts
-        ]
-        return torch.cat(sums)
-
-    def _grids(self, basis: Tensor) -> Tensor:
-        """The displacement's maps on the grids of the three directions, (3 M, H)."""
-        num_waves = basis.shape[1] // 2
-        even = self.from_even.weight.split(num_waves, dim=1)
-        odd = self.from_odd.weight[:, :-3].split(num_waves, dim=1)
-        weights = [torch.cat(parts, dim=1) for parts in zip(even, odd, strict=True)]
-        return torch.cat([functional.linear(basis, weight) for weight in weights])
-
-    def keep_grids(self, basis: Tensor) -> None:
-        """Make the grids once, for weights that do not change any more."""
-        self.kept_grids = self._grids(basis)
 
 
 class VelocityNetwork(nn.Module):
@@ -278,7 +226,6 @@ class VelocityNetwork(nn.Module):
         super().__init__()
         hidden = size.hidden_dim
         self.size = size
-        self.reads_tables = True
         self.element = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden)
         self.count = nn.Embedding(MAX_ATOMS + 1, hidden)
         self.time = nn.Linear(1, size.time_dim, bias=False)
@@ -316,9 +263,7 @@ class VelocityNetwork(nn.Module):
         pooled = torch.cat([nodes.mean(dim=-2), nodes.sum(dim=-2)], dim=-1)
         return remove_mean(self.coords_head(nodes)), self.lattice_head(pooled)  # 14 and 15
 
-    def _pairs(self, coords: Tensor, gram: Tensor) -> PairFeatures | EdgeReadings:
-        if self._table_pays(coords):
-            return self._edge_readings(coords, gram)
+    def _pairs(self, coords: Tensor, gram: Tensor) -> PairFeatures:
         first, second = _pair_indices(coords.shape[-2], coords.device)
         displacement = coords[:, second] - coords[:, first]
         sines, cosines = sinusoidal_embedding(displacement, self.size.num_frequencies)
@@ -326,56 +271,15 @@ class VelocityNetwork(nn.Module):
         incidence = _incidence(coords.shape[-2], coords.device, sines.dtype)
         return PairFeatures(cosines, torch.cat([sines, angles], dim=-1), *incidence)
 
-    def _table_pays(self, coords: Tensor) -> bool:
-        """On a CPU, once there are more edges than the making of the table costs."""
-        num_crystals, num_atoms = coords.shape[:2]
-        return (
-            self.reads_tables
-            and coords.device.type == "cpu"
-            and not torch.is_autocast_enabled("cpu")
-            and table.supports(coords.dtype)
-            and num_crystals * num_atoms * (num_atoms - 1)
-            >= 4 * table.grid_size(self.size.num_frequencies)
-        )
-
-    def _edge_readings(self, coords: Tensor, gram: Tensor) -> EdgeReadings:
-        """Where the edges read the tables of all layers."""
-        num_crystals, num_atoms = coords.shape[:2]
-        waves = self.size.num_frequencies
-        others = ~torch.eye(num_atoms, dtype=torch.bool)
-        receiver, sender = others.nonzero().unbind(1)
-        displacement = coords[:, sender] - coords[:, receiver]
-        angles = edge_angles(displacement, gram).flatten(0, 1)
-        grids_end = 3 * table.grid_size(waves)
-        nodes = torch.stack([receiver, sender + num_crystals * num_atoms], dim=1)
-        nodes = nodes + num_atoms * torch.arange(num_crystals)[:, None, None]
-        angle_rows = torch.arange(3).expand(len(angles), -1)
-        rows = grids_end + torch.cat([angle_rows, 3 + nodes.flatten(0, 1)], dim=1)
-        weights = torch.cat([angles, angles.new_ones(len(angles), 2)], dim=1)
-        where = table.window(displacement.flatten(0, 1), waves).join(rows, weights)
-        num_edges = len(receiver)
-        parts = where.split(max(CACHED_EDGES // num_edges, 1) * num_edges)
-        return EdgeReadings(parts, table.basis(waves, coords.dtype))
-
     def compile_layers(self) -> None:
         """Let torch compile the layers, for all numbers of crystals and of atoms together.
 
         It makes one graph for the first layer and one for the others, and both once more where the
         first batch has two sizes that happen to be equal (five atoms have twice as many pairs).
         Single crystals, and crystals of one or two atoms, go through the plain layers.
-        Compiled layers do all by matrix products: reading a table would cut their graph.
         """
-        self.reads_tables = False
         for layer in self.layers:
             layer.compile(dynamic=True)
-
-    def freeze(self) -> None:
-        """Fix the weights, and make once what else every step would make of them."""
-        self.requires_grad_(False).eval()
-        weight = self.coords_head.weight
-        if weight.device.type == "cpu" and table.supports(weight.dtype):
-            for layer in self.layers:
-                layer.keep_grids(table.basis(self.size.num_frequencies, weight.dtype))
 
 
 class VelocityField(nn.Module):

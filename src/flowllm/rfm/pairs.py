@@ -42,12 +42,13 @@ _COLUMNS = [
 
 
 def match_atoms(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Reorder and shift the end's atoms so that the start's have the shortest way to them.
+    """Reorder and shift the end's atoms to reduce the start's distance to them.
 
-    Minimises the summed squared torus distance over assignments within each element and over one
-    common translation: from several first translations, assignment (Hungarian) and best shift take
-    turns until neither gains. The first of them is no translation in the given order, so
-    the result is never longer than without matching.
+    The distance is the summed squared way on the torus. It is reduced by a local search over
+    assignments within each element and one common translation: from several first translations,
+    assignment (Hungarian) and best shift take turns until neither gains. The result is never longer
+    than without matching, because the first translation is that of the given order. It need not be
+    the shortest: of 160 pairs of six random points, of one to three elements, 34 had a shorter one.
 
     Args:
         elements: atomic numbers (n,), the same order in start and end.
@@ -104,7 +105,7 @@ class PairOptions:
 
     Attributes:
         angle_bounds: degrees, the open interval of the angles' logit.
-        match_atoms: match c0's atoms to c1's.
+        match_atoms: reduce the distance from c0's atoms to c1's, see `match_atoms`.
         start: the base distribution that c0 is drawn from.
         seed: the configuration's, for draws keyed by the pair's id.
     """

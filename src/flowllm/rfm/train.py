@@ -2,11 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,14 @@ from torch import Tensor, nn
 
 from flowllm.checkpoints import load_checkpoint
 from flowllm.config import TrainRfm
+from flowllm.early_stopping import BestWeights
 from flowllm.errors import FlowllmError
 from flowllm.event_log import event_log
-from flowllm.rfm.loader import (
-    Group,
-    PairBatch,
-    PreparedPairs,
-    batches_per_epoch,
-    plan_epoch,
-    prefetched,
-    size_groups,
-)
+from flowllm.rfm.loader import PreparedPairs, batches_per_epoch, prefetched, size_groups
 from flowllm.rfm.loss import ConstantField, FlowLoss
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
+from flowllm.rfm.shared_steps import Share, agree, planned_batches, shares_of_batches
 from flowllm.runlog import Progress, log
 from flowllm.seeds import derive, generator
 from flowllm.stopping import Stopped, noting_sigterm
@@ -38,9 +31,6 @@ from flowllm.tables import atomic_path
 
 CHECKPOINT_SECONDS = 300.0
 """A checkpoint at least this often, besides the one of every validation."""
-
-Share = tuple[tuple[list[PairBatch], list[Tensor]], int]
-"""A process's groups of pairs and their times, and the number of pairs of the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ def train(
     events: Path,
     fabric: Fabric,
 ) -> Trained:
-    """Train the velocity field on the pairs; go on from the checkpoint where there is one.
+    """Train the velocity field on the pairs, from the checkpoint where there is one.
 
     Args:
         settings: the configuration's `train_rfm`.
@@ -94,171 +84,287 @@ def train(
         pairs: training pairs.
         val_pairs: pairs of the validation loss.
         standardization: statistics of the training pairs.
-        checkpoint: file of the state, rewritten as training goes on.
+        checkpoint: file of the state, rewritten while training runs.
         events: folder of TensorBoard's event files.
         fabric: devices and precision.
 
     Raises:
-        FlowllmError: the validation loss is not a number any more, or by the first validation no
-            step's loss was one, or the checkpoint is damaged.
+        FlowllmError: the validation loss is not finite, all steps before the first validation had
+            a non-finite loss, or the checkpoint is damaged.
         Stopped: SIGTERM came; the state was saved.
     """
-    # --- what is trained, and for how long
-    size = NetworkSize(
-        settings.hidden_dim, settings.num_layers, settings.time_dim, settings.num_frequencies
-    )
-    weight_seed = derive(seed, "train_rfm", "weights")
-    field = build_field(size, settings.angle_bounds, standardization, weight_seed)
-    average = deepcopy(field).requires_grad_(False).to(fabric.device)
-    if settings.compile:
-        field.network.compile_layers()
-    optimizer = torch.optim.AdamW(
-        field.parameters(),
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    loss_module, optimizer = fabric.setup(FlowLoss(field), optimizer)
-    steps_per_epoch = batches_per_epoch(pairs.num_atoms, settings.batch_size)
-    num_steps = settings.epochs * steps_per_epoch
-    if settings.max_steps is not None:
-        num_steps = min(num_steps, settings.max_steps)
+    training = FlowTraining(settings, seed, pairs, val_pairs, standardization, fabric)
+    training.load(checkpoint)
+    training.run(checkpoint, events)
+    return training.result()
 
-    constant = ConstantField(standardization).to(fabric.device)
-    constant_errors = validation_errors(constant, val_pairs, seed, settings, fabric)
-    constant_loss = settings.lambda_f * constant_errors[0] + settings.lambda_l * constant_errors[1]
-    log.info("train_rfm: validation loss %.4g of the best constant field", constant_loss)
 
-    # --- state, fresh or from the checkpoint
-    state = {"step": 0, "skipped": 0, "stale": 0, "seconds": 0.0, "best_loss": math.inf}
-    best: dict[str, Tensor] = {}
-    curve: list[dict[str, Any]] = []
-    if checkpoint.exists():
-        saved = load_checkpoint(checkpoint, fabric.device)
-        state, best, curve = saved["state"], saved["best"], saved["curve"]
-        field.load_state_dict(saved["field"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        sums = saved["sums"]
-        log.info("train_rfm: resumed at step %d of %d", state["step"], num_steps)
-    else:
-        sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
-    resumed_seconds, clock = state["seconds"], time.perf_counter()
-    progress = Progress("train_rfm: steps", num_steps, state["step"])
-    last_save = clock
+@dataclass
+class State:
+    """Progress of a training; with weights and optimizer all that a resume needs.
 
-    def save() -> None:
-        if fabric.is_global_zero:
-            content = {
-                "state": state,
-                "best": best,
-                "curve": curve,
-                "field": field.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "sums": sums,
+    Attributes:
+        step: optimizer steps done, skipped ones included.
+        skipped: steps without an update, since their loss was not finite.
+        seconds: wall time of training, over all its processes' lives.
+        curve: one row per validation.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class FlowTraining:
+    """The training of one velocity field.
+
+    Attributes:
+        num_steps: optimizer steps, unless early stopping ends it before.
+        state: progress.
+        best: averaged weights of the lowest validation loss, and the early stopping.
+    """
+
+    def __init__(
+        self,
+        settings: TrainRfm,
+        seed: int,
+        pairs: PreparedPairs,
+        val_pairs: PreparedPairs,
+        standardization: Standardization,
+        fabric: Fabric,
+    ) -> None:
+        """Build the network, its average and the optimizer; arguments as of `train`."""
+        self._settings, self._seed, self._fabric = settings, seed, fabric
+        self._pairs, self._val_pairs = pairs, val_pairs
+        self._weights = (settings.lambda_f, settings.lambda_l)
+        size = NetworkSize(
+            settings.hidden_dim, settings.num_layers, settings.time_dim, settings.num_frequencies
+        )
+        weight_seed = derive(seed, "train_rfm", "weights")
+        self._field = build_field(size, settings.angle_bounds, standardization, weight_seed)
+        self._average = deepcopy(self._field).requires_grad_(False).to(fabric.device)
+        if settings.compile:
+            self._field.network.compile_layers()
+        optimizer = torch.optim.AdamW(
+            self._field.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self._loss_module, self._optimizer = fabric.setup(FlowLoss(self._field), optimizer)
+        self._steps_per_epoch = batches_per_epoch(pairs.num_atoms, settings.batch_size)
+        self.num_steps = settings.epochs * self._steps_per_epoch
+        if settings.max_steps is not None:
+            self.num_steps = min(self.num_steps, settings.max_steps)
+        self.state, self.best = State(), BestWeights(settings.patience)
+        # Sums of the errors (coordinates, lattice) since the last validation, and their number.
+        self._sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
+        constant = ConstantField(standardization).to(fabric.device)
+        self._constant_loss = self._weighted(self._validation_errors(constant))
+        log.info("train_rfm: validation loss %.4g of the best constant field", self._constant_loss)
+
+    def run(self, checkpoint: Path, events: Path) -> None:
+        """Take the remaining steps; arguments and errors as of `train`."""
+        state, fabric = self.state, self._fabric
+        progress = Progress("train_rfm: steps", self.num_steps, state.step)
+        clock = _Clock(state.seconds)
+        plan = planned_batches(self._pairs, self._settings, self._seed, state.step, self.num_steps)
+        with (
+            noting_sigterm() as asked_to_stop,
+            event_log(events, state.step, writes=fabric.is_global_zero) as write_events,
+            closing(prefetched(shares_of_batches(self._pairs, plan, self._seed, fabric))) as shares,
+        ):
+            for _, share in shares:
+                if self.best.is_patience_over:
+                    break
+                stopping = self._step(share, asked_to_stop())
+                state.seconds = clock.total()
+                validate = state.step % self._settings.val_steps == 0
+                if validate or state.step == self.num_steps:
+                    self._validate()
+                    write_events(state.curve[-1])
+                    self._check_loss()
+                    validate = True
+                if validate or stopping or clock.is_save_due():
+                    state.seconds = clock.total()
+                    self.save(checkpoint)
+                    clock.note_save()
+                progress.advance()
+                if stopping:
+                    fabric.barrier()
+                    raise Stopped(
+                        f"train_rfm: stopped by SIGTERM, saved after step {state.step} of "
+                        f"{self.num_steps}; run the same again to go on"
+                    )
+
+    def _step(self, share: Share, stop: bool) -> bool:
+        """Take one optimizer step, or skip it where the loss is not finite.
+
+        Args:
+            share: this process's part of the batch.
+            stop: whether this process was asked to stop.
+
+        Returns:
+            Whether any process was asked to stop.
+        """
+        parts, total = share
+        state, settings, fabric = self.state, self._settings, self._fabric
+        rate = learning_rate(state.step, self.num_steps, settings)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        errors = self._loss_module(*parts) * (fabric.world_size / total)
+        loss = self._weighted(errors)
+        agreed = agree(errors, loss, stop, fabric)
+        if agreed.finite:
+            # The weights' sum divides the gradient, as in the public code, whose clip value this
+            # is; the loss that is reported stays equation 8.
+            fabric.backward(loss / sum(self._weights))
+            fabric.clip_gradients(self._loss_module, self._optimizer, clip_val=settings.clip_value)
+            self._optimizer.step()
+            average_weights(
+                *(self._average.parameters(), self._field.parameters()),
+                *(state.step, settings.ema_decay),
+            )
+            self._sums += torch.cat([agreed.errors, self._sums.new_ones(1)])
+        else:
+            state.skipped += 1
+        self._optimizer.zero_grad()
+        state.step += 1
+        return agreed.stopping
+
+    def _validate(self) -> None:
+        """Add a row to the curve and keep the averaged weights where they are the best so far."""
+        state = self.state
+        if state.skipped == state.step:
+            raise FlowllmError(
+                f"train_rfm: all {state.step} steps were skipped, since their loss is no "
+                "number; lower train_rfm.learning_rate, or look for what is no number in "
+                "the pairs"
+            )
+        errors = self._validation_errors(self._average)
+        trained = (self._sums[:2] / self._sums[2]).tolist()  # NaN where all steps were skipped
+        self._sums.zero_()
+        last = state.step - 1
+        state.curve.append(
+            {
+                "step": state.step,
+                "epoch": state.step / self._steps_per_epoch,
+                "train_loss": self._weighted(trained),
+                "train_coords_error": trained[0],
+                "train_lattice_error": trained[1],
+                "val_loss": self._weighted(errors),
+                "val_coords_error": errors[0],
+                "val_lattice_error": errors[1],
+                "learning_rate": learning_rate(last, self.num_steps, self._settings),
+                "seconds": state.seconds,
             }
-            with atomic_path(checkpoint) as temporary:
-                torch.save(content, temporary)
+        )
 
-    # --- the loop
-    weights = (settings.lambda_f, settings.lambda_l)
-    plan = _batches(pairs, settings, seed, state["step"], num_steps)
-    with (
-        noting_sigterm() as asked_to_stop,
-        event_log(events, state["step"], writes=fabric.is_global_zero) as write_events,
-        closing(prefetched(_shares(pairs, plan, seed, fabric))) as shares,
-    ):
-        for step, (parts, total) in shares:
-            if _patience_is_over(state, settings):
-                break
-            rate = learning_rate(step, num_steps, settings)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            errors = loss_module(*parts) * (fabric.world_size / total)
-            loss = weights[0] * errors[0] + weights[1] * errors[1]
-            agreed = agree(errors, loss, asked_to_stop(), fabric)
-            if agreed.finite:
-                # The weights' sum divides the gradient, as in the public code, whose clip value
-                # this is; the loss that is reported stays equation 8.
-                fabric.backward(loss / sum(weights))
-                fabric.clip_gradients(loss_module, optimizer, clip_val=settings.clip_value)
-                optimizer.step()
-                average_weights(average.parameters(), field.parameters(), step, settings.ema_decay)
-                sums += torch.cat([agreed.errors, sums.new_ones(1)])
-            else:
-                state["skipped"] += 1
-            optimizer.zero_grad()
-            state["step"] = step + 1
+    def _check_loss(self) -> None:
+        """Compare the last validation loss with the best one.
 
-            validate = (step + 1) % settings.val_steps == 0 or step + 1 == num_steps
-            if validate:
-                if state["skipped"] == step + 1:
-                    raise FlowllmError(
-                        f"train_rfm: all {step + 1} steps were skipped, since their loss is no "
-                        "number; lower train_rfm.learning_rate, or look for what is no number in "
-                        "the pairs"
-                    )
-                val_errors = validation_errors(average, val_pairs, seed, settings, fabric)
-                val_loss = weights[0] * val_errors[0] + weights[1] * val_errors[1]
-                state["seconds"] = resumed_seconds + time.perf_counter() - clock
-                trained = (sums[:2] / sums[2]).tolist()  # no number where all steps were skipped
-                curve.append(
-                    {
-                        "step": step + 1,
-                        "epoch": (step + 1) / steps_per_epoch,
-                        "train_loss": weights[0] * trained[0] + weights[1] * trained[1],
-                        "train_coords_error": trained[0],
-                        "train_lattice_error": trained[1],
-                        "val_loss": val_loss,
-                        "val_coords_error": val_errors[0],
-                        "val_lattice_error": val_errors[1],
-                        "learning_rate": rate,
-                        "seconds": state["seconds"],
-                    }
-                )
-                write_events(curve[-1])
-                sums.zero_()
-                if not math.isfinite(val_loss):
-                    raise FlowllmError(
-                        f"train_rfm: the validation loss is {val_loss} at step {step + 1} "
-                        f"({state['skipped']} steps skipped for a loss that is no number); "
-                        "lower train_rfm.learning_rate"
-                    )
-                if val_loss < state["best_loss"]:
-                    state["best_loss"], state["best_step"], state["stale"] = val_loss, step + 1, 0
-                    best = {name: value.clone() for name, value in average.state_dict().items()}
-                else:
-                    state["stale"] += 1
-                log.info(
-                    "train_rfm: step %d, train loss %.4g, validation loss %.4g (best %.4g)",
-                    *(step + 1, curve[-1]["train_loss"], val_loss, state["best_loss"]),
-                )
-            if validate or time.perf_counter() - last_save > CHECKPOINT_SECONDS:
-                state["seconds"] = resumed_seconds + time.perf_counter() - clock
-                save()
-                last_save = time.perf_counter()
-            progress.advance()
-            if agreed.stopping:
-                state["seconds"] = resumed_seconds + time.perf_counter() - clock
-                save()
-                fabric.barrier()
-                raise Stopped(
-                    f"train_rfm: stopped by SIGTERM, saved after step {step + 1} of {num_steps}; "
-                    "run the same again to go on"
-                )
+        Raises:
+            FlowllmError: it is not finite.
+        """
+        state, row = self.state, self.state.curve[-1]
+        if not math.isfinite(row["val_loss"]):
+            raise FlowllmError(
+                f"train_rfm: the validation loss is {row['val_loss']} at step {state.step} "
+                f"({state.skipped} steps skipped for a loss that is no number); "
+                "lower train_rfm.learning_rate"
+            )
+        self.best.update(state.step, row["val_loss"], self._average.state_dict)
+        log.info(
+            "train_rfm: step %d, train loss %.4g, validation loss %.4g (best %.4g)",
+            *(state.step, row["train_loss"], row["val_loss"], self.best.loss),
+        )
 
-    summary = {
-        "steps": state["step"],
-        "steps_per_epoch": steps_per_epoch,
-        "skipped_steps": state["skipped"],
-        "best_step": state["best_step"],
-        "validation_loss": state["best_loss"],
-        "constant_field_loss": constant_loss,
-        "stopped_early": state["step"] < num_steps,
-        "num_parameters": sum(p.numel() for p in field.parameters()),
-    }
-    return Trained(field, best, summary, curve)
+    def _weighted(self, errors: Any) -> Any:
+        """Equation 8: the sum of the errors (coordinates, lattice), weighted."""
+        return self._weights[0] * errors[0] + self._weights[1] * errors[1]
+
+    def _validation_errors(self, field: nn.Module) -> list[float]:
+        return validation_errors(field, self._val_pairs, self._seed, self._settings, self._fabric)
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the state of the training to a file; one process of several writes."""
+        if not self._fabric.is_global_zero:
+            return
+        state, best = self.state, self.best
+        content = {
+            "state": {
+                "step": state.step,
+                "skipped": state.skipped,
+                "seconds": state.seconds,
+                "best_step": best.step,
+                "best_loss": best.loss,
+                "stale": best.evaluations_without_gain,
+            },
+            "best": best.weights,
+            "curve": state.curve,
+            "field": self._field.state_dict(),
+            "average": self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "sums": self._sums,
+        }
+        with atomic_path(checkpoint) as temporary:
+            torch.save(content, temporary)
+
+    def load(self, checkpoint: Path) -> None:
+        """Resume from a file that `save` wrote, where there is one.
+
+        Raises:
+            FlowllmError: the file is damaged.
+        """
+        if not checkpoint.exists():
+            return
+        saved = load_checkpoint(checkpoint, self._fabric.device)
+        found = saved["state"]
+        self.state = State(found["step"], found["skipped"], found["seconds"], saved["curve"])
+        self.best = BestWeights(
+            self._settings.patience,
+            step=found.get("best_step", 0),
+            loss=found["best_loss"],
+            evaluations_without_gain=found["stale"],
+            weights=saved["best"],
+        )
+        self._field.load_state_dict(saved["field"])
+        self._average.load_state_dict(saved["average"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._sums = saved["sums"]
+        log.info("train_rfm: resumed at step %d of %d", self.state.step, self.num_steps)
+
+    def result(self) -> Trained:
+        """Return the trained field, its best averaged weights and what is said of them."""
+        summary = {
+            "steps": self.state.step,
+            "steps_per_epoch": self._steps_per_epoch,
+            "skipped_steps": self.state.skipped,
+            "best_step": self.best.step,
+            "validation_loss": self.best.loss,
+            "constant_field_loss": self._constant_loss,
+            "stopped_early": self.state.step < self.num_steps,
+            "num_parameters": sum(p.numel() for p in self._field.parameters()),
+        }
+        return Trained(self._field, self.best.weights, summary, self.state.curve)
+
+
+class _Clock:
+    """Wall time of a training over all its processes' lives, and when its state is due."""
+
+    def __init__(self, seconds_before: float) -> None:
+        self._start = self._last_save = time.perf_counter()
+        self._before = seconds_before
+
+    def total(self) -> float:
+        return self._before + time.perf_counter() - self._start
+
+    def is_save_due(self) -> bool:
+        return time.perf_counter() - self._last_save > CHECKPOINT_SECONDS
+
+    def note_save(self) -> None:
+        self._last_save = time.perf_counter()
 
 
 def validation_errors(
@@ -281,85 +387,3 @@ def validation_errors(
             batch = pairs.draw(groups[index], noise).to(fabric.device)
             sums += module([batch], [times[index].to(fabric.device)]).double()
     return (fabric.all_reduce(sums, reduce_op="sum") / len(pairs)).tolist()
-
-
-def _batches(
-    pairs: PreparedPairs, settings: TrainRfm, seed: int, first_step: int, num_steps: int
-) -> Iterator[tuple[int, list[Group]]]:
-    """The plan of every step from `first_step` on; an epoch's order depends on its number only."""
-    steps_per_epoch = batches_per_epoch(pairs.num_atoms, settings.batch_size)
-    step = first_step
-    while step < num_steps:
-        epoch, done = divmod(step, steps_per_epoch)
-        rng = generator(seed, "train_rfm", "epoch", epoch)
-        for batch in islice(plan_epoch(pairs.num_atoms, settings.batch_size, rng), done, None):
-            if step == num_steps:
-                return
-            yield step, batch
-            step += 1
-
-
-def _shares(
-    pairs: PreparedPairs, plan: Iterator[tuple[int, list[Group]]], seed: int, fabric: Fabric
-) -> Iterator[tuple[int, Share]]:
-    """This process's share of every step's batch."""
-    for step, batch in plan:
-        yield step, share_of_batch(pairs, batch, seed, step, fabric)
-
-
-def share_of_batch(
-    pairs: PreparedPairs, batch: list[Group], seed: int, step: int, fabric: Fabric
-) -> Share:
-    """This process's pairs of a batch with their times, and the size of the whole batch.
-
-    Times and noise are drawn for the whole batch, so they do not depend on the number of processes.
-    A pair comes once an epoch, so each epoch has times and noise of its own. Pairs are dealt in
-    turn through all groups: no process has more than one pair more than another.
-    """
-    rng = generator(seed, "train_rfm", "times", step)
-    *starts, total = np.cumsum([0, *map(len, batch)]).tolist()
-    times = np.split(rng.random(total, dtype=np.float32), starts[1:])
-    groups, moments = [], []
-    for index, (group, first) in enumerate(zip(batch, starts, strict=True)):
-        mine = slice((fabric.global_rank - first) % fabric.world_size, None, fabric.world_size)
-        if len(group[mine]):
-            noise = generator(seed, "train_rfm", "noise", step, index)
-            groups.append(pairs.draw(group, noise, mine).to(fabric.device))
-            moments.append(torch.from_numpy(times[index][mine]).to(fabric.device))
-    return (groups, moments), total
-
-
-def _patience_is_over(state: dict[str, Any], settings: TrainRfm) -> bool:
-    return settings.patience is not None and state["stale"] >= settings.patience
-
-
-@dataclass(frozen=True)
-class Agreed:
-    """What all processes know of a step, the same in each.
-
-    Attributes:
-        errors: the whole batch's mean squared errors (coordinates, lattice), float64 (2,).
-        finite: whether the loss is a number in every process: all skip a step or none does.
-        stopping: whether any process was asked to stop: all stop after the same step.
-    """
-
-    errors: Tensor
-    finite: bool
-    stopping: bool
-
-
-def agree(errors: Tensor, loss: Tensor, stop: bool, fabric: Fabric) -> Agreed:
-    """Put together what the processes found, in one message.
-
-    Args:
-        errors: of this process's share (2,), so scaled that the processes' mean is the batch's.
-        loss: of this process's share, a scalar.
-        stop: whether this process was asked to stop.
-        fabric: the processes.
-    """
-    flags = torch.stack([~loss.detach().isfinite(), torch.tensor(stop, device=loss.device)])
-    found = torch.cat([errors.detach().double() / fabric.world_size, flags.double()])
-    # Sums and no means: NCCL may make a mean as the sum of x (1 / n), and ten tenths are not 1.
-    summed = fabric.all_reduce(found, reduce_op="sum")
-    bad, stopping = summed[2:].tolist()
-    return Agreed(summed[:2], bad == 0, stopping > 0)

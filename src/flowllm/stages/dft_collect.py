@@ -1,5 +1,6 @@
 """Read the DFT runs that have finished, and say of each crystal what became of it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,17 @@ from pymatgen.core import Composition
 from flowllm import tables
 from flowllm.config import DftCollect, StageSettings
 from flowllm.crystal import Crystal
-from flowllm.dft.results import GPAW_OUTPUT, corrected_energy, read_run, scheme_of
-from flowllm.dft.runs import RunProblem
+from flowllm.descent import generated_digests
+from flowllm.dft.gpaw_output import GPAW_OUTPUT
+from flowllm.dft.results import corrected_energy, read_run, scheme_of
+from flowllm.dft.runs import AskedRun, RunProblem
+from flowllm.errors import FlowllmError
 from flowllm.runlog import Progress, log, stage_run
 
 Row = Mapping[str, Any]
+
+_MAX_ERROR = 500
+"""Letters of a row's error."""
 
 
 def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
@@ -22,21 +29,22 @@ def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
     Status is ok, what kept the crystal from getting a folder, unconverged_ionic where the energy
     is that of the last good step of a relaxation that has not come to its end, or what is wrong
     with its run: missing, unfinished, unreadable, unconverged_electronic, wrong_composition,
-    wrong_functional, no_correction. Folders beside the manifest that it does not name are reported
-    in the log and counted.
+    wrong_functional, other_settings, no_correction. Folders beside the manifest that it does not
+    name are reported in the log and counted.
     """
     section: DftCollect = settings.dft_collect
     with stage_run(settings, inputs={"manifest": manifest}, output=out) as run:
         entries = tables.read_table(manifest, tables.DFT_MANIFEST).to_pylist()
         foreign = _foreign_folders(manifest.parent, entries)
         for folder in foreign:
-            log.warning("dft_collect: %s is not in the manifest, left out", folder)
+            log.warning("dft_collect: %s is not in the manifest, left out", _one_line(folder))
         progress = Progress("dft_collect", len(entries))
         rows = []
         for entry in entries:
             rows.append(_collect(entry, manifest.parent, section))
             progress.advance()
-        tables.write_table(out, rows, tables.DFT_RESULTS, run.metadata())
+        metadata = run.metadata() | generated_digests([manifest])
+        tables.write_table(out, rows, tables.DFT_RESULTS, metadata)
         statuses = [row["status"] for row in rows]
         run.count(
             rows_in=len(rows),
@@ -48,11 +56,26 @@ def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
 
 
 def _foreign_folders(root: Path, entries: Sequence[Row]) -> list[str]:
-    """Folders with an output or input below `root` that no row names, relative to it."""
+    """Folders with an output or input below `root` that no row names, relative to it.
+
+    Hidden folders are not looked into: dft_inputs writes a folder under a hidden name first. Nor
+    are links, and what cannot be listed is passed over.
+    """
     known = {entry["path"] for entry in entries if entry["path"]}
-    names = ("POSCAR", "vasprun.xml*", GPAW_OUTPUT)
-    found = {path.parent for name in names for path in root.rglob(name)}
-    return sorted({path.relative_to(root).as_posix() for path in found} - known)
+    found, folders = set(), [str(root)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as members:
+                for member in members:
+                    name = member.name
+                    if name in ("POSCAR", GPAW_OUTPUT) or name.startswith("vasprun.xml"):
+                        found.add(os.path.relpath(folder, root))
+                    if not name.startswith(".") and member.is_dir(follow_symlinks=False):
+                        folders.append(member.path)
+        except OSError:
+            continue
+    return sorted(found - known)
 
 
 def _collect(entry: Row, root: Path, section: DftCollect) -> dict[str, Any]:
@@ -61,18 +84,30 @@ def _collect(entry: Row, root: Path, section: DftCollect) -> dict[str, Any]:
     if entry["path"] is None:
         return row
     try:
-        return row | _read(root / entry["path"], entry["formula"], section)
+        return row | _read(root / entry["path"], entry, section)
     except RunProblem as problem:
-        return row | {"status": problem.status, "error": str(problem)}
+        return row | {"status": problem.status, "error": _one_line(str(problem))}
+    except FlowllmError:
+        raise
+    # A folder may hold anything, and what it holds costs its own row only.
+    except Exception as error:
+        detail = f"{type(error).__name__}: {error}"
+        return row | {"status": "unreadable", "error": _one_line(detail)}
 
 
-def _read(folder: Path, formula: str, section: DftCollect) -> dict[str, Any]:
+def _one_line(text: str) -> str:
+    """What fits into a table's cell: printable, and not as long as what it quotes."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_MAX_ERROR])
+    return shown + ("..." if len(text) > _MAX_ERROR else "")
+
+
+def _read(folder: Path, entry: Row, section: DftCollect) -> dict[str, Any]:
     """Columns of a run with an energy; status unconverged_ionic where it is an upper bound."""
-    found = read_run(folder)
-    if found.structure.composition != Composition(formula):
+    found = read_run(folder, AskedRun(entry["input_set"], entry["potcar_symbols"]))
+    if found.structure.composition != Composition(entry["formula"]):
         raise RunProblem(
             "wrong_composition",
-            f"the run is of {found.structure.formula}, the manifest says {formula}",
+            f"the run is of {found.structure.formula}, the manifest says {entry['formula']}",
         )
     num_atoms = len(found.structure)
     energy = corrected_energy(found, section.correction_scheme, section.strict_anions)
@@ -80,11 +115,11 @@ def _read(folder: Path, formula: str, section: DftCollect) -> dict[str, Any]:
         **tables.crystal_columns(Crystal.from_structure(found.structure)),
         "raw_energy_per_atom": found.energy / num_atoms,
         "corrected_energy_per_atom": energy / num_atoms,
-        "correction_scheme": scheme_of(found, section.correction_scheme),
+        "correction_scheme": scheme_of(found, section.correction_scheme, section.strict_anions),
         "run_type": found.run_type,
         "converged_electronic": found.converged_electronic,
         "converged_ionic": found.converged_ionic,
         "num_steps": found.num_steps,
         "status": "ok" if found.converged_ionic else "unconverged_ionic",
-        "error": found.shortfall,
+        "error": found.shortfall and _one_line(found.shortfall),
     }

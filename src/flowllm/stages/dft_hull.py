@@ -5,7 +5,9 @@ from pathlib import Path
 
 from flowllm import tables
 from flowllm.config import DftHull, StageSettings
+from flowllm.dft.corrections import scheme_name
 from flowllm.dft.entries import ReferenceEntry, read_entries
+from flowllm.dft.reference_rule import by_one_rule
 from flowllm.dft.reference_sources import matbench_file, materials_project_entries
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import dft_label, entry_row
@@ -16,7 +18,8 @@ def run(settings: StageSettings, *, out: Path) -> None:
     """Write the reference entries of DFT energies.
 
     Raises:
-        FlowllmError: no source is named, or it cannot be fetched or read.
+        FlowllmError: no source is named, it cannot be fetched or read, or its energies cannot be
+            brought under the correction of our own.
     """
     section: DftHull = settings.dft_hull
     if section.source is None:
@@ -26,15 +29,19 @@ def run(settings: StageSettings, *, out: Path) -> None:
         )
     file = _file(section.source, out.parent)
     with stage_run(settings, inputs={"source": file} if file else {}, output=out) as run:
-        label = dft_label(section.correction_scheme)
-        entries: Iterator[ReferenceEntry] = (
+        found: Iterator[ReferenceEntry] = (
             read_entries(file) if file else materials_project_entries()
+        )
+        entries, counts = by_one_rule(found, section, settings.dft_collect)
+        label = dft_label(
+            scheme_name(section.correction_scheme, settings.dft_collect.strict_anions)
         )
         rows = [entry_row(entry, kind="dft", source=label) for entry in entries]
         if not rows:
             raise FlowllmError(f"{section.source}: no entry with a composition and an energy in it")
         tables.write_table(out, rows, tables.HULL_ENTRIES, run.metadata())
-        run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0)
+        failed = counts["not_covered"]
+        run.count(rows_in=len(rows) + failed, rows_out=len(rows), rows_failed=failed, **counts)
 
 
 def _file(source: str, folder: Path) -> Path | None:

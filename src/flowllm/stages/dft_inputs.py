@@ -10,6 +10,7 @@ from pymatgen.core import Composition
 
 from flowllm import dft, seeds, tables
 from flowllm.config import DftInputs, StageSettings
+from flowllm.descent import check_computed_from, generated_digests
 from flowllm.dft.inputs import (
     folder_name,
     input_set_of,
@@ -30,6 +31,8 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
     `no_pseudopotential`, or `not_selected`.
     """
     section: DftInputs = settings.dft_inputs
+    if out.is_dir():
+        raise FlowllmError(f"{out} is a folder, and the manifest is to be there: move it away")
     input_set = input_set_of(settings.dft.code, section)
     with stage_run(
         settings,
@@ -38,6 +41,7 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
     ) as run:
         rows = tables.read_tables(relaxed, tables.RELAXED).to_pylist()
         distances = _distances(stability, rows)
+        check_computed_from([stability], "energies", relaxed)
         manifest = [_first_row(row, input_set) for row in rows]
         chosen = _select(manifest, distances, section, settings.seed)
         progress = Progress("dft_inputs", len(chosen))
@@ -58,7 +62,8 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
             if manifest[place]["status"] == "ok":
                 manifest[place] |= _why_not(distances[rows[place]["id"]], section)
         _write_scripts(out.parent, manifest)
-        tables.write_table(out, manifest, tables.DFT_MANIFEST, run.metadata())
+        metadata = run.metadata() | generated_digests(relaxed)
+        tables.write_table(out, manifest, tables.DFT_MANIFEST, metadata)
         run.count(rows_in=len(rows), rows_out=len(chosen), rows_failed=0, **_counts(manifest))
 
 

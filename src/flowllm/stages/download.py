@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flowllm.config import Data, StageSettings
 from flowllm.data import bundled
+from flowllm.data.cif_blocks import read_cif_text
 from flowllm.data.fetch import fetch
 from flowllm.data.manifest import SPLITS, Kind, Manifest, ManifestFile, write_manifest
 from flowllm.data.rows import FILE_COLUMN, count_rows, write_rows
@@ -133,9 +134,7 @@ def _copy_csvs(kind: Kind, paths: dict[str | None, Path], folder: Path) -> Manif
 def _gather_cifs(cifs: list[Path], folder: Path) -> Manifest:
     path = folder / ALL_FILE
     rows = (
-        # CIF is ASCII; an author's name in another encoding must not cost the crystal.
-        {"material_id": cif.stem, FILE_COLUMN: cif.name, "cif": cif.read_text(errors="replace")}
-        for cif in cifs
+        {"material_id": cif.stem, FILE_COLUMN: cif.name, "cif": read_cif_text(cif)} for cif in cifs
     )
     write_rows(path, ("material_id", FILE_COLUMN, "cif"), rows)
     file = _listed(path, None, f"{len(cifs)} CIF files")

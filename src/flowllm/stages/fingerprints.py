@@ -1,14 +1,14 @@
 """Fingerprints of the generated crystals and of the test split, for coverage."""
 
+from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flowllm import tables
 from flowllm.config import Fingerprints, StageSettings
-from flowllm.evaluate.fingerprints import fingerprint
-from flowllm.evaluate.parallel import ordered_map
+from flowllm.evaluate.fingerprints import fingerprint, without_fingerprint
+from flowllm.evaluate.parallel import Limits, limited_map
 from flowllm.resume import write_in_parts
 from flowllm.runlog import stage_run
 from flowllm.tables import crystal_of, read_tables
@@ -16,11 +16,18 @@ from flowllm.tables import crystal_of, read_tables
 ROWS_PER_PART = 500
 """Crystals that a kill can cost, per run of the stage."""
 
+MAX_MEMORY = 1536 << 20
+"""Bytes that one crystal may take; a cell of 200 atoms takes 20 MB, and a job of the shipped
+configuration has 2,000 MB per process."""
+
 _COLUMNS = ("id", "atomic_numbers", "frac_coords", "lengths", "angles")
 
 
 def run(settings: StageSettings, *, crystals: Sequence[Path], out: Path, workers: int) -> None:
     """Compute the fingerprints of every crystal of some tables.
+
+    A crystal whose cell nothing can be computed in, or that takes more time or memory than it may,
+    is a row with the reason.
 
     Args:
         settings: the stage's settings.
@@ -36,18 +43,21 @@ def run(settings: StageSettings, *, crystals: Sequence[Path], out: Path, workers
         rows = read_tables(crystals, tables.GENERATED, _COLUMNS).to_pylist()
 
         def make_rows(items: range) -> list[dict[str, Any]]:
-            return ordered_map(
-                partial(fingerprint, max_seconds=section.max_seconds),
+            return limited_map(
+                fingerprint,
                 [(rows[index]["id"], crystal_of(rows[index])) for index in items],
+                limits=Limits(section.max_seconds, MAX_MEMORY),
+                failed=without_fingerprint,
                 workers=workers,
                 what=f"fingerprints {items.start} to {items.stop}",
             )
 
         table = write_in_parts(out, run, tables.FINGERPRINTS, len(rows), ROWS_PER_PART, make_rows)
-        status = table.column("status").to_pylist()
+        status = Counter(table.column("status").to_pylist())
+        done = status["ok"] + status["no_crystal"]
         run.count(
             rows_in=len(rows),
-            rows_out=status.count("ok"),
-            rows_failed=status.count("failed") + status.count("timeout"),
-            timeouts=status.count("timeout"),
+            rows_out=status["ok"],
+            rows_failed=len(rows) - done,
+            timeouts=status["timeout"],
         )

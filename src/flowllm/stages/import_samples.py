@@ -7,7 +7,7 @@ from typing import Any
 from flowllm import tables
 from flowllm.config import External, StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.external import Parse, read_samples
+from flowllm.evaluate.external import Unread, read_samples
 from flowllm.runlog import stage_run
 from flowllm.tables import crystal_columns, write_table
 
@@ -18,9 +18,9 @@ def run(settings: StageSettings, *, shard: int, base: Path, out: Path) -> None:
     Args:
         settings: the row `external`.
         shard: number of the shard, from 0; the samples are cut into `external.shards` runs of
-            neighbours.
+            neighbors.
         base: shard of `tables.BASE` to write, where ours has the language model's crystals.
-        out: shard of `tables.GENERATED` to write; the same crystals.
+        out: shard of `tables.IMPORTED` to write; the same crystals, with their source's names.
 
     Raises:
         FlowllmError: the file is missing, of an unknown format, holds fewer samples than shards, or
@@ -31,31 +31,33 @@ def run(settings: StageSettings, *, shard: int, base: Path, out: Path) -> None:
         raise FlowllmError(f"{row.name}: has shards 0 to {row.shards - 1}, not {shard}")
     samples = Path(row.file)
     with stage_run(settings, inputs={"samples": samples}, output=out, work={"shard": shard}) as run:
-        parsers = list(read_samples(samples))
-        if len(parsers) < row.shards:
-            raise FlowllmError(f"{samples}: {len(parsers)} samples, fewer than {row.shards} shards")
-        mine = range(len(parsers) * shard // row.shards, len(parsers) * (shard + 1) // row.shards)
-        rows = [_row(f"{row.name}-{index:06d}", parsers[index]) for index in mine]
+        found = list(read_samples(samples, row.column))
+        total = len(found)
+        if total < row.shards:
+            raise FlowllmError(f"{samples}: {total} samples, fewer than {row.shards} shards")
+        mine = range(total * shard // row.shards, total * (shard + 1) // row.shards)
+        rows = [_row(f"{row.name}-{index:06d}", found[index]) for index in mine]
         failed = sum(one["status"] != "ok" for one in rows)
-        if failed == len(rows) and not _any_readable(parsers):
+        if failed == len(rows) and not _any_readable(found):
             raise FlowllmError(
-                f"{samples}: none of its {len(parsers)} samples can be read ({rows[0]['error']})"
+                f"{samples}: none of its {total} samples can be read ({rows[0]['error']})"
             )
         run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed)
         write_table(base, [one | {"attempts": 1} for one in rows], tables.BASE, run.metadata())
         steps = [one | {"num_steps": 0} for one in rows]
-        write_table(out, steps, tables.GENERATED, run.metadata())
+        write_table(out, steps, tables.IMPORTED, run.metadata())
 
 
-def _any_readable(parsers: Sequence[Parse]) -> bool:
+def _any_readable(found: Sequence[Unread]) -> bool:
     """Whether some sample of the whole file is a crystal, so that its format is understood."""
-    return any(_row("", parse)["status"] == "ok" for parse in parsers)
+    return any(_row("", sample)["status"] == "ok" for sample in found)
 
 
-def _row(name: str, parse: Parse) -> dict[str, Any]:
+def _row(name: str, sample: Unread) -> dict[str, Any]:
+    named = {"id": name, "source_name": sample.name}
     try:
-        crystal = parse()
+        crystal = sample()
     except Exception as error:  # parsers raise many kinds; one sample must not stop all
         said = f"{type(error).__name__}: {error}"
-        return {"id": name, "status": "unreadable", "error": said}
-    return {"id": name, **crystal_columns(crystal), "formula": crystal.formula, "status": "ok"}
+        return {**named, "status": "unreadable", "error": said}
+    return {**named, **crystal_columns(crystal), "formula": crystal.formula, "status": "ok"}

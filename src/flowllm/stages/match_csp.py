@@ -10,6 +10,7 @@ from pathlib import Path
 from flowllm import tables
 from flowllm.config import Metrics, StageSettings
 from flowllm.crystal import Crystal
+from flowllm.descent import check_computed_from
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.matching import LOOSE
 from flowllm.evaluate.parallel import ordered_map
@@ -52,17 +53,22 @@ def run(
     section: Metrics = settings.metrics
     inputs = {"base": base, "generated": generated, "crystals": crystals}
     with stage_run(settings, inputs=inputs, output=out) as run:
+        targets = _targets(base, generated, crystals)
+        check_computed_from(base, "crystals", [crystals])
+        check_computed_from(generated, "base", base)
         rows = ordered_map(
             partial(compare, oxidation_states=section.oxidation_states),
-            _targets(base, generated, crystals),
+            targets,
             workers=workers,
             what="predictions, test crystals",
         )
         made_by = read_metadata(generated[0]).get("settings", {})
+        drawn_by = read_metadata(base[0]).get("settings", {})
         numbers = {
             "format": CSP_FORMAT,
             "setting": out.stem,
             "sampling": made_by.get("setting", {}),
+            "reject_close_atoms": drawn_by.get("sample_base", {}).get("reject_close_atoms", False),
             "matcher": {"name": "pymatgen StructureMatcher", **asdict(LOOSE)},
             "oxidation_states": section.oxidation_states,
             "pymatgen": version("pymatgen"),

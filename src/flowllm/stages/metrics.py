@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowllm import tables
 from flowllm.config import Metrics, StageSettings
+from flowllm.descent import check_computed_from, check_descends_from, check_same_input
 from flowllm.evaluate.coverage import add_coverage, read_fingerprints
 from flowllm.evaluate.flags import add_matches, match_samples, measure
 from flowllm.evaluate.parallel import ordered_map
@@ -62,7 +63,12 @@ def run(
         output=out,
     ) as run:
         samples, sources = read_samples(base, generated, relaxed, stability)
+        _check_descent(base, generated, relaxed, stability)
         names = [sample.name for sample in samples]
+        prints, test_prints = read_fingerprints(fingerprints), read_fingerprints(test_fingerprints)
+        check_ids(names, prints.names, fingerprints, complete=True)
+        check_computed_from([fingerprints], "crystals", generated)
+        check_computed_from([test_fingerprints], "crystals", [splits["test"]])
         measured = ordered_map(
             partial(measure, oxidation_states=section.oxidation_states),
             samples,
@@ -70,11 +76,10 @@ def run(
             what="validity and relaxation, crystals",
         )
         known = {name: splits[name] for name in ("train", "val")}
-        matches = match_samples(samples, known, workers)
-        prints = read_fingerprints(fingerprints)
-        check_ids(names, prints.names, fingerprints, complete=True)
-        prints, test_prints = prints.in_order(names), read_fingerprints(test_fingerprints)
-        rows = add_matches(measured, matches, NOVELTY_SETS[section.novelty_against])
+        novelty_sets = NOVELTY_SETS[section.novelty_against]
+        matches = match_samples(samples, known, novelty_sets, workers)
+        prints = prints.in_order(names)
+        rows = add_matches(measured, matches, novelty_sets)
         rows = add_coverage(rows, prints, test_prints)
         evaluation = Evaluation(samples, sources, matches, prints, test_prints, rows)
         numbers = {"format": FORMAT, "setting": out.stem}
@@ -89,3 +94,20 @@ def run(
         for name in ("structural_validity", "compositional_validity", "stability_rate", "sun_rate"):
             found = numbers["rates"][name]
             log.info("%s: %d of %d", name, found["numerator"], found["denominator"])
+
+
+def _check_descent(
+    base: Sequence[Path], generated: Sequence[Path], relaxed: Sequence[Path], stability: Path
+) -> None:
+    """Refuse files that were not computed from each other; settings of one base share their ids.
+
+    Raises:
+        FlowllmError: names two files that do not belong together, and what to run.
+    """
+    check_computed_from(generated, "base", base)
+    # Another model's base and generated crystals are read from one file by one job.
+    check_same_input([*base, *generated], "samples")
+    check_computed_from(relaxed, "generated", generated)
+    for path in relaxed:
+        check_descends_from(path, generated)
+    check_computed_from([stability], "energies", relaxed)

@@ -1,6 +1,5 @@
 """Parse, reduce and check the raw crystals, and write them by split."""
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +14,10 @@ from pymatgen.core import Composition
 
 from flowllm import tables
 from flowllm.config import Prepare, StageSettings
-from flowllm.data.cif import RejectedError, crystal_from_cif
+from flowllm.data.cif import crystal_from_cif
 from flowllm.data.manifest import SPLITS, read_manifest
+from flowllm.data.properties import parse_property
+from flowllm.data.rejected import RejectedError
 from flowllm.data.rows import PROPERTY_COLUMNS, SourceRow, read_rows
 from flowllm.data.splits import assign_splits
 from flowllm.errors import FlowllmError
@@ -119,10 +120,7 @@ def form_problems(rows: Iterable[SourceRow]) -> list[tuple[str, str] | None]:
 def parse_row(row: SourceRow, section: Prepare) -> Outcome:
     """Return a row's crystal with its properties, or why it is rejected."""
     try:
-        properties = {
-            ours: _number(theirs, row.cells.get(theirs, ""))
-            for theirs, ours in PROPERTY_COLUMNS.items()
-        }
+        properties = _properties(row)
         crystal = crystal_from_cif(row.cells["cif"], section.cell, section.max_atoms)
     except RejectedError as error:
         return _rejected(row, error.reason, error.detail)
@@ -182,17 +180,15 @@ def _parse_all(rows: Sequence[SourceRow], section: Prepare, workers: int) -> Ite
             yield outcome
 
 
-def _number(name: str, text: str) -> float | int | None:
-    """Return an optional column's number; empty and NaN are null."""
-    if not text.strip():
-        return None
-    try:
-        number = float(text)
-        if math.isnan(number):
-            return None
-        return int(number) if name == "spacegroup.number" else number
-    except (ValueError, OverflowError) as error:
-        raise RejectedError("bad_number", f"{name} is {text!r}, expected a number") from error
+def _properties(row: SourceRow) -> dict[str, float | int | None]:
+    """Return a row's properties by our names; a column or a value that is missing is null."""
+    properties = {}
+    for theirs, ours in PROPERTY_COLUMNS.items():
+        try:
+            properties[ours] = parse_property(ours, row.cells.get(theirs, ""))
+        except ValueError as error:
+            raise RejectedError("bad_number", f"{theirs} is {error}") from error
+    return properties
 
 
 def _reduced_formula(formula: str) -> str:

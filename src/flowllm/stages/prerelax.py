@@ -9,6 +9,7 @@ import pyarrow as pa
 from flowllm import tables
 from flowllm.config import Potential, Prerelax, StageSettings
 from flowllm.device import pick_device
+from flowllm.evaluate.hull import potential_label
 from flowllm.memory import keep_freed_memory
 from flowllm.relax.models import LABELS, LoadedPotential, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
@@ -31,10 +32,11 @@ def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
     with stage_run(settings, inputs={"generated": generated}, output=out) as run:
         progress = Progress("prerelax", len(rows))
         loaded = load_potential(potential.name, pick_device())
+        label = potential_label(LABELS[potential.name], section.max_force, section.max_steps)
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             chunk = [rows[item] for item in items]
-            return _relax_rows(chunk, LABELS[potential.name], loaded, section, progress.advance)
+            return _relax_rows(chunk, label, loaded, section, progress.advance)
 
         schema = tables.RELAXED.append(tables.TIMES.field("seconds"))
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)

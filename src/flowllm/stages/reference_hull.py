@@ -1,28 +1,43 @@
 """Make the reference entries that the potential's energies are measured against."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import yaml
 from pymatgen.core import Composition
 
-from flowllm import relax as relax_package
 from flowllm import tables
-from flowllm.config import Potential, ReferenceHull, StageSettings
+from flowllm.config import Potential, Prerelax, ReferenceHull, StageSettings
+from flowllm.crystal import Crystal
 from flowllm.device import pick_device
 from flowllm.dft.entries import ReferenceEntry, read_entries
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.hull import entry_row
+from flowllm.evaluate.hull import entry_row, potential_label, unrecorded_label
 from flowllm.memory import keep_freed_memory
+from flowllm.relax.ground_states import ground_states
 from flowllm.relax.models import LABELS, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
 from flowllm.resume import make_parts
 from flowllm.runlog import Progress, StageRun, log, stage_run
 
-_ELEMENTS = Path(relax_package.__file__).parent / "mp_elements.yaml"
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A crystal whose energy becomes an entry.
+
+    Attributes:
+        entry_id: id of the entry.
+        formula: of the cell.
+        crystal: the crystal before its relaxation.
+        is_training: whether it is a training crystal and not an element's ground state.
+    """
+
+    entry_id: str
+    formula: str
+    crystal: Crystal
+    is_training: bool
 
 
 def run(settings: StageSettings, *, crystals: Path, out: Path) -> None:
@@ -38,86 +53,95 @@ def run(settings: StageSettings, *, crystals: Path, out: Path) -> None:
     if section.source != "train":
         inputs["source"] = Path(section.source)
     with stage_run(settings, inputs=inputs, output=out) as run:
-        label = LABELS[potential.name]
         if section.source == "train":
-            _write_from_train(section, potential, crystals, out, run)
+            _write_from_train(settings, crystals, out, run)
         else:
-            entries = read_entries(Path(section.source))
+            label = unrecorded_label(LABELS[potential.name])
+            entries = list(read_entries(Path(section.source)))
+            _warn_of_dft(entries, section.source)
             rows = [entry_row(entry, kind="potential", source=label) for entry in entries]
             tables.write_table(out, rows, tables.HULL_ENTRIES, run.metadata())
             run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0)
 
 
-def _write_from_train(
-    section: ReferenceHull, potential: Potential, crystals: Path, out: Path, run: StageRun
-) -> None:
-    """Evaluate the training crystals part by part; those that fail are counted and left out."""
-    rows = tables.read_table(crystals, tables.CRYSTALS).to_pylist()
-    progress = Progress("reference_hull", len(rows))
-    loaded = load_potential(potential.name, pick_device())
+def _warn_of_dft(entries: Sequence[ReferenceEntry], source: str) -> None:
+    """Log entries that look like DFT's, which a potential's hull must not have."""
+    dft = [one.entry_id for one in entries if one.run is not None and one.run.run_type is not None]
+    if dft:
+        log.warning(
+            "reference_hull: %s: %d of %d entries (first: %s) have a run_type, as DFT entries do; "
+            "their energies must be the potential's",
+            source,
+            len(dft),
+            len(entries),
+            dft[0],
+        )
+
+
+def _write_from_train(settings: StageSettings, crystals: Path, out: Path, run: StageRun) -> None:
+    """Relax the training crystals and the elements' ground states part by part.
+
+    A hull needs an entry for each element, and a training set has few elemental crystals, some of
+    which are not the ground state. Of two crystals of an element the lower one is on the hull.
+    """
+    prerelax: Prerelax = settings.prerelax
+    name = settings.potential.name
+    candidates = _candidates(crystals)
+    progress = Progress("reference_hull", len(candidates))
+    # Time has no limit here: an entry that a busy machine drops would make other crystals stable.
     evaluate = partial(
         relax,
-        loaded,
-        max_force=section.max_force,
-        max_steps=section.relax_steps,
+        load_potential(name, pick_device()),
+        max_force=prerelax.max_force,
+        max_steps=prerelax.max_steps,
         max_seconds=float("inf"),
         advance=progress.advance,
     )
+    label = potential_label(LABELS[name], prerelax.max_force, prerelax.max_steps)
 
     def make_rows(items: range) -> list[dict[str, Any]]:
-        chunk = [rows[item] for item in items]
-        results = evaluate([tables.crystal_of(row) for row in chunk])
-        return _entry_rows(chunk, results, LABELS[potential.name])
+        chunk = [candidates[item] for item in items]
+        return _entry_rows(chunk, evaluate([one.crystal for one in chunk]), label)
 
-    schema = tables.HULL_ENTRIES
-    table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
-    if not table.num_rows:
-        raise FlowllmError(f"{crystals}: the potential could evaluate none of {len(rows)} crystals")
-    elements = missing_elements(table.column("formula").to_pylist())
-    whole = pa.concat_tables([table, pa.Table.from_pylist(elements, schema=schema)])
-    tables.write_table(out, whole, schema, run.metadata())
+    schema, chunk_size = tables.HULL_ENTRIES, settings.reference_hull.chunk_size
+    table = make_parts(out, run, schema, len(candidates), chunk_size, make_rows)
+    given = {one.entry_id for one in candidates if one.is_training}
+    made = sum(entry_id in given for entry_id in table.column("entry_id").to_pylist())
+    if not made:
+        raise FlowllmError(
+            f"{crystals}: the potential could evaluate none of {len(given)} crystals"
+        )
+    tables.write_table(out, table, schema, run.metadata())
     run.count(
-        rows_in=len(rows),
+        rows_in=len(given),
         rows_out=table.num_rows,
-        rows_failed=len(rows) - table.num_rows,
-        elemental_references=len(elements),
+        rows_failed=len(given) - made,
+        elemental_references=table.num_rows - made,
+        not_converged=table.column("converged").to_pylist().count(False),
     )
 
 
-def missing_elements(formulas: Iterable[str]) -> list[dict[str, Any]]:
-    """Entries by the Materials Project for the elements that no formula is of alone.
-
-    A hull needs an entry for each element, and a training set has few elemental crystals. CHGNet
-    was fitted to the Materials Project's corrected energies, so the scale is the same. How well it
-    is met: elemental crystals relaxed by CHGNet less the Materials Project's energy of the same
-    crystal, for 16 of MP-20, mean 0.018, standard deviation 0.033 eV/atom, the largest Cr 0.112;
-    ground states among the AFLOW prototypes less these energies, 25 elements, median 0.032, the
-    largest W 0.195, U 0.123, B 0.111 and I -0.091 eV/atom.
-    """
-    given = yaml.safe_load(_ELEMENTS.read_text())
-    pure = {formula for formula in map(Composition, formulas) if len(formula) == 1}
-    present = {next(iter(formula)).symbol for formula in pure}
-    return [
-        entry_row(
-            ReferenceEntry(entry["entry_id"], {symbol: 1.0}, entry["energy_per_atom"]),
-            kind="potential",
-            source=given["label"],
-        )
-        for symbol, entry in given["elements"].items()
-        if symbol not in present
+def _candidates(crystals: Path) -> list[_Candidate]:
+    """Return the training crystals in their order, then the elements' ground states."""
+    rows = tables.read_table(crystals, tables.CRYSTALS).to_pylist()
+    training = [_Candidate(row["id"], row["formula"], tables.crystal_of(row), True) for row in rows]
+    return training + [
+        _Candidate(f"{symbol}, {one.entry_id}", one.crystal.formula, one.crystal, False)
+        for symbol, one in ground_states().items()
     ]
 
 
 def _entry_rows(
-    rows: Sequence[Mapping[str, Any]], results: Sequence[Relaxation], label: str
+    candidates: Sequence[_Candidate], results: Sequence[Relaxation], label: str
 ) -> list[dict[str, Any]]:
-    """One entry a crystal that has an energy; the others are named in the log."""
+    """Return one entry per crystal that has an energy; the others are named in the log."""
     entries = []
-    for row, result in zip(rows, results, strict=True):
+    for one, result in zip(candidates, results, strict=True):
         if result.fault is not None:
-            log.warning("reference_hull: %s left out: %s", row["id"], result.fault.detail)
+            log.warning("reference_hull: %s left out: %s", one.entry_id, result.fault.detail)
             continue
-        amounts = Composition(row["formula"]).get_el_amt_dict()
-        entry = ReferenceEntry(row["id"], amounts, result.final_energy_per_atom)
-        entries.append(entry_row(entry, kind="potential", source=label))
+        amounts = Composition(one.formula).get_el_amt_dict()
+        entry = ReferenceEntry(one.entry_id, amounts, result.final_energy_per_atom)
+        row = entry_row(entry, kind="potential", source=label, converged=result.converged)
+        entries.append(row)
     return entries

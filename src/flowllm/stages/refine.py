@@ -1,5 +1,6 @@
 """Refine base crystals: integrate the learned velocity field from each of them."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from flowllm.rfm.manifold import AngleBounds, lattice_parameters
 from flowllm.rfm.model import load_model
 from flowllm.rfm.network import MAX_ATOMS, NetworkSize, VelocityField, bytes_per_crystal
 from flowllm.rfm.start import RejectedCrystalError, Start, StartPoint, draw_start
-from flowllm.rfm.symmetry import KeptSymmetry, find_symmetry
+from flowllm.rfm.symmetry import KeptSymmetry, Operations, SymmetricStart, symmetric_start
 from flowllm.runlog import Progress, stage_run
 from flowllm.seeds import generator
 from flowllm.tables import crystal_columns, crystal_of, read_table, write_table
@@ -30,10 +31,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """A crystal to refine: its atomic numbers (n,) and where its integration starts."""
+    """A crystal to refine.
+
+    Attributes:
+        elements: atomic numbers (n,).
+        start: where its integration starts.
+        operations: the space group that its integration keeps, None where it keeps none.
+    """
 
     elements: np.ndarray
     start: StartPoint
+    operations: Operations | None = None
 
 
 Frame = tuple[int, list[Crystal | str]]
@@ -70,15 +78,16 @@ def run(
         given = read_table(base, tables.BASE).to_pylist()
         if setting.flow is None:
             rows, frames = [_outcome(row, crystal_of(row), 0) for row in given], []
+            counts: Counter[str] = Counter()
         elif model is None:
             raise FlowllmError(f"setting {setting.name}: needs --model, the folder of its flow")
         else:
             keep_freed_memory()
             field, start = load_model(model, pick_device())
             every = None if trajectories is None else section.trajectory_every
-            rows, frames = refine_rows(given, field, start, settings, every)
+            rows, frames, counts = refine_rows(given, field, start, settings, every)
         failed = sum(row["status"] != "ok" for row in rows)
-        run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed)
+        run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed, **counts)
         if trajectories is not None:
             write_table(trajectories, frames, tables.TRAJECTORIES, run.metadata())
         write_table(out, rows, tables.GENERATED, run.metadata())
@@ -90,7 +99,7 @@ def refine_rows(
     start: Start,
     settings: StageSettings,
     every: int | None,
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[Row], list[Row], Counter[str]]:
     """Refine the crystals of base rows; rows come back in the given order.
 
     Args:
@@ -101,19 +110,23 @@ def refine_rows(
         every: record each crystal after every so many steps, None for none.
 
     Returns:
-        Rows of `tables.GENERATED` and of `tables.TRAJECTORIES`.
+        Rows of `tables.GENERATED` and of `tables.TRAJECTORIES`; how many starts were moved onto
+        which kind of space group, with `keep_symmetry`.
     """
     section: Refine = settings.refine
     num_steps = settings.setting.num_steps
     rows = [_outcome(row, None, num_steps) for row in given]
     frames: list[list[Row]] = [[] for _ in given]
     tasks: dict[int, Task] = {}
+    counts: Counter[str] = Counter()
     for index, row in enumerate(given):
         crystal = crystal_of(row)
         rng = generator(settings.seed, "refine", "start", row["id"])
         try:
             if crystal is not None:
-                tasks[index] = task_of(crystal, field, start, rng)
+                task = task_of(crystal, field, start, rng)
+                kept = section.keep_symmetry
+                tasks[index] = symmetric_task(task, field.bounds, counts) if kept else task
         except RejectedCrystalError as rejected:
             rows[index] = _failure(row, str(rejected), "the flow cannot start from it", num_steps)
     progress = Progress("refine: crystals", len(tasks))
@@ -128,7 +141,7 @@ def refine_rows(
             else:
                 rows[index] = _failure(given[index], "not_physical", end, num_steps)
         progress.advance(len(members))
-    return rows, [frame for path in frames for frame in path if every is not None]
+    return rows, [frame for path in frames for frame in path if every is not None], counts
 
 
 def task_of(crystal: Crystal, field: VelocityField, start: Start, rng: np.random.Generator) -> Task:
@@ -140,6 +153,29 @@ def task_of(crystal: Crystal, field: VelocityField, start: Start, rng: np.random
     if crystal.num_atoms > MAX_ATOMS:
         raise RejectedCrystalError("too_many_atoms")
     return Task(crystal.atomic_numbers, draw_start(start, crystal, field.bounds, rng))
+
+
+def symmetric_task(task: Task, bounds: AngleBounds, counts: Counter[str]) -> Task:
+    """Move a task's start onto its space group, which its integration keeps.
+
+    Args:
+        task: without a space group.
+        bounds: of the angles' logit, degrees.
+        counts: raised by one: `starts_symmetric`, `starts_without_symmetry` (the identity alone),
+            or `starts_undetermined` (no group was found, and the start is as it was).
+
+    Raises:
+        RejectedCrystalError: the symmetric cell cannot be brought within the bounds.
+    """
+    found = symmetric_start(task.elements, task.start, bounds)
+    counts[_kind_of(found)] += 1
+    return Task(task.elements, found.point, found.operations)
+
+
+def _kind_of(found: SymmetricStart) -> str:
+    if not found.is_determined:
+        return "starts_undetermined"
+    return "starts_symmetric" if found.operations.order > 1 else "starts_without_symmetry"
 
 
 def refine_batch(
@@ -165,7 +201,8 @@ def refine_batch(
             parameters = lattice_parameters(lattice, bounds)
             frames.append((step, _crystals(tasks, coords, *parameters)))
 
-    kept = _kept_symmetry(tasks, bounds, device) if section.keep_symmetry else None
+    groups = [task.operations for task in tasks if task.operations is not None]
+    kept = KeptSymmetry(groups, bounds, device) if groups else None
 
     def velocity(coords: Tensor, lattice: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         coords_velocity, lattice_velocity = field(elements, coords, lattice, time)
@@ -184,18 +221,6 @@ def refine_batch(
             None if kept is None else kept.lattice,
         )
     return frames
-
-
-def _kept_symmetry(
-    tasks: Sequence[Task], bounds: AngleBounds, device: torch.device
-) -> KeptSymmetry:
-    """The space groups of where the tasks start."""
-    symmetries = []
-    for task in tasks:
-        lattice = torch.from_numpy(task.start.lattice).double()
-        parameters = (x.numpy() for x in lattice_parameters(lattice, bounds))
-        symmetries.append(find_symmetry(task.elements, task.start.coords, *parameters))
-    return KeptSymmetry(symmetries, bounds, device)
 
 
 def _crystals(tasks: Sequence[Task], *points: Tensor) -> list[Crystal | str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowllm.config import Report, StageSettings
+from flowllm.descent import check_same_input
 from flowllm.errors import FlowllmError
 from flowllm.report.page import Section, headline_cards, render
 from flowllm.report.protocol_text import hull_name
@@ -45,6 +46,13 @@ def run(
     section: Report = settings.report
     with stage_run(settings, inputs={"metrics": metrics, "csp": csp}, output=out) as run:
         results = read_results(metrics)
+        for setting in {result.setting for result in results}:
+            flags = [
+                path.with_suffix(".parquet")
+                for path, result in zip(metrics, results, strict=True)
+                if result.setting == setting
+            ]
+            check_same_input(flags, "generated")
         predictions = read_predictions(csp)
         sections = make_sections(results, predictions, run_dir, section.color, shards or {})
         _write_files(sections, out.parent)

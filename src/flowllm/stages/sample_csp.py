@@ -65,6 +65,7 @@ def run(
             top_p=base.top_p,
             max_attempts=section.max_attempts,
             restrict_tokens=section.restrict_tokens,
+            reject_close_atoms=section.reject_close_atoms,
             backend=section.backend,
             gpus=gpus,
         )

@@ -10,8 +10,8 @@ from flowllm import tables
 from flowllm.config import Stability, StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import (
+    HullFile,
     MissingReference,
-    ReferenceHull,
     dft_label,
     measured_against,
     read_hull,
@@ -46,16 +46,19 @@ def run(
         work={"kind": kind},
         output=out,
     ) as run:
-        reference, sources = read_hull(hull, kind)
+        reference = read_hull(hull, kind)
         given = list(readers[kind](energies))
-        _check_same_energies(given, sources, hull)
+        _check_same_energies(given, reference.sources, hull)
         progress = Progress("stability", len(given))
         rows = []
         for row in given:
-            rows.append(_stability(row, reference, " + ".join(sources), section))
+            rows.append(_stability(row, reference, section))
             progress.advance()
-        hull_size = {"hull_compositions": len(reference)}
-        tables.write_table(out, rows, tables.STABILITY, run.metadata() | hull_size)
+        about_hull = {
+            "hull_compositions": len(reference.hull),
+            "hull_not_converged": reference.not_converged,
+        }
+        tables.write_table(out, rows, tables.STABILITY, run.metadata() | about_hull)
         failed = sum(row["status"] != "ok" for row in rows)
         run.count(
             rows_in=len(rows),
@@ -86,18 +89,17 @@ def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _check_same_energies(rows: Sequence[Row], sources: Sequence[str], hull: Path) -> None:
-    """Refuse energies on another scale than the hull's."""
+    """Refuse energies of another potential, relaxation criterion, code or correction."""
     labels = {row["energy_source"] for row in rows if row["energy_per_atom"] is not None}
-    if {measured_against(label) for label in labels} - set(sources):
+    if any(set(sources) - measured_against(label) for label in labels):
         raise FlowllmError(
             f"{hull}: the hull is of {' + '.join(sources)} and the energies are of "
-            f"{', '.join(sorted(labels))}; make both with the same potential or correction scheme"
+            f"{', '.join(sorted(labels))}; make both with the same potential and criterion of "
+            "relaxation (potential, prerelax) or the same correction (dft_collect)"
         )
 
 
-def _stability(
-    row: Row, hull: ReferenceHull, hull_source: str, section: Stability
-) -> dict[str, Any]:
+def _stability(row: Row, reference: HullFile, section: Stability) -> dict[str, Any]:
     """The row of one crystal; without an energy or a reference it is not stable, with a reason.
 
     The energy of a DFT relaxation that is under way is an upper bound: so is its distance to the
@@ -107,7 +109,7 @@ def _stability(
     status, error, distance = row["status"], row["error"], None
     if row["energy_per_atom"] is not None:
         try:
-            distance = hull.e_above_hull(amounts, row["energy_per_atom"])
+            distance = reference.hull.e_above_hull(amounts, row["energy_per_atom"])
         except MissingReference as missing:
             status, error = "no_reference", str(missing)
     enough = len(amounts) >= section.min_elements
@@ -117,7 +119,7 @@ def _stability(
         "num_elements": len(amounts) or None,
         "energy_per_atom": row["energy_per_atom"],
         "energy_source": row["energy_source"],
-        "hull_source": hull_source,
+        "hull_source": " + ".join(reference.sources),
         "e_above_hull": distance,
         "stable": distance is not None and enough and is_stable(distance, section),
         "metastable": distance is not None and enough and distance < section.metastable_below,
