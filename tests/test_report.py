@@ -464,6 +464,7 @@ def test_costs_are_summed_by_stage(tmp_path):
     assert (sample.tokens_per_second, refine.tokens_per_second) == (300 / 24, None)
     assert generation_seconds(records, "t", "a") == 42
     assert generation_seconds(records, "t", "unknown") is None
+    assert generation_seconds(records, "t", "a", drawn=10) is None  # refine's second record is gone
 
 
 def test_times_of_appendix_g_by_hand(run_dir):

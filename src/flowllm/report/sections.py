@@ -183,4 +183,5 @@ def _draw(name: str, caption: str, make: Callable[[], Figure | None]) -> Drawn |
 
 def _seconds(result: Result, records: Sequence[dict]) -> float | None:
     base = result.numbers["sampling"]["setting"].get("base")
-    return generation_seconds(records, str(base), result.setting)
+    drawn = result.numbers["counts"]["drawn"]
+    return generation_seconds(records, str(base), result.setting, drawn)
