@@ -60,6 +60,10 @@ localrules:
     report,
 
 
+onstart:
+    check_before_jobs()
+
+
 rule all:
     """Everything up to the tables with the potential's estimates, and the DFT inputs."""
     default_target: True

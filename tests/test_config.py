@@ -138,6 +138,56 @@ def test_bad_values_are_named_with_their_path(values, path, value, message):
 
 
 @pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("train_rfm", {"angle_bounds": [120.1, 59.9]}, "lower bound comes first"),
+        ("train_rfm", {"angle_bounds": [90.0, 90.0]}, "the two differ"),
+        ("train_rfm", {"angle_bounds": [60.0, 120.1]}, "angles of a reduced cell, 60 to 120"),
+        ("train_rfm", {"angle_bounds": [59.9, 120.0]}, "angles of a reduced cell, 60 to 120"),
+        ("train_rfm", {"angle_bounds": [80.0, 100.0]}, "angles of a reduced cell, 60 to 120"),
+        ("train_rfm", {"angle_bounds": [-1.0, 120.1]}, "within 0 to 180 degrees"),
+        ("train_rfm", {"angle_bounds": [59.9, 181.0]}, "within 0 to 180 degrees"),
+        ("train_rfm", {"learning_rate": 1e-5, "min_learning_rate": 1e-4}, "min_learning_rate"),
+        ("train_rfm", {"ema_decay": 1.0}, "less than 1"),
+        ("finetune_llm", {"lora_dropout": 1.0}, "less than 1"),
+        ("finetune_llm", {"max_steps": 60, "warmup_steps": 100}, "warmup_steps 100 exceed"),
+        ("finetune_llm", {"base_model": ""}, "at least 1 character"),
+        ("prepare", {"split_shares": [0.8, 0.2, 0.0]}, "each of the three splits needs crystals"),
+        ("data", {"source": ""}, "at least 1 character"),
+        ("dft_hull", {"source": ""}, "at least 1 character"),
+        ("stability", {"stable_below": 0.2}, "stable_below 0.2 exceeds metastable_below 0.08"),
+        ("sample_pairs", {"structured": True, "backend": "transformers"}, "needs backend: vllm"),
+        ("sample_base", {"structured": True, "backend": "transformers"}, "needs backend: vllm"),
+        ("prompts", {"band_gap": "{band_gap} {formula}"}, r"\{formula\} would stay in the prompt"),
+        ("prompts", {"instruction": "Write {crystal}:"}, r"\{crystal\} would stay in the prompt"),
+        ("prompts", {"infill": "Name {mask} of {formula}"}, r"\{formula\} would stay"),
+        (
+            "prompts",
+            {"band_gap": "Energy {band_gap}.", "e_above_hull": "Energy {e_above_hull}."},
+            "band_gap and e_above_hull have the same sentence",
+        ),
+        ("prompts", {"mask": "Xx"}, "looks like an element's symbol"),
+        ("prompts", {"mask": "two words"}, "must be one word"),
+        ("prompts", {"mask": ""}, "must be one word"),
+        ("prompts", {"mask": "?\n"}, "must be one word"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(values, section, changes, message):
+    with pytest.raises(FlowllmError, match=rf"\n  {section}\S*: .*{message}"):
+        check_config(merge(values, {section: changes}))
+
+
+@given(low=st.floats(-10, 190), high=st.floats(-10, 190))
+def test_angle_bounds_contain_the_angles_of_reduced_cells(values, low, high):
+    given = merge(values, {"train_rfm": {"angle_bounds": [low, high]}})
+    if 0 <= low < 60 and 120 < high <= 180:
+        assert check_config(given).train_rfm.angle_bounds == (low, high)
+    else:
+        with pytest.raises(FlowllmError, match=r"train_rfm\.angle_bounds"):
+            check_config(given)
+
+
+@pytest.mark.parametrize(
     "url",
     [
         *("https://me:SECRET@host/mp_20", "https://SECRET@host", "http://me:SECRET@127.0.0.1/"),
@@ -450,7 +500,7 @@ PATHS = ("run_dir", "data.source", "finetune_llm.base_model", "reference_hull.so
         ("$SCRATCH/run", "names a variable"),
         ("${SCRATCH}/run", "names a variable"),
         ("~nobody-of-this-name/run", "no such user"),
-        ("", "is empty"),
+        ("", "at least 1 character"),
         ("run ", "begins or ends with a space"),
     ],
 )

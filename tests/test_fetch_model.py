@@ -1,6 +1,7 @@
 """Stage fetch_model: what is here needs no internet, what is not is said in one line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from flowllm.config import StageSettings, load_config
 from flowllm.errors import FlowllmError
 from flowllm.llm import hub
 from flowllm.stages import fetch_model
+from tiny_llm import write_tiny_llm
 
 CONFIG = Path(__file__).parents[1] / "config.yaml"
 
@@ -28,7 +30,9 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["bundled", "folder"])
 def test_what_is_here_is_not_fetched(settings, tmp_path, cache, kind):
-    name = "smollm2-135m" if kind == "bundled" else str(tmp_path)
+    name = "smollm2-135m"
+    if kind == "folder":
+        name = str(write_tiny_llm(tmp_path / "base"))
     fetch_model.run(settings, name=name, out=tmp_path / "base_model.json")
     written = json.loads((tmp_path / "base_model.json").read_text())
     assert written == {"base_model": name, "commit": None}
@@ -39,12 +43,28 @@ def test_a_model_in_the_cache_is_found_without_the_internet(settings, tmp_path, 
     commit = "0123456789abcdef0123456789abcdef01234567"
     model = cache / "models--someone--model"
     snapshot = model / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    (snapshot / "model.safetensors").write_bytes(b"")
+    write_tiny_llm(snapshot)
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text(commit)
     fetch_model.run(settings, name="someone/model", out=tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text())["commit"] == commit
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("kind", ["auto_map", "cut", "no config"])
+def test_a_model_that_no_job_could_use_is_refused(settings, tmp_path, kind):
+    base = write_tiny_llm(tmp_path / "base")
+    if kind == "auto_map":
+        config = json.loads((base / "config.json").read_text()) | {"auto_map": {"AutoModel": "a.B"}}
+        (base / "config.json").write_text(json.dumps(config))
+    elif kind == "cut":
+        weights = base / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    else:
+        (base / "config.json").unlink()
+    with pytest.raises(FlowllmError, match=re.escape(str(base))):
+        fetch_model.run(settings, name=str(base), out=tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.usefixtures("cache")

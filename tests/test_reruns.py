@@ -104,6 +104,11 @@ CHANGES = (
     ),
     Change("`finetune_llm`", TUNED, {"finetune_llm": {"learning_rate": 0.01}}),
     Change(
+        "`merge_adapter`",
+        {"merge_adapter": 1, "invariance": 1, **SAMPLED},
+        {"merge_adapter": {"into": "original"}},
+    ),
+    Change(
         "`invariance`", {"invariance": 1, "report": 1}, {"invariance": {"num_transformations": 3}}
     ),
     Change(

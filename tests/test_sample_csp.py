@@ -3,10 +3,11 @@
 import pytest
 from pymatgen.core import Element
 
+from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.stages import sample_csp
 from flowllm.tables import CSP_BASE, crystal_of, read_table
-from llm_run import merged_model, settings_for, small_crystals
+from llm_run import crystal_table, merged_model, settings_for, small_crystals
 
 K = 3
 
@@ -49,3 +50,16 @@ def test_every_attempt_has_the_atoms_of_its_test_crystal(paths, tmp_path):
 def test_more_test_crystals_than_there_are(paths, tmp_path):
     with pytest.raises(FlowllmError, match=r"holds 8 crystals, .*lower sizes.num_csp_crystals"):
         predict(paths, tmp_path / "shard.parquet", 6, 3)
+
+
+def test_a_test_crystal_larger_than_any_of_training_is_a_row_with_the_reason(paths, tmp_path):
+    """It is said before sampling; the others are sampled."""
+    coords = [[i / 10, 0.5, 0.5] for i in range(8)]
+    large = Crystal.from_arrays([11] * 4 + [17] * 4, coords, [9, 4, 4], [90, 90, 90])
+    crystals = crystal_table(tmp_path / "test.parquet", [large, small_crystals()[0]])
+    rows = predict({**paths, "train": crystals}, tmp_path / "shard.parquet", 0, 2)
+    assert [row["status"] for row in rows] == ["too_many_atoms"] * K + ["ok"] * K
+    assert {row["attempts"] for row in rows[:K]} == {0}
+    assert "8 atoms, but the model was trained on crystals of at most 5" in rows[0]["error"]
+    only = predict({**paths, "train": crystals}, tmp_path / "only.parquet", 0, 1)
+    assert [row["status"] for row in only] == ["too_many_atoms"] * K

@@ -1,6 +1,7 @@
 """Rounds of drafts and their judgement, with an engine that writes given texts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from flowllm.llm.sampling import (
     sampling_counts,
     write_samples,
 )
-from flowllm.llm.text import composition_of, encode
+from flowllm.llm.text import Reason, Rejection, composition_of, encode
 from flowllm.resume import partial_path
 from flowllm.runlog import StageRun, recorded
 from flowllm.tables import BASE, read_table
@@ -212,3 +213,25 @@ def test_by_species_sorts_atoms_and_keeps_the_order_within_an_element():
     assert ordered.atomic_numbers.tolist() == [11, 11, 17, 17]
     assert ordered.frac_coords[:, 0].tolist() == [0.0, 0.5, 0.0, 0.5]
     assert by_species(crystal).atomic_numbers.tolist() == [11, 17]
+
+
+def test_a_task_that_cannot_succeed_is_not_drawn():
+    """More atoms than the model was trained on: a row with the reason, and no draft."""
+    typist = Typist(lambda _: SALT)
+    refusal = Rejection(Reason.TOO_MANY_ATOMS, "30 atoms, but")
+    large = replace(salt_task(0), refusal=refusal)
+    outcomes = sampler(typist, 3).draw([large, salt_task(1), large])
+    assert [outcome.attempts for outcome in outcomes] == [0, 1, 0]
+    assert len(typist.requests) == 1
+    rows = [sample_columns(outcome, "prompt") for outcome in outcomes]
+    assert [row["status"] for row in rows] == ["too_many_atoms", "ok", "too_many_atoms"]
+    assert rows[0]["error"] == "30 atoms, but"
+    assert rows[0]["rejections"] == []
+    counts = sampling_counts([rows[0]], Speed())
+    assert (counts["drafts"], counts["acceptance"], counts["rows_failed"]) == (0, 0.0, 1)
+
+    def never():
+        raise AssertionError("the engine was started")
+
+    idle = Sampler(never, PROMPTS, max_atoms=20, max_attempts=1)
+    assert idle.draw([large])[0].crystal is None

@@ -97,7 +97,7 @@ def test_ten_settings_plan_in_ten_seconds_of_a_core(tmp_path):
 
 
 def test_the_second_target_adds_dft():
-    jobs = planned(snakemake("-n", "all_dft"))
+    jobs = planned(snakemake("-n", "all_dft", "--config", "dft_hull={source: mp_api}"))
     assert jobs["dft_collect"] == 6
     assert jobs["stability"] == jobs["metrics"] == 12
     assert jobs == billed("all_dft")
@@ -130,7 +130,8 @@ def dags(tmp_path_factory) -> dict[tuple[str, str], tuple[Path, dict[str, int]]]
     cases = list(product(BILLED, TARGETS))
     overlays = {name: folder / f"{name}.yaml" for name in BILLED}
     for name, overlay in overlays.items():
-        overlay.write_text(yaml.safe_dump({"flows": [TYPES], **BILLED[name]}))
+        given = {"flows": [TYPES], "dft_hull": {"source": "mp_api"}, **BILLED[name]}
+        overlay.write_text(yaml.safe_dump(given))
     requests = [
         (str(folder), ["--snakefile", str(ROOT / "Snakefile"), target, *TINY, str(overlays[name])])
         for name, target in cases

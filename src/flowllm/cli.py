@@ -5,6 +5,7 @@ configuration files instead (`--config config.yaml --config workflow/config/demo
 imports happen inside the stage that needs them.
 """
 
+import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from flowllm.config import StageSettings, load_config
+from flowllm.config import StageSettings, check_config, load_config
 from flowllm.errors import FlowllmError
 from flowllm.faults import explain, is_refusal
 from flowllm.runlog import log, setup_logging
@@ -24,6 +25,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+DEFAULT = Path("config.yaml")
 
 Settings = Annotated[
     str | None, typer.Option("--settings", help="The stage's part of the configuration, as JSON.")
@@ -496,6 +499,38 @@ def plan(
     # MP-20's sizes are known; of other data the run's records tell.
     crystals |= bill.split_sizes(loaded)
     typer.echo("\n".join(bill.describe(bill.plan(loaded, known, target.value, crystals))))
+
+
+@app.command()
+def check(
+    config: Configs = None,
+    whole: Annotated[
+        str | None, typer.Option("--whole", help="The whole configuration, as JSON.")
+    ] = None,
+    target: Annotated[Target, typer.Option(help="all_dft: with DFT energies.")] = Target.all,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="A stage that is to run; repeat for more. [all]")
+    ] = None,
+    packages: Annotated[
+        bool, typer.Option(help="Check that packages are installed in this environment.")
+    ] = True,
+) -> None:
+    """Check configuration, data, base model and packages before anything expensive starts."""
+    from flowllm import check as checks
+
+    setup_logging(None)
+    loaded = check_config(json.loads(whole)) if whole else load_config(config or [DEFAULT])
+    found = checks.check(
+        loaded,
+        target=target.value,
+        stages=stage or checks.ALL_STAGES,
+        packages=packages,
+    )
+    for one in found:
+        typer.echo(one.line())
+    if failed := checks.failures(found):
+        problems = "".join(f"\n  {one.subject}: {one.said}" for one in failed)
+        raise FlowllmError(f"{len(failed)} of {len(found)} checks failed:{problems}")
 
 
 class ExportFormat(StrEnum):

@@ -2,14 +2,16 @@
 
 import json
 import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 # The package is imported from the clone, installed or not; `snakemake` itself needs only pydantic.
 SOURCE = str(Path(workflow.basedir).resolve() / "src")
 sys.path.insert(0, SOURCE)
 
-from flowllm.config import TRAIN_COMPOSITIONS, check_config, stage_json
+from flowllm.config import STAGES, TRAIN_COMPOSITIONS, check_config, stage_json
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.sample_files import sample_files
 
@@ -63,6 +65,36 @@ os.environ.update(PYTHONPATH=os.pathsep.join(SEARCH_PATH))
 # What a cluster's jobs need was fetched by the local rules; HF_HUB_OFFLINE=0 lets them fetch.
 if workflow.remote_exec:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+# Whether Snakemake makes an environment or a container for each rule.
+OWN_ENVIRONMENTS = bool(workflow.deployment_settings.deployment_method)
+
+
+def check_before_jobs():
+    """Check what the jobs to come need (`flowllm check`), where snakemake itself runs.
+
+    No rule: Snakemake plans none of the jobs behind one that is to run, whatever else has changed,
+    even if they depend on it as `ancient`; and a rule that failed once is not tried again.
+    """
+    if not workflow.is_main_process or workflow.touch:
+        return
+    stages = sorted({job.rule.name for job in workflow.dag.needrun_jobs()})
+    words = [f"--stage={name}" for name in stages if name in STAGES]
+    if not words:
+        return
+    if OWN_ENVIRONMENTS:
+        words.append("--no-packages")  # this environment says nothing of the others
+        if find_spec("transformers") is None or find_spec("typer") is None:
+            logger.warning(
+                "flowllm check: left out, snakemake's environment lacks its packages"
+            )
+            return
+    command = [sys.executable, "-m", "flowllm", "check", "--whole", json.dumps(config)]
+    if subprocess.run([*command, *words]).returncode:
+        raise WorkflowError(
+            "flowllm check found the problems above; no job was started"
+        )
 
 
 def shard_names(total, per_shard):
@@ -209,8 +241,19 @@ def finished_runs(wildcards):
 
 
 def dft_entries(wildcards):
-    """The file of reference entries, where the source is one."""
+    """The file of reference entries, where the source is one; without a source there is no DAG."""
     source = CONFIG.dft_hull.source
+    if source is None:
+        raise WorkflowError(
+            "dft_hull.source is null, but this target needs DFT energies: name matbench_discovery, "
+            "mp_api, or a JSON file of DFT reference entries (docs/energies.md), for example "
+            "--config dft_hull='{source: matbench_discovery}', or run the target all"
+        )
+    if CONFIG.dft.code == "espresso":
+        raise WorkflowError(
+            "dft.code is espresso, of which only inputs are written; this target reads the runs of "
+            "vasp or gpaw: set dft.code, or run the target all"
+        )
     return [source] if source not in (None, "mp_api", "matbench_discovery") else []
 
 

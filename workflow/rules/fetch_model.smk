@@ -16,7 +16,7 @@ rule fetch_model:
         settings=settings_of("fetch_model"),
         name=CONFIG.finetune_llm.base_model,
     message:
-        "Having the base model at hand"
+        "Fetching and checking the base model"
     shell:
         "python -m flowllm fetch_model "
         "--name {params.name:q} --out {output:q} "

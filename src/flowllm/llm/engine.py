@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
+from flowllm.llm.base_model import load_config
+from flowllm.llm.model_files import MERGE_AGAIN, check_model_folder
 from flowllm.runlog import log
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ class VllmEngine:
             sampling: how all texts are drawn.
         """
         max_model_len = max_prompt_tokens + sampling.max_tokens
+        check_model_folder(model, MERGE_AGAIN)
         if gpus and not torch.backends.cuda.is_built():
             log.warning("this is vLLM's build for the CPU: the job's %d GPUs stay idle", gpus)
             gpus = 0
@@ -106,12 +109,13 @@ class VllmEngine:
 
             from flowllm.llm.vllm_hooks import CONFIG, DrawProcessor
 
-            config = AutoConfig.from_pretrained(model)
+            config = load_config(str(model))
             self._llm = LLM(
                 model=str(model),
                 # Left to itself vLLM makes float32 weights bfloat16, which a CPU without
                 # instructions for it multiplies many times slower.
                 dtype=config.dtype,
+                trust_remote_code=False,
                 tensor_parallel_size=max(1, gpus),
                 max_model_len=max_model_len,
                 enable_prefix_caching=True,
@@ -189,14 +193,26 @@ def _set_environment(gpus: int) -> None:
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
 
 
+def cached_numbers(config: PretrainedConfig) -> int:
+    """Return the numbers that the cache holds of each token: keys and values of all layers.
+
+    Configurations from before grouped-query attention (GPT-2, OPT, GPT-NeoX) have no
+    `num_key_value_heads`: each attention head has keys and values of its own.
+    """
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    key_value_heads = getattr(text, "num_key_value_heads", None) or heads
+    return int(2 * text.num_hidden_layers * key_value_heads * head_dim)
+
+
 def _cpu_options(config: PretrainedConfig, max_model_len: int) -> dict[str, object]:
     """Options for the CPU: no compilation (it takes minutes), and a cache of just the batch's size.
 
     vLLM would otherwise take a share of all memory, and refuse to start where others use it.
     """
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     value_bytes = torch.finfo(config.dtype).bits // 8
-    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * value_bytes
+    token_bytes = value_bytes * cached_numbers(config)
     blocks = CPU_BATCH * -(-max_model_len // CPU_BLOCK) + 1
     return {
         "enforce_eager": True,

@@ -34,8 +34,8 @@ from flowllm.llm.token_loss import mean_loss, shares, sum_over_processes, summed
 from flowllm.llm.training_texts import (
     MicroBatch,
     TrainingTexts,
-    collate,
     lengths_of,
+    micro_batches,
     order_of_epoch,
     padding_share,
 )
@@ -166,6 +166,11 @@ class Finetuning:
             set_peft_model_state_dict(self._model, self.best.weights)
         return state
 
+    def kept_val_loss(self) -> float:
+        """Return the validation loss of the adapter that training ended with, nats per token."""
+        kept = self.state.best_loss if self._best else self.state.curve[-1]["val_loss"]
+        return round(float(kept), 6)
+
     def _batches(self) -> Iterator[tuple[int, list[Example]]]:
         """The texts of every step from the present one on, with their epoch.
 
@@ -250,11 +255,7 @@ class Finetuning:
 
     def _in_micro_batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
         size, on_prompt = self._section.micro_batch_size, self._section.loss_on == "text"
-        by_length = sorted(examples, key=lambda example: len(example.tokens))
-        return [
-            collate(by_length[start : start + size], on_prompt, self._pad_token_id)
-            for start in range(0, len(by_length), size)
-        ]
+        return micro_batches(examples, size, on_prompt, self._pad_token_id)
 
     def _save(self, folder: Path) -> None:
         """Write a checkpoint, then drop the older ones."""

@@ -11,7 +11,7 @@ PATTERNS = ["*.safetensors", "*.json", "*.jsonl", "*.model", "*.txt", "*.jinja"]
 """Weights as safetensors, configuration and tokenizer; never pickled weights, never code."""
 
 
-def fetch_model(name: str) -> str:
+def fetch_model(name: str) -> Path:
     """Fetch what is not yet in the cache of a model on the Hugging Face hub.
 
     A token for gated models is read by Hugging Face's library (`HF_TOKEN`).
@@ -20,7 +20,7 @@ def fetch_model(name: str) -> str:
         name: of the model, `owner/name`.
 
     Returns:
-        The commit that was fetched.
+        Its folder in the cache, which is named after the commit.
 
     Raises:
         FlowllmError: there is no such model, no access to it, or it has no safetensors.
@@ -39,4 +39,4 @@ def fetch_model(name: str) -> str:
         ) from error
     if not any(folder.rglob("*.safetensors")):
         raise FlowllmError(f"finetune_llm.base_model {name}: has no safetensors; take another")
-    return folder.name
+    return folder

@@ -9,8 +9,10 @@ from transformers import PreTrainedModel
 
 from flowllm.config import Prompts
 from flowllm.device import pick_dtype
-from flowllm.llm.base_model import load_base_model, load_tokenizer
+from flowllm.llm.base_checks import check_sampling_context
+from flowllm.llm.base_model import load_base_model, load_config, load_tokenizer
 from flowllm.llm.engine import Sampling, VllmEngine
+from flowllm.llm.model_files import MERGE_AGAIN, check_model_folder
 from flowllm.llm.model_record import ModelRecord, read_record
 from flowllm.llm.prompts import Conditions, PromptTokens
 from flowllm.llm.sampling import Engine, Sampler
@@ -30,12 +32,13 @@ class ModelFolder:
         """Read the record and the tokenizer.
 
         Raises:
-            FlowllmError: the folder is not one of merge_adapter's, or its model was trained on
-                other prompts.
+            FlowllmError: the folder is not one of merge_adapter's, is damaged, or its model was
+                trained on other prompts.
         """
         self._folder = folder
         self.record: ModelRecord = read_record(folder)
         self.record.check_prompts(prompts, folder)
+        check_model_folder(folder, MERGE_AGAIN)
         self.prompts = PromptTokens(prompts, load_tokenizer(str(folder)))
 
     def language_model(self, device: torch.device | str) -> PreTrainedModel:
@@ -49,6 +52,7 @@ class ModelFolder:
             dtype=pick_dtype(self.record.precision),
             quantization="none",
             device=device,
+            cure=MERGE_AGAIN,
         ).eval()
 
     def sampler(
@@ -76,17 +80,21 @@ class ModelFolder:
             gpus: GPUs of the job, 0 for the CPU.
 
         Raises:
-            FlowllmError: the model was not trained on such prompts.
+            FlowllmError: the model was not trained on such prompts, or its context is too short.
         """
         record = self.record
         distinct = set(asked)
         for conditions in distinct:
             record.check_conditions(conditions.given(), self._folder)
-        longest_prompt = max(len(self.prompts.prompt(conditions)) for conditions in distinct)
+        longest_prompt = max(
+            (len(self.prompts.prompt(conditions)) for conditions in distinct), default=0
+        )
+        longest_answer = self.prompts.most_answer_tokens(record.elements, record.max_atoms)
+        self._check_context(longest_prompt, longest_answer)
         sampling = Sampling(
             temperature=temperature,
             top_p=top_p,
-            max_tokens=self.prompts.most_answer_tokens(record.elements, record.max_atoms),
+            max_tokens=longest_answer,
             end_token_id=self.prompts.end_token_id,
             allowed_tokens=self.prompts.answer_tokens() if restrict_tokens else None,
         )
@@ -108,4 +116,13 @@ class ModelFolder:
             max_atoms=record.max_atoms,
             max_attempts=max_attempts,
             reject_close_atoms=reject_close_atoms,
+        )
+
+    def _check_context(self, prompt: int, answer: int) -> None:
+        check_sampling_context(
+            load_config(str(self._folder)),
+            str(self._folder),
+            prompt=prompt,
+            answer=answer,
+            max_atoms=self.record.max_atoms,
         )

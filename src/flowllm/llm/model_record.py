@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flowllm.config import Prompts
+from flowllm.config import Prompts, Quantization
 from flowllm.errors import FlowllmError
+from flowllm.llm.text import Reason, Rejection
 
 RECORD = "flowllm.json"
 
@@ -18,6 +19,8 @@ class ModelRecord:
     Attributes:
         base_model: name of the base model as the configuration gives it.
         precision: of the merged weights.
+        quantization: of the base model's weights in the fine-tuning.
+        val_loss: validation loss of the adapter beside them, nats per token.
         prompts: the prompts it was trained on; a sentence that none of them had is left out.
         elements: atomic numbers of the training crystals, ascending.
         max_atoms: the most atoms of a training crystal.
@@ -26,6 +29,8 @@ class ModelRecord:
 
     base_model: str
     precision: str
+    quantization: Quantization
+    val_loss: float
     prompts: dict[str, str]
     elements: tuple[int, ...]
     max_atoms: int
@@ -55,6 +60,18 @@ class ModelRecord:
                 f"{folder}: was trained on no prompt that gives {', '.join(unknown)}; fine-tune "
                 "with a finetune_llm.properties_share, on crystals that have these values"
             )
+
+    def refusal(self, num_atoms: int) -> Rejection | None:
+        """Say why a crystal of so many atoms is not asked for: none as large was learned.
+
+        Each of its drafts would be rejected.
+        """
+        if num_atoms <= self.max_atoms:
+            return None
+        return Rejection(
+            Reason.TOO_MANY_ATOMS,
+            f"{num_atoms} atoms, but the model was trained on crystals of at most {self.max_atoms}",
+        )
 
     def check_infilling(self, folder: Path) -> None:
         """Check that a model has been trained to name hidden elements.

@@ -139,6 +139,7 @@ class PromptTokens:
     """Prompts and answers as tokens of one tokenizer.
 
     Attributes:
+        name: of the tokenizer, or the folder that it was loaded from.
         end_token_id: what ends an answer.
     """
 
@@ -154,6 +155,7 @@ class PromptTokens:
                 "set one in its tokenizer_config.json"
             )
         self.prompts = prompts
+        self.name: str = tokenizer.name_or_path or "the base model"
         self.end_token_id: int = tokenizer.eos_token_id
         self._tokenizer = tokenizer
         self._line_break = self._ids("\n")
@@ -212,6 +214,13 @@ class PromptTokens:
         They are what the tokenizer makes of texts with every number that a crystal text can have,
         so tokens of several digits, where it has such, are among them.
         """
+        text = self.every_number_and_element()
+        # Single characters too: a model may spell what the tokenizer joins.
+        return tuple(sorted({token for part in (text, *set(text)) for token in self.answer(part)}))
+
+    @staticmethod
+    def every_number_and_element() -> str:
+        """Return lines of crystal text with each number and symbol that one can have."""
         numbers = [
             *(f"{tenths / 10:.1f}" for tenths in range(10 * MAX_LENGTH_WRITTEN)),
             *(str(degrees) for degrees in range(181)),
@@ -219,9 +228,7 @@ class PromptTokens:
         ]
         lines = [" ".join([number] * 3) for number in numbers]
         atoms = [f"{element_symbol(z)}\n{lines[-1]}" for z in range(1, MAX_ATOMIC_NUMBER + 1)]
-        text = "\n".join([*lines, *atoms])
-        # Single characters too: a model may spell what the tokenizer joins.
-        return tuple(sorted({token for part in (text, *set(text)) for token in self.answer(part)}))
+        return "\n".join([*lines, *atoms])
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -52,12 +52,14 @@ class Task:
         composition: atomic number to count that the draft must have, None for any.
         regex: expression that holds the text to its form, None for a free text.
         seed: from the number of the attempt (from 0) to its seed.
+        refusal: why it is not drawn, None where it is.
     """
 
     conditions: Conditions
     composition: Mapping[int, int] | None
     regex: str | None
     seed: Callable[[int], int]
+    refusal: Rejection | None = None
 
 
 @dataclass
@@ -69,12 +71,14 @@ class Outcome:
         text: of the accepted draft, or of the last one.
         rejections: why each rejected draft was, in order.
         num_tokens: sampled tokens of all drafts.
+        refusal: why the task was not drawn at all, None where it was.
     """
 
     crystal: Crystal | None = None
     text: str = ""
     rejections: list[Rejection] = field(default_factory=list)
     num_tokens: int = 0
+    refusal: Rejection | None = None
 
     @property
     def attempts(self) -> int:
@@ -137,9 +141,12 @@ class Sampler:
         Tasks of one prompt go to the engine together, so that it can compute the prompt once, and
         those of many atoms first, so that no long text is left to be written alone at the end.
         """
-        outcomes = [Outcome() for _ in tasks]
-        prompts = [self._prompts.prompt(task.conditions) for task in tasks]
-        in_order = sorted(range(len(tasks)), key=lambda i: (-_num_atoms(tasks[i]), prompts[i]))
+        outcomes = [Outcome(refusal=task.refusal) for task in tasks]
+        drawn = [i for i, task in enumerate(tasks) if task.refusal is None]
+        if not drawn:
+            return outcomes
+        prompts = {i: self._prompts.prompt(tasks[i].conditions) for i in drawn}
+        in_order = sorted(drawn, key=lambda i: (-_num_atoms(tasks[i]), prompts[i]))
         engine = self._engine = self._engine or self._start_engine()
         started = time.perf_counter()
 
@@ -150,7 +157,7 @@ class Sampler:
 
         for i in in_order:
             submit(i)
-        unfinished = len(tasks)
+        unfinished = len(drawn)
         while unfinished:
             for i, draft in engine.finished():
                 self._judge(tasks[i], draft, outcomes[i])
@@ -187,18 +194,21 @@ def _num_atoms(task: Task) -> int:
 
 def sample_columns(outcome: Outcome, prompt: str) -> dict[str, Any]:
     """Return the columns that pairs and base crystals share: the text and how it came about."""
-    failed = outcome.crystal is None
-    last = outcome.rejections[-1] if failed else None
+    status, error = "ok", None
+    if outcome.refusal is not None:
+        status, error = outcome.refusal.reason.value, outcome.refusal.detail
+    elif outcome.crystal is None:
+        last = outcome.rejections[-1]
+        status = EXHAUSTED
+        error = f"{outcome.attempts} drafts, the last {last.reason}: {last.detail}"
     return {
         "prompt": prompt,
         "text": outcome.text,
         "attempts": outcome.attempts,
         "rejections": [rejection.reason.value for rejection in outcome.rejections],
         "num_tokens": outcome.num_tokens,
-        "status": EXHAUSTED if failed else "ok",
-        "error": f"{outcome.attempts} drafts, the last {last.reason}: {last.detail}"
-        if last
-        else None,
+        "status": status,
+        "error": error,
     }
 
 
@@ -256,7 +266,7 @@ def sampling_counts(rows: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str
         "rows_out": accepted,
         "rows_failed": len(rows) - accepted,
         "drafts": drafts,
-        "acceptance": round(accepted / drafts, 4),
+        "acceptance": round(accepted / drafts, 4) if drafts else 0.0,
         "rejections": dict(sorted(rejected.items())),
         "generated_tokens": speed.tokens,
         "prompt_tokens": speed.prompt_tokens,

@@ -44,6 +44,13 @@ def mean_loss(model: PreTrainedModel, batches: Sequence[MicroBatch], fabric: Fab
     return sum_over_processes(total, fabric) / sum(batch.num_targets for batch in batches)
 
 
+@torch.no_grad()
+def loss_per_token(model: PreTrainedModel, batches: Sequence[MicroBatch]) -> float:
+    """Return the mean loss per token of one process's model in evaluation mode, in nats."""
+    total = sum(summed_loss(model, batch, model.device).item() for batch in batches)
+    return total / sum(batch.num_targets for batch in batches)
+
+
 def shares(count: int, fabric: Fabric) -> list[tuple[int, float]]:
     """Return the numbers of this process's batches of `count`, each with its weight 1.
 

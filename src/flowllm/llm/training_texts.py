@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowllm.config import FinetuneLlm
 from flowllm.crystal import Crystal
 from flowllm.llm.prompts import (
     UNCONDITIONAL,
@@ -56,6 +57,7 @@ class TrainingTexts:
 
     Attributes:
         too_long: rows left out since prompt and crystal need more than `max_tokens` tokens.
+        longest: tokens of the longest text that these shares allow, of the rows that are left.
     """
 
     def __init__(
@@ -90,14 +92,16 @@ class TrainingTexts:
         self._translate, self._permute = translate, permute
         self._seed, self._name = key
         self._rows: list[tuple[int, Conditions, Crystal]] = []
-        self.too_long = 0
+        self.too_long = self.longest = 0
         for number, row in enumerate(rows):
             crystal = crystal_of(row)
             assert isinstance(crystal, Crystal)
             known = conditions_of(prompts.prompts, row)
-            if self._most_tokens(known, crystal) > max_tokens:
+            tokens = self._most_tokens(known, crystal)
+            if tokens > max_tokens:
                 self.too_long += 1
             else:
+                self.longest = max(self.longest, tokens)
                 self._rows.append((number, known, crystal))
 
     def __len__(self) -> int:
@@ -149,6 +153,37 @@ class TrainingTexts:
         return UNCONDITIONAL
 
 
+def texts_of(
+    split: str,
+    rows: Sequence[Mapping[str, Any]],
+    prompts: PromptTokens,
+    section: FinetuneLlm,
+    seed: int,
+) -> TrainingTexts:
+    """Return the texts that the fine-tuning makes of a split.
+
+    Args:
+        split: train or val; validation crystals stay as they are, so that the losses of all
+            choices compare.
+        rows: rows of `tables.CRYSTALS`.
+        prompts: prompts as tokens.
+        section: shares, augmentation and the longest text.
+        seed: the configuration's.
+    """
+    augmented = split == "train"
+    return TrainingTexts(
+        rows,
+        prompts,
+        max_tokens=section.max_tokens,
+        infill_share=section.infill_share,
+        formula_share=section.formula_share,
+        properties_share=section.properties_share,
+        translate=augmented and section.augment_translation,
+        permute=augmented and section.augment_permutation,
+        key=(seed, split),
+    )
+
+
 def lengths_of(examples: Sequence[Example]) -> list[int]:
     """Return the number of tokens of each text."""
     return [len(example.tokens) for example in examples]
@@ -185,6 +220,17 @@ def padding_share(batches: np.ndarray, lengths: Sequence[int], micro_batch_size:
     parts = np.split(tokens, range(micro_batch_size, tokens.shape[1], micro_batch_size), axis=1)
     padded = sum((part.max(axis=1) * part.shape[1]).sum() for part in parts)
     return float(1 - tokens.sum() / padded)
+
+
+def micro_batches(
+    examples: Sequence[Example], size: int, loss_on_prompt: bool, pad_token_id: int
+) -> list[MicroBatch]:
+    """Pad examples of similar length together, `size` at once; see `collate`."""
+    by_length = sorted(examples, key=lambda example: len(example.tokens))
+    return [
+        collate(by_length[start : start + size], loss_on_prompt, pad_token_id)
+        for start in range(0, len(by_length), size)
+    ]
 
 
 def collate(examples: Sequence[Example], loss_on_prompt: bool, pad_token_id: int) -> MicroBatch:

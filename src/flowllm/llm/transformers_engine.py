@@ -9,16 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-)
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from flowllm.device import pick_device
 from flowllm.errors import FlowllmError
-from flowllm.llm.base_model import load_base_model
+from flowllm.llm.base_model import load_base_model, load_config
 from flowllm.llm.engine import Draft, Request, Sampling
+from flowllm.llm.model_files import MERGE_AGAIN
 from flowllm.llm.nucleus import draw_tokens, uniforms_of
 
 BATCH = 64
@@ -71,9 +68,9 @@ class TransformersEngine:
             sampling: how all texts are drawn; temperature 0 takes the likeliest token.
             batch_size: texts at once.
         """
-        dtype = AutoConfig.from_pretrained(model).dtype
+        dtype = load_config(str(model)).dtype
         self._model = load_base_model(
-            str(model), dtype=dtype, quantization="none", device=pick_device()
+            str(model), dtype=dtype, quantization="none", device=pick_device(), cure=MERGE_AGAIN
         ).eval()
         self._sampling, self._batch_size = sampling, batch_size
         self.cached_prompt_tokens = 0

@@ -11,7 +11,7 @@ RATES = (
     *("coverage_recall", "coverage_precision", "coverage_precision_of_valid", "fingerprinted"),
     *("match_rate", "match_rate_of_relaxed", "match_rate_loose", "match_rate_loose_of_relaxed"),
     *("stability_rate_below", "stability_rate_at_most", "novelty_train", "novelty_train_val"),
-    *("sun_rate_train", "sun_rate_train_val", "sun_rate_classes_among_stable"),
+    *("sun_rate_train", "sun_rate_train_val", "sun_rate_greedy"),
 )
 MEANS = (
     *("rmsd", "rmsd_loose", "delta_energy_per_atom", "delta_energy_per_cell"),

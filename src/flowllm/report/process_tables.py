@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from flowllm.config import MAX_LOSS_RISE
 from flowllm.evaluate.rates import rate, summary
 from flowllm.report.protocol_text import energy_name
 from flowllm.report.published import published_note, published_rows
@@ -129,6 +130,30 @@ def invariance_table(increases: pa.Table) -> Table:
         columns,
         rows,
     )
+
+
+def merging_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Validation losses of the adapter and of the merged model; None where neither was recorded."""
+    counts = [one["counts"] for one in records if one["stage"] == "invariance"]
+    losses = [one for one in counts if "merged_val_loss" in one]
+    if not losses:
+        return None
+    adapter, merged = losses[0]["adapter_val_loss"], losses[0]["merged_val_loss"]
+    rise = merged - adapter
+    note = "Both on the validation texts of the fine-tuning, nats per token. "
+    if rise > MAX_LOSS_RISE:
+        note += (
+            f"Warning: merging raised the loss by {rise:.4f}, more than {MAX_LOSS_RISE:g}. The "
+            "merged model is not the one that was trained; merge_adapter.into: dequantized keeps "
+            "the weights of the training. "
+        )
+    rows = [
+        {"what": "adapter, beside the weights of its training", "loss": adapter},
+        {"what": "merged model", "loss": merged},
+        {"what": "rise", "loss": rise},
+    ]
+    columns = (Column("what", "Of"), Column("loss", "Validation loss", "number", 4))
+    return Table("merging", "What merging costs", note, columns, rows)
 
 
 def rejection_table(rejections: Sequence[tuple[str, str, int]]) -> Table:

@@ -91,6 +91,7 @@ def _counting(results: Sequence[Result], kinds: Sequence[str]) -> Section:
 def _language_model(records: Sequence[dict], run_dir: Path, shards: Mapping[str, int]) -> Section:
     tables = [
         process_tables.invariance_table(read_invariance(run_dir)),
+        *filter(None, [process_tables.merging_table(records)]),
         process_tables.draft_table(draft_counts(records)),
         process_tables.rejection_table(read_rejections(run_dir, shards)),
     ]

@@ -18,6 +18,7 @@ from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
 from flowllm.rfm.start import Start, start_from_record, start_record
 from flowllm.tables import atomic_folder
+from flowllm.weights_file import check_safetensors
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
@@ -70,6 +71,7 @@ def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, Start
             (low, high),
             Standardization(**record["standardization"]),
         )
+        check_safetensors(folder / WEIGHTS, "delete the folder and run train_rfm again")
         field.load_state_dict(load_file(folder / WEIGHTS))
         start = start_from_record(record["start"])
     except FileNotFoundError as error:

@@ -1,17 +1,20 @@
-"""Have the base language model at hand before any job needs it: a local step, with the internet."""
+"""Fetch and check the base model before any job needs it: a local step, with the internet."""
 
 import json
 from pathlib import Path
 
 from flowllm.config import StageSettings
-from flowllm.llm.base_model import BUNDLED
+from flowllm.llm.base_model import check_architecture, load_config
 from flowllm.llm.hub import fetch_model
+from flowllm.llm.model_files import BUNDLED, check_model_folder
 from flowllm.runlog import stage_run
 from flowllm.tables import write_text
 
 
 def run(settings: StageSettings, *, name: str, out: Path) -> None:
     """Fetch a model on the Hugging Face hub; a folder and the bundled model are there already.
+
+    Its files are checked here, before a job with GPUs needs them.
 
     Args:
         settings: no sections; the workflow gives the name alone, so that no other value of
@@ -20,9 +23,14 @@ def run(settings: StageSettings, *, name: str, out: Path) -> None:
         out: JSON with the name, and the commit of a model on the hub.
 
     Raises:
-        FlowllmError: the model cannot be had.
+        FlowllmError: the model cannot be fetched, or its files are damaged, name code or pickles,
+            or are of an architecture that continues no texts.
     """
     with stage_run(settings, inputs={}, output=out, work={"base_model": name}):
         is_here = name == BUNDLED or Path(name).is_dir()
-        commit = None if is_here else fetch_model(name)
+        folder = Path(name) if is_here else fetch_model(name)
+        if name != BUNDLED:
+            check_model_folder(folder)
+            check_architecture(load_config(str(folder)))
+        commit = None if is_here else folder.name
         write_text(out, json.dumps({"base_model": name, "commit": commit}, indent=1) + "\n")

@@ -4,13 +4,15 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.fabric import Fabric
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from flowllm.config import CONDITIONS, FinetuneLlm, StageSettings
 from flowllm.device import pick_dtype
@@ -18,8 +20,15 @@ from flowllm.errors import FlowllmError
 from flowllm.event_log import events_path
 from flowllm.launcher import launch, make_fabric
 from flowllm.llm.adapter import add_lora, shard_base_model
+from flowllm.llm.base_checks import (
+    check_sampling_context,
+    check_tokenizer,
+    check_training_context,
+)
 from flowllm.llm.base_model import (
+    check_architecture,
     load_base_model,
+    load_config,
     load_tokenizer,
     plain_base_model,
     quiet_transformers,
@@ -27,14 +36,18 @@ from flowllm.llm.base_model import (
 )
 from flowllm.llm.finetuning import Finetuning, State, curve_csv
 from flowllm.llm.model_record import ModelRecord, write_record
-from flowllm.llm.prompts import PromptTokens
-from flowllm.llm.training_texts import TrainingTexts
+from flowllm.llm.prompts import Conditions, PromptTokens, prompt_formula
+from flowllm.llm.text import encode
+from flowllm.llm.training_texts import TrainingTexts, texts_of
 from flowllm.memory import keep_freed_memory
 from flowllm.resume import partial_folder
 from flowllm.runlog import log, stage_run
-from flowllm.tables import CRYSTALS, atomic_folder, check_folder, read_table
+from flowllm.tables import CRYSTALS, atomic_folder, check_folder, crystal_of, read_table
 
 Rows = Sequence[Mapping[str, Any]]
+
+CHECKED_CRYSTALS = 100
+"""Training crystals whose texts the tokenizer must give back, beside one with every number."""
 
 
 def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
@@ -52,7 +65,8 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
         out: folder of the adapter.
 
     Raises:
-        FlowllmError: the base model is not found, no text is short enough, or training diverges.
+        FlowllmError: the base model is not found, its tokenizer or its context does not fit the
+            crystals, no text is short enough, or training diverges.
     """
     section: FinetuneLlm = settings.finetune_llm
     quiet_transformers()
@@ -69,8 +83,10 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
         with plain_base_model(section.base_model) as source:
             tokenizer = load_tokenizer(source)
             prompts = PromptTokens(settings.prompts, tokenizer)
+            record = _record(settings, train_rows)
             texts = _texts("train", train, train_rows, prompts, settings)
             val_texts = _texts("val", val, val_rows, prompts, settings)
+            _check_base_model(load_config(source), prompts, train_rows, record, texts.longest)
             model = _model(source, settings, fabric)
         finetuning = Finetuning(
             model, texts, val_texts, section, settings.seed, prompts.end_token_id, fabric
@@ -84,7 +100,9 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
         state = finetuning.train(checkpoints, events_path(out))
         seconds = time.perf_counter() - started
         if leader:
-            _write_adapter(out, model, tokenizer, state, _record(settings, train_rows))
+            _write_adapter(
+                out, model, tokenizer, state, replace(record, val_loss=finetuning.kept_val_loss())
+            )
         run.count(
             rows_in=len(train_rows),
             rows_out=len(texts),
@@ -100,6 +118,34 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
             padding_share_without_grouping=round(ungrouped, 4),
             training_seconds=round(seconds, 1),
         )
+
+
+def _check_base_model(
+    config: PretrainedConfig,
+    prompts: PromptTokens,
+    rows: Rows,
+    record: ModelRecord,
+    longest_text: int,
+) -> None:
+    """Check what would otherwise fail once the model is trained: its tokenizer and its context."""
+    check_architecture(config)
+    numbers = [np.asarray(row["atomic_numbers"]) for row in rows]
+    formulas = [Conditions(formula=prompt_formula(prompts.prompts, atoms)) for atoms in numbers]
+    crystals = [crystal_of(row) for row in rows[:CHECKED_CRYSTALS]]
+    check_tokenizer(
+        prompts,
+        config.get_text_config().vocab_size,
+        [encode(crystal) for crystal in crystals if crystal is not None],
+        formulas[:CHECKED_CRYSTALS],
+    )
+    check_training_context(config, record.base_model, longest_text)
+    check_sampling_context(
+        config,
+        f"finetune_llm.base_model {record.base_model}",
+        prompt=max(len(prompts.prompt(asked)) for asked in formulas),
+        answer=prompts.most_answer_tokens(record.elements, record.max_atoms),
+        max_atoms=record.max_atoms,
+    )
 
 
 def _model(source: str, settings: StageSettings, fabric: Fabric) -> PeftModel:
@@ -123,19 +169,7 @@ def _texts(
     name: str, path: Path, rows: Rows, prompts: PromptTokens, settings: StageSettings
 ) -> TrainingTexts:
     section: FinetuneLlm = settings.finetune_llm
-    # Validation crystals stay as they are, so that the losses of all choices compare.
-    augmented = name == "train"
-    texts = TrainingTexts(
-        rows,
-        prompts,
-        max_tokens=section.max_tokens,
-        infill_share=section.infill_share,
-        formula_share=section.formula_share,
-        properties_share=section.properties_share,
-        translate=augmented and section.augment_translation,
-        permute=augmented and section.augment_permutation,
-        key=(settings.seed, name),
-    )
+    texts = texts_of(name, rows, prompts, section, settings.seed)
     if len(texts) == 0:
         raise FlowllmError(
             f"{path}: none of {len(rows)} crystals fits into finetune_llm.max_tokens "
@@ -156,6 +190,8 @@ def _record(settings: StageSettings, rows: Rows) -> ModelRecord:
     return ModelRecord(
         base_model=section.base_model,
         precision=section.precision,
+        quantization=section.quantization,
+        val_loss=math.nan,  # known after the training
         prompts={
             name: sentence
             for name, sentence in settings.prompts.model_dump().items()

@@ -1,22 +1,30 @@
-"""How far the language model knows that a crystal has no origin and its atoms no order."""
+"""What the merged model knows: its validation loss, and that a crystal has no origin or order.
+
+The validation loss is computed here rather than where the adapter is merged: merging needs no GPU,
+and a model of 70 billion parameters takes minutes on GPUs for what takes a CPU a day.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedModel
 
 from flowllm import tables
-from flowllm.config import Invariance, StageSettings
+from flowllm.config import MAX_LOSS_RISE, FinetuneLlm, Invariance, StageSettings
 from flowllm.crystal import Crystal
 from flowllm.device import pick_device
 from flowllm.llm.base_model import quiet_transformers
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.perplexity import increase_under_transformation, perplexities
 from flowllm.llm.text import encode
+from flowllm.llm.token_loss import loss_per_token
+from flowllm.llm.training_texts import micro_batches, texts_of
 from flowllm.llm.transformations import permuted, translated
 from flowllm.resume import write_in_parts
-from flowllm.runlog import Progress, stage_run
+from flowllm.runlog import Progress, log, stage_run
 from flowllm.seeds import generator
 from flowllm.tables import crystal_of, read_table
 
@@ -27,10 +35,13 @@ CRYSTALS_PER_PART = 10
 
 
 def run(settings: StageSettings, *, model: Path, crystals: Path, out: Path) -> None:
-    """Measure the increase in perplexity under transformation (equation 9), a row a crystal.
+    """Measure the increase in perplexity under transformation (equation 9), one row per crystal.
+
+    The merged model's loss on the fine-tuning's validation texts goes into the record, beside the
+    loss that the adapter had when it was trained.
 
     Args:
-        settings: sections `invariance` and `prompts`.
+        settings: sections `invariance`, `prompts` and `finetune_llm`.
         model: folder of the merged model; it is laid over all GPUs of the job.
         crystals: the validation split.
         out: `tables.INVARIANCE`.
@@ -42,7 +53,8 @@ def run(settings: StageSettings, *, model: Path, crystals: Path, out: Path) -> N
     quiet_transformers()
     with stage_run(settings, inputs={"model": model, "crystals": crystals}, output=out) as run:
         opened = ModelFolder(model, settings.prompts)
-        rows = read_table(crystals, tables.CRYSTALS).slice(0, section.num_crystals).to_pylist()
+        split = read_table(crystals, tables.CRYSTALS)
+        rows = split.slice(0, section.num_crystals).to_pylist()
         device = pick_device()
         language_model = opened.language_model("auto" if device.type == "cuda" else device)
         progress = Progress("invariance: crystals", len(rows))
@@ -60,7 +72,36 @@ def run(settings: StageSettings, *, model: Path, crystals: Path, out: Path) -> N
             name: round(float(np.mean(table.column(name).to_numpy())), 5)
             for name in tables.INVARIANCE.names[2:]
         }
-        run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0, **means)
+        losses = _losses(language_model, opened, split, settings)
+        run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0, **means, **losses)
+
+
+def _losses(
+    model: PreTrainedModel, opened: ModelFolder, split: pa.Table, settings: StageSettings
+) -> dict[str, float]:
+    """Return the validation losses of adapter and merged model in nats per token; warn of a rise.
+
+    Texts, tokens that count and rows are those of the fine-tuning's validation.
+    """
+    section: FinetuneLlm = settings.finetune_llm
+    rows = split.slice(0, section.validation_rows).to_pylist()
+    texts = texts_of("val", rows, opened.prompts, section, settings.seed)
+    batches = micro_batches(
+        texts.epoch(0),
+        settings.invariance.batch_size,
+        section.loss_on == "text",
+        opened.prompts.end_token_id,
+    )
+    before, after = opened.record.val_loss, loss_per_token(model, batches)
+    log.info("invariance: validation loss %.4f of the adapter, %.4f when merged", before, after)
+    if after - before > MAX_LOSS_RISE:
+        log.warning(
+            "invariance: merging raised the validation loss by %.4f nats per token, more than "
+            "%.2f: the merged model is not the one that was trained (merge_adapter.into: "
+            "dequantized keeps the weights of the training)",
+            *(after - before, MAX_LOSS_RISE),
+        )
+    return {"adapter_val_loss": before, "merged_val_loss": round(after, 6)}
 
 
 def _row(

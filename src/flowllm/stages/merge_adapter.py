@@ -2,50 +2,98 @@
 
 from pathlib import Path
 
-from peft import PeftModel
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig, PreTrainedModel
 
-from flowllm.config import StageSettings
+from flowllm.config import MergeAdapter, StageSettings
 from flowllm.device import pick_dtype
+from flowllm.errors import FlowllmError
 from flowllm.llm.base_model import (
     load_base_model,
+    load_tokenizer,
     plain_base_model,
     quiet_transformers,
     save_tokenizer,
 )
+from flowllm.llm.dequantized import round_as_in_training
 from flowllm.llm.model_record import read_record, write_record
-from flowllm.runlog import stage_run
+from flowllm.runlog import log, stage_run
 from flowllm.tables import atomic_folder, check_folder
+from flowllm.weights_file import check_safetensors
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+FINETUNE_AGAIN = "delete the folder and run finetune_llm again"
+"""The cure of a damaged adapter."""
 
 
 def run(settings: StageSettings, *, adapter: Path, out: Path) -> None:
     """Add the adapter's low-rank products to the base model's weights.
 
-    The base model is loaded unquantised in the precision of the fine-tuning, on the CPU, whatever
-    it was quantised to in training.
+    The base model is loaded unquantized in the precision of the fine-tuning, on the CPU. With
+    `into: dequantized` its weights are first rounded as the quantization of the fine-tuning rounds
+    them; `invariance` compares the merged model's validation loss with the adapter's.
 
     Args:
-        settings: no section; all that matters stands in the adapter's folder.
+        settings: section `merge_adapter`; all else stands in the adapter's folder.
         adapter: folder of the adapter.
         out: folder of the merged model (safetensors, tokenizer, `flowllm.json`).
 
     Raises:
-        FlowllmError: the folder is not an adapter's, or its base model is not found.
+        FlowllmError: the folder is not an adapter's, is damaged, or its base model is not found.
     """
+    section: MergeAdapter = settings.merge_adapter
     quiet_transformers()
     with stage_run(settings, inputs={"adapter": adapter}, output=out, check=check_folder) as run:
         record = read_record(adapter)
+        check_safetensors(adapter / ADAPTER_WEIGHTS, FINETUNE_AGAIN)
         dtype = pick_dtype(record.precision)
         with plain_base_model(record.base_model) as source:
             base = load_base_model(source, dtype=dtype, quantization="none", device="cpu")
-        merged = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
-        tokenizer = AutoTokenizer.from_pretrained(adapter)
+        rounded = []
+        if section.into == "dequantized":
+            rounded = round_as_in_training(base, record.quantization)
+            log.info("merge_adapter: %d layers rounded to %s", len(rounded), record.quantization)
+        merged = _with_adapter(base, adapter).merge_and_unload(safe_merge=True)
+        tokenizer = load_tokenizer(str(adapter))
         _end_at(merged, tokenizer.eos_token_id)
         with atomic_folder(out) as folder:
             merged.save_pretrained(folder)
             save_tokenizer(tokenizer, folder)
             write_record(folder, record)
-        run.count(parameters=merged.num_parameters())
+        run.count(
+            parameters=merged.num_parameters(),
+            dequantized_layers=len(rounded),
+            adapter_val_loss=record.val_loss,
+        )
+
+
+def _with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
+    """Put the adapter beside the base model.
+
+    Raises:
+        FlowllmError: its files are damaged, or do not fit the base model.
+    """
+    try:
+        model = PeftModel.from_pretrained(base, adapter)
+        with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
+            found = set(file.keys())
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise FlowllmError(
+            f"{adapter}: the adapter cannot be put beside its base model ({said}); {FINETUNE_AGAIN}"
+        ) from error
+    # peft would leave the missing ones as they begin, without effect.
+    if missing := sorted(set(get_peft_model_state_dict(model)) - found):
+        raise FlowllmError(
+            f"{adapter / ADAPTER_WEIGHTS}: lacks {len(missing)} of the adapter's weights, the "
+            f"first {missing[0]}; {FINETUNE_AGAIN}"
+        )
+    return model
 
 
 def _end_at(model: PreTrainedModel, end_token_id: int) -> None:

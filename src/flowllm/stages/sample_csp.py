@@ -11,6 +11,7 @@ from flowllm.config import CspBase, SampleBase, StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
+from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.sampling import Outcome, Task, base_row, write_samples
 from flowllm.llm.text import composition_of
@@ -39,7 +40,8 @@ def run(
         crystals: the test split.
         start: number of the first test crystal.
         count: number of test crystals.
-        out: the shard (`tables.CSP_BASE`), one row an attempt.
+        out: the shard (`tables.CSP_BASE`), one row per attempt; status too_many_atoms where the
+            test crystal has more atoms than any that the model was trained on.
         gpus: GPUs of this job, 0 for the CPU.
 
     Raises:
@@ -59,8 +61,13 @@ def run(
             Conditions(formula=prompt_formula(settings.prompts, _numbers(target)))
             for target in targets
         ]
+        # Targets of more atoms become rows with that reason; their prompts need no room.
         sampler = opened.sampler(
-            asked,
+            [
+                conditions
+                for target, conditions in zip(targets, asked, strict=True)
+                if opened.record.refusal(len(target["atomic_numbers"])) is None
+            ],
             temperature=base.temperature,
             top_p=base.top_p,
             max_attempts=section.max_attempts,
@@ -69,14 +76,13 @@ def run(
             backend=section.backend,
             gpus=gpus,
         )
-        length = opened.record.max_length if section.structured else None
         progress = Progress(f"sample_csp: {base.name}", count * base.attempts)
 
         def make_rows(items: range) -> list[Row]:
             # Row i of the shard is attempt i mod k at the shard's test crystal i div k.
             draws = [divmod(item, base.attempts) for item in items]
             tasks = [
-                _task(settings, start + at, attempt, targets[at], asked[at], length)
+                _task(settings, start + at, attempt, targets[at], asked[at], opened.record)
                 for at, attempt in draws
             ]
             outcomes = sampler.draw(tasks)
@@ -110,15 +116,17 @@ def _task(
     attempt: int,
     target: Mapping[str, Any],
     conditions: Conditions,
-    max_length: int | None,
+    record: ModelRecord,
 ) -> Task:
+    numbers, structured = target["atomic_numbers"], settings.sample_base.structured
     return Task(
         conditions=conditions,
         composition=composition_of(_numbers(target)),
-        regex=None if max_length is None else cell_regex(target["atomic_numbers"], max_length),
+        regex=cell_regex(numbers, record.max_length) if structured else None,
         seed=partial(
             derive, settings.seed, "sample_csp", settings.csp_base.name, number, "attempt", attempt
         ),
+        refusal=record.refusal(len(numbers)),
     )
 
 

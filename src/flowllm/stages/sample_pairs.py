@@ -14,6 +14,7 @@ from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
+from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.sampling import Outcome, Task, sample_columns, write_samples
@@ -66,8 +67,13 @@ def run(
             Conditions(formula=prompt_formula(settings.prompts, c1.atomic_numbers))
             for _, _, c1 in targets
         ]
+        # Targets of more atoms become rows with that reason; their prompts need no room.
         sampler = opened.sampler(
-            asked,
+            [
+                conditions
+                for (_, _, c1), conditions in zip(targets, asked, strict=True)
+                if opened.record.refusal(c1.num_atoms) is None
+            ],
             temperature=section.temperature,
             top_p=section.top_p,
             max_attempts=section.max_attempts,
@@ -77,7 +83,7 @@ def run(
             gpus=gpus,
         )
         tasks = [
-            _task(settings, split, target, conditions, opened.record.max_length)
+            _task(settings, split, target, conditions, opened.record)
             for target, conditions in zip(targets, asked, strict=True)
         ]
         progress = Progress(f"sample_pairs: {split} pairs", count)
@@ -128,17 +134,18 @@ def draw_targets(
 
 
 def _task(
-    settings: StageSettings, split: str, target: Target, conditions: Conditions, max_length: int
+    settings: StageSettings, split: str, target: Target, conditions: Conditions, record: ModelRecord
 ) -> Task:
     draw, _, c1 = target
     # The atoms stand in the order in which the training text of c1 has them.
     numbers = c1.atomic_numbers.tolist()
-    regex = cell_regex(numbers, max_length) if settings.sample_pairs.structured else None
+    regex = cell_regex(numbers, record.max_length) if settings.sample_pairs.structured else None
     return Task(
         conditions=conditions,
         composition=composition_of(c1.atomic_numbers),
         regex=regex,
         seed=partial(derive, settings.seed, "sample_pairs", split, draw),
+        refusal=record.refusal(c1.num_atoms),
     )
 
 
