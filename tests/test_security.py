@@ -240,8 +240,8 @@ FORBIDDEN_CALLS = {
 }  # fmt: skip
 
 
-# custodian's archives of VASP runs are read a member at a time, and the list of the members of a `.pt`
-# file for what it unpacks to; none of them is written to the disk.
+# custodian's archives of VASP runs are read a member at a time, and the list of the members of a
+# `.pt` file for what it unpacks to; none of them is written to the disk.
 READS_ARCHIVES = {
     Path("src/flowllm/dft/vasp_output.py"): {"tarfile"},
     Path("src/flowllm/evaluate/pt_file.py"): {"zipfile"},
