@@ -6,6 +6,7 @@ For tests of the workflow alone: `python -m flowllm STAGE` is answered by `main`
 import os
 import stat
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from tiny_run import TINY, snakemake
@@ -23,7 +24,7 @@ def main() -> None:
     """Make the files of one job; its content is the command, so that equal jobs are equal."""
     words = sys.argv[1:]
     stage = words[2]
-    options = dict(zip(words[3:], words[4:], strict=False))
+    options = dict(pairwise(words[3:]))
     out = Path(options["--out"])
     if stage == "prepare":
         paths = [out / f"{name}.parquet" for name in ("train", "val", "test", "rejected")]
@@ -44,8 +45,8 @@ def make_stub(folder: Path) -> Path:
     stub = folder / "python"
     stub.write_text(
         f"#!/bin/sh\nexec {sys.executable} -c "
-        f"'import sys; sys.path.insert(0, \"{Path(__file__).parent}\"); "
-        "import stub_run; stub_run.main()' \"$@\"\n"
+        f'\'import sys; sys.path.insert(0, "{Path(__file__).parent}"); '
+        'import stub_run; stub_run.main()\' "$@"\n'
     )
     stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
     return folder

@@ -460,7 +460,8 @@ def test_dft_energies_and_their_hull_are_on_one_scale(values, code, ours, theirs
 
 
 @pytest.mark.parametrize(
-    "url", ["https://host/d?token=SECRET", "https://host/d#SECRET", "https://h/?X-Amz-Signature=SECRET"]
+    "url",
+    ["https://host/d?token=SECRET", "https://host/d#SECRET", "https://h/?X-Amz-Signature=SECRET"],
 )
 def test_a_query_of_the_address_is_refused_and_not_repeated(values, url):
     with pytest.raises(FlowllmError, match=r"\n  data\.url: .*cannot have a query") as caught:
@@ -499,7 +500,7 @@ PATHS = ("run_dir", "data.source", "finetune_llm.base_model", "reference_hull.so
         ("$SCRATCH/run", "names a variable"),
         ("${SCRATCH}/run", "names a variable"),
         ("~nobody-of-this-name/run", "no such user"),
-        ("", "is empty"),
+        ("", "at least 1 character"),
         ("run ", "begins or ends with a space"),
     ],
 )

@@ -367,6 +367,25 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path, server):
     assert "SECRET" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/elsewhere/none.csv?token=SECRET",
+        "http://127.0.0.1:1/train.csv?X-Amz-Signature=SECRET",
+        "http://example.org/train.csv?token=SECRET",
+        "ftp://127.0.0.1/train.csv?token=SECRET",
+        "http://127.0.0.1:port/train.csv?token=SECRET",
+    ],
+    ids=["in circles", "refused", "not https", "another scheme", "no port"],
+)
+def test_a_query_that_a_server_sends_to_is_not_repeated(tmp_path, server, caplog, location):
+    server.location = location
+    with pytest.raises((FlowllmError, ValueError)) as caught:
+        fetch.fetch(f"{server.url}/train.csv", tmp_path / "part")
+    assert "SECRET" not in str(caught.value) + caplog.text
+    assert isinstance(caught.value, FlowllmError)
+
+
 def test_git_blob_id_is_what_git_says(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(CONTENT["val.csv"])

@@ -246,8 +246,9 @@ def test_every_fault_of_the_documentation_names_a_test_that_exists():
 
 
 @pytest.fixture
-def without_rights() -> Iterator[None]:
+def without_rights(root_only: Path) -> Iterator[None]:
     """Run the test as a user without rights to root's files."""
+    assert root_only.exists()  # it is made before
     if os.geteuid() != 0:
         pytest.skip("taking another user's place needs root")
     yield os.seteuid(65534)
@@ -265,13 +266,15 @@ def root_only(tmp_path) -> Path:
     return path
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(root_only, without_rights):
+@pytest.mark.usefixtures("without_rights")
+def test_a_file_that_may_not_be_read_is_not_called_damaged(root_only):
     with pytest.raises(FlowllmError, match=r"t\.parquet: permission denied") as caught:
         read_table(root_only, CRYSTALS)
     assert "delete it" not in str(caught.value)
 
 
-def test_a_folder_that_may_not_be_written_to_is_named_before_the_work(root_only, without_rights):
+@pytest.mark.usefixtures("without_rights")
+def test_a_folder_that_may_not_be_written_to_is_named_before_the_work(root_only):
     for check in (check_file, check_folder):
         with pytest.raises(FlowllmError, match=f"{root_only.parent}: permission denied"):
             check(root_only.parent / "new" / "model")
@@ -475,7 +478,7 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeyp
     sync = os.fsync
 
     def note(number: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{number}"))
+        path = Path(f"/proc/self/fd/{number}").readlink()
         calls.append((path.name.endswith(".tmp") or ".tmp" in path.parts[-2], path.name))
         sync(number)
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from flow_pairs import BOUNDS, prototypes
+from flowllm.errors import FlowllmError
 from flowllm.rfm.manifold import gram_matrix, lattice_vector
-from flowllm.rfm.model import build_field
+from flowllm.rfm.model import build_field, load_model, save_model
 from flowllm.rfm.network import (
     NetworkSize,
     Standardization,
     edge_angles,
     sinusoidal_embedding,
 )
+from flowllm.rfm.start import LlmStart
 from reference_network import ReferenceNetwork
 
 SIZE = NetworkSize(hidden_dim=32, num_layers=3, time_dim=16, num_frequencies=8)
@@ -221,3 +223,19 @@ def test_edge_angles_by_hand():
     half = math.sqrt(0.5)
     expected = [[1, 0, 0], [-half, -half, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]
     np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "model.json"])
+@pytest.mark.parametrize("share", [0, 0.3, 0.99])
+def test_a_flow_with_damaged_files_is_named(tmp_path, file, share):
+    field, start, cpu = field_of(torch.float32), LlmStart(0.0, 0.0, 0.0), torch.device("cpu")
+    folder = tmp_path / "flow"
+    save_model(folder, field, field.state_dict(), start, {}, [{"step": 1, "seconds": 1.0}])
+    load_model(folder, cpu)
+    data = (folder / file).read_bytes()
+    (folder / file).write_bytes(data[: int(share * len(data))])
+    with pytest.raises(FlowllmError, match=r"flow: not a model of train_rfm .*delete it"):
+        load_model(folder, cpu)
+    (folder / file).unlink()
+    with pytest.raises(FlowllmError, match="flow: not a model of train_rfm"):
+        load_model(folder, cpu)

@@ -19,11 +19,17 @@ from flowllm import tables as schemas
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.rates import rate
 from flowllm.plan import figures_of_run
-from flowllm.report import figures
+from flowllm.report import counting_tables, figures, forms
 from flowllm.report.process_tables import draft_table, fate_table, merging_table, speed_table
 from flowllm.report.protocol_text import energy_name, hull_name
 from flowllm.report.published import published_rows
-from flowllm.report.quality_tables import noise_table, paper_table, proxy_table
+from flowllm.report.quality_tables import (
+    ground_state_table,
+    noise_table,
+    paper_table,
+    proxy_table,
+    sun_table,
+)
 from flowllm.report.records import (
     draft_counts,
     flows_of,
@@ -464,6 +470,7 @@ def test_costs_are_summed_by_stage(tmp_path):
     assert (sample.tokens_per_second, refine.tokens_per_second) == (300 / 24, None)
     assert generation_seconds(records, "t", "a") == 42
     assert generation_seconds(records, "t", "unknown") is None
+    assert generation_seconds(records, "t", "a", drawn=10) is None  # refine's second record is gone
 
 
 def test_times_of_appendix_g_by_hand(run_dir):
@@ -854,3 +861,19 @@ def test_a_merge_that_raises_the_loss_is_a_warning_of_the_report(merged, warned)
     assert [row["loss"] for row in table.rows] == pytest.approx([0.66, merged, merged - 0.66])
     assert ("Warning: merging raised the loss" in table.caption) == warned
     assert merging_table([{"stage": "invariance", "counts": {}}]) is None
+
+
+def test_every_number_that_a_table_shows_is_asked_of_the_metrics(run_dir):
+    """A column of a number that no file holds would be all dashes."""
+    result = read_results(metrics_files(run_dir)[:1])[0]
+    kinds = {"rate": (forms.RATES, "rates"), "mean": (forms.MEANS, "means")}
+    kinds["distance"] = (forms.DISTANCES, "distances")
+    shown = [sun_table([result], "potential"), proxy_table([result]), ground_state_table([result])]
+    for table in (*shown, paper_table([result])):
+        for column in table.columns:
+            if column.kind in kinds:
+                assert column.key in kinds[column.kind][0], f"{table.name}: {column.key}"
+    for _, key, _ in counting_tables._READINGS:
+        assert key in (*forms.RATES, *forms.MEANS), key
+    for names, part in kinds.values():
+        assert set(names) <= set(result.numbers[part])

@@ -6,9 +6,9 @@ only what depends on it.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,10 +55,12 @@ def checked_path(text: str) -> str:
     Raises:
         ValueError: Snakemake would read something else in it, or it names a variable.
     """
-    expanded = os.path.expanduser(text)
-    reason = None
-    if not text.strip() or text != text.strip():
-        reason = "is empty, or begins or ends with a space"
+    expanded, reason = text, None
+    if text.startswith("~"):
+        with suppress(RuntimeError):  # no such user
+            expanded = str(Path(text).expanduser())
+    if text != text.strip():
+        reason = "begins or ends with a space"
     elif printable(text) != text:
         reason = "holds a line break or another control character"
     elif re.search(r"\$\{?[A-Za-z_]", text):
@@ -72,7 +74,7 @@ def checked_path(text: str) -> str:
     return expanded
 
 
-OwnPath = Annotated[str, AfterValidator(checked_path)]
+OwnPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(checked_path)]
 """A path, or a name that may stand in its place."""
 
 
@@ -97,8 +99,8 @@ class Data(Section):
             )
         if url is not None and ("?" in url or "#" in url):
             raise _UnshownError(
-                "the files' names are put at its end, so it cannot have a query (a token in it would "
-                "be recorded too); take an address without"
+                "the files' names are put at its end, so it cannot have a query (and a token in "
+                "it would be recorded); take an address without"
             )
         return url
 
@@ -804,7 +806,7 @@ STAGES: dict[str, Stage] = {
     "fingerprints": Stage(("fingerprints",), version=2),
     "metrics": Stage(("metrics",), version=4),
     "match_csp": Stage(("metrics",), version=2),
-    "report": Stage(("report",), version=2),
+    "report": Stage(("report",), version=3),
 }
 """In the order of the pipeline."""
 

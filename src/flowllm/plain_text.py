@@ -1,4 +1,4 @@
-"""Text of others as plain text: no secret of an address, nothing that a terminal or a program runs."""
+"""Text of others as plain text: no secret of an address, nothing that a program would run."""
 
 import re
 import unicodedata
@@ -37,7 +37,7 @@ def _redacted_address(found: re.Match[str]) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return a text with its control characters written out, e.g. `\\x1b`.
+    """Return a text with its control characters written out as Python writes them.
 
     A terminal takes escape sequences as orders; marks of direction show a text in another order.
 

@@ -16,7 +16,7 @@ def _place() -> str:
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-        return f"{boot}-{re.sub('[^0-9]', '', os.readlink('/proc/self/ns/pid'))}"
+        return f"{boot}-{re.sub('[^0-9]', '', str(Path('/proc/self/ns/pid').readlink()))}"
     except OSError:
         return ""
 

@@ -28,7 +28,6 @@ RANGES: dict[str, tuple[int, int | None]] = {
 PRESENT_IF_OK = (
     *("atomic_numbers", "frac_coords", "lengths", "angles"),
     *("target_frac_coords", "target_lengths", "target_angles"),
-    *("final_energy_per_atom", "e_above_hull", "energy_per_atom"),
     *("structure_fingerprint", "composition_fingerprint"),
 )
 """Columns that no row of status ok may lack."""

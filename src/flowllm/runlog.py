@@ -251,8 +251,6 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-
-
 class _Record(BaseModel):
     """What is counted with of a record; other keys may stand beside."""
 

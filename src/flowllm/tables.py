@@ -413,12 +413,12 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 
 
 @contextmanager
-def naming_damage(path: Path, form: str = "Parquet") -> Iterator[None]:
+def naming_damage(path: Path, message: str = "not a readable Parquet file") -> Iterator[None]:
     """Say of a file that cannot be read why, and what to do about it.
 
     Args:
         path: the file, of Parquet or another of Arrow's forms.
-        form: name of that form.
+        message: what to say of a damaged one.
 
     Raises:
         FlowllmError: it is missing, the system refuses it, or it is of another form.
@@ -434,7 +434,7 @@ def naming_damage(path: Path, form: str = "Parquet") -> Iterator[None]:
         if path.is_dir():
             raise FlowllmError(f"{path}: a folder, and a file is expected there") from error
         said = str(error).splitlines()[0]
-        raise FlowllmError(f"{path}: not a readable {form} file ({said}); {remake(path)}") from error
+        raise FlowllmError(f"{path}: {message} ({said}); {remake(path)}") from error
 
 
 def _footer(path: Path, schema: pa.Schema) -> dict[str, Any]:
@@ -528,8 +528,8 @@ def column_names(path: Path) -> list[str]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` that becomes `path` when the block ends without error.
 
-    What is written is on the disk before it gets its name. A symbolic link in the place of `path` is
-    replaced by the file; what it points at stays as it is.
+    What is written is on the disk before it gets its name. A symbolic link in the place of `path`
+    is replaced by the file; what it points at stays as it is.
 
     Raises:
         FlowllmError: the disk is full, or the system refuses the file.
@@ -555,7 +555,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     it points at is written (`check_folder`).
 
     Raises:
-        FlowllmError: the disk is full, the system refuses the folder, or `folder` cannot be replaced.
+        FlowllmError: the disk is full, the system refuses the folder, or it cannot be replaced.
     """
     place = check_folder(folder)
     temporary = _temporary_name(place)
@@ -575,8 +575,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def check_folder(folder: Path) -> Path:
     """Return where an output folder is written, which is asked before long work too.
 
-    A link to a folder that does not exist yet or is empty is followed: a place on another disk. What
-    another link points at may be another run's, and is never replaced.
+    A link to a folder that does not exist yet or is empty is followed: a place on another disk.
+    What another link points at may be another run's, and is never replaced.
 
     Raises:
         FlowllmError: the folder cannot be replaced when the work is done.

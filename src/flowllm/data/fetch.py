@@ -59,7 +59,8 @@ def check_url(url: str) -> None:
     local = parts.scheme == "http" and parts.hostname in _LOCAL_HOSTS
     if not parts.hostname or not (parts.scheme == "https" or local):
         raise FlowllmError(
-            f"data.url {redacted(url)!r}: expected https://..., or http:// on localhost or 127.0.0.1"
+            f"data.url {redacted(url)!r}: expected https://..., "
+            "or http:// on localhost or 127.0.0.1"
         )
 
 

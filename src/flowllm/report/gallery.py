@@ -19,6 +19,7 @@ from pymatgen.symmetry.analyzer import SymmetryUndeterminedError
 
 from flowllm import tables
 from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
 from flowllm.evaluate.matching import DEFAULT, rms_distance_or_error
 from flowllm.report.results import Result
 from flowllm.report.run_folder import ALL_FOUND, is_there, list_shards
@@ -84,6 +85,9 @@ def find_candidates(
         run_dir: folder of the run, with the relaxed crystals.
         shards: how many shards belong to the run, by folder.
         limit: number of candidates.
+
+    Raises:
+        FlowllmError: a shard is missing, or the relaxed crystals are not those of the metrics.
     """
     ranked = []
     for order, result in enumerate(results):
@@ -110,7 +114,12 @@ def find_candidates(
     for other, energy, order, name in looked_at:
         if len(found) == limit:
             break
-        crystal = crystal_of(relaxed[order][name]) if name in relaxed[order] else None
+        if relaxed[order] and name not in relaxed[order]:
+            raise FlowllmError(
+                f"{run_dir}: the relaxed crystals of {results[order].setting} have no {name}, "
+                "which its metrics have; run the stage metrics again"
+            )
+        crystal = crystal_of(relaxed[order][name]) if relaxed[order] else None
         if crystal is None:
             continue
         if all(rms_distance_or_error(crystal, one, DEFAULT)[0] is None for one in shown):

@@ -218,17 +218,24 @@ def starts_from_drafts(flow: Mapping[str, Any]) -> bool:
     return flow["start"] == "llm" and not any(flow.get(name) for name in noise)
 
 
-def generation_seconds(records: Sequence[dict[str, Any]], base: str, setting: str) -> float | None:
+def generation_seconds(
+    records: Sequence[dict[str, Any]], base: str, setting: str, drawn: int | None = None
+) -> float | None:
     """Return the seconds that sampling and refining one setting took, None without its records.
 
     Args:
         records: all records of the run.
         base: name of the base.
         setting: name of the setting.
+        drawn: crystals of the setting; where the records count others, some are missing and the
+            time is not known.
     """
-    folders = (f"base/{base}/", f"generated/{setting}/")
-    found = [
-        [record["seconds"] for record in records if record["output"].startswith(folder)]
-        for folder in folders
-    ]
-    return sum(map(sum, found)) if all(found) else None
+    total = 0.0
+    for folder in (f"base/{base}/", f"generated/{setting}/"):
+        found = [record for record in records if record["output"].startswith(folder)]
+        if not found:
+            return None
+        if drawn is not None and sum(one["counts"].get("rows_in", 0) for one in found) != drawn:
+            return None
+        total += sum(record["seconds"] for record in found)
+    return total

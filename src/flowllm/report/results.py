@@ -101,9 +101,7 @@ def read_predictions(paths: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         FlowllmError: a file is missing, is not JSON, has another form or is of another version.
     """
-    return [
-        _read_numbers(path, tables.CSP_FORMAT, "match_csp", forms.Prediction) for path in paths
-    ]
+    return [_read_numbers(path, tables.CSP_FORMAT, "match_csp", forms.Prediction) for path in paths]
 
 
 def _read_numbers(path: Path, version: int, stage: str, form: type[forms.Form]) -> dict[str, Any]:

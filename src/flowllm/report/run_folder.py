@@ -161,7 +161,9 @@ def _columns(path: Path) -> dict[str, list[float]]:
 def read_invariance(run_dir: Path) -> pa.Table:
     """Read the increases in perplexity of the validation crystals; none where not measured."""
     path = run_dir / "llm" / "invariance.parquet"
-    return read_table(path, tables.INVARIANCE) if is_there(path) else tables.INVARIANCE.empty_table()
+    return (
+        read_table(path, tables.INVARIANCE) if is_there(path) else tables.INVARIANCE.empty_table()
+    )
 
 
 def read_rejections(

@@ -88,9 +88,7 @@ def _counting(results: Sequence[Result], kinds: Sequence[str]) -> Section:
     return Section("counting", "Other ways of counting", tables=tables)
 
 
-def _language_model(
-    records: Sequence[dict], run_dir: Path, shards: Mapping[str, int]
-) -> Section:
+def _language_model(records: Sequence[dict], run_dir: Path, shards: Mapping[str, int]) -> Section:
     tables = [
         process_tables.invariance_table(read_invariance(run_dir)),
         *filter(None, [process_tables.merging_table(records)]),
@@ -186,4 +184,5 @@ def _draw(name: str, caption: str, make: Callable[[], Figure | None]) -> Drawn |
 
 def _seconds(result: Result, records: Sequence[dict]) -> float | None:
     base = result.numbers["sampling"]["setting"].get("base")
-    return generation_seconds(records, str(base), result.setting)
+    drawn = result.numbers["counts"]["drawn"]
+    return generation_seconds(records, str(base), result.setting, drawn)

@@ -59,7 +59,7 @@ class _Shard:
     """One prepared file, its columns as flat arrays that the system reads when touched."""
 
     def __init__(self, path: Path) -> None:
-        with naming_damage(path, "Arrow"):
+        with naming_damage(path, "not a readable Arrow file"):
             batches = pa.ipc.open_file(pa.memory_map(str(path)))
             table = batches.read_all().combine_chunks()
         offsets = _flat(table, "elements", "offsets")

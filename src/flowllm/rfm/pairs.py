@@ -189,7 +189,10 @@ def _write_prepared(path: Path, rows: list[dict[str, Any]], counts: Counter[str]
 
 def read_counts(prepared: Path) -> Counter[str]:
     """Counts of a prepared file, as `prepare_shard` returned them."""
-    with naming_damage(prepared, "Arrow"), pa.memory_map(str(prepared)) as source:
+    with (
+        naming_damage(prepared, "not a readable Arrow file"),
+        pa.memory_map(str(prepared)) as source,
+    ):
         metadata = pa.ipc.open_file(source).schema.metadata or {}
     return Counter({name.decode(): int(count) for name, count in metadata.items()})
 

@@ -52,7 +52,9 @@ def run(settings: StageSettings, *, manifest: Path, out: Path, workers: int) -> 
         FlowllmError: a file is not what the manifest says, lacks a column, or a split is empty.
     """
     section: Prepare = settings.prepare
-    with stage_run(settings, inputs={"manifest": manifest}, output=out, check=check_writable) as run:
+    with stage_run(
+        settings, inputs={"manifest": manifest}, output=out, check=check_writable
+    ) as run:
         rows = with_splits(read_source(manifest), section, settings.seed)
         used = first_rows(rows, section.max_rows)
         outcomes = make_outcomes(used, section, workers)

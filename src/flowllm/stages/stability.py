@@ -71,7 +71,8 @@ def run(
 
 def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Rows of relaxed crystals with their energy and whose it is."""
-    for row in tables.read_tables(paths, tables.RELAXED).to_pylist():
+    columns = ["id", "formula", "final_energy_per_atom", "potential", "status", "error"]
+    for row in tables.read_tables(paths, tables.RELAXED, columns).to_pylist():
         yield row | {
             "energy_per_atom": row["final_energy_per_atom"],
             "energy_source": row["potential"],
@@ -80,7 +81,9 @@ def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Rows of DFT results with their corrected energy and its correction scheme."""
-    for row in tables.read_tables(paths, tables.DFT_RESULTS).to_pylist():
+    columns = ["id", "formula", "corrected_energy_per_atom", "correction_scheme"]
+    columns += ["status", "error"]
+    for row in tables.read_tables(paths, tables.DFT_RESULTS, columns).to_pylist():
         scheme = row["correction_scheme"]
         yield row | {
             "energy_per_atom": row["corrected_energy_per_atom"],
