@@ -12,7 +12,7 @@ NAMES = [*LEAST, SPACE_GROUP]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("word", [*MISSING, "None", "NaN", "NULL", "N/A", "  "])
+@pytest.mark.parametrize("word", [*sorted(MISSING), "None", "NaN", "NULL", "N/A", "  "])
 def test_words_for_a_missing_value(name, word):
     assert parse_property(name, word) is None
 
