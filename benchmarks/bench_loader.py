@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from flowllm.rfm.base_distribution import LlmStart
 from flowllm.rfm.loader import PreparedPairs, plan_epoch
 from flowllm.rfm.pairs import PREPARED
-from flowllm.rfm.start import LlmStart
 
 PAIRS_PER_SHARD = 11_000
 SIZES = np.array([2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20])

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from crystals import mp_20_sample, rattled
 from flowllm.crystal import Crystal
-from flowllm.evaluate.flags import match_buckets
 from flowllm.evaluate.matching import Bucket
+from flowllm.evaluate.per_crystal import match_buckets
 from flowllm.evaluate.validity import reduced_composition
 
 

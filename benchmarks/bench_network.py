@@ -26,6 +26,7 @@ from pymatgen.core import Structure
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowllm.crystal import Crystal
+from flowllm.rfm.base_distribution import angles_within, crystal_lattice
 from flowllm.rfm.loader import PairBatch, plan_epoch
 from flowllm.rfm.loss import squared_errors
 from flowllm.rfm.manifold import (
@@ -37,7 +38,6 @@ from flowllm.rfm.manifold import (
 )
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
-from flowllm.rfm.start import angles_within, crystal_lattice
 from flowllm.rfm.train import average_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from flowllm.io.schemas import PAIRS
+from flowllm.io.tables import crystal_of, read_table
 from flowllm.rfm.pairs import match_atoms
-from flowllm.tables import PAIRS, crystal_of, read_table
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
 from flowllm.crystal import Crystal
-from flowllm.memory import keep_freed_memory
 from flowllm.relax import relaxer
 from flowllm.relax.models import load_potential
+from flowllm.runtime.malloc import keep_freed_memory
 
 LIMITS = {"max_force": 0.1, "max_steps": 500, "max_seconds": float("inf")}
 

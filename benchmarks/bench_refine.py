@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowllm.config import load_config
+from flowllm.config.load import load_config
 from flowllm.crystal import Crystal
+from flowllm.rfm.base_distribution import LlmStart
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization
-from flowllm.rfm.start import LlmStart
 from flowllm.stages.refine import refine_batch, task_of
 
 BOUNDS = (59.9, 120.1)

@@ -16,14 +16,16 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flowllm.config import load_config
-from flowllm.llm.engine import Draft, Request, Sampling, VllmEngine
+from flowllm.config.load import load_config
+from flowllm.io.schemas import CRYSTALS
+from flowllm.io.tables import crystal_of, read_table
+from flowllm.llm.engines.base import Draft, Engine, Request, Sampling
+from flowllm.llm.engines.vllm import VllmEngine
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import Conditions, prompt_formula
-from flowllm.llm.sampling import Engine, Sampler, Task
+from flowllm.llm.sampling import Sampler, Task
 from flowllm.llm.text import composition_of
 from flowllm.seeds import derive, generator
-from flowllm.tables import CRYSTALS, crystal_of, read_table
 
 
 def main() -> None:

@@ -18,15 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from flowllm.config import StageSettings, check_config, load_config, merge
+from flowllm.config.load import check_config, load_config, merge
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
+from flowllm.io.schemas import CRYSTALS
+from flowllm.io.tables import crystal_of, read_table
 from flowllm.llm import model_folder
-from flowllm.llm.engine import Draft, Request
+from flowllm.llm.engines.base import Draft, Request
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import Conditions, prompt_formula
 from flowllm.llm.text import encode
 from flowllm.stages import sample_pairs
-from flowllm.tables import CRYSTALS, crystal_of, read_table
 
 VARIANTS = 4
 """Texts of each crystal."""

@@ -12,15 +12,16 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from flowllm.config import load_config
+from flowllm.config.load import load_config
 from flowllm.crystal import Crystal
+from flowllm.io.schemas import CRYSTALS
+from flowllm.io.tables import crystal_of, read_table
 from flowllm.llm.grammar import cell_regex, crystal_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, prompt_formula
 from flowllm.llm.sampling import Task
 from flowllm.llm.text import Reason, composition_of
 from flowllm.seeds import derive, generator
-from flowllm.tables import CRYSTALS, crystal_of, read_table
 
 PARSED = {Reason.FORMULA_MISMATCH, Reason.COINCIDING_ATOMS}
 """Reasons for which a text is turned away though it has the form of crystal text."""

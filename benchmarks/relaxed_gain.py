@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.evaluate.matching import DEFAULT, LOOSE
-from flowllm.tables import crystal_of, read_tables
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_of, read_tables
 
 MATCHERS = {
     f"{name}, {scaling}": StructureMatcher(**asdict(by), primitive_cell=True, scale=scale)
@@ -37,7 +37,7 @@ class Version:
     Attributes:
         generated: crystals by id.
         relaxed: the same ones relaxed.
-        rows: rows of `tables.RELAXED` by id, of those that relaxed.
+        rows: rows of `schemas.RELAXED` by id, of those that relaxed.
     """
 
     generated: dict[str, Crystal]
@@ -47,8 +47,8 @@ class Version:
 
 def read_version(run_dir: Path, name: str) -> Version:
     """Read the shards of a setting."""
-    generated, _ = _read(run_dir / "generated" / name, tables.GENERATED)
-    return Version(generated, *_read(run_dir / "relaxed" / name, tables.RELAXED))
+    generated, _ = _read(run_dir / "generated" / name, schemas.GENERATED)
+    return Version(generated, *_read(run_dir / "relaxed" / name, schemas.RELAXED))
 
 
 def _read(folder: Path, schema: pa.Schema) -> tuple[dict[str, Crystal], dict[str, dict[str, Any]]]:

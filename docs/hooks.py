@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from flowllm import tables
-from flowllm.config import STAGES, Config
+from flowllm.config.model import Config
+from flowllm.config.stages import STAGES
+from flowllm.io import schemas
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,8 +119,8 @@ def _comments(text: str) -> dict[tuple[str, ...], str]:
 
 def artefacts() -> Iterator[str]:
     """Give the lines of the artefacts' reference: each table with its columns."""
-    meanings = _docstrings(inspect.getsource(tables))
-    for name, schema in vars(tables).items():
+    meanings = _docstrings(inspect.getsource(schemas))
+    for name, schema in vars(schemas).items():
         if not isinstance(schema, pa.Schema):
             continue
         path, _, rest = meanings[name].partition(": " if ": " in meanings[name] else "; ")

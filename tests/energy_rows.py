@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from flowllm import tables
-from flowllm.config import StageSettings, load_config, merge, stage_values
+from flowllm.config.load import load_config, merge
+from flowllm.config.stage_settings import StageSettings, stage_values
 from flowllm.crystal import Crystal
+from flowllm.io import tables
 
 CHGNET = "CHGNet 0.3.0, relaxed to 0.1 eV/Å in at most 1500 steps"
 """The name of CHGNet's energies by config.yaml's prerelax."""

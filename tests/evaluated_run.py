@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowllm import tables
-from flowllm.config import StageSettings, load_config
+from flowllm.config.load import load_config
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
+from flowllm.io.schemas import BASE, CRYSTALS, DFT_RESULTS, GENERATED, RELAXED, STABILITY
+from flowllm.io.tables import crystal_columns, write_table
 from flowllm.stages import fingerprints
-from flowllm.tables import crystal_columns, write_table
 
 REPOSITORY = Path(__file__).parents[1]
 SETTING = "FlowLLM-test"
@@ -97,7 +98,7 @@ def write_run(folder, draws, splits, kind="potential", shards=2):
     """
     names = [f"{SETTING}-{index:06d}" for index in range(len(draws))]
     rows = [_rows(name, draw, kind) for name, draw in zip(names, draws, strict=True)]
-    schemas = {"base": tables.BASE, "generated": tables.GENERATED, "relaxed": tables.RELAXED}
+    schemas = {"base": BASE, "generated": GENERATED, "relaxed": RELAXED}
     metadata = {
         "settings": {
             "base": {"name": "tau0.7", "temperature": 0.7, "top_p": 0.9},
@@ -118,10 +119,10 @@ def write_run(folder, draws, splits, kind="potential", shards=2):
     if kind == "dft":
         paths["relaxed"] = [folder / "dft" / f"{SETTING}.parquet"]
         found = [row["relaxed"] for row in rows if row["relaxed"] is not None]
-        write_table(paths["relaxed"][0], found, tables.DFT_RESULTS, metadata)
+        write_table(paths["relaxed"][0], found, DFT_RESULTS, metadata)
     stability = folder / "stability" / kind / f"{SETTING}.parquet"
     of_hull = metadata | {"hull_compositions": HULL_COMPOSITIONS, "hull_not_converged": 0}
-    write_table(stability, [row["stability"] for row in rows], tables.STABILITY, of_hull)
+    write_table(stability, [row["stability"] for row in rows], STABILITY, of_hull)
     write_splits(folder / "crystals", splits)
     paths |= {"stability": stability, "crystals": folder / "crystals"}
     for name, tables_of in {
@@ -143,7 +144,7 @@ def write_splits(folder, splits):
             {"id": name, **crystal_columns(crystal), "formula": crystal.formula}
             for name, crystal in crystals.items()
         ]
-        write_table(folder / f"{split}.parquet", rows, tables.CRYSTALS, {})
+        write_table(folder / f"{split}.parquet", rows, CRYSTALS, {})
 
 
 def _rows(name, draw, kind):

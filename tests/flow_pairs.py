@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
-from flowllm import tables
 from flowllm.crystal import Crystal
+from flowllm.io import schemas, tables
+from flowllm.rfm.base_distribution import LlmStart, Start
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
 from flowllm.rfm.network import Standardization
 from flowllm.rfm.pairs import PairOptions
-from flowllm.rfm.start import LlmStart, Start
 
 BOUNDS = (59.9, 120.1)
 LLM_FLOW = {
@@ -95,4 +95,4 @@ def write_pairs(path, crystals, seed: int, draws_each: int = 1, split: str = "tr
     for crystal in crystals:
         for _ in range(draws_each):
             rows.append(pair_row(draft_of(crystal, rng), crystal, len(rows), split))
-    tables.write_table(path, rows, tables.PAIRS, {"stage": "test"})
+    tables.write_table(path, rows, schemas.PAIRS, {"stage": "test"})

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from crystals import caesium_chloride, fcc, perovskite, rocksalt
-from flowllm.config import SHAPES_OF_DRAFTS, StageSettings, check_config, load_config, merge
+from flowllm.config.load import check_config, load_config, merge
+from flowllm.config.model import SHAPES_OF_DRAFTS
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
-from flowllm.llm.engine import Draft, Request
-from flowllm.llm.sampling import Engine
+from flowllm.io.schemas import CRYSTALS
+from flowllm.io.tables import crystal_columns, write_table
+from flowllm.llm.engines.base import Draft, Engine, Request
 from flowllm.stages import finetune_llm, merge_adapter
-from flowllm.tables import CRYSTALS, crystal_columns, write_table
 from tiny_llm import write_tiny_llm
 
 ROOT = Path(__file__).parents[1]

@@ -14,13 +14,14 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from flowllm.commands.generate import sample
 from flowllm.errors import FlowllmError
+from flowllm.io.schemas import BASE
+from flowllm.io.tables import read_table
 from flowllm.llm.base_checks import check_heads, context_of
 from flowllm.llm.base_model import load_config
-from flowllm.llm.engine import cached_numbers
-from flowllm.llm.on_request import sample
+from flowllm.llm.engines.vllm import cached_numbers
 from flowllm.stages import finetune_llm, merge_adapter
-from flowllm.tables import BASE, read_table
 from llm_run import crystal_table, settings_for, small_crystals
 from other_llms import ARCHITECTURES, SIZES, write_llm
 from tiny_llm import make_tokenizer

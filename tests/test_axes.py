@@ -6,8 +6,8 @@ import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from flow_pairs import BOUNDS, OPTIONS, draft_of, pair_row, prototypes
-from flowllm import tables
 from flowllm.crystal import Crystal
+from flowllm.io import schemas, tables
 from flowllm.rfm.axes import random_axes
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.manifold import lattice_parameters, target_velocity
@@ -23,7 +23,7 @@ def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("axes")
     rng = np.random.default_rng(0)
     rows = [pair_row(draft_of(crystal, rng), crystal, i) for i, crystal in enumerate(TARGETS)]
-    tables.write_table(folder / "shard.parquet", rows, tables.PAIRS, {})
+    tables.write_table(folder / "shard.parquet", rows, schemas.PAIRS, {})
     prepare_shard(folder / "shard.parquet", folder / "prepared", OPTIONS)
     return [
         PreparedPairs([folder / "prepared"], OPTIONS.start, BOUNDS, augment_axes=augment)

@@ -7,9 +7,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flowllm import check as checks
 from flowllm.cli import app
-from flowllm.config import Config, load_config
+from flowllm.commands import check as checks
+from flowllm.config.load import load_config
+from flowllm.config.model import Config
 from flowllm.errors import FlowllmError
 from flowllm.llm import model_files
 from other_llms import write_llm
@@ -146,7 +147,7 @@ def test_dft_energies_need_a_source_and_a_key(tmp_path, monkeypatch):
 def test_packages_that_the_configuration_needs_are_looked_for(tmp_path, monkeypatch):
     present = checks.importlib.util.find_spec
     monkeypatch.setattr(
-        "flowllm.check.importlib.util.find_spec",
+        "flowllm.commands.check.importlib.util.find_spec",
         lambda name: None if name in ("mace", "vllm", "bitsandbytes") else present(name),
     )
     given = {"potential": {"name": "mace"}, "finetune_llm": {"quantization": "nf4"}}

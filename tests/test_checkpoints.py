@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from flowllm.checkpoints import load_checkpoint
 from flowllm.errors import FlowllmError
+from flowllm.runtime.checkpoints import load_checkpoint
 
 CPU = torch.device("cpu")
 

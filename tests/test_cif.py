@@ -17,7 +17,7 @@ from cif_texts import (
 )
 from flowllm.data.cif import crystal_from_cif, structure_from_cif
 from flowllm.data.cif_blocks import read_block, read_cif_text, split_blocks
-from flowllm.evaluate.external import read_samples
+from flowllm.data.external import read_samples
 
 CASES = Path(__file__).parents[2] / "shared" / "data" / "cases" / "cif"
 

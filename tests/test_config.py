@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from flowllm.cli import app
-from flowllm.config import (
-    STAGES,
-    Config,
-    StageSettings,
-    check_config,
-    load_config,
-    merge,
-    stage_json,
-    stage_values,
-)
+from flowllm.config.load import check_config, load_config, merge
+from flowllm.config.model import Config
+from flowllm.config.stage_settings import StageSettings, stage_json, stage_values
+from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 
 ROOT = Path(__file__).parents[1]

@@ -12,16 +12,16 @@ from hypothesis.extra.numpy import arrays
 from matminer.featurizers.composition import ElementProperty
 
 from crystals import mp_20_sample, rattled, small_mp_20_sample
-from flowllm import tables
 from flowllm.evaluate import coverage
+from flowllm.evaluate.aggregate import coverage_rates, property_distances
 from flowllm.evaluate.fingerprints import fingerprint
-from flowllm.evaluate.results import coverage_rates, property_distances
-from flowllm.tables import write_table
+from flowllm.io import schemas
+from flowllm.io.tables import write_table
 
 
 def fingerprints_of(crystals, path):
     rows = [fingerprint(item) for item in crystals.items()]
-    write_table(path, rows, tables.FINGERPRINTS, {})
+    write_table(path, rows, schemas.FINGERPRINTS, {})
     return coverage.read_fingerprints(path)
 
 

@@ -6,18 +6,19 @@ import pytest
 
 from crystals import caesium_chloride, rocksalt
 from evaluated_run import REPOSITORY, SETTING, STABILITY_RULE, stage_settings, write_splits
-from flowllm import tables
-from flowllm.config import StageSettings, load_config
-from flowllm.descent import (
+from flowllm.config.load import load_config
+from flowllm.config.stage_settings import StageSettings
+from flowllm.errors import FlowllmError
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_columns, read_metadata, read_table, write_table
+from flowllm.runtime.descent import (
     check_computed_from,
     check_descends_from,
     check_same_input,
     generated_digests,
 )
-from flowllm.errors import FlowllmError
-from flowllm.runlog import stage_run
+from flowllm.runtime.provenance import stage_run
 from flowllm.stages import dft_inputs, fingerprints, match_csp, metrics, report
-from flowllm.tables import crystal_columns, read_metadata, read_table, write_table
 
 SHARDS = ("00000", "00001")
 
@@ -43,15 +44,15 @@ def write_method(folder, crystal):
     energies = {"potential": "CHGNet", "final_energy_per_atom": -3.0, "converged": True}
     for shard, row in zip(SHARDS, rows, strict=True):
         name = f"shard-{shard}.parquet"
-        base = made("sample_base", folder / "base" / name, [row], tables.BASE, {})
+        base = made("sample_base", folder / "base" / name, [row], schemas.BASE, {})
         generated = made(
-            "refine", folder / "generated" / name, [row], tables.GENERATED, {"base": base}
+            "refine", folder / "generated" / name, [row], schemas.GENERATED, {"base": base}
         )
         relaxed = made(
             "prerelax",
             folder / "relaxed" / name,
             [row | energies],
-            tables.RELAXED,
+            schemas.RELAXED,
             {"generated": generated},
         )
         for role, path in (("base", base), ("generated", generated), ("relaxed", relaxed)):
@@ -71,7 +72,7 @@ def write_method(folder, crystal):
         "stability",
         folder / "stability" / f"{SETTING}.parquet",
         stability,
-        tables.STABILITY,
+        schemas.STABILITY,
         {"energies": paths["relaxed"]},
         {"hull_compositions": 3, "hull_not_converged": 0},
     )
@@ -151,12 +152,12 @@ def test_files_without_digests_are_taken(methods, tmp_path):
     plain["relaxed"] = []
     for path in methods[1]["relaxed"]:
         plain["relaxed"].append(tmp_path / path.name)
-        write_table(tmp_path / path.name, read_table(path, tables.RELAXED), tables.RELAXED, {})
+        write_table(tmp_path / path.name, read_table(path, schemas.RELAXED), schemas.RELAXED, {})
     plain["stability"] = tmp_path / "stability.parquet"
     kept = read_metadata(methods[0]["stability"])
     kept.pop("inputs")
-    rows = read_table(methods[0]["stability"], tables.STABILITY)
-    write_table(plain["stability"], rows, tables.STABILITY, kept)
+    rows = read_table(methods[0]["stability"], schemas.STABILITY)
+    write_table(plain["stability"], rows, schemas.STABILITY, kept)
     run_metrics(plain, tmp_path)
 
 
@@ -167,7 +168,7 @@ def test_samples_of_two_files_are_not_one_model(tmp_path):
         (tmp_path / f"{name}.csv").write_text(name)
         inputs = {"samples": tmp_path / f"{name}.csv"}
         paths.append(
-            made("import_samples", tmp_path / f"{name}.parquet", [row], tables.GENERATED, inputs)
+            made("import_samples", tmp_path / f"{name}.parquet", [row], schemas.GENERATED, inputs)
         )
     check_same_input([paths[0], paths[0]], "samples")
     with pytest.raises(FlowllmError, match=r"two\.parquet and .*one\.parquet.*import_samples"):
@@ -177,10 +178,10 @@ def test_samples_of_two_files_are_not_one_model(tmp_path):
 def test_dft_results_remember_the_generated_crystals(methods, tmp_path):
     ours, theirs = methods
     manifest = {"inputs": {"relaxed": "x"}} | generated_digests(ours["relaxed"])
-    write_table(tmp_path / "manifest.parquet", [], tables.DFT_MANIFEST, manifest)
+    write_table(tmp_path / "manifest.parquet", [], schemas.DFT_MANIFEST, manifest)
     results = tmp_path / "dft.parquet"
     carried = {"stage": "dft_collect"} | generated_digests([tmp_path / "manifest.parquet"])
-    write_table(results, [], tables.DFT_RESULTS, carried)
+    write_table(results, [], schemas.DFT_RESULTS, carried)
     check_descends_from(results, ours["generated"])
     with pytest.raises(FlowllmError, match=r"dft\.parquet: was.*run the stage dft_collect"):
         check_descends_from(results, theirs["generated"])
@@ -208,9 +209,9 @@ def test_structure_prediction_refuses_another_test_split_and_another_base(tmp_pa
     base, generated = {}, {}
     for name, crystals in splits.items():
         path = tmp_path / f"base-{name}.parquet"
-        base[name] = made("sample_csp", path, [row], tables.CSP_BASE, {"crystals": crystals})
+        base[name] = made("sample_csp", path, [row], schemas.CSP_BASE, {"crystals": crystals})
         path = tmp_path / f"generated-{name}.parquet"
-        generated[name] = made("refine", path, [row], tables.GENERATED, {"base": base[name]})
+        generated[name] = made("refine", path, [row], schemas.GENERATED, {"base": base[name]})
 
     def run(base_of, generated_of, split_of):
         match_csp.run(
@@ -247,8 +248,8 @@ def test_a_file_computed_from_all_or_from_one_of_the_given(tmp_path):
     given = [tmp_path / f"{name}.csv" for name in "ba"]
     for path in given:
         path.write_text(path.name)
-    one = made("s", tmp_path / "one.parquet", [], tables.TIMES, {"rows": given[0]})
-    all_of = made("s", tmp_path / "all.parquet", [], tables.TIMES, {"rows": given[::-1]})
+    one = made("s", tmp_path / "one.parquet", [], schemas.TIMES, {"rows": given[0]})
+    all_of = made("s", tmp_path / "all.parquet", [], schemas.TIMES, {"rows": given[::-1]})
     check_computed_from([one, all_of], "rows", given)
     check_computed_from([one, all_of], "rows", given[::-1])
     check_computed_from([one, all_of], "another role", [])

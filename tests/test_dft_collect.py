@@ -6,10 +6,10 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp.outputs import Vasprun
 
-from flowllm import tables
 from flowllm.dft.results import corrected_energy
 from flowllm.dft.runs import DftRun, RunProblem
-from flowllm.runlog import read_provenance
+from flowllm.io import schemas, tables
+from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import dft_collect, stability
 
 from energy_rows import hull_row, settings  # isort: skip
@@ -93,9 +93,9 @@ def collect(tmp_path, contents: dict[str, bytes | None], formula="Li20Cl20", **c
         )
     rows.append({"id": "unselected", "formula": "Na1", "status": "not_selected", "error": "first"})
     manifest, out = root / "manifest.parquet", tmp_path / "dft.parquet"
-    tables.write_table(manifest, rows, tables.DFT_MANIFEST, {})
+    tables.write_table(manifest, rows, schemas.DFT_MANIFEST, {})
     dft_collect.run(settings("dft_collect", dft_collect=changes), manifest=manifest, out=out)
-    return {row["id"]: row for row in tables.read_table(out, tables.DFT_RESULTS).to_pylist()}
+    return {row["id"]: row for row in tables.read_table(out, schemas.DFT_RESULTS).to_pylist()}
 
 
 def test_a_real_run_and_its_correction(tmp_path):
@@ -184,10 +184,10 @@ def check_stability_of_an_upper_bound(tmp_path):
             hull_row(element, element_energy, "dft", "DFT, correction MP2020 (require_bound)")
             for element in ("Li", "Cl")
         ]
-        tables.write_table(hull, entries, tables.HULL_ENTRIES, {})
+        tables.write_table(hull, entries, schemas.HULL_ENTRIES, {})
         given = {"energies": [tmp_path / "dft.parquet"], "hull": hull, "kind": "dft", "out": out}
         stability.run(settings("stability"), **given)
-        cut, whole, unselected = tables.read_table(out, tables.STABILITY).to_pylist()
+        cut, whole, unselected = tables.read_table(out, schemas.STABILITY).to_pylist()
         assert cut["e_above_hull"] == pytest.approx(-150 / 40 - 0.307 - element_energy)
         assert cut["e_above_hull"] - whole["e_above_hull"] == pytest.approx(1 / 40)
         assert (cut["status"], whole["status"]) == ("unconverged_ionic", "ok")
@@ -203,7 +203,7 @@ def test_the_last_leg_of_a_run_counts(tmp_path):
         (folder / f"vasprun.xml.relax{leg}.gz").write_bytes(gzip.compress(text))
     manifest, out = tmp_path / "dft_inputs" / "manifest.parquet", tmp_path / "again.parquet"
     dft_collect.run(settings("dft_collect"), manifest=manifest, out=out)
-    rows = {row["id"]: row for row in tables.read_table(out, tables.DFT_RESULTS).to_pylist()}
+    rows = {row["id"]: row for row in tables.read_table(out, schemas.DFT_RESULTS).to_pylist()}
     assert rows["legs"]["status"] == "ok"
     assert rows["legs"]["raw_energy_per_atom"] == pytest.approx(-150.0 / 40, abs=1e-9)
 
@@ -228,9 +228,9 @@ def test_the_manifests_inputs_are_compared(tmp_path):
         (root / name / "vasprun.xml").write_text(text)
         rows.append({"id": name, "path": name, "formula": "Fe1 O1", **asked})
     manifest, out = root / "manifest.parquet", tmp_path / "dft.parquet"
-    tables.write_table(manifest, rows, tables.DFT_MANIFEST, {})
+    tables.write_table(manifest, rows, schemas.DFT_MANIFEST, {})
     dft_collect.run(settings("dft_collect"), manifest=manifest, out=out)
-    alike, other, coarse = tables.read_table(out, tables.DFT_RESULTS).to_pylist()
+    alike, other, coarse = tables.read_table(out, schemas.DFT_RESULTS).to_pylist()
     assert (alike["status"], alike["raw_energy_per_atom"]) == ("ok", -17.0005 / 2)
     for row in (other, coarse):
         assert (row["status"], row["corrected_energy_per_atom"]) == ("other_settings", None)

@@ -17,12 +17,12 @@ from pymatgen.entries.computed_entries import ComputedStructureEntry
 
 from crystals import skutterudite, spread
 from energy_rows import settings
-from flowllm import tables
 from flowllm.dft import reference_sources
 from flowllm.dft.results import corrected_energy
 from flowllm.dft.runs import DftRun
 from flowllm.errors import FlowllmError
-from flowllm.runlog import read_provenance
+from flowllm.io import schemas, tables
+from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import dft_hull
 
 
@@ -32,7 +32,7 @@ def test_entries_carry_kind_and_correction(tmp_path):
     source.write_text(json.dumps([entry | {"entry_id": "mp-22862"}]))
     out = tmp_path / "dft.parquet"
     dft_hull.run(settings("dft_hull", dft_hull={"source": str(source)}), out=out)
-    (row,) = tables.read_table(out, tables.HULL_ENTRIES).to_pylist()
+    (row,) = tables.read_table(out, schemas.HULL_ENTRIES).to_pylist()
     assert row["energy_per_atom"] == pytest.approx((-27.0 - 2.456) / 8)
     assert (row["kind"], row["source"]) == ("dft", "DFT, correction MP2020 (require_bound)")
     assert (row["entry_id"], row["formula"], row["num_atoms"]) == ("mp-22862", "Na4Cl4", 8)
@@ -61,7 +61,7 @@ def take(tmp_path, entries, scheme="MP2020", rule="require_bound"):
         dft_collect={"strict_anions": rule},
     )
     dft_hull.run(given, out=out)
-    rows = tables.read_table(out, tables.HULL_ENTRIES).to_pylist()
+    rows = tables.read_table(out, schemas.HULL_ENTRIES).to_pylist()
     return {row["entry_id"]: row for row in rows}
 
 
@@ -291,7 +291,7 @@ def server(monkeypatch):
 def run(tmp_path, source):
     out = tmp_path / "hull" / "dft.parquet"
     dft_hull.run(settings("dft_hull", dft_hull={"source": source}), out=out)
-    return tables.read_table(out, tables.HULL_ENTRIES).to_pylist()
+    return tables.read_table(out, schemas.HULL_ENTRIES).to_pylist()
 
 
 def test_the_materials_projects_api_page_by_page(tmp_path, server, caplog):

@@ -17,10 +17,10 @@ from pymatgen.io.vasp.sets import MPRelaxSet
 
 from crystals import fcc, perovskite, rocksalt
 from energy_rows import relaxed_row, settings
-from flowllm import tables
 from flowllm.dft.inputs import folder_name, missing_pseudopotentials
 from flowllm.errors import FlowllmError
-from flowllm.runlog import read_provenance
+from flowllm.io import schemas, tables
+from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import dft_collect, dft_inputs
 from flowllm.stages.dft_inputs import n_ary_weights
 from slurm_cluster import missing_programs, slurm_cluster
@@ -43,16 +43,16 @@ def _no_pseudopotentials(monkeypatch):
 
 def run(tmp_path, rows=ROWS, distances=DISTANCES, code="vasp", **changes):
     relaxed, stability = tmp_path / "relaxed.parquet", tmp_path / "stability.parquet"
-    tables.write_table(relaxed, rows, tables.RELAXED, {})
+    tables.write_table(relaxed, rows, schemas.RELAXED, {})
     stable = [
         {"id": row["id"], "e_above_hull": distance, "status": row["status"]}
         for row, distance in zip(rows, distances, strict=True)
     ]
-    tables.write_table(stability, stable, tables.STABILITY, {})
+    tables.write_table(stability, stable, schemas.STABILITY, {})
     out = tmp_path / "dft_inputs" / "manifest.parquet"
     given = settings("dft_inputs", dft={"code": code}, dft_inputs=changes)
     dft_inputs.run(given, relaxed=[relaxed], stability=stability, out=out)
-    return out, tables.read_table(out, tables.DFT_MANIFEST).to_pylist()
+    return out, tables.read_table(out, schemas.DFT_MANIFEST).to_pylist()
 
 
 def test_every_relaxed_row_has_a_row_with_a_folder_or_a_reason(tmp_path):
@@ -440,8 +440,8 @@ def test_results_of_other_inputs_are_not_overwritten(tmp_path):
 
 def test_stability_of_other_crystals_is_refused(tmp_path):
     relaxed, stability = tmp_path / "relaxed.parquet", tmp_path / "stability.parquet"
-    tables.write_table(relaxed, ROWS, tables.RELAXED, {})
-    tables.write_table(stability, [{"id": "x", "status": "ok"}], tables.STABILITY, {})
+    tables.write_table(relaxed, ROWS, schemas.RELAXED, {})
+    tables.write_table(stability, [{"id": "x", "status": "ok"}], schemas.STABILITY, {})
     with pytest.raises(FlowllmError, match="no row for id base-000000 and 4 more"):
         dft_inputs.run(
             settings("dft_inputs"),

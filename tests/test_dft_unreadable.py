@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from energy_rows import settings as stage_settings
-from flowllm import tables
 from flowllm.dft import bounded
 from flowllm.dft.gpaw_output import GPAW_OUTPUT
 from flowllm.errors import FlowllmError
+from flowllm.io import schemas, tables
 from flowllm.stages import dft_collect
 
 from vasp_runs import Step, made_run  # isort: skip
@@ -48,9 +48,9 @@ def collect(tmp_path: Path, name: str = "bad") -> dict:
         for key in ("bad", WELL)
     ]
     manifest, out = root / "manifest.parquet", tmp_path / "dft.parquet"
-    tables.write_table(manifest, rows, tables.DFT_MANIFEST, {})
+    tables.write_table(manifest, rows, schemas.DFT_MANIFEST, {})
     dft_collect.run(stage_settings("dft_collect"), manifest=manifest, out=out)
-    found = {row["id"]: row for row in tables.read_table(out, tables.DFT_RESULTS).to_pylist()}
+    found = {row["id"]: row for row in tables.read_table(out, schemas.DFT_RESULTS).to_pylist()}
     assert list(found) == ["bad", WELL]
     assert found[WELL]["status"] == "ok"
     return found[name]
@@ -275,7 +275,7 @@ def test_a_plain_file_has_a_limit_too(tmp_path, monkeypatch):
     (bad_folder(tmp_path) / GPAW_OUTPUT).write_bytes(b" " * (len(RUN) + 9))
     with pytest.raises(AssertionError):  # the good run is as large
         collect(tmp_path)
-    rows = tables.read_table(tmp_path / "dft.parquet", tables.DFT_RESULTS).to_pylist()
+    rows = tables.read_table(tmp_path / "dft.parquet", schemas.DFT_RESULTS).to_pylist()
     assert [row["status"] for row in rows] == ["unreadable", "unreadable"]
 
 

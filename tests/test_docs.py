@@ -13,9 +13,9 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from flowllm import tables
 from flowllm.cli import app
-from flowllm.config import Config
+from flowllm.config.model import Config
+from flowllm.io import schemas as schemas_module
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,7 +55,9 @@ def test_configuration_reference_has_every_key_with_its_value_and_comment(hooks)
 def test_artefact_reference_has_every_column(hooks):
     text = "\n".join(hooks.artefacts())
     sections = dict(re.findall(r"\n## ([^\n]+)\n(.*?)(?=\n## |\Z)", "\n" + text, re.DOTALL))
-    schemas = {name: value for name, value in vars(tables).items() if isinstance(value, pa.Schema)}
+    schemas = {
+        name: value for name, value in vars(schemas_module).items() if isinstance(value, pa.Schema)
+    }
     assert set(sections) == {name.lower().replace("_", " ") for name in schemas}
     for name, schema in schemas.items():
         columns = re.findall(r"^\| `(\w+)` \|", sections[name.lower().replace("_", " ")], re.M)

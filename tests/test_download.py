@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystals import MP_20_SAMPLE
-from flowllm.config import StageSettings
+from flowllm.config.stage_settings import StageSettings
 from flowllm.data import bundled, fetch, sources
 from flowllm.data.manifest import read_manifest
 from flowllm.data.rows import read_rows, write_rows
@@ -239,7 +239,7 @@ def test_killed_download_goes_on(tmp_path, server):
     out = tmp_path / "run" / "manifest.json"
     program = (
         "from pathlib import Path\n"
-        "from flowllm.config import StageSettings\n"
+        "from flowllm.config.model import StageSettings\n"
         "from flowllm.data import sources\n"
         "from flowllm.stages import download\n"
         f"sources.CATALOGUE = Path({str(tmp_path / 'sources.yaml')!r})\n"

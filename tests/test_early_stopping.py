@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowllm.early_stopping import BestWeights
+from flowllm.runtime.early_stopping import BestWeights
 
 LOSSES = st.lists(st.sampled_from([0.1, 0.2, 0.3, math.nan, math.inf]), min_size=1)
 

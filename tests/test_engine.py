@@ -2,7 +2,8 @@
 
 import pytest
 
-from flowllm.llm.engine import Sampling, VllmEngine
+from flowllm.llm.engines.base import Sampling
+from flowllm.llm.engines.vllm import VllmEngine
 from tiny_llm import write_tiny_llm
 
 SAMPLING = Sampling(

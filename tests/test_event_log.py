@@ -3,7 +3,7 @@
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowllm.event_log import event_log, events_path
+from flowllm.runtime.tensorboard import event_log, events_path
 
 
 def scalars(folder, name) -> dict[int, float]:

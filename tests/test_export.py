@@ -10,11 +10,11 @@ from pymatgen.core import Structure
 from typer.testing import CliRunner
 
 from crystals import perovskite, rattled, rocksalt
-from flowllm import tables
 from flowllm.cli import app
+from flowllm.commands.export import export
 from flowllm.errors import FlowllmError
-from flowllm.export import export
-from flowllm.tables import crystal_columns, write_table
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_columns, write_table
 
 CRYSTALS = {"a-0": rocksalt(), "a-1": rattled(perovskite(), 0.1, 1)}
 
@@ -28,7 +28,7 @@ def shards(tmp_path):
             {"id": f"{name}-failed", "status": "timeout", "error": "too slow"},
         ]
         paths.append(tmp_path / f"{name}.parquet")
-        write_table(paths[-1], rows, tables.RELAXED, {})
+        write_table(paths[-1], rows, schemas.RELAXED, {})
     return paths
 
 
@@ -87,7 +87,7 @@ def test_one_id_in_two_tables_is_refused(tmp_path, form):
             {"id": "tau0.7-000001", **crystal_columns(crystal), "status": "ok"},
             {"id": "tau0.7-000002", "status": "timeout"},
         ]
-        write_table(path, rows, tables.RELAXED, {})
+        write_table(path, rows, schemas.RELAXED, {})
     with pytest.raises(
         FlowllmError, match=r"id tau0\.7-000001 is in .*A\.parquet and in .*B\.parquet"
     ):
@@ -104,6 +104,6 @@ def test_an_existing_folder_is_kept(shards, tmp_path):
 
 def test_a_table_without_crystals_is_refused(tmp_path):
     path = tmp_path / "stability.parquet"
-    write_table(path, [], tables.STABILITY, {})
+    write_table(path, [], schemas.STABILITY, {})
     with pytest.raises(FlowllmError, match="holds no crystals"):
         export([path], tmp_path / "out.csv", "csv")

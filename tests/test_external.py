@@ -18,9 +18,9 @@ from pymatgen.core import Lattice, Structure
 
 from crystals import fcc, perovskite, rattled, rocksalt
 from flowllm.crystal import Crystal
+from flowllm.data.external import read_samples
+from flowllm.data.pt_file import KEEP_ARRAYS
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.external import read_samples
-from flowllm.evaluate.pt_file import KEEP_ARRAYS
 
 CRYSTALS = [rocksalt(), rattled(perovskite(), 0.1, 3), fcc()]
 

@@ -22,19 +22,12 @@ import yaml
 from safetensors.torch import save_file
 
 from flowllm.errors import FlowllmError
-from flowllm.processes import HOST, PLACE, is_alive
-from flowllm.resume import write_in_parts
-from flowllm.runlog import StageRun, recorded
-from flowllm.tables import (
-    CRYSTALS,
-    atomic_folder,
-    atomic_path,
-    check_file,
-    check_folder,
-    read_table,
-    write_table,
-    write_text,
-)
+from flowllm.io.files import atomic_folder, atomic_path, check_file, check_folder, write_text
+from flowllm.io.processes import HOST, PLACE, is_alive
+from flowllm.io.schemas import CRYSTALS
+from flowllm.io.tables import read_table, write_table
+from flowllm.runtime.provenance import StageRun, recorded
+from flowllm.runtime.resume import write_in_parts
 from tiny_run import ROOT, SNAKEMAKE, TINY, environment, snakemake
 
 PARTS, ROWS_PER_PART = 10, 2
@@ -151,10 +144,10 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_ones_lock_is_lifted(tm
 SLOW_STAGE = """
 import sys, time
 from pathlib import Path
-from flowllm import writer_lock
-from flowllm.resume import write_in_parts
-from flowllm.runlog import StageRun, recorded
-from flowllm.tables import CRYSTALS
+from flowllm.runtime import writer_lock
+from flowllm.runtime.resume import write_in_parts
+from flowllm.runtime.provenance import StageRun, recorded
+from flowllm.io.schemas import CRYSTALS
 
 def make_rows(items):
     Path("started").touch()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flowllm.config import StageSettings, load_config
+from flowllm.config.load import load_config
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.llm import hub
 from flowllm.stages import fetch_model

@@ -25,7 +25,6 @@ from transformers import AutoModelForCausalLM
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.event_log import events_path
 from flowllm.llm.finetuning import learning_rate
 from flowllm.llm.model_record import read_record
 from flowllm.llm.prompts import UNCONDITIONAL, Example, PromptTokens
@@ -38,7 +37,8 @@ from flowllm.llm.training_texts import (
     order_of_epoch,
     padding_share,
 )
-from flowllm.runlog import read_provenance
+from flowllm.runtime.provenance import read_provenance
+from flowllm.runtime.tensorboard import events_path
 from flowllm.stages import finetune_llm
 from llm_run import crystal_table, settings_for, small_crystals
 from tiny_llm import make_model, make_tokenizer, write_tiny_llm
@@ -435,7 +435,7 @@ def training_texts(rows, prompts, **changes) -> TrainingTexts:
 
 
 def crystal_rows() -> list[dict]:
-    from flowllm.tables import crystal_columns
+    from flowllm.io.tables import crystal_columns
 
     return [crystal_columns(crystal) for crystal in small_crystals()]
 

@@ -11,17 +11,17 @@ from matminer.featurizers.structure import SiteStatsFingerprint
 
 from crystals import fcc, perovskite, rocksalt, small_mp_20_sample
 from evaluated_run import Draw, stage_settings, write_run
-from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.evaluate.fingerprints import (
     COMPOSITION_FEATURES,
     STRUCTURE_FEATURES,
     fingerprint,
 )
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_columns, read_table, write_table
 from flowllm.relax.geometry import crystal_fault
-from flowllm.runlog import read_provenance
+from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import fingerprints, metrics
-from flowllm.tables import crystal_columns, read_table, write_table
 
 
 def write_generated(path, crystals):
@@ -29,14 +29,14 @@ def write_generated(path, crystals):
         {"id": name, **crystal_columns(one), "status": "ok" if one else "rejected"}
         for name, one in crystals.items()
     ]
-    write_table(path, rows, tables.GENERATED, {})
+    write_table(path, rows, schemas.GENERATED, {})
     return path
 
 
 def run_fingerprints(paths, out, workers=1, **changes):
     settings = stage_settings("fingerprints", **changes)
     fingerprints.run(settings, crystals=paths, out=out, workers=workers)
-    return read_table(out, tables.FINGERPRINTS).to_pandas().set_index("id")
+    return read_table(out, schemas.FINGERPRINTS).to_pandas().set_index("id")
 
 
 def test_fingerprints_are_matminers_means(tmp_path):
@@ -147,5 +147,5 @@ def test_bytes_do_not_depend_on_workers(tmp_path):
 
 def test_the_test_split_is_a_table_it_reads(tmp_path):
     run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), 0.1)], {"test": {"mp-1": fcc()}})
-    found = read_table(run.test_fingerprints, tables.FINGERPRINTS).to_pylist()
+    found = read_table(run.test_fingerprints, schemas.FINGERPRINTS).to_pylist()
     assert [(row["id"], row["status"]) for row in found] == [("mp-1", "ok")]

@@ -13,7 +13,7 @@ from crystals import caesium_chloride, fcc, perovskite, rattled, rocksalt
 from evaluated_run import Draw, stage_settings, write_run
 from flowllm.crystal import Crystal
 from flowllm.report.gallery import find_candidates, scene
-from flowllm.report.results import read_results
+from flowllm.report.metrics_files import read_results
 from flowllm.stages import metrics, report
 
 

@@ -15,12 +15,12 @@ import pytest
 
 from crystals import rocksalt
 from energy_rows import hull_row, relaxed_row, settings
-from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.dft import results
 from flowllm.dft.results import read_run
 from flowllm.dft.runs import AskedRun, RunProblem
 from flowllm.errors import FlowllmError
+from flowllm.io import schemas, tables
 from flowllm.stages import dft_collect, dft_inputs, stability
 
 # Open MPI looks for ssh even for a single process; a machine without it names anything that exists.
@@ -51,8 +51,8 @@ def test_the_dft_leg_from_inputs_to_stability(tmp_path):
     coarse = {"plane_wave_cutoff": 300.0, "kpoint_density": 32.0}
     dft_inputs.run(
         settings("dft_inputs", dft={"code": "gpaw"}, dft_inputs=coarse),
-        relaxed=[write(tmp_path / "relaxed.parquet", relaxed, tables.RELAXED)],
-        stability=write(tmp_path / "stability.parquet", stable, tables.STABILITY),
+        relaxed=[write(tmp_path / "relaxed.parquet", relaxed, schemas.RELAXED)],
+        stability=write(tmp_path / "stability.parquet", stable, schemas.STABILITY),
         out=manifest,
     )
     for folder in (manifest.parent / "folders.txt").read_text().split():
@@ -60,7 +60,7 @@ def test_the_dft_leg_from_inputs_to_stability(tmp_path):
         subprocess.run(command, cwd=manifest.parent, env=ENVIRONMENT, check=True, timeout=600)
     out = tmp_path / "dft.parquet"
     dft_collect.run(settings("dft_collect"), manifest=manifest, out=out)
-    rows = {row["id"]: row for row in tables.read_table(out, tables.DFT_RESULTS).to_pylist()}
+    rows = {row["id"]: row for row in tables.read_table(out, schemas.DFT_RESULTS).to_pylist()}
     for name, crystal in crystals.items():
         row = rows[name]
         assert (row["status"], row["run_type"], row["correction_scheme"]) == ("ok", "GPAW", "GPAW")
@@ -80,11 +80,11 @@ def check_hulls(tmp_path: Path, out: Path) -> None:
     entries = [("Si", -5.0), ("Na", -1.0), ("Cl", -1.5)]
     for source in ("DFT by GPAW", "DFT, correction MP2020"):
         hull = [hull_row(formula, energy, "dft", source) for formula, energy in entries]
-        path = write(tmp_path / "hull.parquet", hull, tables.HULL_ENTRIES)
+        path = write(tmp_path / "hull.parquet", hull, schemas.HULL_ENTRIES)
         given = {"energies": [out], "hull": path, "kind": "dft", "out": tmp_path / "s.parquet"}
         if source == "DFT by GPAW":
             stability.run(settings("stability"), **given)
-            found = tables.read_table(given["out"], tables.STABILITY).to_pylist()
+            found = tables.read_table(given["out"], schemas.STABILITY).to_pylist()
             assert [row["stable"] for row in found] == [False, True]  # silicon is an element
         else:
             with pytest.raises(FlowllmError, match="energies are of DFT by GPAW"):

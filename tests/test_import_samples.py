@@ -6,12 +6,12 @@ import pytest
 
 from crystals import rocksalt
 from evaluated_run import HULL_COMPOSITIONS, STABILITY_RULE, stage_settings, write_splits
-from flowllm import tables
-from flowllm.config import StageSettings
+from flowllm.config.stage_settings import StageSettings
+from flowllm.data.external import read_samples
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.external import read_samples
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_columns, crystal_of, read_table, write_table
 from flowllm.stages import fingerprints, import_samples, metrics
-from flowllm.tables import crystal_columns, crystal_of, read_table, write_table
 from test_external import CRYSTALS, FORMATS
 
 
@@ -38,7 +38,7 @@ def read_in(file, folder, shards=1):
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_shards_together_hold_every_sample_once(samples, tmp_path, shards):
     base, generated = read_in(samples, tmp_path, shards)
-    for paths, schema in ((base, tables.BASE), (generated, tables.GENERATED)):
+    for paths, schema in ((base, schemas.BASE), (generated, schemas.GENERATED)):
         rows = [row for path in paths for row in read_table(path, schema).to_pylist()]
         assert [row["id"] for row in rows] == [f"Other-{index:06d}" for index in range(3)]
         assert [row["formula"] for row in rows] == [one.formula for one in CRYSTALS]
@@ -49,7 +49,7 @@ def test_shards_together_hold_every_sample_once(samples, tmp_path, shards):
 def test_a_bad_sample_is_a_row_with_its_error(samples, tmp_path):
     (samples / "001.cif").write_text("not a CIF")
     _, (generated,) = read_in(samples, tmp_path)
-    rows = read_table(generated, tables.GENERATED).to_pylist()
+    rows = read_table(generated, schemas.GENERATED).to_pylist()
     assert [row["status"] for row in rows] == ["ok", "unreadable", "ok"]
     assert "bad_cif" in rows[1]["error"]
     assert crystal_of(rows[1]) is None
@@ -66,7 +66,7 @@ def test_a_file_of_which_nothing_can_be_read_is_no_model_of_zero_percent(tmp_pat
 def test_a_shard_of_bad_samples_beside_a_good_one(samples, tmp_path):
     (samples / "001.cif").write_text("not a CIF")
     _, generated = read_in(samples, tmp_path, 3)
-    statuses = [read_table(path, tables.GENERATED)["status"].to_pylist() for path in generated]
+    statuses = [read_table(path, schemas.GENERATED)["status"].to_pylist() for path in generated]
     assert statuses == [["ok"], ["unreadable"], ["ok"]]
 
 
@@ -101,7 +101,7 @@ def test_samples_of_every_format_are_measured_like_ours(tmp_path, name):
         }
         for i, one in enumerate(CRYSTALS)
     ]
-    write_table(tmp_path / "relaxed.parquet", relaxed, tables.RELAXED, {})
+    write_table(tmp_path / "relaxed.parquet", relaxed, schemas.RELAXED, {})
     stability = [
         {
             "id": row["id"],
@@ -115,7 +115,7 @@ def test_samples_of_every_format_are_measured_like_ours(tmp_path, name):
     ]
     rule = {"settings": {"stability": STABILITY_RULE}, "hull_compositions": HULL_COMPOSITIONS}
     rule |= {"hull_not_converged": 0}
-    write_table(tmp_path / "stability.parquet", stability, tables.STABILITY, rule)
+    write_table(tmp_path / "stability.parquet", stability, schemas.STABILITY, rule)
     write_splits(tmp_path / "crystals", {"train": {"mp-1": rocksalt()}})
     test = tmp_path / "crystals" / "test.parquet"
     for name, shards in (("Other", generated), ("test", [test])):
@@ -137,6 +137,6 @@ def test_samples_of_every_format_are_measured_like_ours(tmp_path, name):
     assert numbers["rates"]["sun_rate"]["numerator"] == 1  # the perovskite; rock salt is known
     assert numbers["sampling"]["external"]["file"] == str(samples)
     assert numbers["sampling"]["setting"] == {}
-    flags = read_table(tmp_path / "Other.parquet", tables.METRICS_PER_CRYSTAL)
+    flags = read_table(tmp_path / "Other.parquet", schemas.METRICS_PER_CRYSTAL)
     named = [sample.name for sample in read_samples(samples)]
     assert flags["source_name"].to_pylist() == named

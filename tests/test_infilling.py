@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from crystals import rocksalt
-from flowllm.config import load_config
+from flowllm.commands.infill import infill
+from flowllm.config.load import load_config
 from flowllm.errors import FlowllmError
-from flowllm.llm.infilling import element_chances, infill
+from flowllm.llm.infilling import element_chances
 from flowllm.llm.prompts import PromptTokens
 from flowllm.llm.text import element_symbol
 from llm_run import CONFIGS, merged_model

@@ -6,12 +6,12 @@ from typer.testing import CliRunner
 
 from crystals import fcc, rocksalt
 from evaluated_run import stage_settings
-from flowllm import tables
 from flowllm.cli import app
+from flowllm.commands.inspect import cif_of, describe
 from flowllm.errors import FlowllmError
-from flowllm.inspection import cif_of, describe
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_columns, write_table
 from flowllm.stages import fingerprints
-from flowllm.tables import crystal_columns, write_table
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def shard(tmp_path):
     ]
     path = tmp_path / "shard-00000.parquet"
     metadata = {"stage": "refine", "seed": 7, "settings": {"refine": {"batch_size": 4}}}
-    write_table(path, rows, tables.GENERATED, metadata)
+    write_table(path, rows, schemas.GENERATED, metadata)
     return path
 
 
@@ -63,7 +63,7 @@ def test_cif_is_the_crystal(shard):
 
 def test_every_column_type_of_the_schemas_is_shown(tmp_path):
     for name in ("PAIRS", "BASE", "RELAXED", "STABILITY", "METRICS_PER_CRYSTAL", "FINGERPRINTS"):
-        schema = getattr(tables, name)
+        schema = getattr(schemas, name)
         write_table(tmp_path / "empty.parquet", [], schema, {})
         text = "\n".join(describe(tmp_path / "empty.parquet", 3))
         assert all(column in text for column in schema.names)

@@ -8,13 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flowllm.errors import FlowllmError
+from flowllm.io.schemas import INVARIANCE
+from flowllm.io.tables import read_table
 from flowllm.llm.perplexity import increase_under_transformation
 from flowllm.llm.prompts import UNCONDITIONAL, prompt_text
 from flowllm.llm.text import encode
 from flowllm.llm.transformations import permuted, translated
 from flowllm.seeds import generator
 from flowllm.stages import invariance
-from flowllm.tables import INVARIANCE, read_table
 from llm_run import crystal_table, merged_model, settings_for, small_crystals
 
 

@@ -124,11 +124,11 @@ def test_the_constant_field_misses_by_the_velocities_own_variance(pairs):
 def test_pairs_of_one_value_are_not_divided_by_zero(tmp_path):
     """One cubic crystal that is its own draft: all deviations are zero."""
     from flow_pairs import pair_row
-    from flowllm import tables
+    from flowllm.io import schemas, tables
 
     cubic = next(c for c in prototypes() if np.ptp(c.angles) == 0)
     rows = [pair_row(cubic, cubic, 0)]
-    tables.write_table(tmp_path / "shard.parquet", rows, tables.PAIRS, {})
+    tables.write_table(tmp_path / "shard.parquet", rows, schemas.PAIRS, {})
     prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", OPTIONS)
     found = statistics(open_pairs([tmp_path / "a"]))
     assert isinstance(found, Standardization)

@@ -8,14 +8,14 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from crystals import caesium_chloride, mp_20_sample, perovskite, rattled, rocksalt
 from evaluated_run import stage_settings
-from flowllm import tables
-from flowllm.config import StageSettings
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_columns, read_table, write_table
+from flowllm.report.metrics_files import read_predictions
 from flowllm.report.quality_tables import csp_table
-from flowllm.report.results import read_predictions
 from flowllm.stages import match_csp
-from flowllm.tables import crystal_columns, read_table, write_table
 
 PEERS = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
 
@@ -35,7 +35,7 @@ def write_shards(folder, targets, attempts, **drawn_by):
     made = {"settings": {"setting": {"name": "CSP", "base": "csp", "flow": None, "num_steps": 0}}}
     shards = {"base": [], "generated": []}
     for shard in range(2):
-        for kind, schema in (("base", tables.CSP_BASE), ("generated", tables.GENERATED)):
+        for kind, schema in (("base", schemas.CSP_BASE), ("generated", schemas.GENERATED)):
             path = folder / kind / f"shard-{shard:05d}.parquet"
             half = rows[shard * len(rows) // 2 : (shard + 1) * len(rows) // 2]
             part = [{key: row[key] for key in row if key in schema.names} for row in half]
@@ -45,7 +45,7 @@ def write_shards(folder, targets, attempts, **drawn_by):
         {"id": name, **crystal_columns(one), "formula": one.formula}
         for name, one in targets.items()
     ]
-    write_table(folder / "test.parquet", known, tables.CRYSTALS, {})
+    write_table(folder / "test.parquet", known, schemas.CRYSTALS, {})
     return shards
 
 
@@ -95,7 +95,7 @@ def test_what_is_not_valid_or_another_structure_does_not_match(tmp_path):
         "none": [None, close],
     }
     out = measured(tmp_path, targets, attempts)
-    found = read_table(out.with_suffix(".parquet"), tables.CSP).to_pylist()
+    found = read_table(out.with_suffix(".parquet"), schemas.CSP).to_pylist()
     rows = {row["material_id"]: row for row in found}
     matches = {name: row["matches"] for name, row in rows.items()}
     assert matches == {"salt": 1, "oxide": 1, "none": 0}
@@ -131,6 +131,6 @@ def test_predictions_of_another_split_are_refused(tmp_path):
     shards = write_shards(tmp_path, targets, {name: [one] for name, one in targets.items()})
     row = {"id": "a", **crystal_columns(rocksalt()), "formula": "Na4Cl4"}
     other = tmp_path / "other.parquet"
-    write_table(other, [row], tables.CRYSTALS, {})
+    write_table(other, [row], schemas.CRYSTALS, {})
     with pytest.raises(FlowllmError, match=r"other\.parquet: has no b, which"):
         match_csp.run(settings(), **shards, crystals=other, out=tmp_path / "o.json", workers=1)

@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy as np
-from flowllm.memory import keep_freed_memory
+from flowllm.runtime.malloc import keep_freed_memory
 
 def page_faults_of_a_round():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

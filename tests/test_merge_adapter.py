@@ -10,15 +10,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flowllm.errors import FlowllmError
+from flowllm.io.schemas import CRYSTALS
+from flowllm.io.tables import read_table
 from flowllm.llm.base_model import load_base_model
 from flowllm.llm.dequantized import round_as_in_training
 from flowllm.llm.model_record import read_record
 from flowllm.llm.prompts import PromptTokens
 from flowllm.llm.token_loss import loss_per_token
 from flowllm.llm.training_texts import micro_batches, texts_of
-from flowllm.runlog import read_provenance
+from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import finetune_llm, invariance, merge_adapter
-from flowllm.tables import CRYSTALS, read_table
 from llm_run import crystal_table, settings_for, small_crystals
 from other_llms import ARCHITECTURES, write_llm
 from tiny_llm import write_tiny_llm
@@ -186,7 +187,7 @@ def measure(folder, model):
 
 
 def test_a_merge_that_raises_the_loss_is_warned_of(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("flowllm.runlog.log.propagate", True)
+    monkeypatch.setattr("flowllm.runtime.log.log.propagate", True)
     folder = merge(tmp_path, "none", "dequantized")
     measure(folder, folder / "model")
     assert "merging raised" not in caplog.text

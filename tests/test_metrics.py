@@ -22,19 +22,19 @@ from crystals import (
     translated_and_permuted,
 )
 from evaluated_run import HULL_COMPOSITIONS, Draw, stage_settings, write_run
-from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.evaluate import parallel
-from flowllm.evaluate.rates import rate, summary
+from flowllm.evaluate.statistics import rate, summary
+from flowllm.io import schemas, tables
+from flowllm.io.tables import read_metadata, read_table, write_table
 from flowllm.stages import metrics
-from flowllm.tables import read_metadata, read_table, write_table
 
 
 def run_metrics(run, workers=1, **changes):
     metrics.run(stage_settings("metrics", **changes), **run.paths(), out=run.out, workers=workers)
     numbers = json.loads(run.out.read_text())
-    flags = read_table(run.out.with_suffix(".parquet"), tables.METRICS_PER_CRYSTAL)
+    flags = read_table(run.out.with_suffix(".parquet"), schemas.METRICS_PER_CRYSTAL)
     return numbers, flags.to_pandas().set_index("id")
 
 
@@ -281,7 +281,7 @@ def test_two_atoms_at_one_point_stay_in_every_denominator(tmp_path):
     run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), -0.1), *clashes], {})
     said = read_metadata(run.base[0])
     said["settings"]["sample_base"] = {"structured": False, "reject_close_atoms": False}
-    write_table(run.base[0], read_table(run.base[0], tables.BASE), tables.BASE, said)
+    write_table(run.base[0], read_table(run.base[0], schemas.BASE), schemas.BASE, said)
     numbers, _ = run_metrics(run)
     assert numbers["sampling"]["sample_base"] == said["settings"]["sample_base"]
     assert numbers["counts"]["relaxed"] == {"ok": 1, "overlapping_atoms": 2}
@@ -318,9 +318,9 @@ def test_a_dft_relaxation_under_way_counts_by_its_upper_bound(tmp_path):
     """It has a structure and an energy: stable by that energy, it is stable, unique and novel."""
     salt = rocksalt()
     run = write_run(tmp_path, [Draw(salt, salt, -0.1)], {}, kind="dft")
-    rows = tables.read_table(run.relaxed[0], tables.DFT_RESULTS).to_pylist()
+    rows = tables.read_table(run.relaxed[0], schemas.DFT_RESULTS).to_pylist()
     shortfall = {"status": "unconverged_ionic", "error": "cut short", "converged_ionic": False}
-    tables.write_table(run.relaxed[0], [rows[0] | shortfall], tables.DFT_RESULTS, {})
+    tables.write_table(run.relaxed[0], [rows[0] | shortfall], schemas.DFT_RESULTS, {})
     numbers, _ = run_metrics(run)
     assert numbers["rates"]["stability_rate"]["numerator"] == 1
     assert numbers["rates"]["sun_rate"]["numerator"] == 1
@@ -358,8 +358,8 @@ def test_files_of_different_runs_are_refused(tmp_path):
 
 def test_a_stability_table_without_its_rule_is_refused(tmp_path):
     run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), 0.1)], {})
-    rows = read_table(run.stability, tables.STABILITY)
-    write_table(run.stability, rows, tables.STABILITY, {})
+    rows = read_table(run.stability, schemas.STABILITY)
+    write_table(run.stability, rows, schemas.STABILITY, {})
     with pytest.raises(FlowllmError, match="does not say its thresholds"):
         run_metrics(run)
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from flowllm.errors import FlowllmError
+from flowllm.io.weights_file import check_safetensors
 from flowllm.llm.base_model import load_base_model, load_config, load_tokenizer
 from flowllm.llm.model_files import INDEX, WEIGHTS, check_model_folder
 from flowllm.llm.model_folder import ModelFolder
+from flowllm.rfm.base_distribution import start_from_record
 from flowllm.rfm.model import build_field, load_model, save_model
 from flowllm.rfm.network import NetworkSize, Standardization
-from flowllm.rfm.start import start_from_record
-from flowllm.weights_file import check_safetensors
 from llm_run import merged_model, settings_for
 from tiny_llm import write_tiny_llm
 

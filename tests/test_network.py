@@ -11,6 +11,7 @@ import torch
 
 from flow_pairs import BOUNDS, prototypes
 from flowllm.errors import FlowllmError
+from flowllm.rfm.base_distribution import LlmStart
 from flowllm.rfm.manifold import gram_matrix, lattice_vector
 from flowllm.rfm.model import build_field, load_model, save_model
 from flowllm.rfm.network import (
@@ -19,7 +20,6 @@ from flowllm.rfm.network import (
     edge_angles,
     sinusoidal_embedding,
 )
-from flowllm.rfm.start import LlmStart
 from reference_network import ReferenceNetwork
 
 SIZE = NetworkSize(hidden_dim=32, num_layers=3, time_dim=16, num_frequencies=8)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 
-from flowllm.llm.nucleus import draw_tokens, uniforms_of
+from flowllm.llm.engines.top_p import draw_tokens, uniforms_of
 
 
 def shares(logits: torch.Tensor, candidates: int, **options: float) -> torch.Tensor:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from flowllm.commands.generate import read_conditions, sample
 from flowllm.errors import FlowllmError
-from flowllm.llm.on_request import read_conditions, sample
-from flowllm.tables import BASE, read_table
+from flowllm.io.schemas import BASE
+from flowllm.io.tables import read_table
 from llm_run import merged_model, settings_for
 
 

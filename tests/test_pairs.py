@@ -16,16 +16,16 @@ from pymatgen.core import Lattice, Structure
 from scipy import stats
 
 from flow_pairs import OPTIONS, draft_of, failed_row, open_pairs, pair_row, prototypes, write_pairs
-from flowllm import tables
 from flowllm.crystal import Crystal
+from flowllm.io import schemas, tables
 from flowllm.rfm import loader
+from flowllm.rfm.base_distribution import LlmStart
 from flowllm.rfm.loader import batches_per_epoch, plan_epoch, prefetched, size_groups
 from flowllm.rfm.pairs import (
     match_atoms,
     prepare_shard,
     read_counts,
 )
-from flowllm.rfm.start import LlmStart
 
 
 def torus_cost(start, end):
@@ -118,7 +118,7 @@ def test_reduced_draft_is_matched_to_its_target(tmp_path):
     assert draft.angles.min() < 59.9 or draft.angles.max() > 120.1
     rows = [pair_row(draft, Crystal.from_structure(target), 0)]
     shard = tmp_path / "shard.parquet"
-    tables.write_table(shard, rows, tables.PAIRS, {})
+    tables.write_table(shard, rows, schemas.PAIRS, {})
     counts = prepare_shard(shard, tmp_path / "pairs.arrow", OPTIONS)
     assert counts == Counter({"pairs": 1, "reduced": 1})
     batch = open_pairs([tmp_path / "pairs.arrow"]).batch(np.array([[0, 0]]))
@@ -131,7 +131,7 @@ def test_unmatched_pairs_keep_their_coordinates(tmp_path):
     targets = [c for c in prototypes() if c.num_atoms == 4][:3]
     drafts = [draft_of(target, rng) for target in targets]
     rows = [pair_row(d, t, i) for i, (d, t) in enumerate(zip(drafts, targets, strict=True))]
-    tables.write_table(tmp_path / "shard.parquet", rows, tables.PAIRS, {})
+    tables.write_table(tmp_path / "shard.parquet", rows, schemas.PAIRS, {})
     prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", replace(OPTIONS, match_atoms=False))
     batch = open_pairs([tmp_path / "a"]).batch(np.array([[0, 2], [0, 0]]))
     for found, index in enumerate((2, 0)):
@@ -159,7 +159,7 @@ def test_too_many_atoms_are_counted(tmp_path):
     coords = np.random.default_rng(0).random((101, 3))
     big = Crystal.from_arrays([6] * 101, coords, [9, 9, 9], [90, 90, 90])
     rows = [pair_row(big, big, 0), failed_row(1)]
-    tables.write_table(tmp_path / "shard.parquet", rows, tables.PAIRS, {})
+    tables.write_table(tmp_path / "shard.parquet", rows, schemas.PAIRS, {})
     counts = prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", OPTIONS)
     assert counts == Counter({"pairs": 0, "too_many_atoms": 1, "not_ok": 1})
     assert len(open_pairs([tmp_path / "a"])) == 0

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crystals import rocksalt
-from flowllm import tables
-from flowllm.export import export
-from flowllm.inspection import cif_of, describe
+from flowllm.commands.export import export
+from flowllm.commands.inspect import cif_of, describe
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_columns, write_table
 from flowllm.plain_text import markdown_text, printable, redacted, spreadsheet_text
 from flowllm.report.table import Column, Table, to_csv, to_markdown
-from flowllm.runlog import log, setup_logging
-from flowllm.tables import crystal_columns, write_table
+from flowllm.runtime.log import log, setup_logging
 
 ADDRESSES = (
     "https://host/a/b.csv?token=SECRET",
@@ -76,7 +76,7 @@ def test_inspect_prints_no_escape_sequence(tmp_path):
     row = {"id": EVIL, **crystal_columns(rocksalt()), "formula": EVIL, "status": "ok"}
     row |= {"text": EVIL, "rejections": [EVIL]}
     path = tmp_path / f"t{EVIL}.parquet"
-    write_table(path, [row], tables.BASE, {"stage": EVIL, "settings": {EVIL: EVIL}})
+    write_table(path, [row], schemas.BASE, {"stage": EVIL, "settings": {EVIL: EVIL}})
     text = "\n".join(describe(path, 3)) + cif_of(path, EVIL)
     assert "evil" in text
     assert not set("\x1b\x9b\x07\u202e") & set(text)
@@ -90,7 +90,7 @@ def test_a_formula_is_text_in_every_csv_file_and_comes_back(tmp_path, text):
     write_table(
         tmp_path / "t.parquet",
         [{"id": text, **crystal_columns(rocksalt()), "status": "ok"}],
-        tables.BASE,
+        schemas.BASE,
         {},
     )
     export([tmp_path / "t.parquet"], tmp_path / "out.csv", "csv")

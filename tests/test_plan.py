@@ -11,18 +11,10 @@ from typer.testing import CliRunner
 from crystals import perovskite
 from flow_pairs import OPTIONS, write_pairs
 from flowllm.cli import app
-from flowllm.config import load_config
+from flowllm.commands.costs import Figure, figures_of_run, read_figures
+from flowllm.commands.estimate import count_jobs, describe, plan, prepared_bytes, split_sizes
+from flowllm.config.load import load_config
 from flowllm.errors import FlowllmError
-from flowllm.plan import (
-    Figure,
-    count_jobs,
-    describe,
-    figures_of_run,
-    plan,
-    prepared_bytes,
-    read_figures,
-    split_sizes,
-)
 from flowllm.rfm.network import NetworkSize, VelocityNetwork
 from flowllm.rfm.pairs import prepare_shard
 

@@ -17,8 +17,8 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import DummySpecies, IStructure, Lattice, Structure
 
 from crystals import MP_20_SAMPLE
-from flowllm import tables
-from flowllm.config import Prepare, StageSettings
+from flowllm.config.sections.data import Prepare
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.data import bundled
 from flowllm.data.cif import crystal_from_cif
@@ -27,6 +27,7 @@ from flowllm.data.rejected import RejectedError
 from flowllm.data.rows import read_rows, write_rows
 from flowllm.data.splits import assign_splits, share_sizes
 from flowllm.errors import FlowllmError
+from flowllm.io import schemas, tables
 from flowllm.stages import download, prepare
 
 SECTION = {
@@ -146,7 +147,7 @@ def test_real_rows_stay_the_same_crystals(tmp_path, sample):
     out = tmp_path / "crystals"
     prepare.run(settings(), manifest=sample, out=out, workers=1)
     for split in ("train", "val", "test"):
-        rows = tables.read_table(out / f"{split}.parquet", tables.CRYSTALS).to_pylist()
+        rows = tables.read_table(out / f"{split}.parquet", schemas.CRYSTALS).to_pylist()
         source = real_rows(split, 40)
         assert [row["id"] for row in rows] == [row["material_id"] for row in source]
         for row, original in zip(rows, source, strict=True):
@@ -158,7 +159,7 @@ def test_real_rows_stay_the_same_crystals(tmp_path, sample):
             for name in ("formation_energy_per_atom", "band_gap", "e_above_hull"):
                 assert row[name] == float(original[name])
             assert row["space_group_number"] == int(original["spacegroup.number"])
-    assert tables.read_table(out / "rejected.parquet", tables.REJECTED).num_rows == 0
+    assert tables.read_table(out / "rejected.parquet", schemas.REJECTED).num_rows == 0
 
 
 def test_prototypes_stay_the_same_crystals():
@@ -294,7 +295,7 @@ def test_every_bad_row_is_listed(tmp_path):
         handle.write("one cell\n")
     manifest = fetch(source, tmp_path / "download")
     prepare.run(settings(), manifest=manifest, out=tmp_path / "out", workers=1)
-    rejected = tables.read_table(tmp_path / "out" / "rejected.parquet", tables.REJECTED)
+    rejected = tables.read_table(tmp_path / "out" / "rejected.parquet", schemas.REJECTED)
     found = [
         (row["split"], row["file"], row["row"], row["material_id"], row["reason"])
         for row in rejected.to_pylist()
@@ -324,7 +325,7 @@ def test_a_missing_property_costs_no_crystal(tmp_path, word):
     rows["train"][0] |= {"band_gap": word, "e_above_hull": "0.1", "spacegroup.number": word}
     manifest = fetch(write_csvs(tmp_path / "source", rows), tmp_path / "download")
     prepare.run(settings(), manifest=manifest, out=tmp_path / "out", workers=1)
-    (row,) = tables.read_table(tmp_path / "out" / "train.parquet", tables.CRYSTALS).to_pylist()
+    (row,) = tables.read_table(tmp_path / "out" / "train.parquet", schemas.CRYSTALS).to_pylist()
     found = [row[name] for name in ("band_gap", "e_above_hull", "space_group_number")]
     assert found == [None, 0.1, None]
 
@@ -337,7 +338,7 @@ def test_rejected_cif_file_keeps_its_name(tmp_path):
     (source / "broken.cif").write_text("data_broken")
     manifest = fetch(source, tmp_path / "download")
     prepare.run(settings(), manifest=manifest, out=tmp_path / "out", workers=1)
-    (row,) = tables.read_table(tmp_path / "out" / "rejected.parquet", tables.REJECTED).to_pylist()
+    (row,) = tables.read_table(tmp_path / "out" / "rejected.parquet", schemas.REJECTED).to_pylist()
     assert (row["file"], row["material_id"], row["reason"]) == ("broken.cif", "broken", "bad_cif")
     record = json.loads((tmp_path / "_out.provenance.json").read_text())
     assert record["counts"]["rows_in"] == 7
@@ -408,7 +409,7 @@ def test_empty_split_says_what_became_of_its_rows(tmp_path):
     manifest = fetch(write_csvs(tmp_path / "source", rows), tmp_path / "download")
     with pytest.raises(FlowllmError, match=r"split val is empty \(bad_cif 1 rejected.*max_atoms"):
         prepare.run(settings(), manifest=manifest, out=tmp_path / "out", workers=1)
-    assert tables.read_table(tmp_path / "out" / "rejected.parquet", tables.REJECTED).num_rows == 1
+    assert tables.read_table(tmp_path / "out" / "rejected.parquet", schemas.REJECTED).num_rows == 1
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 
 from crystals import fcc, perovskite, rattled, rocksalt
 from energy_rows import generated_row, settings
-from flowllm import tables
 from flowllm.crystal import Crystal
-from flowllm.runlog import read_provenance
+from flowllm.io import schemas, tables
+from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import prerelax
 
 LONELY = Crystal.from_arrays([11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]], [8, 8, 8], [90, 90, 90])
@@ -30,7 +30,7 @@ def write_generated(path):
         generated_row(rattled(perovskite(), 0.1, 2), "base-000003"),
         generated_row(fcc(), "base-000004"),
     ]
-    tables.write_table(path, rows, tables.GENERATED, {})
+    tables.write_table(path, rows, schemas.GENERATED, {})
     return path
 
 
@@ -45,7 +45,7 @@ def undisturbed(tmp_path_factory):
 
 def test_every_row_is_relaxed_or_keeps_its_reason(undisturbed):
     _, out = undisturbed
-    rows = tables.read_table(out, tables.RELAXED).to_pylist()
+    rows = tables.read_table(out, schemas.RELAXED).to_pylist()
     assert [row["id"] for row in rows] == [f"base-{n:06d}" for n in range(5)]
     statuses = ["ok", "bad_number", "isolated_atoms", "ok", "ok"]
     assert [row["status"] for row in rows] == statuses
@@ -72,7 +72,7 @@ def test_every_row_is_relaxed_or_keeps_its_reason(undisturbed):
 
 def test_times_lie_beside_the_table(undisturbed):
     _, out = undisturbed
-    times = tables.read_table(prerelax.times_path(out), tables.TIMES).to_pylist()
+    times = tables.read_table(prerelax.times_path(out), schemas.TIMES).to_pylist()
     assert [row["id"] for row in times] == [f"base-{n:06d}" for n in range(5)]
     assert [row["seconds"] > 0 for row in times] == [True, False, True, True, True]
     counts = read_provenance(out)["counts"]
@@ -102,7 +102,7 @@ def test_killed_and_run_again_gives_the_same_bytes(undisturbed, tmp_path):
     assert out.read_bytes() == expected.read_bytes()
     assert not parts.exists()
     # The first two rows were not computed again.
-    times = tables.read_table(prerelax.times_path(out), tables.TIMES).to_pylist()
+    times = tables.read_table(prerelax.times_path(out), schemas.TIMES).to_pylist()
     assert [row["seconds"] == 12345.0 for row in times] == [True, True, False, False, False]
 
 
@@ -119,6 +119,6 @@ def test_other_settings_do_not_resume_from_these(undisturbed, tmp_path):
     out = tmp_path / "relaxed.parquet"
     changed = PRERELAX | {"max_steps": 1}
     prerelax.run(settings("prerelax", prerelax=changed), generated=generated, out=out)
-    rows = tables.read_table(out, tables.RELAXED).to_pylist()
+    rows = tables.read_table(out, schemas.RELAXED).to_pylist()
     assert [row["num_steps"] for row in rows] == [3, None, None, 3, 2]
     assert out.read_bytes() != expected.read_bytes()

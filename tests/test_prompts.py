@@ -7,9 +7,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from crystals import caesium_chloride, perovskite, rocksalt
-from flowllm.config import Prompts
+from flowllm.config.sections.llm import Prompts
 from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal
 from flowllm.errors import FlowllmError
+from flowllm.io.tables import crystal_columns
 from flowllm.llm.prompts import (
     UNCONDITIONAL,
     Conditions,
@@ -21,7 +22,6 @@ from flowllm.llm.prompts import (
     splits_digits,
 )
 from flowllm.llm.text import decode, encode
-from flowllm.tables import crystal_columns
 from tiny_llm import END, make_tokenizer
 
 PROMPTS = Prompts(

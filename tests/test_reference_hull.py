@@ -14,14 +14,14 @@ from pymatgen.entries.computed_entries import ComputedEntry
 
 from crystals import MP_20_SAMPLE, fcc, rattled, rocksalt
 from energy_rows import CHGNET, crystal_row, generated_row, settings
-from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import read_hull
+from flowllm.io import schemas, tables
 from flowllm.relax.ground_states import GroundState, ground_states
 from flowllm.relax.models import load_potential
 from flowllm.relax.relaxer import relax
-from flowllm.runlog import read_provenance
+from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import prerelax, reference_hull, stability
 
 ELEMENTAL = (
@@ -39,11 +39,11 @@ CRYSTALS = {
 def run(tmp_path, crystals=CRYSTALS, limits=None, **changes):
     path = tmp_path / "train.parquet"
     rows = [crystal_row(crystal, name) for name, crystal in crystals.items()]
-    tables.write_table(path, rows, tables.CRYSTALS, {})
+    tables.write_table(path, rows, schemas.CRYSTALS, {})
     out = tmp_path / "hull" / "potential.parquet"
     given = settings("reference_hull", reference_hull=changes, prerelax=limits or {})
     reference_hull.run(given, crystals=path, out=out)
-    return tables.read_table(out, tables.HULL_ENTRIES).to_pylist()
+    return tables.read_table(out, schemas.HULL_ENTRIES).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +85,12 @@ def test_a_relaxed_training_crystal_is_on_its_own_hull(tmp_path):
     run(tmp_path, {"a": crystals[0], "b": crystals[1]})
     rows = [generated_row(crystal, f"{n}") for n, crystal in enumerate(crystals)]
     paths = {name: tmp_path / f"{name}.parquet" for name in ("generated", "relaxed", "stability")}
-    tables.write_table(paths["generated"], rows, tables.GENERATED, {})
+    tables.write_table(paths["generated"], rows, schemas.GENERATED, {})
     prerelax.run(settings("prerelax"), generated=paths["generated"], out=paths["relaxed"])
     hull = tmp_path / "hull" / "potential.parquet"
     measured = {"energies": [paths["relaxed"]], "hull": hull, "kind": "potential"}
     stability.run(settings("stability"), **measured, out=paths["stability"])
-    found = tables.read_table(paths["stability"], tables.STABILITY).to_pylist()
+    found = tables.read_table(paths["stability"], schemas.STABILITY).to_pylist()
     assert [row["e_above_hull"] for row in found] == pytest.approx([0, 0], abs=2e-5)
     # Relaxed with other limits they are refused.
     for limits in ({"max_force": 0.05}, {"max_steps": 40}):
@@ -140,7 +140,7 @@ def test_an_allotrope_does_not_displace_the_ground_state(tmp_path, name):
     run(tmp_path, {"train": crystal})
     found = read_hull(tmp_path / "hull" / "potential.parquet", "potential")
     symbol = next(iter(crystal.to_structure().composition)).symbol
-    rows = tables.read_table(tmp_path / "hull" / "potential.parquet", tables.HULL_ENTRIES)
+    rows = tables.read_table(tmp_path / "hull" / "potential.parquet", schemas.HULL_ENTRIES)
     energies = {row["entry_id"]: row["energy_per_atom"] for row in rows.to_pylist()}
     ground = ground_states()[symbol]
     assert energies["train"] > energies[f"{symbol}, {ground.entry_id}"] + 0.005
@@ -151,7 +151,7 @@ def test_a_lower_training_crystal_is_the_reference(tmp_path, monkeypatch):
     given = {"Cu": GroundState("worse", ALLOTROPES["simple cubic copper"])}
     monkeypatch.setattr(reference_hull, "ground_states", lambda: given)
     run(tmp_path, {"train": fcc()})
-    rows = tables.read_table(tmp_path / "hull" / "potential.parquet", tables.HULL_ENTRIES)
+    rows = tables.read_table(tmp_path / "hull" / "potential.parquet", schemas.HULL_ENTRIES)
     energies = {row["entry_id"]: row["energy_per_atom"] for row in rows.to_pylist()}
     found = read_hull(tmp_path / "hull" / "potential.parquet", "potential")
     assert found.hull.hull_energy({"Cu": 1}) == energies["train"] < energies["Cu, worse"]

@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch.profiler import ProfilerActivity, profile
 
 from flow_pairs import base_row, draft_of, pair_row, prototypes
-from flowllm import tables
-from flowllm.config import StageSettings
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.io import schemas, tables
 from flowllm.llm.text import decode, encode
+from flowllm.rfm.base_distribution import LlmStart, SimpleStart, start_record
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, bytes_per_crystal
-from flowllm.rfm.start import LlmStart, SimpleStart, start_record
 from flowllm.rfm.symmetry import TOLERANCE
-from flowllm.runlog import read_provenance
+from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import refine, train_rfm
 from test_train_rfm import config_path, small_settings, start_training  # noqa: F401
 
@@ -53,7 +53,7 @@ def overfitted(request, tmp_path_factory):
     drafts = [draft_of(target, rng) for target in targets]
     rows = [pair_row(d, t, i) for i, (d, t) in enumerate(zip(drafts, targets, strict=True))]
     path = folder / "shard-0.parquet"
-    tables.write_table(path, rows, tables.PAIRS, {})
+    tables.write_table(path, rows, schemas.PAIRS, {})
     settings = small_settings(
         request.config.rootpath / "config.yaml",
         hidden_dim=64,
@@ -79,9 +79,9 @@ def test_overfitted_flow_reproduces_its_targets(overfitted, tmp_path):
     model, drafts, targets = overfitted
     base = tmp_path / "base.parquet"
     rows = [base_row(draft, index) for index, draft in enumerate(drafts)]
-    tables.write_table(base, rows, tables.BASE, {})
+    tables.write_table(base, rows, schemas.BASE, {})
     refine.run(refine_settings(50), base=base, model=model, out=tmp_path / "out.parquet")
-    found = tables.read_table(tmp_path / "out.parquet", tables.GENERATED).to_pylist()
+    found = tables.read_table(tmp_path / "out.parquet", schemas.GENERATED).to_pylist()
     matcher = StructureMatcher(stol=0.5, angle_tol=10, ltol=0.3)
     after = []
     for row, target in zip(found, targets, strict=True):
@@ -113,10 +113,10 @@ def base_rows():
 
 
 def refined(model, folder, rows, settings):
-    tables.write_table(folder / "base.parquet", rows, tables.BASE, {})
+    tables.write_table(folder / "base.parquet", rows, schemas.BASE, {})
     out = folder / "out.parquet"
     refine.run(settings, base=folder / "base.parquet", model=model, out=out)
-    return tables.read_table(out, tables.GENERATED).to_pylist()
+    return tables.read_table(out, schemas.GENERATED).to_pylist()
 
 
 def test_every_base_row_becomes_a_row(overfitted, tmp_path):
@@ -240,11 +240,11 @@ def test_trajectories_lead_from_the_start_to_the_refined_crystal(overfitted, tmp
     base, out, path = (tmp_path / f"{name}.parquet" for name in ("base", "out", "path"))
     failed = {"id": "base-000099", "status": "truncated", "error": "no stop token"}
     rows = [failed, *(base_row(draft, index) for index, draft in enumerate(drafts))]
-    tables.write_table(base, rows, tables.BASE, {})
+    tables.write_table(base, rows, schemas.BASE, {})
     settings = refine_settings(10, trajectory_every=4)
     refine.run(settings, base=base, model=model, out=out, trajectories=path)
-    frames = tables.read_table(path, tables.TRAJECTORIES).to_pylist()
-    ends = tables.read_table(out, tables.GENERATED).to_pylist()[1:]
+    frames = tables.read_table(path, schemas.TRAJECTORIES).to_pylist()
+    ends = tables.read_table(out, schemas.GENERATED).to_pylist()[1:]
     assert [frame["step"] for frame in frames] == [0, 4, 8, 10] * len(drafts)
     assert [frame["time"] for frame in frames[:4]] == [0.0, 0.4, 0.8, 1.0]
     for index, (draft, end) in enumerate(zip(drafts, ends, strict=True)):
@@ -256,7 +256,7 @@ def test_trajectories_lead_from_the_start_to_the_refined_crystal(overfitted, tmp
         assert all(last[name] == end[name] for name in ("frac_coords", "lengths", "angles"))
     # Without the option the same crystals.
     refine.run(refine_settings(10), base=base, model=model, out=tmp_path / "plain.parquet")
-    assert tables.read_table(tmp_path / "plain.parquet", tables.GENERATED).to_pylist()[1:] == ends
+    assert tables.read_table(tmp_path / "plain.parquet", schemas.GENERATED).to_pylist()[1:] == ends
 
 
 def test_noise_and_the_simple_base_start_elsewhere_the_same_way_each_time(overfitted, tmp_path):

@@ -15,13 +15,22 @@ import pytest
 from crystals import caesium_chloride, perovskite, rattled, rocksalt
 from evaluated_run import REPOSITORY, Draw, stage_settings, write_run
 from flow_pairs import LLM_FLOW
-from flowllm import tables as schemas
+from flowllm.commands.costs import figures_of_run
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.rates import rate
-from flowllm.plan import figures_of_run
+from flowllm.evaluate.statistics import rate
+from flowllm.io import schemas
+from flowllm.io.tables import write_table
 from flowllm.report import counting_tables, figures, forms
+from flowllm.report.metrics_files import first_of_each_sweep, read_results
 from flowllm.report.process_tables import draft_table, fate_table, merging_table, speed_table
 from flowllm.report.protocol_text import energy_name, hull_name
+from flowllm.report.provenance import (
+    draft_counts,
+    flows_of,
+    generation_seconds,
+    read_records,
+    stage_costs,
+)
 from flowllm.report.published import published_rows
 from flowllm.report.quality_tables import (
     ground_state_table,
@@ -30,19 +39,10 @@ from flowllm.report.quality_tables import (
     proxy_table,
     sun_table,
 )
-from flowllm.report.records import (
-    draft_counts,
-    flows_of,
-    generation_seconds,
-    read_records,
-    stage_costs,
-)
-from flowllm.report.results import first_of_each_sweep, read_results
-from flowllm.report.run_folder import read_rejections, shard_counts
 from flowllm.report.table import Column, Table, to_latex
-from flowllm.runlog import provenance_path
+from flowllm.report.training_history import read_rejections, shard_counts
+from flowllm.runtime.provenance import provenance_path
 from flowllm.stages import metrics, report
-from flowllm.tables import write_table
 from tiny_run import snakemake
 
 

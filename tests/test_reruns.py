@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flowllm.config import STAGES
+from flowllm.config.stages import STAGES
 from tiny_run import ROOT, dry_runs, planned, snakemake
 from tiny_run import TINY as TINY_FILES
 
@@ -191,9 +191,9 @@ CHANGES = (
     ),
     Change("the deleted report", REPORT, run=removed("run/report/index.html")),
     Change(
-        "a stage's version in `config.STAGES` (a mended defect): refine",
+        "a stage's version in `config.stages.STAGES` (a mended defect): refine",
         REFINED,
-        code=appended("src/flowllm/config.py", RAISED),
+        code=appended("src/flowllm/config/stages.py", RAISED),
     ),
     Change(
         "a stage's source, its version kept (a comment, a faster loop)",

@@ -13,21 +13,22 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from flowllm import runlog, tables
 from flowllm.errors import FlowllmError
-from flowllm.resume import partial_folder, partial_path, write_in_parts
-from flowllm.runlog import StageRun, recorded
-from flowllm.stopping import Stopped, stop_at_once_on_sigterm
+from flowllm.io import schemas, tables
+from flowllm.runtime import provenance
+from flowllm.runtime.provenance import StageRun, recorded
+from flowllm.runtime.resume import partial_folder, partial_path, write_in_parts
+from flowllm.runtime.signals import Stopped, stop_at_once_on_sigterm
 
-SCHEMA = tables.CRYSTALS
+SCHEMA = schemas.CRYSTALS
 NUM_ROWS, ROWS_PER_PART = 23, 5
 
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from flowllm.resume import write_in_parts
-from flowllm.runlog import StageRun, recorded
-from flowllm.stopping import stop_at_once_on_sigterm
+from flowllm.runtime.resume import write_in_parts
+from flowllm.runtime.provenance import StageRun, recorded
+from flowllm.runtime.signals import stop_at_once_on_sigterm
 from test_resume import SCHEMA, NUM_ROWS, ROWS_PER_PART, make_row
 
 output, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
@@ -209,7 +210,7 @@ def test_parts_stay_until_the_record_is_written(tmp_path, monkeypatch):
     """A job that fails after its last part loses its output, not what it was made of."""
     output, made = tmp_path / "out.parquet", []
     with monkeypatch.context() as stopped:
-        stopped.setattr(runlog, "_versions", lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped.setattr(provenance, "_versions", lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stopped):
             write(output, a_run())
     assert len(partial_parts(output)) == 5

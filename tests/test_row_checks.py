@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crystals import perovskite, rocksalt
-from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.row_checks import find_fault
-from flowllm.tables import SCHEMA_VERSION, crystal_columns, read_table, write_table
+from flowllm.io import schemas, tables
+from flowllm.io.row_checks import find_fault
+from flowllm.io.schemas import SCHEMA_VERSION
+from flowllm.io.tables import crystal_columns, read_table, write_table
 from test_tables import crystals
 
 GROUP = tables.ROW_GROUP_ROWS
@@ -78,31 +79,31 @@ def test_a_wrong_row_is_named(tmp_path, case, place):
     rows = [pair(f"train-{i}", rocksalt()) for i in range(place + 2)]
     edit(rows[place])
     path = tmp_path / "shard.parquet"
-    write_table(path, rows, tables.PAIRS, {})
+    write_table(path, rows, schemas.PAIRS, {})
     where = rf"shard\.parquet, row {place} \(id 'train-{place}'\): .*{message}"
     with pytest.raises(FlowllmError, match=where) as caught:
-        read_table(path, tables.PAIRS)
+        read_table(path, schemas.PAIRS)
     assert f"`snakemake {path}`" in str(caught.value)
 
 
 def test_only_the_columns_that_are_read_are_checked(tmp_path):
     path = tmp_path / "t.parquet"
     row = pair("a", rocksalt()) | {"lengths": [0.0, 1.0, 1.0]}
-    write_table(path, [row], tables.PAIRS, {})
-    assert read_table(path, tables.PAIRS, ["rejections", "status"]).num_rows == 1
+    write_table(path, [row], schemas.PAIRS, {})
+    assert read_table(path, schemas.PAIRS, ["rejections", "status"]).num_rows == 1
     with pytest.raises(FlowllmError, match=r"row 0 \(id 'a'\): lengths"):
-        read_table(path, tables.PAIRS, ["lengths"])
+        read_table(path, schemas.PAIRS, ["lengths"])
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("schema", "field"),
     [
-        (tables.RELAXED, "final_energy_per_atom"),
-        (tables.RELAXED, "max_force"),
-        (tables.STABILITY, "e_above_hull"),
-        (tables.HULL_ENTRIES, "energy_per_atom"),
-        (tables.CRYSTALS, "band_gap"),
+        (schemas.RELAXED, "final_energy_per_atom"),
+        (schemas.RELAXED, "max_force"),
+        (schemas.STABILITY, "e_above_hull"),
+        (schemas.HULL_ENTRIES, "energy_per_atom"),
+        (schemas.CRYSTALS, "band_gap"),
     ],
 )
 def test_a_number_that_is_not_finite_is_named(tmp_path, schema, field, value):
@@ -121,9 +122,9 @@ def test_a_number_that_is_not_finite_is_named(tmp_path, schema, field, value):
 def test_a_count_that_differs_from_the_atoms_is_named(tmp_path):
     path = tmp_path / "t.parquet"
     row = {"id": "a", **crystal_columns(rocksalt()), "num_atoms": 7}
-    write_table(path, [row], tables.CRYSTALS, {})
+    write_table(path, [row], schemas.CRYSTALS, {})
     with pytest.raises(FlowllmError, match="num_atoms is not the number of atoms"):
-        read_table(path, tables.CRYSTALS)
+        read_table(path, schemas.CRYSTALS)
 
 
 def test_a_null_id_of_another_program_is_named(tmp_path):
@@ -131,7 +132,7 @@ def test_a_null_id_of_another_program_is_named(tmp_path):
     table = pa.table({"id": pa.array(["a", None])})
     pq.write_table(table, path)
     with pytest.raises(FlowllmError, match=r"row 1 .*id is null"):
-        read_table(path, tables.CRYSTALS, ["id"])
+        read_table(path, schemas.CRYSTALS, ["id"])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -143,10 +144,10 @@ def test_no_crystal_of_ours_is_refused(data):
         {"id": str(i), **crystal_columns(one), "status": "ok" if one else "max_attempts"}
         for i, one in enumerate(members)
     ]
-    table = pa.Table.from_pylist(rows, schema=tables.BASE)
-    assert find_fault(table, tables.BASE) is None
+    table = pa.Table.from_pylist(rows, schema=schemas.BASE)
+    assert find_fault(table, schemas.BASE) is None
     start = data.draw(st.integers(0, len(rows)))
-    assert find_fault(table.slice(start), tables.BASE) is None
+    assert find_fault(table.slice(start), schemas.BASE) is None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -158,7 +159,7 @@ def test_the_first_wrong_row_of_a_slice_is_found(data):
     start = data.draw(st.integers(0, place))
     rows = [pair(str(i), rocksalt()) for i in range(count)]
     WRONG[case][0](rows[place])
-    fault = find_fault(pa.Table.from_pylist(rows, schema=tables.PAIRS).slice(start), tables.PAIRS)
+    fault = find_fault(pa.Table.from_pylist(rows, schema=schemas.PAIRS).slice(start), schemas.PAIRS)
     assert fault is not None
     assert fault.row == place - start
 
@@ -175,19 +176,19 @@ def test_the_first_wrong_row_of_a_slice_is_found(data):
 def test_another_version_of_the_schemas_is_refused(tmp_path, version, message):
     path = tmp_path / "t.parquet"
     footer = {"schema_version": version, "package_version": "9.9"}
-    schema = tables.CRYSTALS.with_metadata({tables.METADATA_KEY: json.dumps(footer)})
+    schema = schemas.CRYSTALS.with_metadata({tables.METADATA_KEY: json.dumps(footer)})
     pq.write_table(pa.Table.from_pylist([{"id": "a"}], schema=schema), path)
     with pytest.raises(FlowllmError, match=message):
-        read_table(path, tables.CRYSTALS)
+        read_table(path, schemas.CRYSTALS)
 
 
 @pytest.mark.parametrize("footer", [b"{", b"[]", b"\xff", b"null", b"3"])
 def test_a_damaged_part_of_the_footer_is_named(tmp_path, footer):
     path = tmp_path / "t.parquet"
-    schema = tables.CRYSTALS.with_metadata({tables.METADATA_KEY: footer})
+    schema = schemas.CRYSTALS.with_metadata({tables.METADATA_KEY: footer})
     pq.write_table(pa.Table.from_pylist([{"id": "a"}], schema=schema), path)
     with pytest.raises(FlowllmError, match=r"t\.parquet: .*footer is damaged"):
-        read_table(path, tables.CRYSTALS)
+        read_table(path, schemas.CRYSTALS)
     with pytest.raises(FlowllmError, match=r"t\.parquet: .*footer is damaged"):
         tables.read_metadata(path)
 
@@ -196,16 +197,16 @@ def test_a_flipped_bit_in_a_page_is_noticed(tmp_path):
     """Pages have checksums: damage that still can be unpacked is no other crystal."""
     path = tmp_path / "t.parquet"
     rows = [{"id": "a", **crystal_columns(perovskite()), "num_atoms": 5}]
-    write_table(path, rows, tables.CRYSTALS, {})
+    write_table(path, rows, schemas.CRYSTALS, {})
     whole = path.read_bytes()
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    found, said = read_table(path, tables.CRYSTALS), []
+    found, said = read_table(path, schemas.CRYSTALS), []
     for place in np.random.default_rng(0).integers(4, footer, 60):
         damaged = bytearray(whole)
         damaged[place] ^= 16
         path.write_bytes(damaged)
         try:  # a flip in a part of a page's header that nobody reads changes nothing
-            again = read_table(path, tables.CRYSTALS)
+            again = read_table(path, schemas.CRYSTALS)
         except FlowllmError as error:
             said.append(str(error))
         else:

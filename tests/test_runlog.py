@@ -10,15 +10,13 @@ import time
 
 import pytest
 
-from flowllm.config import StageSettings
-from flowllm.runlog import (
-    Progress,
+from flowllm.config.stage_settings import StageSettings
+from flowllm.runtime.log import Progress, log, setup_logging
+from flowllm.runtime.provenance import (
     StageRun,
     digest,
-    log,
     provenance_path,
     read_provenance,
-    setup_logging,
     stage_run,
 )
 

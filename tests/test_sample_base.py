@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from crystals import rocksalt
+from flowllm.io.schemas import BASE
+from flowllm.io.tables import crystal_of, read_metadata, read_table
 from flowllm.llm import model_folder
-from flowllm.llm.engine import Draft
+from flowllm.llm.engines.base import Draft
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.text import encode
 from flowllm.stages import sample_base
-from flowllm.tables import BASE, crystal_of, read_metadata, read_table
 from llm_run import merged_model, settings_for
 
 BASE_NAME = "tau0.7-p0.9"

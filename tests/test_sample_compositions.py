@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 from crystals import caesium_chloride, fcc, perovskite, rocksalt
-from flowllm import tables
-from flowllm.config import StageSettings
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.rfm.start import SimpleStart, draw_start
+from flowllm.io import schemas, tables
+from flowllm.rfm.base_distribution import SimpleStart, draw_start
 from flowllm.seeds import generator
 from flowllm.stages import sample_compositions
 
@@ -24,14 +24,14 @@ def train(tmp_path):
         {"id": f"mp-{i}", **tables.crystal_columns(one), "formula": one.formula}
         for i, one in enumerate(TRAIN)
     ]
-    tables.write_table(tmp_path / "train.parquet", rows, tables.CRYSTALS, {})
+    tables.write_table(tmp_path / "train.parquet", rows, schemas.CRYSTALS, {})
     return tmp_path / "train.parquet"
 
 
 def drawn(train, start, count):
     out = train.with_name(f"shard-{start}.parquet")
     sample_compositions.run(SETTINGS, crystals=train, start=start, count=count, out=out)
-    return tables.read_table(out, tables.BASE).to_pylist()
+    return tables.read_table(out, schemas.BASE).to_pylist()
 
 
 def test_draws_come_from_the_named_distributions(train):
@@ -75,6 +75,6 @@ def test_the_language_models_columns_are_empty(train):
 
 
 def test_an_empty_training_split_is_named(tmp_path):
-    tables.write_table(tmp_path / "train.parquet", [], tables.CRYSTALS, {})
+    tables.write_table(tmp_path / "train.parquet", [], schemas.CRYSTALS, {})
     with pytest.raises(FlowllmError, match=r"train\.parquet: holds no crystals"):
         drawn(tmp_path / "train.parquet", 0, 1)

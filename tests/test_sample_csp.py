@@ -5,8 +5,9 @@ from pymatgen.core import Element
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.io.schemas import CSP_BASE
+from flowllm.io.tables import crystal_of, read_table
 from flowllm.stages import sample_csp
-from flowllm.tables import CSP_BASE, crystal_of, read_table
 from llm_run import crystal_table, merged_model, settings_for, small_crystals
 
 K = 3

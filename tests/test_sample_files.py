@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowllm.data import external, pt_file, sample_files
+from flowllm.data.external import read_samples
+from flowllm.data.sample_files import natural_order, read_bytes
 from flowllm.errors import FlowllmError
-from flowllm.evaluate import external, pt_file, sample_files
-from flowllm.evaluate.external import read_samples
-from flowllm.evaluate.sample_files import natural_order, read_bytes
 
 NUMBERED = [f"gen_{index}.cif" for index in range(12)]
 
@@ -97,7 +97,7 @@ def test_alike_names_of_different_samples_are_taken(tmp_path):
 
 def test_the_workflow_lists_files_without_scientific_packages():
     code = (
-        "import sys, flowllm.evaluate.sample_files; "
+        "import sys, flowllm.data.sample_files; "
         "print([m for m in ('numpy', 'pymatgen', 'torch', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pymatgen.io.vasp.inputs import Poscar
 
 from crystals import fcc, perovskite, rocksalt
-from flowllm import tables
+from flowllm.data.external import read_samples
+from flowllm.data.sample_text import MAX_NOTATION, read_notation, read_poscar
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.external import read_samples
-from flowllm.evaluate.sample_text import MAX_NOTATION, read_notation, read_poscar
-from flowllm.tables import read_table
+from flowllm.io import schemas
+from flowllm.io.tables import read_table
 from test_external import outcomes
 from test_import_samples import read_in
 
@@ -283,9 +283,9 @@ def test_the_names_are_a_column_of_the_generated_crystals_and_of_the_flags(tmp_p
         tmp_path / "all.csv", ["id", "cif"], [*((name, cif(name)) for name in BY_NAME), ("x", "")]
     )
     _, shards = read_in(path, tmp_path, 2)
-    found = [name for one in shards for name in read_table(one, tables.IMPORTED)["source_name"]]
+    found = [name for one in shards for name in read_table(one, schemas.IMPORTED)["source_name"]]
     assert [name.as_py() for name in found] == [*BY_NAME, "x"]
-    assert read_table(shards[0], tables.GENERATED).num_rows == 2
+    assert read_table(shards[0], schemas.GENERATED).num_rows == 2
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data are not on this machine")

@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 
 from flowllm.errors import FlowllmError
+from flowllm.io.schemas import PAIRS
+from flowllm.io.tables import crystal_of, read_table
 from flowllm.llm.text import composition_of, decode, element_symbol
-from flowllm.runlog import read_provenance
+from flowllm.runtime.provenance import read_provenance
 from flowllm.seeds import generator
 from flowllm.stages import sample_pairs
-from flowllm.tables import PAIRS, crystal_of, read_table
 from llm_run import merged_model, settings_for, small_crystals
 
 COUNT = 7

@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 
 from crystals import caesium_chloride, rocksalt
-from flowllm.config import load_config
-from flowllm.llm.engine import Draft, Request
+from flowllm.config.load import load_config
+from flowllm.io.schemas import BASE
+from flowllm.io.tables import read_table
+from flowllm.llm.engines.base import Draft, Request
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, PromptTokens
 from flowllm.llm.sampling import (
@@ -20,9 +22,8 @@ from flowllm.llm.sampling import (
     write_samples,
 )
 from flowllm.llm.text import Reason, Rejection, composition_of, encode
-from flowllm.resume import partial_path
-from flowllm.runlog import StageRun, recorded
-from flowllm.tables import BASE, read_table
+from flowllm.runtime.provenance import StageRun, recorded
+from flowllm.runtime.resume import partial_path
 from llm_run import CONFIGS
 from tiny_llm import make_tokenizer
 

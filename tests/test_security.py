@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from crystals import rocksalt
-from flowllm import tables
-from flowllm.export import export
-from flowllm.runlog import read_provenance
+from flowllm.commands.export import export
+from flowllm.io import schemas, tables
+from flowllm.runtime.provenance import read_provenance
 from tiny_run import ROOT, TINY, environment, snakemake
 
 BAD = 'it\'s a "b" $(touch pwned) `touch pwned` & c'
@@ -63,11 +63,11 @@ def hostile(tmp_path_factory) -> tuple[Path, str]:
 def test_stages_run_on_hostile_names_and_nothing_else_does(hostile):
     folder, _ = hostile
     run = folder / HOSTILE["run_dir"]
-    ids = tables.read_table(run / "crystals" / "train.parquet", tables.CRYSTALS, ["id"])
-    rejected = tables.read_table(run / "crystals" / "rejected.parquet", tables.REJECTED)
+    ids = tables.read_table(run / "crystals" / "train.parquet", schemas.CRYSTALS, ["id"])
+    rejected = tables.read_table(run / "crystals" / "rejected.parquet", schemas.REJECTED)
     assert ids.num_rows
     assert not rejected.num_rows
-    imported = tables.read_table(run / "base" / "other" / "shard-00000.parquet", tables.BASE)
+    imported = tables.read_table(run / "base" / "other" / "shard-00000.parquet", schemas.BASE)
     assert imported.column("status").to_pylist() == ["ok"]
     assert not [path for path in folder.parent.rglob("*") if path.name == "pwned"]
 
@@ -213,7 +213,7 @@ def test_a_crystals_id_names_no_file_elsewhere(tmp_path):
     shown = tables.crystal_columns(rocksalt())
     rows = [{"id": name, **shown, "status": "ok"} for name in ids]
     table = tmp_path / "base.parquet"
-    tables.write_table(table, rows, tables.BASE, {})
+    tables.write_table(table, rows, schemas.BASE, {})
     out = tmp_path / "deep" / "er" / "cifs"
     export([table], out, "cif", None)
     assert len(list(out.iterdir())) == len(ids)
@@ -244,7 +244,7 @@ FORBIDDEN_CALLS = {
 # `.pt` file for what it unpacks to; none of them is written to the disk.
 READS_ARCHIVES = {
     Path("src/flowllm/dft/vasp_output.py"): {"tarfile"},
-    Path("src/flowllm/evaluate/pt_file.py"): {"zipfile"},
+    Path("src/flowllm/data/pt_file.py"): {"zipfile"},
 }
 
 

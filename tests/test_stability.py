@@ -4,9 +4,9 @@ import pytest
 
 from crystals import fcc, rocksalt
 from energy_rows import CHGNET, hull_row, relaxed_row, settings
-from flowllm import tables
 from flowllm.errors import FlowllmError
-from flowllm.runlog import read_provenance
+from flowllm.io import schemas, tables
+from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import stability
 
 HULL = [hull_row("Na", -1.0), hull_row("Cl", -2.0), hull_row("NaCl", -3.5)]
@@ -18,13 +18,13 @@ def write(path, rows, schema):
 
 
 def run(tmp_path, rows, hull=HULL, kind="potential", **changes):
-    schema = tables.RELAXED if kind == "potential" else tables.DFT_RESULTS
+    schema = schemas.RELAXED if kind == "potential" else schemas.DFT_RESULTS
     energies = write(tmp_path / "energies.parquet", rows, schema)
-    reference = write(tmp_path / "hull.parquet", hull, tables.HULL_ENTRIES)
+    reference = write(tmp_path / "hull.parquet", hull, schemas.HULL_ENTRIES)
     out = tmp_path / "stability.parquet"
     given = settings("stability", stability=changes)
     stability.run(given, energies=[energies], hull=reference, kind=kind, out=out)
-    return tables.read_table(out, tables.STABILITY).to_pylist()
+    return tables.read_table(out, schemas.STABILITY).to_pylist()
 
 
 @pytest.mark.parametrize(

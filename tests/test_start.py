@@ -10,12 +10,11 @@ from pymatgen.core import Lattice, Structure
 from scipy import stats
 
 from flow_pairs import BOUNDS, failed_row, pair_row, prototypes, write_pairs
-from flowllm import tables
-from flowllm.config import LlmFlow, SimpleFlow
+from flowllm.config.sections.flow import LlmFlow, SimpleFlow
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.rfm.manifold import lattice_parameters
-from flowllm.rfm.start import (
+from flowllm.io import schemas, tables
+from flowllm.rfm.base_distribution import (
     LlmStart,
     RejectedCrystalError,
     SimpleStart,
@@ -27,6 +26,7 @@ from flowllm.rfm.start import (
     start_of,
     start_record,
 )
+from flowllm.rfm.manifold import lattice_parameters
 
 FCC = Crystal.from_arrays([29, 29], [[0, 0, 0], [0.5, 0.25, 0.75]], [2.5, 3, 4], [60, 90, 120])
 
@@ -120,14 +120,14 @@ def test_simple_start_is_fitted_on_the_training_crystals(tmp_path):
 
 
 def test_nothing_to_fit_on_says_so(tmp_path):
-    tables.write_table(tmp_path / "a.parquet", [failed_row(0)], tables.PAIRS, {})
+    tables.write_table(tmp_path / "a.parquet", [failed_row(0)], schemas.PAIRS, {})
     with pytest.raises(FlowllmError, match="no pair can be used to fit"):
         fit_simple_start([tmp_path / "a.parquet"])
 
 
 def test_rows_of_flows_become_starts_and_survive_json(tmp_path):
     path = tmp_path / "a.parquet"
-    tables.write_table(path, [pair_row(FCC, FCC, 0)], tables.PAIRS, {})
+    tables.write_table(path, [pair_row(FCC, FCC, 0)], schemas.PAIRS, {})
     llm = LlmFlow(name="a", start="llm", coords_noise=0.1, lengths_noise=0.2, angles_noise=0.3)
     for flow, kind in ((llm, LlmStart), (SimpleFlow(name="b", start="simple"), SimpleStart)):
         start = start_of(flow, [path])

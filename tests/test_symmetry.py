@@ -19,8 +19,13 @@ from flowllm.crystal import Crystal
 from flowllm.data.cif import crystal_from_cif, niggli_reduced
 from flowllm.llm.text import decode, encode
 from flowllm.rfm import symmetry
+from flowllm.rfm.base_distribution import (
+    LlmStart,
+    RejectedCrystalError,
+    StartPoint,
+    crystal_lattice,
+)
 from flowllm.rfm.manifold import lattice_parameters, lattice_vector, target_velocity
-from flowllm.rfm.start import LlmStart, RejectedCrystalError, StartPoint, crystal_lattice
 from flowllm.rfm.symmetry import KeptSymmetry, Operations, symmetric_start, symmetrize
 from flowllm.stages.refine import refine_batch, symmetric_task, task_of
 

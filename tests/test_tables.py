@@ -14,21 +14,24 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from crystals import perovskite, rocksalt
-from flowllm import tables
 from flowllm.crystal import Crystal, lattice_has_volume
 from flowllm.errors import FlowllmError
-from flowllm.tables import (
-    atomic_path,
+from flowllm.io import schemas as schemas_module
+from flowllm.io import tables
+from flowllm.io.files import atomic_path, write_text
+from flowllm.io.schemas import CRYSTALS, REJECTED, SCHEMA_VERSION, TIMES
+from flowllm.io.tables import (
     crystal_columns,
     crystal_of,
     read_metadata,
     read_table,
     read_tables,
     write_table,
-    write_text,
 )
 
-SCHEMAS = {name: schema for name, schema in vars(tables).items() if isinstance(schema, pa.Schema)}
+SCHEMAS = {
+    name: schema for name, schema in vars(schemas_module).items() if isinstance(schema, pa.Schema)
+}
 CRYSTAL_TABLES = {name: s for name, s in SCHEMAS.items() if "atomic_numbers" in s.names}
 
 METADATA = {"settings": {"b": 1, "a": [1.5, None]}, "seed": 42}
@@ -62,8 +65,8 @@ def assert_equal(one: Crystal, other: Crystal) -> None:
 @given(members=st.lists(crystals(), max_size=4))
 def test_crystals_come_back_exactly(tmp_path, members):
     path = tmp_path / "crystals.parquet"
-    write_table(path, [row(f"c{i}", c) for i, c in enumerate(members)], tables.CRYSTALS, METADATA)
-    found = read_table(path, tables.CRYSTALS).to_pylist()
+    write_table(path, [row(f"c{i}", c) for i, c in enumerate(members)], CRYSTALS, METADATA)
+    found = read_table(path, CRYSTALS).to_pylist()
     assert [r["id"] for r in found] == [f"c{i}" for i in range(len(members))]
     for r, crystal in zip(found, members, strict=True):
         assert_equal(crystal_of(r), crystal)
@@ -102,20 +105,20 @@ def test_every_table_opens_with_pandas(tmp_path, schema):
 def test_equal_content_gives_equal_bytes(tmp_path):
     rows = [row("a", rocksalt()), row("b", None), row("c", perovskite())]
     paths = [tmp_path / "one" / "t.parquet", tmp_path / "two" / "t.parquet"]
-    write_table(paths[0], rows, tables.CRYSTALS, METADATA)
+    write_table(paths[0], rows, CRYSTALS, METADATA)
     # The same as a table in chunks, with the metadata's keys in another order.
-    table = read_table(paths[0], tables.CRYSTALS)
+    table = read_table(paths[0], CRYSTALS)
     chunks = pa.concat_tables([table.slice(0, 1), table.slice(1)])
-    write_table(paths[1], chunks, tables.CRYSTALS, dict(reversed(METADATA.items())))
+    write_table(paths[1], chunks, CRYSTALS, dict(reversed(METADATA.items())))
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    write_table(paths[1], rows, tables.CRYSTALS, {**METADATA, "seed": 43})
+    write_table(paths[1], rows, CRYSTALS, {**METADATA, "seed": 43})
     assert paths[0].read_bytes() != paths[1].read_bytes()
 
 
 def test_metadata_and_compression(tmp_path):
     path = tmp_path / "t.parquet"
-    write_table(path, [row("a", rocksalt())], tables.CRYSTALS, METADATA)
-    assert read_metadata(path) == {"schema_version": tables.SCHEMA_VERSION, **METADATA}
+    write_table(path, [row("a", rocksalt())], CRYSTALS, METADATA)
+    assert read_metadata(path) == {"schema_version": SCHEMA_VERSION, **METADATA}
     footer = pq.read_metadata(path)
     assert footer.row_group(0).column(0).compression == "ZSTD"
     pq.write_table(pa.table({"a": [1]}), path)
@@ -125,7 +128,7 @@ def test_metadata_and_compression(tmp_path):
 def test_row_groups_can_be_streamed(tmp_path):
     path = tmp_path / "t.parquet"
     rows = [{"id": str(i)} for i in range(tables.ROW_GROUP_ROWS + 1)]
-    write_table(path, rows, tables.CRYSTALS, METADATA)
+    write_table(path, rows, CRYSTALS, METADATA)
     file = pq.ParquetFile(path)
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [
         tables.ROW_GROUP_ROWS,
@@ -156,13 +159,13 @@ def test_another_schema_is_refused_by_column(tmp_path, table, message):
     path = tmp_path / "t.parquet"
     pq.write_table(table, path)
     with pytest.raises(FlowllmError, match=message):
-        read_table(path, tables.CRYSTALS, ["id", "num_atoms"])
-    assert read_table(path, tables.CRYSTALS, ["id"]).num_rows == 1
+        read_table(path, CRYSTALS, ["id", "num_atoms"])
+    assert read_table(path, CRYSTALS, ["id"]).num_rows == 1
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FlowllmError, match=r"t\.parquet: no such file"):
-        read_table(tmp_path / "t.parquet", tables.CRYSTALS)
+        read_table(tmp_path / "t.parquet", CRYSTALS)
 
 
 @in_one_folder
@@ -170,39 +173,39 @@ def test_missing_file(tmp_path):
 def test_broken_files_are_said_to_be_broken(tmp_path, data):
     """Cut anywhere, or with its footer overwritten anywhere: an error with the file's name."""
     path = tmp_path / "t.parquet"
-    write_table(path, [row("a", rocksalt())], tables.CRYSTALS, METADATA)
+    write_table(path, [row("a", rocksalt())], CRYSTALS, METADATA)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole) - 1))
     path.write_bytes(whole[:cut])
     with pytest.raises(FlowllmError, match=r"t\.parquet: not a readable Parquet file"):
-        read_table(path, tables.CRYSTALS)
+        read_table(path, CRYSTALS)
     footer_length = int.from_bytes(whole[-8:-4], "little")
     start = len(whole) - 8 - footer_length
     path.write_bytes(whole[:start] + b"\xff" * footer_length + whole[-8:])
     with pytest.raises(FlowllmError, match=r"t\.parquet: not a readable Parquet file"):
-        read_table(path, tables.CRYSTALS)
+        read_table(path, CRYSTALS)
 
 
 def test_shards_are_read_in_the_given_order(tmp_path):
     paths = [tmp_path / f"shard-{i}.parquet" for i in (2, 0, 1)]
     for i, path in enumerate(paths):
-        write_table(path, [{"id": f"{i}a"}, {"id": f"{i}b"}], tables.CRYSTALS, METADATA)
-    table = read_tables(paths, tables.CRYSTALS, ["id"])
+        write_table(path, [{"id": f"{i}a"}, {"id": f"{i}b"}], CRYSTALS, METADATA)
+    table = read_tables(paths, CRYSTALS, ["id"])
     assert table.column("id").to_pylist() == ["0a", "0b", "1a", "1b", "2a", "2b"]
 
 
 def test_an_id_may_stand_in_one_row_only(tmp_path):
     paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for path in paths:
-        write_table(path, [{"id": path.name}, {"id": "same"}], tables.CRYSTALS, METADATA)
+        write_table(path, [{"id": path.name}, {"id": "same"}], CRYSTALS, METADATA)
     with pytest.raises(FlowllmError, match="id 'same' stands in more than one row"):
-        read_tables(paths, tables.CRYSTALS)
+        read_tables(paths, CRYSTALS)
 
 
 def test_null_where_a_value_must_be_is_refused(tmp_path):
     path = tmp_path / "t.parquet"
     with pytest.raises((pa.ArrowInvalid, ValueError)):
-        write_table(path, [{"id": None}], tables.CRYSTALS, METADATA)
+        write_table(path, [{"id": None}], CRYSTALS, METADATA)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,17 +241,19 @@ def test_text_is_utf_8_everywhere(tmp_path):
 
 def test_metadata_is_readable_json_in_the_footer(tmp_path):
     path = tmp_path / "t.parquet"
-    write_table(path, [], tables.REJECTED, METADATA)
+    write_table(path, [], REJECTED, METADATA)
     raw = pq.read_schema(path).metadata[tables.METADATA_KEY]
     assert json.loads(raw)["seed"] == 42
 
 
 def test_every_column_says_what_it_means_in_the_file_too(tmp_path):
-    schemas = {name: value for name, value in vars(tables).items() if isinstance(value, pa.Schema)}
+    schemas = {
+        name: value for name, value in vars(schemas_module).items() if isinstance(value, pa.Schema)
+    }
     assert len(schemas) > 10
     for name, schema in schemas.items():
         for field in schema:
             assert (field.metadata or {}).get(b"meaning"), f"{name}.{field.name}"
-    tables.write_table(tmp_path / "a.parquet", [{"id": "x"}], tables.TIMES, {})
+    tables.write_table(tmp_path / "a.parquet", [{"id": "x"}], TIMES, {})
     read = pq.read_schema(tmp_path / "a.parquet")
     assert read.field("seconds").metadata[b"meaning"] == b"wall time of the crystal"

@@ -21,16 +21,17 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flow_pairs import BOUNDS, LLM_FLOW, OPTIONS, open_pairs, prototypes, statistics, write_pairs
-from flowllm.config import StageSettings, load_config
+from flowllm.config.load import load_config
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.event_log import events_path
-from flowllm.launcher import make_fabric
+from flowllm.rfm.base_distribution import LlmStart, start_record
 from flowllm.rfm.loader import size_groups
 from flowllm.rfm.model import build_field, load_model
 from flowllm.rfm.pairs import PREPARED
 from flowllm.rfm.shared_steps import agree, share_of_batch
-from flowllm.rfm.start import LlmStart, start_record
 from flowllm.rfm.train import train
+from flowllm.runtime.distributed import make_fabric
+from flowllm.runtime.tensorboard import events_path
 from flowllm.stages import train_rfm
 
 NOISY_FLOW = LLM_FLOW | {"coords_noise": 0.02, "lengths_noise": 0.1, "angles_noise": 1.0}

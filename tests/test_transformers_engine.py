@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from flowllm.errors import FlowllmError
-from flowllm.llm.engine import CPU_BATCH, Request, Sampling, VllmEngine
-from flowllm.llm.transformers_engine import TransformersEngine
-from flowllm.llm.vllm_hooks import SEED
+from flowllm.llm.engines.base import Request, Sampling
+from flowllm.llm.engines.transformers import TransformersEngine
+from flowllm.llm.engines.vllm import CPU_BATCH, VllmEngine
+from flowllm.llm.engines.vllm_hooks import SEED
 from llm_run import drafts_of
 from tiny_llm import END, make_tokenizer, write_tiny_llm
 

@@ -20,8 +20,9 @@ from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 from flowllm.cli import app
-from flowllm.config import STAGES, load_config
-from flowllm.plan import count_jobs, plan
+from flowllm.commands.estimate import count_jobs, plan
+from flowllm.config.load import load_config
+from flowllm.config.stages import STAGES
 from tiny_run import ROOT, TINY, dry_runs, planned, snakemake
 
 

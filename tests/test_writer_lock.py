@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from flowllm import writer_lock
 from flowllm.errors import FlowllmError
-from flowllm.processes import HOST, PLACE, start_time
-from flowllm.writer_lock import Writer, lock_path, only_writer
+from flowllm.io.processes import HOST, PLACE, start_time
+from flowllm.runtime import writer_lock
+from flowllm.runtime.writer_lock import Writer, lock_path, only_writer
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from flowllm.writer_lock import only_writer
+from flowllm.runtime.writer_lock import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -191,7 +191,7 @@ def test_two_containers_with_equal_process_numbers_are_two_writers(tmp_path):
         assert first.stdout.readline() == "held\n"
         lock = json.loads(lock_path(output).read_text())
         assert (lock["host"], lock["process"]) == (HOST, 1)
-        hurry = "from flowllm import writer_lock as w; w.PATIENCE_SECONDS = 12.0"
+        hurry = "from flowllm.runtime import writer_lock as w; w.PATIENCE_SECONDS = 12.0"
         second = in_another_namespace(f"{hurry}\n{HOLD}", str(output), "0")
         done = subprocess.run(second, capture_output=True, text=True)
         assert done.returncode
@@ -210,7 +210,7 @@ def test_two_containers_with_equal_process_numbers_are_two_writers(tmp_path):
 
 NAME = """
 from pathlib import Path
-from flowllm.tables import atomic_path
+from flowllm.io.files import atomic_path
 with atomic_path(Path("/tmp/x.txt")) as temporary:
     temporary.touch()
     print(temporary.name)

@@ -17,10 +17,10 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from safetensors.torch import save_file
 
 from flow_pairs import open_pairs, statistics
-from flowllm.config import StageSettings
+from flowllm.config.stage_settings import StageSettings
 from flowllm.rfm import train as loop
-from flowllm.rfm.start import start_from_record
-from flowllm.stopping import Stopped, noting_sigterm
+from flowllm.rfm.base_distribution import start_from_record
+from flowllm.runtime.signals import Stopped, noting_sigterm
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from pathlib import Path
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 
-from flowllm.config import StageSettings
-from flowllm.runlog import setup_logging
+from flowllm.config.stage_settings import StageSettings
+from flowllm.runtime.log import setup_logging
 from flowllm.stages import finetune_llm
 
 

@@ -13,11 +13,12 @@ from typing import Annotated
 
 import typer
 
-from flowllm.config import StageSettings, check_config, load_config
+from flowllm.config.load import check_config, load_config
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.faults import explain, is_refusal
-from flowllm.runlog import log, setup_logging
-from flowllm.stopping import Stopped, stop_at_once_on_sigterm
+from flowllm.io.file_errors import explain, is_refusal
+from flowllm.runtime.log import log, setup_logging
+from flowllm.runtime.signals import Stopped, stop_at_once_on_sigterm
 
 app = typer.Typer(
     help="FlowLLM: crystals from a language model, refined by Riemannian flow matching.",
@@ -442,7 +443,7 @@ def report(
     log_path: Log = None,
 ) -> None:
     """Make the tables, the figures and the HTML page; --out is index.html."""
-    from flowllm.report.run_folder import shard_counts
+    from flowllm.report.training_history import shard_counts
     from flowllm.stages import report as stage
 
     given = _settings("report", settings, config, log_path)
@@ -459,7 +460,7 @@ def inspect(
     ] = None,
 ) -> None:
     """Show a file's schema, origin, counts and a few rows, or one of its crystals as CIF."""
-    from flowllm.inspection import cif_of, describe
+    from flowllm.commands.inspect import cif_of, describe
 
     if cif is not None:
         typer.echo(cif_of(file, cif), nl=False)
@@ -487,18 +488,19 @@ def plan(
     ] = None,
 ) -> None:
     """Print jobs, files, disk, GPU- and CPU-hours of a configuration, before they are paid."""
-    from flowllm import plan as bill
+    from flowllm.commands import estimate
+    from flowllm.commands.costs import Figure, figures_of_run, read_figures
 
     crystals: dict[str, int] = {}
-    known: dict[str, bill.Figure] = {}
+    known: dict[str, Figure] = {}
     if from_run is not None:
-        known, crystals = bill.figures_of_run(from_run)
+        known, crystals = figures_of_run(from_run)
     if figures is not None:
-        known |= bill.read_figures(figures)
+        known |= read_figures(figures)
     loaded = load_config(config or [Path("config.yaml")])
     # MP-20's sizes are known; of other data the run's records tell.
-    crystals |= bill.split_sizes(loaded)
-    typer.echo("\n".join(bill.describe(bill.plan(loaded, known, target.value, crystals))))
+    crystals |= estimate.split_sizes(loaded)
+    typer.echo("\n".join(estimate.describe(estimate.plan(loaded, known, target.value, crystals))))
 
 
 @app.command()
@@ -516,7 +518,7 @@ def check(
     ] = True,
 ) -> None:
     """Check configuration, data, base model and packages before anything expensive starts."""
-    from flowllm import check as checks
+    from flowllm.commands import check as checks
 
     setup_logging(None)
     loaded = check_config(json.loads(whole)) if whole else load_config(config or [DEFAULT])
@@ -549,7 +551,7 @@ def export(
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many crystals.")] = None,
 ) -> None:
     """Write crystals as a CIF folder, CSV or extended XYZ, e.g. for LeMat-GenBench."""
-    from flowllm.export import export as write
+    from flowllm.commands.export import export as write
 
     setup_logging(None)
     write(files, out, form.value, limit)
@@ -574,8 +576,8 @@ def sample(
     config: Configs = None,
 ) -> None:
     """Sample crystals on request: give conditions, a file of them, or none."""
-    from flowllm.llm.on_request import read_conditions
-    from flowllm.llm.on_request import sample as draw
+    from flowllm.commands.generate import read_conditions
+    from flowllm.commands.generate import sample as draw
 
     configs = config or [Path("config.yaml")]
     given = _settings("sample_base", None, configs, None, row or load_config(configs).bases[0].name)
@@ -603,7 +605,7 @@ def infill(
     config: Configs = None,
 ) -> None:
     """Hide one element of a crystal and print which the model takes it for."""
-    from flowllm.llm.infilling import infill as chances_of
+    from flowllm.commands.infill import infill as chances_of
 
     setup_logging(None)
     loaded = load_config(config or [Path("config.yaml")])

@@ -11,9 +11,12 @@ from pathlib import Path
 SOURCE = str(Path(workflow.basedir).resolve() / "src")
 sys.path.insert(0, SOURCE)
 
-from flowllm.config import STAGES, TRAIN_COMPOSITIONS, check_config, stage_json
+from flowllm.config.load import check_config
+from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
+from flowllm.config.stage_settings import stage_json
+from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.sample_files import sample_files
+from flowllm.data.sample_files import sample_files
 
 # A cluster's job reads this file again; it is given the configuration that snakemake started with,
 # so that a file edited meanwhile counts from the next start on, for all jobs alike.
@@ -151,7 +154,7 @@ def gpus_on_nodes(stage):
     gpus, nodes = CONFIG.resources[stage].gpus, getattr(CONFIG.nodes, stage)
     if nodes == 1:
         return {"gpu": gpus}
-    # With `mpi` the SLURM plugin leaves it to the command to start its tasks (launcher.py).
+    # With `mpi` the SLURM plugin leaves it to the command to start its tasks (runtime/distributed.py).
     each = {"gres": f"gpu:{gpus}"} if gpus else {}
     return {"nodes": nodes, "tasks": nodes, "mpi": "srun", **each}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from flowllm import __version__
-from flowllm.config import has_credentials
+from flowllm.config.sections.base import has_credentials
 from flowllm.errors import FlowllmError
 from flowllm.plain_text import redacted
-from flowllm.runlog import Progress, log
+from flowllm.runtime.log import Progress, log
 
 ATTEMPTS = 3
 """Attempts in a row that bring nothing new before a fetch is given up."""

@@ -10,10 +10,10 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
-from flowllm.config import Name, Section
+from flowllm.config.sections.base import Name, Section
 from flowllm.data.sources import Sha256, hash_file
 from flowllm.errors import FlowllmError
-from flowllm.tables import write_text
+from flowllm.io.files import write_text
 
 SPLITS = ("train", "val", "test")
 

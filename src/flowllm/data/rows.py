@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowllm.data.csv_file import read_csv
 from flowllm.errors import FlowllmError
-from flowllm.tables import atomic_path
+from flowllm.io.files import atomic_path
 
 REQUIRED_COLUMNS = ("material_id", "cif")
 PROPERTY_COLUMNS = {

@@ -8,7 +8,7 @@ from typing import Annotated
 import yaml
 from pydantic import PositiveInt, StringConstraints
 
-from flowllm.config import Name, Section
+from flowllm.config.sections.base import Name, Section
 
 CATALOGUE = Path(__file__).with_name("sources.yaml")
 

@@ -21,10 +21,10 @@ from pymatgen.io.pwscf import PWInput
 from pymatgen.io.vasp import Kpoints, Poscar
 from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet, MPStaticSet, VaspInputSet
 
-from flowllm import tables
-from flowllm.config import DftInputs
+from flowllm.config.sections.energies import DftInputs
 from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal
 from flowllm.errors import FlowllmError
+from flowllm.io.files import atomic_folder
 
 VASP_SETS: dict[str, type[VaspInputSet]] = {
     "MPRelaxSet": MPRelaxSet,
@@ -131,7 +131,7 @@ def write_folder(crystal: Crystal, input_set: str, section: DftInputs, folder: P
         files, pseudopotentials = _espresso_files(structure, section)
     with naming_output_errors(folder):
         if not _has_files(folder, files):
-            with tables.atomic_folder(folder) as temporary:
+            with atomic_folder(folder) as temporary:
                 for name, text in files.items():
                     (temporary / name).write_text(text, encoding="utf-8")
     structure_hash = hashlib.sha256(Poscar(structure).get_str().encode()).hexdigest()

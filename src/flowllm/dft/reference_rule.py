@@ -12,7 +12,7 @@ from typing import Any
 
 from pymatgen.core import Composition, Structure
 
-from flowllm.config import DftCollect, DftHull
+from flowllm.config.sections.energies import DftCollect, DftHull
 from flowllm.dft.corrections import (
     RUN_TYPES,
     is_corrected,
@@ -22,7 +22,7 @@ from flowllm.dft.corrections import (
 )
 from flowllm.dft.entries import EntryRun, ReferenceEntry
 from flowllm.errors import FlowllmError
-from flowllm.runlog import log
+from flowllm.runtime.log import log
 
 _CHANGED = 1e-3
 """eV/atom; a correction that differs by more from the source's is counted."""

@@ -20,7 +20,7 @@ from flowllm import __version__
 from flowllm.data.fetch import check_url, fetch
 from flowllm.dft.entries import ReferenceEntry, entry_of
 from flowllm.errors import FlowllmError
-from flowllm.runlog import log
+from flowllm.runtime.log import log
 
 MP_API = "https://api.materialsproject.org/materials/thermo/"
 MP_KEY = "MP_API_KEY"

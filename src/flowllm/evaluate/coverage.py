@@ -17,8 +17,8 @@ import pyarrow as pa
 from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
 
-from flowllm import tables
-from flowllm.tables import read_table
+from flowllm.io import schemas
+from flowllm.io.tables import read_table
 
 STRUCTURE_CUTOFF = 0.4
 COMPOSITION_CUTOFF = 10.0
@@ -86,7 +86,7 @@ def standardize(features: np.ndarray) -> np.ndarray:
 
 def read_fingerprints(path: Path) -> Fingerprints:
     """Read a table of fingerprints."""
-    table = read_table(path, tables.FINGERPRINTS)
+    table = read_table(path, schemas.FINGERPRINTS)
     status = table.column("status").to_pylist()
     composition = _matrix(table.column("composition_fingerprint"), 132)
     known = np.array([one == "ok" for one in status], dtype=bool)

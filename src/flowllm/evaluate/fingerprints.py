@@ -48,7 +48,7 @@ Item = tuple[str, Crystal | None]
 
 
 def fingerprint(item: Item) -> dict[str, Any]:
-    """Return a row of `tables.FINGERPRINTS`; what fails becomes its status and error.
+    """Return a row of `schemas.FINGERPRINTS`; what fails becomes its status and error.
 
     Raises:
         MemoryError: CrystalNN asked for more than there is.

@@ -18,9 +18,9 @@ import numpy as np
 from pymatgen.core import Composition
 from scipy.optimize import linprog
 
-from flowllm import tables
 from flowllm.dft.entries import ReferenceEntry
 from flowllm.errors import FlowllmError
+from flowllm.io import schemas, tables
 
 Kind = Literal["potential", "dft"]
 """Whose energies: a machine-learned potential's, or DFT's. The two are never in one hull."""
@@ -168,7 +168,7 @@ def measured_against(energy_source: str) -> frozenset[str]:
 def entry_row(
     entry: ReferenceEntry, *, kind: Kind, source: str, converged: bool | None = None
 ) -> dict[str, Any]:
-    """Return the row of a reference entry in `tables.HULL_ENTRIES`."""
+    """Return the row of a reference entry in `schemas.HULL_ENTRIES`."""
     return {
         "entry_id": entry.entry_id,
         "formula": entry.formula,
@@ -202,7 +202,7 @@ def read_hull(path: Path, kind: Kind) -> HullFile:
     Raises:
         FlowllmError: the file is missing, not such a table, empty, or of the other kind.
     """
-    table = tables.read_table(path, tables.HULL_ENTRIES)
+    table = tables.read_table(path, schemas.HULL_ENTRIES)
     kinds = set(table.column("kind").to_pylist())
     if kinds != {kind}:
         makers = {"potential": "reference_hull", "dft": "dft_hull"}

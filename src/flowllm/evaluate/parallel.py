@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from flowllm.errors import FlowllmError
-from flowllm.runlog import Progress
+from flowllm.runtime.log import Progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -11,7 +11,7 @@ from typing import Any
 
 from flowllm.crystal import Crystal
 from flowllm.evaluate.matching import LOOSE, rms_distance_or_error
-from flowllm.evaluate.rates import rate, summary
+from flowllm.evaluate.statistics import rate, summary
 from flowllm.evaluate.validity import (
     is_compositionally_valid,
     is_structurally_valid,
@@ -37,7 +37,7 @@ class Target:
 
 
 def compare(target: Target, oxidation_states: str) -> dict[str, Any]:
-    """Return a row of `tables.CSP`: the distances of the first and of the nearest attempt.
+    """Return a row of `schemas.CSP`: the distances of the first and of the nearest attempt.
 
     Args:
         target: the crystal and the attempts at it.
@@ -69,7 +69,7 @@ def prediction_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return match rates and mean distances of the first attempt and of the best of all.
 
     Args:
-        rows: of `tables.CSP`, as many attempts in each.
+        rows: of `schemas.CSP`, as many attempts in each.
     """
     total = len(rows)
     first = [row["rmsd_first"] for row in rows]

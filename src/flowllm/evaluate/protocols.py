@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowllm.evaluate.flags import first_of_each_class, is_valid
-from flowllm.evaluate.rates import rate
+from flowllm.evaluate.per_crystal import first_of_each_class, is_valid
+from flowllm.evaluate.statistics import rate
 
 ALL = "all generated"
 VALID = "valid"
@@ -48,7 +48,7 @@ def protocol_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the rates of every protocol by its name, with its thresholds.
 
     Args:
-        rows: completed rows of `tables.METRICS_PER_CRYSTAL`.
+        rows: completed rows of `schemas.METRICS_PER_CRYSTAL`.
     """
     return {protocol.name: _rates(rows, protocol) for protocol in PROTOCOLS}
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.tables import column_names, crystal_of, read_metadata, read_table, read_tables
+from flowllm.io import schemas
+from flowllm.io.tables import column_names, crystal_of, read_metadata, read_table, read_tables
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ def read_samples(
             crystals, or a later file holds an id that was never drawn.
     """
     kind = _kind(relaxed[0])
-    schema = tables.RELAXED if kind == "potential" else tables.DFT_RESULTS
-    base_rows = _by_id(read_tables(base, tables.BASE))
-    generated_rows = _by_id(read_tables(generated, tables.GENERATED))
+    schema = schemas.RELAXED if kind == "potential" else schemas.DFT_RESULTS
+    base_rows = _by_id(read_tables(base, schemas.BASE))
+    generated_rows = _by_id(read_tables(generated, schemas.GENERATED))
     relaxed_table = read_tables(relaxed, schema)
     relaxed_rows = _by_id(relaxed_table)
-    stability_table = read_table(stability, tables.STABILITY)
+    stability_table = read_table(stability, schemas.STABILITY)
     stability_rows = _by_id(stability_table)
     check_ids(base_rows, generated_rows, generated[0], complete=True)
     check_ids(base_rows, relaxed_rows, relaxed[0], complete=kind == "potential")
@@ -155,7 +155,7 @@ def _source_names(generated: Sequence[Path]) -> dict[str, str]:
         row["id"]: row["source_name"]
         for path in generated
         if "source_name" in column_names(path)
-        for row in read_table(path, tables.IMPORTED, columns).to_pylist()
+        for row in read_table(path, schemas.IMPORTED, columns).to_pylist()
     }
 
 

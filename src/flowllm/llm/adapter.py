@@ -7,8 +7,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from flowllm.config import FinetuneLlm
-from flowllm.runlog import log
+from flowllm.config.sections.llm import FinetuneLlm
+from flowllm.runtime.log import log
 from flowllm.seeds import derive
 
 

@@ -25,12 +25,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from flowllm.config import Quantization
+from flowllm.config.sections.llm import Quantization
 from flowllm.errors import FlowllmError
 from flowllm.llm.hub import fetch_model
 from flowllm.llm.model_files import BUNDLED, CONFIG, check_model_folder, check_names_no_code
 from flowllm.llm.prompts import splits_digits
-from flowllm.runlog import log
+from flowllm.runtime.log import log
 
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),

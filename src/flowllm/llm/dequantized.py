@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import AutoHfQuantizer
 
-from flowllm.config import Quantization
+from flowllm.config.sections.llm import Quantization
 from flowllm.llm.base_model import quantization_config
 
 

@@ -24,11 +24,9 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowllm.checkpoints import load_checkpoint, naming_damage
-from flowllm.config import FinetuneLlm
-from flowllm.early_stopping import BestWeights
+from flowllm.config.sections.llm import FinetuneLlm
 from flowllm.errors import FlowllmError
-from flowllm.event_log import event_log
+from flowllm.io.files import atomic_folder
 from flowllm.llm.prompts import Example
 from flowllm.llm.token_loss import mean_loss, shares, sum_over_processes, summed_loss
 from flowllm.llm.training_texts import (
@@ -39,10 +37,12 @@ from flowllm.llm.training_texts import (
     order_of_epoch,
     padding_share,
 )
-from flowllm.runlog import Progress, log
+from flowllm.runtime.checkpoints import load_checkpoint, naming_damage
+from flowllm.runtime.early_stopping import BestWeights
+from flowllm.runtime.log import Progress, log
+from flowllm.runtime.signals import Stopped, noting_sigterm
+from flowllm.runtime.tensorboard import event_log
 from flowllm.seeds import derive, generator
-from flowllm.stopping import Stopped, noting_sigterm
-from flowllm.tables import atomic_folder
 
 CURVE_COLUMNS = ("step", "epoch", "tokens", "learning_rate", "train_loss", "val_loss")
 

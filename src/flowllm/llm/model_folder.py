@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from flowllm.config import Prompts
-from flowllm.device import pick_dtype
+from flowllm.config.sections.llm import Prompts
 from flowllm.llm.base_checks import check_sampling_context
 from flowllm.llm.base_model import load_base_model, load_config, load_tokenizer
-from flowllm.llm.engine import Sampling, VllmEngine
+from flowllm.llm.engines.base import Engine, Sampling
+from flowllm.llm.engines.transformers import TransformersEngine
+from flowllm.llm.engines.vllm import VllmEngine
 from flowllm.llm.model_files import MERGE_AGAIN, check_model_folder
 from flowllm.llm.model_record import ModelRecord, read_record
 from flowllm.llm.prompts import Conditions, PromptTokens
-from flowllm.llm.sampling import Engine, Sampler
-from flowllm.llm.transformers_engine import TransformersEngine
-from flowllm.runlog import log
+from flowllm.llm.sampling import Sampler
+from flowllm.runtime.device import pick_dtype
+from flowllm.runtime.log import log
 
 
 class ModelFolder:

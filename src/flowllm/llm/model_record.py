@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flowllm.config import Prompts, Quantization
+from flowllm.config.sections.llm import Prompts, Quantization
 from flowllm.errors import FlowllmError
 from flowllm.llm.text import Reason, Rejection
 

@@ -14,7 +14,7 @@ import numpy as np
 from pymatgen.core import Composition
 from transformers import PreTrainedTokenizerBase
 
-from flowllm.config import CONDITIONS, Prompts
+from flowllm.config.sections.llm import CONDITIONS, Prompts
 from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal, cell_formula
 from flowllm.errors import FlowllmError
 from flowllm.llm.text import composition_of, element_symbol, encode
@@ -85,7 +85,7 @@ def conditions_of(prompts: Prompts, row: Mapping[str, Any]) -> Conditions:
 
     Args:
         prompts: for the formula's style.
-        row: of `tables.CRYSTALS`.
+        row: of `schemas.CRYSTALS`.
     """
     numbers = np.asarray(row["atomic_numbers"])
     names = Composition(cell_formula(numbers)).as_dict()

@@ -5,42 +5,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from flowllm.crystal import Crystal
-from flowllm.llm.engine import Draft, Request
+from flowllm.io.tables import crystal_columns, write_table
+from flowllm.llm.engines.base import Draft, Engine, Request
 from flowllm.llm.prompts import Conditions, PromptTokens
 from flowllm.llm.text import Rejection, decode
-from flowllm.resume import make_parts
-from flowllm.runlog import StageRun
-from flowllm.tables import crystal_columns, write_table
+from flowllm.runtime.provenance import StageRun
+from flowllm.runtime.resume import make_parts
 
 EXHAUSTED = "exhausted"
 """Status of a draw none of whose drafts was accepted."""
-
-
-class Engine(Protocol):
-    """What writes texts.
-
-    Attributes:
-        cached_prompt_tokens: tokens of prompts that were not computed again, in all texts so far.
-    """
-
-    cached_prompt_tokens: int
-
-    def submit(self, key: int, request: Request) -> None:
-        """Take on a text; the key tells it from the others being written."""
-        ...
-
-    def finished(self) -> list[tuple[int, Draft]]:
-        """Write on until a text is finished; the finished ones with their keys."""
-        ...
-
-    def close(self) -> None:
-        """Give back what it holds."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -213,7 +191,7 @@ def sample_columns(outcome: Outcome, prompt: str) -> dict[str, Any]:
 
 
 def base_row(row_id: str, outcome: Outcome, prompt: str) -> dict[str, Any]:
-    """Return a row of `tables.BASE`: the crystal as it was drawn, and how it came about."""
+    """Return a row of `schemas.BASE`: the crystal as it was drawn, and how it came about."""
     crystal = outcome.crystal
     return {
         "id": row_id,

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowllm.config import FinetuneLlm
+from flowllm.config.sections.llm import FinetuneLlm
 from flowllm.crystal import Crystal
+from flowllm.io.tables import crystal_of
 from flowllm.llm.prompts import (
     UNCONDITIONAL,
     Conditions,
@@ -25,7 +26,6 @@ from flowllm.llm.prompts import (
 from flowllm.llm.text import encode
 from flowllm.llm.transformations import permuted, translated
 from flowllm.seeds import generator
-from flowllm.tables import crystal_of
 
 IGNORED = -100
 """Label of a token that the loss leaves out; torch's own convention."""
@@ -76,7 +76,7 @@ class TrainingTexts:
         """Encode the crystals.
 
         Args:
-            rows: rows of `tables.CRYSTALS`.
+            rows: rows of `schemas.CRYSTALS`.
             prompts: prompts as tokens.
             max_tokens: the most tokens of a text.
             infill_share: share of examples that ask for one hidden element of the crystal.
@@ -165,7 +165,7 @@ def texts_of(
     Args:
         split: train or val; validation crystals stay as they are, so that the losses of all
             choices compare.
-        rows: rows of `tables.CRYSTALS`.
+        rows: rows of `schemas.CRYSTALS`.
         prompts: prompts as tokens.
         section: shares, augmentation and the longest text.
         seed: the configuration's.

@@ -20,10 +20,10 @@ from torch_sim.optimizers import FrechetCellFIREState, frechet_cell_fire
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.relax.checked_model import GuardedModel
 from flowllm.relax.geometry import Fault
-from flowllm.relax.guard import GuardedModel
 from flowllm.relax.models import LoadedPotential
-from flowllm.runlog import log
+from flowllm.runtime.log import log
 
 CPU_BATCH_LOAD = 10_000.0
 """Load of a batch on the CPU, about 16 MP-20 crystals: an evaluation took 42 ms a crystal alone, 28

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from flowllm.evaluate.protocols import VALID
+from flowllm.report.metrics_files import Result, of_kind
 from flowllm.report.protocol_text import energy_name, hull_name, made_by
-from flowllm.report.results import Result, of_kind
 from flowllm.report.table import SETTING, Column, Table
 
 _READINGS = (

@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from flowllm.report.records import starts_from_drafts
-from flowllm.report.results import Result
-from flowllm.report.run_folder import Curve
+from flowllm.report.metrics_files import Result
+from flowllm.report.provenance import starts_from_drafts
+from flowllm.report.training_history import Curve
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; the configured main colour
 # stands before them. Lines also differ in style and bars in hatching, for print.

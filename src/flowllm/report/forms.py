@@ -28,7 +28,7 @@ class Form(BaseModel):
 
 
 class Rate(Form):
-    """A rate with its counts and interval (`evaluate.rates.rate`)."""
+    """A rate with its counts and interval (`statistics.rate`)."""
 
     numerator: int
     denominator: int
@@ -38,7 +38,7 @@ class Rate(Form):
 
 
 class Mean(Form):
-    """A mean with its standard error (`evaluate.rates.summary`)."""
+    """A mean with its standard error (`statistics.summary`)."""
 
     count: int
     mean: float | None

@@ -17,13 +17,13 @@ from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
 from pymatgen.core import Element, Structure
 from pymatgen.symmetry.analyzer import SymmetryUndeterminedError
 
-from flowllm import tables
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.matching import DEFAULT, rms_distance_or_error
-from flowllm.report.results import Result
-from flowllm.report.run_folder import ALL_FOUND, is_there, list_shards
-from flowllm.tables import crystal_of, read_table
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_of, read_table
+from flowllm.report.metrics_files import Result
+from flowllm.report.training_history import ALL_FOUND, is_there, list_shards
 
 LIMIT = 12
 """Candidates shown."""
@@ -135,10 +135,10 @@ def _relaxed_rows(
     """Read some relaxed crystals of a setting; empty where their files are not in the run."""
     if result.kind == "potential":
         paths = list_shards(run_dir, f"relaxed/{result.setting}", shards)
-        schema, converged = tables.RELAXED, "converged"
+        schema, converged = schemas.RELAXED, "converged"
     else:
         paths = [run_dir / "dft" / f"{result.setting}.parquet"]
-        schema, converged = tables.DFT_RESULTS, "converged_ionic"
+        schema, converged = schemas.DFT_RESULTS, "converged_ionic"
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles", converged]
     found = {}
     for path in paths:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from flowllm.config import MAX_LOSS_RISE
-from flowllm.evaluate.rates import rate, summary
+from flowllm.config.sections.llm import MAX_LOSS_RISE
+from flowllm.evaluate.statistics import rate, summary
+from flowllm.report.metrics_files import Result
 from flowllm.report.protocol_text import energy_name
+from flowllm.report.provenance import DraftCount, StageCost
 from flowllm.report.published import published_note, published_rows
-from flowllm.report.records import DraftCount, StageCost
-from flowllm.report.results import Result
 from flowllm.report.table import SETTING, Column, Table
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from flowllm.config import TRAIN_COMPOSITIONS
-from flowllm.report.results import Result, once_a_setting
+from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
+from flowllm.report.metrics_files import Result, once_a_setting
 
 
 def energy_name(results: Sequence[Result]) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from flowllm.evaluate.rates import rate
-from flowllm.evaluate.results import ALL
+from flowllm.evaluate.aggregate import ALL
+from flowllm.evaluate.statistics import rate
+from flowllm.report.metrics_files import Result, of_kind, once_a_setting
 from flowllm.report.protocol_text import (
     close_atoms,
     energy_name,
@@ -14,7 +15,6 @@ from flowllm.report.protocol_text import (
     special_rows,
 )
 from flowllm.report.published import published_note, published_rows
-from flowllm.report.results import Result, of_kind, once_a_setting
 from flowllm.report.table import SETTING, Column, Table
 
 _DRAWN = Column("drawn", "Crystals", "count")

@@ -8,17 +8,17 @@ from matplotlib.figure import Figure
 
 from flowllm.report import counting_tables, figures, process_tables, quality_tables
 from flowllm.report.gallery import find_candidates
+from flowllm.report.metrics_files import Result, first_of_each_sweep, of_kind, once_a_setting
 from flowllm.report.page import Drawn, Section, provenance_details
 from flowllm.report.protocol_text import energy_name, hull_name
-from flowllm.report.records import (
+from flowllm.report.provenance import (
     draft_counts,
     flows_of,
     generation_seconds,
     read_records,
     stage_costs,
 )
-from flowllm.report.results import Result, first_of_each_sweep, of_kind, once_a_setting
-from flowllm.report.run_folder import read_curves, read_invariance, read_rejections
+from flowllm.report.training_history import read_curves, read_invariance, read_rejections
 
 SWEEPS = " Of settings that differ in their number of steps alone the first is drawn."
 

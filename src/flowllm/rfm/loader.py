@@ -15,10 +15,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from flowllm.io.tables import naming_damage
 from flowllm.rfm.axes import random_axes
+from flowllm.rfm.base_distribution import Start, standard_normals
 from flowllm.rfm.manifold import AngleBounds
-from flowllm.rfm.start import Start, standard_normals
-from flowllm.tables import naming_damage
 
 BUFFER_ROWS = 100_000
 """Whole shards are shuffled together until they hold this many pairs."""

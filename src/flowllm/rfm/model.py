@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowllm.errors import FlowllmError
-from flowllm.faults import explain
+from flowllm.io.file_errors import explain
+from flowllm.io.files import atomic_folder
+from flowllm.io.weights_file import check_safetensors
+from flowllm.rfm.base_distribution import Start, start_from_record, start_record
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
-from flowllm.rfm.start import Start, start_from_record, start_record
-from flowllm.tables import atomic_folder
-from flowllm.weights_file import check_safetensors
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"

@@ -1,6 +1,6 @@
 """From sampled pairs (c0, c1) to training pairs: c0 placed, atoms matched, compact files.
 
-Each shard of `tables.PAIRS` becomes one Arrow file that the loader maps into memory. Every row is
+Each shard of `schemas.PAIRS` becomes one Arrow file that the loader maps into memory. Every row is
 a pair of its own: a crystal drawn many times has as many drafts c0 (the authors' code keeps one).
 """
 
@@ -14,12 +14,19 @@ import numpy as np
 import pyarrow as pa
 from scipy.optimize import linear_sum_assignment
 
-from flowllm import tables
+from flowllm.io import tables
+from flowllm.io.files import atomic_path
+from flowllm.io.schemas import PAIRS
+from flowllm.io.tables import crystal_of, naming_damage, read_table
+from flowllm.rfm.base_distribution import (
+    RejectedCrystalError,
+    Start,
+    bring_angles_within,
+    crystal_lattice,
+)
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import MAX_ATOMS
-from flowllm.rfm.start import RejectedCrystalError, Start, bring_angles_within, crystal_lattice
 from flowllm.seeds import generator
-from flowllm.tables import PAIRS, atomic_path, crystal_of, naming_damage, read_table
 
 PREPARED = pa.schema(
     [
@@ -117,7 +124,7 @@ class PairOptions:
 
 
 def prepare_pair(row: Mapping[str, Any], options: PairOptions) -> tuple[dict[str, Any], bool]:
-    """Turn one row of `tables.PAIRS` into one of `PREPARED`.
+    """Turn one row of `schemas.PAIRS` into one of `PREPARED`.
 
     Returns:
         The row, and whether c0's cell had to be reduced.
@@ -150,7 +157,7 @@ def prepare_shard(shard: Path, prepared: Path, options: PairOptions) -> Counter[
     """Prepare one shard of pairs; rows that cannot be used are counted by their reason.
 
     Args:
-        shard: Parquet file of `tables.PAIRS`.
+        shard: Parquet file of `schemas.PAIRS`.
         prepared: Arrow file to write; the counts lie in its schema's metadata.
         options: how.
 

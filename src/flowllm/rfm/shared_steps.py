@@ -13,7 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from flowllm.config import TrainRfm
+from flowllm.config.sections.flow import TrainRfm
 from flowllm.rfm.loader import Group, PairBatch, PreparedPairs, batches_per_epoch, plan_epoch
 from flowllm.seeds import generator
 

@@ -25,18 +25,18 @@ from pymatgen.core import Lattice
 from torch import Tensor
 
 from flowllm.crystal import MIN_SQUARED_VOLUME, Crystal, lattice_has_volume
-from flowllm.rfm.manifold import (
-    AngleBounds,
-    gram_matrix,
-    lattice_parameters,
-    lattice_vector,
-)
-from flowllm.rfm.start import (
+from flowllm.rfm.base_distribution import (
     RejectedCrystalError,
     StartPoint,
     angles_within,
     bring_angles_within,
     crystal_lattice,
+)
+from flowllm.rfm.manifold import (
+    AngleBounds,
+    gram_matrix,
+    lattice_parameters,
+    lattice_vector,
 )
 
 TOLERANCE = 0.1

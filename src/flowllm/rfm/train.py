@@ -14,20 +14,20 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from flowllm.checkpoints import load_checkpoint
-from flowllm.config import TrainRfm
-from flowllm.early_stopping import BestWeights
+from flowllm.config.sections.flow import TrainRfm
 from flowllm.errors import FlowllmError
-from flowllm.event_log import event_log
+from flowllm.io.files import atomic_path
 from flowllm.rfm.loader import PreparedPairs, batches_per_epoch, prefetched, size_groups
 from flowllm.rfm.loss import ConstantField, FlowLoss
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
 from flowllm.rfm.shared_steps import Share, agree, planned_batches, shares_of_batches
-from flowllm.runlog import Progress, log
+from flowllm.runtime.checkpoints import load_checkpoint
+from flowllm.runtime.early_stopping import BestWeights
+from flowllm.runtime.log import Progress, log
+from flowllm.runtime.signals import Stopped, noting_sigterm
+from flowllm.runtime.tensorboard import event_log
 from flowllm.seeds import derive, generator
-from flowllm.stopping import Stopped, noting_sigterm
-from flowllm.tables import atomic_path
 
 CHECKPOINT_SECONDS = 300.0
 """A checkpoint at least this often, besides the one of every validation."""

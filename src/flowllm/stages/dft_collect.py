@@ -7,15 +7,17 @@ from typing import Any
 
 from pymatgen.core import Composition
 
-from flowllm import tables
-from flowllm.config import DftCollect, StageSettings
+from flowllm.config.sections.energies import DftCollect
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
-from flowllm.descent import generated_digests
 from flowllm.dft.gpaw_output import GPAW_OUTPUT
 from flowllm.dft.results import corrected_energy, read_run, scheme_of
 from flowllm.dft.runs import AskedRun, RunProblem
 from flowllm.errors import FlowllmError
-from flowllm.runlog import Progress, log, stage_run
+from flowllm.io import schemas, tables
+from flowllm.runtime.descent import generated_digests
+from flowllm.runtime.log import Progress, log
+from flowllm.runtime.provenance import stage_run
 
 Row = Mapping[str, Any]
 
@@ -34,7 +36,7 @@ def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
     """
     section: DftCollect = settings.dft_collect
     with stage_run(settings, inputs={"manifest": manifest}, output=out) as run:
-        entries = tables.read_table(manifest, tables.DFT_MANIFEST).to_pylist()
+        entries = tables.read_table(manifest, schemas.DFT_MANIFEST).to_pylist()
         foreign = _foreign_folders(manifest.parent, entries)
         for folder in foreign:
             log.warning("dft_collect: %s is not in the manifest, left out", _one_line(folder))
@@ -44,7 +46,7 @@ def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
             rows.append(_collect(entry, manifest.parent, section))
             progress.advance()
         metadata = run.metadata() | generated_digests([manifest])
-        tables.write_table(out, rows, tables.DFT_RESULTS, metadata)
+        tables.write_table(out, rows, schemas.DFT_RESULTS, metadata)
         statuses = [row["status"] for row in rows]
         run.count(
             rows_in=len(rows),

@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from flowllm import tables
-from flowllm.config import DftHull, StageSettings
+from flowllm.config.sections.energies import DftHull
+from flowllm.config.stage_settings import StageSettings
 from flowllm.dft.corrections import scheme_name
 from flowllm.dft.entries import ReferenceEntry, read_entries
 from flowllm.dft.reference_rule import by_one_rule
 from flowllm.dft.reference_sources import matbench_file, materials_project_entries
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import dft_label, entry_row
-from flowllm.runlog import stage_run
+from flowllm.io import schemas, tables
+from flowllm.runtime.provenance import stage_run
 
 
 def run(settings: StageSettings, *, out: Path) -> None:
@@ -39,7 +40,7 @@ def run(settings: StageSettings, *, out: Path) -> None:
         rows = [entry_row(entry, kind="dft", source=label) for entry in entries]
         if not rows:
             raise FlowllmError(f"{section.source}: no entry with a composition and an energy in it")
-        tables.write_table(out, rows, tables.HULL_ENTRIES, run.metadata())
+        tables.write_table(out, rows, schemas.HULL_ENTRIES, run.metadata())
         failed = counts["not_covered"]
         run.count(rows_in=len(rows) + failed, rows_out=len(rows), rows_failed=failed, **counts)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pymatgen.core import Composition
 
-from flowllm import dft, seeds, tables
-from flowllm.config import DftInputs, StageSettings
-from flowllm.descent import check_computed_from, generated_digests
+from flowllm import dft, seeds
+from flowllm.config.sections.energies import DftInputs
+from flowllm.config.stage_settings import StageSettings
 from flowllm.dft.inputs import (
     folder_name,
     input_set_of,
@@ -19,7 +19,11 @@ from flowllm.dft.inputs import (
     write_folder,
 )
 from flowllm.errors import FlowllmError
-from flowllm.runlog import Progress, stage_run
+from flowllm.io import schemas, tables
+from flowllm.io.files import write_text
+from flowllm.runtime.descent import check_computed_from, generated_digests
+from flowllm.runtime.log import Progress
+from flowllm.runtime.provenance import stage_run
 
 Row = Mapping[str, Any]
 
@@ -39,7 +43,7 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
         inputs={"relaxed": relaxed, "stability": stability},
         output=out,
     ) as run:
-        rows = tables.read_tables(relaxed, tables.RELAXED).to_pylist()
+        rows = tables.read_tables(relaxed, schemas.RELAXED).to_pylist()
         distances = _distances(stability, rows)
         check_computed_from([stability], "energies", relaxed)
         manifest = [_first_row(row, input_set) for row in rows]
@@ -63,22 +67,22 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
                 manifest[place] |= _why_not(distances[rows[place]["id"]], section)
         _write_scripts(out.parent, manifest)
         metadata = run.metadata() | generated_digests(relaxed)
-        tables.write_table(out, manifest, tables.DFT_MANIFEST, metadata)
+        tables.write_table(out, manifest, schemas.DFT_MANIFEST, metadata)
         run.count(rows_in=len(rows), rows_out=len(chosen), rows_failed=0, **_counts(manifest))
 
 
 def _write_scripts(folder: Path, manifest: Sequence[Row]) -> None:
     """The folders' names one a line, and the scripts that run them on a cluster."""
     paths = [row["path"] for row in manifest if row.get("path")]
-    tables.write_text(folder / "folders.txt", "".join(f"{path}\n" for path in paths))
+    write_text(folder / "folders.txt", "".join(f"{path}\n" for path in paths))
     for name in ("job_array.sh", "gpaw_static.py"):
-        tables.write_text(folder / name, (Path(dft.__file__).parent / name).read_text())
+        write_text(folder / name, (Path(dft.__file__).parent / name).read_text())
 
 
 def _distances(stability: Path, rows: Sequence[Row]) -> dict[str, float | None]:
     """E_above_hull by the potential for each id, None where there is none."""
     columns = ("id", "e_above_hull")
-    table = tables.read_table(stability, tables.STABILITY, columns).to_pylist()
+    table = tables.read_table(stability, schemas.STABILITY, columns).to_pylist()
     distances = {row["id"]: row["e_above_hull"] for row in table}
     missing = [row["id"] for row in rows if row["id"] not in distances]
     if missing:

@@ -7,7 +7,8 @@ and test.csv, or all.csv where the source has no split.
 import shutil
 from pathlib import Path
 
-from flowllm.config import Data, StageSettings
+from flowllm.config.sections.data import Data
+from flowllm.config.stage_settings import StageSettings
 from flowllm.data import bundled
 from flowllm.data.cif_blocks import read_cif_text
 from flowllm.data.fetch import fetch
@@ -15,9 +16,10 @@ from flowllm.data.manifest import SPLITS, Kind, Manifest, ManifestFile, write_ma
 from flowllm.data.rows import FILE_COLUMN, count_rows, write_rows
 from flowllm.data.sources import SourceFile, catalogue, hash_file, match_copy
 from flowllm.errors import FlowllmError
-from flowllm.resume import partial_folder
-from flowllm.runlog import StageRun, log, stage_run
-from flowllm.tables import atomic_path
+from flowllm.io.files import atomic_path
+from flowllm.runtime.log import log
+from flowllm.runtime.provenance import StageRun, stage_run
+from flowllm.runtime.resume import partial_folder
 
 ALL_FILE = "all.csv"
 

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from flowllm.config import StageSettings
+from flowllm.config.stage_settings import StageSettings
+from flowllm.io.files import write_text
 from flowllm.llm.base_model import check_architecture, load_config
 from flowllm.llm.hub import fetch_model
 from flowllm.llm.model_files import BUNDLED, check_model_folder
-from flowllm.runlog import stage_run
-from flowllm.tables import write_text
+from flowllm.runtime.provenance import stage_run
 
 
 def run(settings: StageSettings, *, name: str, out: Path) -> None:

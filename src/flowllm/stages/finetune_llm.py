@@ -14,11 +14,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from flowllm.config import CONDITIONS, FinetuneLlm, StageSettings
-from flowllm.device import pick_dtype
+from flowllm.config.sections.llm import CONDITIONS, FinetuneLlm
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.event_log import events_path
-from flowllm.launcher import launch, make_fabric
+from flowllm.io.files import atomic_folder, check_folder
+from flowllm.io.schemas import CRYSTALS
+from flowllm.io.tables import crystal_of, read_table
 from flowllm.llm.adapter import add_lora, shard_base_model
 from flowllm.llm.base_checks import (
     check_sampling_context,
@@ -39,10 +40,13 @@ from flowllm.llm.model_record import ModelRecord, write_record
 from flowllm.llm.prompts import Conditions, PromptTokens, prompt_formula
 from flowllm.llm.text import encode
 from flowllm.llm.training_texts import TrainingTexts, texts_of
-from flowllm.memory import keep_freed_memory
-from flowllm.resume import partial_folder
-from flowllm.runlog import log, stage_run
-from flowllm.tables import CRYSTALS, atomic_folder, check_folder, crystal_of, read_table
+from flowllm.runtime.device import pick_dtype
+from flowllm.runtime.distributed import launch, make_fabric
+from flowllm.runtime.log import log
+from flowllm.runtime.malloc import keep_freed_memory
+from flowllm.runtime.provenance import stage_run
+from flowllm.runtime.resume import partial_folder
+from flowllm.runtime.tensorboard import events_path
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowllm import tables
-from flowllm.config import Fingerprints, StageSettings
+from flowllm.config.sections.evaluation import Fingerprints
+from flowllm.config.stage_settings import StageSettings
 from flowllm.evaluate.fingerprints import fingerprint, without_fingerprint
 from flowllm.evaluate.parallel import Limits, limited_map
-from flowllm.resume import write_in_parts
-from flowllm.runlog import stage_run
-from flowllm.tables import crystal_of, read_tables
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_of, read_tables
+from flowllm.runtime.provenance import stage_run
+from flowllm.runtime.resume import write_in_parts
 
 ROWS_PER_PART = 500
 """Crystals that a kill can cost, per run of the stage."""
@@ -40,7 +41,7 @@ def run(settings: StageSettings, *, crystals: Sequence[Path], out: Path, workers
     """
     section: Fingerprints = settings.fingerprints
     with stage_run(settings, inputs={"crystals": crystals}, output=out) as run:
-        rows = read_tables(crystals, tables.GENERATED, _COLUMNS).to_pylist()
+        rows = read_tables(crystals, schemas.GENERATED, _COLUMNS).to_pylist()
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             return limited_map(
@@ -52,7 +53,7 @@ def run(settings: StageSettings, *, crystals: Sequence[Path], out: Path, workers
                 what=f"fingerprints {items.start} to {items.stop}",
             )
 
-        table = write_in_parts(out, run, tables.FINGERPRINTS, len(rows), ROWS_PER_PART, make_rows)
+        table = write_in_parts(out, run, schemas.FINGERPRINTS, len(rows), ROWS_PER_PART, make_rows)
         status = Counter(table.column("status").to_pylist())
         done = status["ok"] + status["no_crystal"]
         run.count(

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowllm import tables
-from flowllm.config import External, StageSettings
+from flowllm.config.sections.data import External
+from flowllm.config.stage_settings import StageSettings
+from flowllm.data.external import Unread, read_samples
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.external import Unread, read_samples
-from flowllm.runlog import stage_run
-from flowllm.tables import crystal_columns, write_table
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_columns, write_table
+from flowllm.runtime.provenance import stage_run
 
 
 def run(settings: StageSettings, *, shard: int, base: Path, out: Path) -> None:
@@ -19,8 +20,8 @@ def run(settings: StageSettings, *, shard: int, base: Path, out: Path) -> None:
         settings: the row `external`.
         shard: number of the shard, from 0; the samples are cut into `external.shards` runs of
             neighbors.
-        base: shard of `tables.BASE` to write, where ours has the language model's crystals.
-        out: shard of `tables.IMPORTED` to write; the same crystals, with their source's names.
+        base: shard of `schemas.BASE` to write, where ours has the language model's crystals.
+        out: shard of `schemas.IMPORTED` to write; the same crystals, with their source's names.
 
     Raises:
         FlowllmError: the file is missing, of an unknown format, holds fewer samples than shards, or
@@ -43,9 +44,9 @@ def run(settings: StageSettings, *, shard: int, base: Path, out: Path) -> None:
                 f"{samples}: none of its {total} samples can be read ({rows[0]['error']})"
             )
         run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed)
-        write_table(base, [one | {"attempts": 1} for one in rows], tables.BASE, run.metadata())
+        write_table(base, [one | {"attempts": 1} for one in rows], schemas.BASE, run.metadata())
         steps = [one | {"num_steps": 0} for one in rows]
-        write_table(out, steps, tables.IMPORTED, run.metadata())
+        write_table(out, steps, schemas.IMPORTED, run.metadata())
 
 
 def _any_readable(found: Sequence[Unread]) -> bool:

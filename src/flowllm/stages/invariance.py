@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedModel
 
-from flowllm import tables
-from flowllm.config import MAX_LOSS_RISE, FinetuneLlm, Invariance, StageSettings
+from flowllm.config.sections.llm import MAX_LOSS_RISE, FinetuneLlm, Invariance
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
-from flowllm.device import pick_device
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_of, read_table
 from flowllm.llm.base_model import quiet_transformers
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.perplexity import increase_under_transformation, perplexities
@@ -23,10 +24,11 @@ from flowllm.llm.text import encode
 from flowllm.llm.token_loss import loss_per_token
 from flowllm.llm.training_texts import micro_batches, texts_of
 from flowllm.llm.transformations import permuted, translated
-from flowllm.resume import write_in_parts
-from flowllm.runlog import Progress, log, stage_run
+from flowllm.runtime.device import pick_device
+from flowllm.runtime.log import Progress, log
+from flowllm.runtime.provenance import stage_run
+from flowllm.runtime.resume import write_in_parts
 from flowllm.seeds import generator
-from flowllm.tables import crystal_of, read_table
 
 TRANSFORMATIONS = {"translation": translated, "permutation": permuted}
 
@@ -44,7 +46,7 @@ def run(settings: StageSettings, *, model: Path, crystals: Path, out: Path) -> N
         settings: sections `invariance`, `prompts` and `finetune_llm`.
         model: folder of the merged model; it is laid over all GPUs of the job.
         crystals: the validation split.
-        out: `tables.INVARIANCE`.
+        out: `schemas.INVARIANCE`.
 
     Raises:
         FlowllmError: the model was trained on other prompts, or an input is missing.
@@ -53,7 +55,7 @@ def run(settings: StageSettings, *, model: Path, crystals: Path, out: Path) -> N
     quiet_transformers()
     with stage_run(settings, inputs={"model": model, "crystals": crystals}, output=out) as run:
         opened = ModelFolder(model, settings.prompts)
-        split = read_table(crystals, tables.CRYSTALS)
+        split = read_table(crystals, schemas.CRYSTALS)
         rows = split.slice(0, section.num_crystals).to_pylist()
         device = pick_device()
         language_model = opened.language_model("auto" if device.type == "cuda" else device)
@@ -67,10 +69,12 @@ def run(settings: StageSettings, *, model: Path, crystals: Path, out: Path) -> N
             progress.advance(len(items))
             return made
 
-        table = write_in_parts(out, run, tables.INVARIANCE, len(rows), CRYSTALS_PER_PART, make_rows)
+        table = write_in_parts(
+            out, run, schemas.INVARIANCE, len(rows), CRYSTALS_PER_PART, make_rows
+        )
         means = {
             name: round(float(np.mean(table.column(name).to_numpy())), 5)
-            for name in tables.INVARIANCE.names[2:]
+            for name in schemas.INVARIANCE.names[2:]
         }
         losses = _losses(language_model, opened, split, settings)
         run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0, **means, **losses)

@@ -7,25 +7,21 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from flowllm import tables
-from flowllm.config import Metrics, StageSettings
+from flowllm.config.sections.evaluation import Metrics
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
-from flowllm.descent import check_computed_from
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.matching import LOOSE
 from flowllm.evaluate.parallel import ordered_map
 from flowllm.evaluate.prediction import Target, compare, prediction_numbers
 from flowllm.evaluate.samples import check_ids
-from flowllm.runlog import log, stage_run
-from flowllm.tables import (
-    CSP_FORMAT,
-    crystal_of,
-    read_metadata,
-    read_table,
-    read_tables,
-    write_table,
-    write_text,
-)
+from flowllm.io import schemas
+from flowllm.io.files import write_text
+from flowllm.io.schemas import CSP_FORMAT
+from flowllm.io.tables import crystal_of, read_metadata, read_table, read_tables, write_table
+from flowllm.runtime.descent import check_computed_from
+from flowllm.runtime.log import log
+from flowllm.runtime.provenance import stage_run
 
 
 def run(
@@ -76,7 +72,7 @@ def run(
         }
         failed = sum(row["error"] is not None for row in rows)
         run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=failed)
-        write_table(out.with_suffix(".parquet"), rows, tables.CSP, run.metadata())
+        write_table(out.with_suffix(".parquet"), rows, schemas.CSP, run.metadata())
         write_text(out, json.dumps(numbers, indent=1) + "\n")
         found = numbers["rates"]["match_rate"]
         log.info("match_rate: %d of %d", found["numerator"], found["denominator"])
@@ -84,11 +80,13 @@ def run(
 
 def _targets(base: Sequence[Path], generated: Sequence[Path], crystals: Path) -> list[Target]:
     """Join predictions and test crystals; draws of one crystal stay in their order."""
-    drawn = read_tables(base, tables.CSP_BASE, ["id", "material_id"]).to_pylist()
+    drawn = read_tables(base, schemas.CSP_BASE, ["id", "material_id"]).to_pylist()
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles"]
-    made = {row["id"]: row for row in read_tables(generated, tables.GENERATED, columns).to_pylist()}
+    made = {
+        row["id"]: row for row in read_tables(generated, schemas.GENERATED, columns).to_pylist()
+    }
     check_ids([row["id"] for row in drawn], made, generated[0], complete=True)
-    known = {row["id"]: row for row in read_table(crystals, tables.CRYSTALS, columns).to_pylist()}
+    known = {row["id"]: row for row in read_table(crystals, schemas.CRYSTALS, columns).to_pylist()}
     attempts: dict[str, list[Crystal | None]] = {}
     for row in drawn:
         attempts.setdefault(row["material_id"], []).append(crystal_of(made[row["id"]]))

@@ -7,9 +7,11 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedModel
 
-from flowllm.config import MergeAdapter, StageSettings
-from flowllm.device import pick_dtype
+from flowllm.config.sections.llm import MergeAdapter
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
+from flowllm.io.files import atomic_folder, check_folder
+from flowllm.io.weights_file import check_safetensors
 from flowllm.llm.base_model import (
     load_base_model,
     load_tokenizer,
@@ -19,9 +21,9 @@ from flowllm.llm.base_model import (
 )
 from flowllm.llm.dequantized import round_as_in_training
 from flowllm.llm.model_record import read_record, write_record
-from flowllm.runlog import log, stage_run
-from flowllm.tables import atomic_folder, check_folder
-from flowllm.weights_file import check_safetensors
+from flowllm.runtime.device import pick_dtype
+from flowllm.runtime.log import log
+from flowllm.runtime.provenance import stage_run
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from flowllm import tables
-from flowllm.config import Metrics, StageSettings
-from flowllm.descent import check_computed_from, check_descends_from, check_same_input
+from flowllm.config.sections.evaluation import Metrics
+from flowllm.config.stage_settings import StageSettings
+from flowllm.evaluate.aggregate import FORMAT, NOVELTY_SETS, Evaluation, all_numbers
 from flowllm.evaluate.coverage import add_coverage, read_fingerprints
-from flowllm.evaluate.flags import add_matches, match_samples, measure
 from flowllm.evaluate.parallel import ordered_map
-from flowllm.evaluate.results import FORMAT, NOVELTY_SETS, Evaluation, all_numbers
+from flowllm.evaluate.per_crystal import add_matches, match_samples, measure
 from flowllm.evaluate.samples import check_ids, read_samples
-from flowllm.runlog import log, stage_run
-from flowllm.tables import write_table, write_text
+from flowllm.io import schemas
+from flowllm.io.files import write_text
+from flowllm.io.tables import write_table
+from flowllm.runtime.descent import check_computed_from, check_descends_from, check_same_input
+from flowllm.runtime.log import log
+from flowllm.runtime.provenance import stage_run
 
 
 def run(
@@ -89,7 +92,7 @@ def run(
             rows_out=len(rows),
             rows_failed=sum(row["error"] is not None for row in rows),
         )
-        write_table(out.with_suffix(".parquet"), rows, tables.METRICS_PER_CRYSTAL, run.metadata())
+        write_table(out.with_suffix(".parquet"), rows, schemas.METRICS_PER_CRYSTAL, run.metadata())
         write_text(out, json.dumps(numbers, indent=1) + "\n")
         for name in ("structural_validity", "compositional_validity", "stability_rate", "sun_rate"):
             found = numbers["rates"][name]

@@ -12,8 +12,8 @@ from typing import Any
 
 from pymatgen.core import Composition
 
-from flowllm import tables
-from flowllm.config import Prepare, StageSettings
+from flowllm.config.sections.data import Prepare
+from flowllm.config.stage_settings import StageSettings
 from flowllm.data.cif import crystal_from_cif
 from flowllm.data.manifest import SPLITS, read_manifest
 from flowllm.data.properties import parse_property
@@ -21,8 +21,11 @@ from flowllm.data.rejected import RejectedError
 from flowllm.data.rows import PROPERTY_COLUMNS, SourceRow, read_rows
 from flowllm.data.splits import assign_splits
 from flowllm.errors import FlowllmError
-from flowllm.runlog import Progress, StageRun, log, stage_run
-from flowllm.tables import check_writable, write_table
+from flowllm.io import schemas, tables
+from flowllm.io.files import check_writable
+from flowllm.io.tables import write_table
+from flowllm.runtime.log import Progress, log
+from flowllm.runtime.provenance import StageRun, stage_run
 
 CHUNK_ROWS = 32
 """Rows that a worker takes at a time."""
@@ -150,7 +153,7 @@ def write_outcomes(outcomes: Iterable[Outcome], out: Path, run: StageRun) -> Non
         else:
             reasons[outcome.reason] += 1
             rejected.append(outcome.row)
-    write_table(out / "rejected.parquet", rejected, tables.REJECTED, run.metadata())
+    write_table(out / "rejected.parquet", rejected, schemas.REJECTED, run.metadata())
     for reason, count in sorted(reasons.items()):
         example = next(row for row in rejected if row["reason"] == reason)
         where = f"{example['file']}, row {example['row']}, {example['material_id']}"
@@ -158,7 +161,7 @@ def write_outcomes(outcomes: Iterable[Outcome], out: Path, run: StageRun) -> Non
     for split, rows in by_split.items():
         if not rows:
             raise FlowllmError(_empty_split(split, reasons, out))
-        write_table(out / f"{split}.parquet", rows, tables.CRYSTALS, run.metadata())
+        write_table(out / f"{split}.parquet", rows, schemas.CRYSTALS, run.metadata())
     sizes = {split: len(rows) for split, rows in by_split.items()}
     run.count(rows_out=sum(sizes.values()), rows_failed=len(rejected), **sizes)
     run.count(rejected=dict(sorted(reasons.items())))

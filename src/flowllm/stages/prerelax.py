@@ -6,15 +6,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from flowllm import tables
-from flowllm.config import Potential, Prerelax, StageSettings
-from flowllm.device import pick_device
+from flowllm.config.sections.energies import Potential, Prerelax
+from flowllm.config.stage_settings import StageSettings
 from flowllm.evaluate.hull import potential_label
-from flowllm.memory import keep_freed_memory
+from flowllm.io import schemas, tables
 from flowllm.relax.models import LABELS, LoadedPotential, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
-from flowllm.resume import make_parts
-from flowllm.runlog import Progress, stage_run
+from flowllm.runtime.device import pick_device
+from flowllm.runtime.log import Progress
+from flowllm.runtime.malloc import keep_freed_memory
+from flowllm.runtime.provenance import stage_run
+from flowllm.runtime.resume import make_parts
 
 Row = Mapping[str, Any]
 
@@ -28,7 +30,7 @@ def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
     section: Prerelax = settings.prerelax
     keep_freed_memory()
     potential: Potential = settings.potential
-    rows = tables.read_table(generated, tables.GENERATED).to_pylist()
+    rows = tables.read_table(generated, schemas.GENERATED).to_pylist()
     with stage_run(settings, inputs={"generated": generated}, output=out) as run:
         progress = Progress("prerelax", len(rows))
         loaded = load_potential(potential.name, pick_device())
@@ -38,9 +40,9 @@ def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
             chunk = [rows[item] for item in items]
             return _relax_rows(chunk, label, loaded, section, progress.advance)
 
-        schema = tables.RELAXED.append(tables.TIMES.field("seconds"))
+        schema = schemas.RELAXED.append(schemas.TIMES.field("seconds"))
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
-        for path, part in ((times_path(out), tables.TIMES), (out, tables.RELAXED)):
+        for path, part in ((times_path(out), schemas.TIMES), (out, schemas.RELAXED)):
             tables.write_table(path, table.select(part.names), part, run.metadata())
         run.count(**_counts(table))
 

@@ -8,19 +8,21 @@ from typing import Any
 
 from pymatgen.core import Composition
 
-from flowllm import tables
-from flowllm.config import Potential, Prerelax, ReferenceHull, StageSettings
+from flowllm.config.sections.energies import Potential, Prerelax, ReferenceHull
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
-from flowllm.device import pick_device
 from flowllm.dft.entries import ReferenceEntry, read_entries
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import entry_row, potential_label, unrecorded_label
-from flowllm.memory import keep_freed_memory
+from flowllm.io import schemas, tables
 from flowllm.relax.ground_states import ground_states
 from flowllm.relax.models import LABELS, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
-from flowllm.resume import make_parts
-from flowllm.runlog import Progress, StageRun, log, stage_run
+from flowllm.runtime.device import pick_device
+from flowllm.runtime.log import Progress, log
+from flowllm.runtime.malloc import keep_freed_memory
+from flowllm.runtime.provenance import StageRun, stage_run
+from flowllm.runtime.resume import make_parts
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def run(settings: StageSettings, *, crystals: Path, out: Path) -> None:
             entries = list(read_entries(Path(section.source)))
             _warn_of_dft(entries, section.source)
             rows = [entry_row(entry, kind="potential", source=label) for entry in entries]
-            tables.write_table(out, rows, tables.HULL_ENTRIES, run.metadata())
+            tables.write_table(out, rows, schemas.HULL_ENTRIES, run.metadata())
             run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0)
 
 
@@ -103,7 +105,7 @@ def _write_from_train(settings: StageSettings, crystals: Path, out: Path, run: S
         chunk = [candidates[item] for item in items]
         return _entry_rows(chunk, evaluate([one.crystal for one in chunk]), label)
 
-    schema, chunk_size = tables.HULL_ENTRIES, settings.reference_hull.chunk_size
+    schema, chunk_size = schemas.HULL_ENTRIES, settings.reference_hull.chunk_size
     table = make_parts(out, run, schema, len(candidates), chunk_size, make_rows)
     given = {one.entry_id for one in candidates if one.is_training}
     made = sum(entry_id in given for entry_id in table.column("entry_id").to_pylist())
@@ -123,7 +125,7 @@ def _write_from_train(settings: StageSettings, crystals: Path, out: Path, run: S
 
 def _candidates(crystals: Path) -> list[_Candidate]:
     """Return the training crystals in their order, then the elements' ground states."""
-    rows = tables.read_table(crystals, tables.CRYSTALS).to_pylist()
+    rows = tables.read_table(crystals, schemas.CRYSTALS).to_pylist()
     training = [_Candidate(row["id"], row["formula"], tables.crystal_of(row), True) for row in rows]
     return training + [
         _Candidate(f"{symbol}, {one.entry_id}", one.crystal.formula, one.crystal, False)

@@ -10,21 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowllm import tables
-from flowllm.config import Refine, Setting, StageSettings
+from flowllm.config.sections.flow import Refine, Setting
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
-from flowllm.device import pick_device
 from flowllm.errors import FlowllmError
-from flowllm.memory import keep_freed_memory
+from flowllm.io import schemas
+from flowllm.io.tables import crystal_columns, crystal_of, read_table, write_table
+from flowllm.rfm.base_distribution import RejectedCrystalError, Start, StartPoint, draw_start
 from flowllm.rfm.integrate import INTEGRATORS, anneal, integrate
 from flowllm.rfm.manifold import AngleBounds, lattice_parameters
 from flowllm.rfm.model import load_model
 from flowllm.rfm.network import MAX_ATOMS, NetworkSize, VelocityField, bytes_per_crystal
-from flowllm.rfm.start import RejectedCrystalError, Start, StartPoint, draw_start
 from flowllm.rfm.symmetry import KeptSymmetry, Operations, SymmetricStart, symmetric_start
-from flowllm.runlog import Progress, stage_run
+from flowllm.runtime.device import pick_device
+from flowllm.runtime.log import Progress
+from flowllm.runtime.malloc import keep_freed_memory
+from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import generator
-from flowllm.tables import crystal_columns, crystal_of, read_table, write_table
 
 Row = dict[str, Any]
 
@@ -63,10 +65,10 @@ def run(
 
     Args:
         settings: section `refine` and the row `setting`.
-        base: shard of `tables.BASE`.
+        base: shard of `schemas.BASE`.
         model: folder of the setting's flow, None where the setting has none.
-        out: shard of `tables.GENERATED` to write.
-        trajectories: shard of `tables.TRAJECTORIES` to write, too.
+        out: shard of `schemas.GENERATED` to write.
+        trajectories: shard of `schemas.TRAJECTORIES` to write, too.
 
     Raises:
         FlowllmError: the model is missing or is none.
@@ -75,7 +77,7 @@ def run(
     setting: Setting = settings.setting
     inputs = {"base": base} if model is None else {"base": base, "model": model}
     with stage_run(settings, inputs=inputs, output=out) as run:
-        given = read_table(base, tables.BASE).to_pylist()
+        given = read_table(base, schemas.BASE).to_pylist()
         if setting.flow is None:
             rows, frames = [_outcome(row, crystal_of(row), 0) for row in given], []
             counts: Counter[str] = Counter()
@@ -89,8 +91,8 @@ def run(
         failed = sum(row["status"] != "ok" for row in rows)
         run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed, **counts)
         if trajectories is not None:
-            write_table(trajectories, frames, tables.TRAJECTORIES, run.metadata())
-        write_table(out, rows, tables.GENERATED, run.metadata())
+            write_table(trajectories, frames, schemas.TRAJECTORIES, run.metadata())
+        write_table(out, rows, schemas.GENERATED, run.metadata())
 
 
 def refine_rows(
@@ -103,14 +105,14 @@ def refine_rows(
     """Refine the crystals of base rows; rows come back in the given order.
 
     Args:
-        given: rows of `tables.BASE`; failed ones stay failed with their reason.
+        given: rows of `schemas.BASE`; failed ones stay failed with their reason.
         field: the velocity field.
         start: the base distribution that it was trained from.
         settings: of the stage.
         every: record each crystal after every so many steps, None for none.
 
     Returns:
-        Rows of `tables.GENERATED` and of `tables.TRAJECTORIES`; how many starts were moved onto
+        Rows of `schemas.GENERATED` and of `schemas.TRAJECTORIES`; how many starts were moved onto
         which kind of space group, with `keep_symmetry`.
     """
     section: Refine = settings.refine

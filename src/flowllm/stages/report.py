@@ -3,17 +3,18 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flowllm.config import Report, StageSettings
-from flowllm.descent import check_same_input
+from flowllm.config.sections.evaluation import Report
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
+from flowllm.io.files import atomic_path, write_text
+from flowllm.report.metrics_files import of_kind, read_predictions, read_results
 from flowllm.report.page import Section, headline_cards, render
 from flowllm.report.protocol_text import hull_name
 from flowllm.report.quality_tables import TERMINAL_COLUMNS
-from flowllm.report.results import of_kind, read_predictions, read_results
 from flowllm.report.sections import make_sections
 from flowllm.report.table import Shown, Table, show, to_csv, to_latex, to_markdown
-from flowllm.runlog import stage_run
-from flowllm.tables import atomic_path, write_text
+from flowllm.runtime.descent import check_same_input
+from flowllm.runtime.provenance import stage_run
 
 TABLE_FORMATS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
 

@@ -4,14 +4,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowllm.config import Base, SampleBase, StageSettings
+from flowllm.config.sections.llm import Base, SampleBase
+from flowllm.config.stage_settings import StageSettings
+from flowllm.io.schemas import BASE
 from flowllm.llm.grammar import crystal_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import UNCONDITIONAL, prompt_text
 from flowllm.llm.sampling import Task, base_row, write_samples
-from flowllm.runlog import Progress, stage_run
+from flowllm.runtime.log import Progress
+from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
-from flowllm.tables import BASE
 
 
 def run(
@@ -24,7 +26,7 @@ def run(
         model: folder of the merged model.
         start: number of the first crystal.
         count: number of crystals.
-        out: the shard (`tables.BASE`), one row a crystal.
+        out: the shard (`schemas.BASE`), one row a crystal.
         gpus: GPUs of this job, 0 for the CPU.
 
     Raises:

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from flowllm.config import TRAIN_COMPOSITIONS, StageSettings
+from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.runlog import stage_run
+from flowllm.io.schemas import BASE, CRYSTALS
+from flowllm.io.tables import crystal_columns, read_table, write_table
+from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import generator
-from flowllm.tables import BASE, CRYSTALS, crystal_columns, read_table, write_table
 
 ANGLES = (60.0, 120.0)
 """Degrees; those of Niggli-reduced cells."""
@@ -31,7 +33,7 @@ def run(settings: StageSettings, *, crystals: Path, start: int, count: int, out:
         crystals: the training split.
         start: number of the first crystal.
         count: number of crystals.
-        out: the shard (`tables.BASE`), one row a crystal.
+        out: the shard (`schemas.BASE`), one row a crystal.
 
     Raises:
         FlowllmError: the training split is missing or empty.

@@ -7,17 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from flowllm.config import CspBase, SampleBase, StageSettings
+from flowllm.config.sections.llm import CspBase, SampleBase
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
+from flowllm.io.schemas import CRYSTALS, CSP_BASE
+from flowllm.io.tables import read_table
 from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.sampling import Outcome, Task, base_row, write_samples
 from flowllm.llm.text import composition_of
-from flowllm.runlog import Progress, stage_run
+from flowllm.runtime.log import Progress
+from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
-from flowllm.tables import CRYSTALS, CSP_BASE, read_table
 
 Row = dict[str, Any]
 
@@ -40,7 +43,7 @@ def run(
         crystals: the test split.
         start: number of the first test crystal.
         count: number of test crystals.
-        out: the shard (`tables.CSP_BASE`), one row per attempt; status too_many_atoms where the
+        out: the shard (`schemas.CSP_BASE`), one row per attempt; status too_many_atoms where the
             test crystal has more atoms than any that the model was trained on.
         gpus: GPUs of this job, 0 for the CPU.
 

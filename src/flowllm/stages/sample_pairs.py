@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowllm.config import SamplePairs, StageSettings
+from flowllm.config.sections.llm import SamplePairs
+from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.io.schemas import CRYSTALS, PAIRS
+from flowllm.io.tables import crystal_columns, crystal_of, read_table
 from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
@@ -19,9 +22,9 @@ from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.sampling import Outcome, Task, sample_columns, write_samples
 from flowllm.llm.text import composition_of
-from flowllm.runlog import Progress, stage_run
+from flowllm.runtime.log import Progress
+from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive, generator
-from flowllm.tables import CRYSTALS, PAIRS, crystal_columns, crystal_of, read_table
 
 
 def run(
@@ -47,7 +50,7 @@ def run(
         split: name of the split.
         start: number of the first draw.
         count: number of draws.
-        out: the shard (`tables.PAIRS`), one row a draw.
+        out: the shard (`schemas.PAIRS`), one row a draw.
         gpus: GPUs of this job, 0 for the CPU.
 
     Raises:

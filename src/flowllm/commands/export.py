@@ -1,0 +1,121 @@
+"""Crystals in other programs' formats: CIF folder, CSV of pymatgen JSON, extended XYZ.
+
+The CIF folder and the CSV are what LeMat-GenBench and leaderboards like it read. In the CSV an
+apostrophe stands before an id that a spreadsheet would run as a formula.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from pymatgen.core import Structure
+
+from flowllm.commands.inspect import CRYSTAL_COLUMNS, read
+from flowllm.dft.inputs import folder_name
+from flowllm.errors import FlowllmError
+from flowllm.io.files import atomic_folder, atomic_path
+from flowllm.io.tables import crystal_of
+from flowllm.plain_text import spreadsheet_text
+from flowllm.runtime.log import log
+
+Format = Literal["cif", "csv", "extxyz"]
+
+ENERGY_COLUMNS = ("final_energy_per_atom", "corrected_energy_per_atom")
+"""eV per atom, of the potential's relaxation or of DFT; the first that a table has is exported."""
+
+
+def export(paths: Sequence[Path], out: Path, form: Format, limit: int | None = None) -> int:
+    """Write the crystals of some tables; rows without one are left out, and counted in the log.
+
+    Args:
+        paths: tables of crystals, e.g. the relaxed shards of one setting.
+        out: a new folder for `cif`, a file otherwise.
+        form: the format.
+        limit: write the first so many crystals, None for all.
+
+    Returns:
+        The number of crystals written.
+
+    Raises:
+        FlowllmError: a table is missing or holds no crystals, two crystals have one id, or the
+            folder exists.
+    """
+    rows = [row for path in paths for row in _rows(path)]
+    crystals = ((row, crystal) for row in rows if (crystal := crystal_of(row)) is not None)
+    items = [(row, crystal.to_structure()) for row, crystal in islice(crystals, limit)]
+    _check_ids(row for row, _ in items)
+    writers = {"cif": _write_cifs, "csv": _write_csv, "extxyz": _write_extxyz}
+    writers[form](items, out)
+    left_out = sum(row["lengths"] is None for row in rows)
+    log.info("export: %d crystals to %s; %d rows have none", len(items), out, left_out)
+    return len(items)
+
+
+Items = Sequence[tuple[dict[str, Any], Structure]]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    table = read(path)
+    if not {"id", *CRYSTAL_COLUMNS} <= set(table.column_names):
+        raise FlowllmError(f"{path}: holds no crystals")
+    columns = ["id", *CRYSTAL_COLUMNS, *(c for c in ENERGY_COLUMNS if c in table.column_names)]
+    return [row | {"table": path} for row in table.select(columns).to_pylist()]
+
+
+def _check_ids(rows: Iterable[dict[str, Any]]) -> None:
+    """Refuse an id twice: settings of one base share their ids, and one CIF would replace another.
+
+    Raises:
+        FlowllmError: names the id and the tables that have it.
+    """
+    tables: dict[str, Path] = {}
+    for row in rows:
+        if first := tables.get(row["id"]):
+            raise FlowllmError(
+                f"id {row['id']} is in {first} and in {row['table']}; export them one by one"
+            )
+        tables[row["id"]] = row["table"]
+
+
+def _energy(row: dict[str, Any], structure: Structure) -> float | None:
+    """Return a cell's energy in eV, None where the table has none."""
+    found = [row[name] for name in ENERGY_COLUMNS if row.get(name) is not None]
+    return found[0] * len(structure) if found else None
+
+
+def _write_cifs(items: Items, out: Path) -> None:
+    if out.exists():
+        raise FlowllmError(f"{out}: exists; name a new folder")
+    with atomic_folder(out) as temporary:
+        for row, structure in items:
+            (temporary / f"{folder_name(row['id'])}.cif").write_text(structure.to(fmt="cif"))
+
+
+def _write_csv(items: Items, out: Path) -> None:
+    with atomic_path(out) as temporary, temporary.open("w", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(["material_id", "structure", "energy"])
+        for row, structure in items:
+            text = json.dumps(structure.as_dict(), sort_keys=True)
+            writer.writerow([spreadsheet_text(row["id"]), text, _energy(row, structure)])
+
+
+def _write_extxyz(items: Items, out: Path) -> None:
+    with atomic_path(out) as temporary, temporary.open("w") as handle:
+        for row, structure in items:
+            handle.writelines(_extxyz_lines(row, structure))
+
+
+def _extxyz_lines(row: dict[str, Any], structure: Structure) -> Iterator[str]:
+    cell = " ".join(f"{value:.8f}" for value in structure.lattice.matrix.ravel())
+    energy = _energy(row, structure)
+    said = "" if energy is None else f" energy={energy:.8f}"
+    yield f"{len(structure)}\n"
+    name = json.dumps(" ".join(row["id"].splitlines()), ensure_ascii=False)  # quotes escaped
+    yield f'Lattice="{cell}" Properties=species:S:1:pos:R:3 id={name}{said} pbc="T T T"\n'
+    for site in structure:
+        x, y, z = site.coords
+        yield f"{site.specie.symbol} {x:.8f} {y:.8f} {z:.8f}\n"

@@ -1,0 +1,208 @@
+"""Crystals on request (`flowllm sample`): any conditions that the model was trained on."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Composition, Element
+
+from flowllm.config.sections.llm import CONDITIONS, Prompts
+from flowllm.config.stage_settings import StageSettings
+from flowllm.crystal import cell_formula
+from flowllm.data.csv_file import read_csv
+from flowllm.data.properties import parse_property
+from flowllm.errors import FlowllmError
+from flowllm.io.schemas import BASE
+from flowllm.llm.grammar import cell_regex, crystal_regex
+from flowllm.llm.model_folder import ModelFolder
+from flowllm.llm.model_record import ModelRecord
+from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
+from flowllm.llm.sampling import Task, base_row, write_samples
+from flowllm.llm.text import composition_of
+from flowllm.runtime.provenance import stage_run
+from flowllm.seeds import derive
+
+MAX_ATOMS_ASKED = 1000
+"""More than in the cells of any training set, for files that are read before the model."""
+
+Words = Mapping[str, str]
+"""Conditions as a user writes them: name of the condition to its text."""
+
+
+def sample(
+    settings: StageSettings,
+    *,
+    model: Path,
+    asked: Sequence[Words],
+    count: int,
+    out: Path,
+    gpus: int,
+) -> None:
+    """Sample crystals for some conditions.
+
+    Args:
+        settings: of `sample_base`.
+        model: folder of the merged model.
+        asked: conditions as their words, see `read_conditions`.
+        count: crystals for each of them.
+        out: a table (`schemas.BASE`); ids are `sample-{conditions}-{number}`.
+        gpus: GPUs to use, 0 for the CPU.
+
+    Raises:
+        FlowllmError: conditions make no sense, or the model was not trained on such prompts.
+    """
+    opened = ModelFolder(model, settings.prompts)
+    wishes = [_wish(settings.prompts, words, opened.record.max_atoms) for words in asked]
+    sampler = opened.sampler(
+        [conditions for conditions, _ in wishes],
+        temperature=settings.base.temperature,
+        top_p=settings.base.top_p,
+        max_attempts=settings.sample_base.max_attempts,
+        restrict_tokens=settings.sample_base.restrict_tokens,
+        reject_close_atoms=settings.sample_base.reject_close_atoms,
+        backend=settings.sample_base.backend,
+        gpus=gpus,
+    )
+    numbers = [(i, j) for i in range(len(wishes)) for j in range(count)]
+
+    def make_rows(items: range) -> list[dict[str, Any]]:
+        chosen = [numbers[k] for k in items]
+        tasks = [_task(settings, opened.record, wishes[i], i, j) for i, j in chosen]
+        return [
+            base_row(
+                f"sample-{i:04d}-{j:06d}", outcome, prompt_text(settings.prompts, wishes[i][0])
+            )
+            for (i, j), outcome in zip(chosen, sampler.draw(tasks), strict=True)
+        ]
+
+    work = {"asked": [dict(words) for words in asked], "count": count}
+    with stage_run(settings, inputs={"model": model}, output=out, work=work) as run:
+        chunk = settings.sample_base.chunk_size
+        write_samples(sampler, out, run, BASE, len(numbers), chunk, make_rows)
+
+
+def read_conditions(path: Path) -> list[Words]:
+    """Read a CSV file of conditions: a column each, a row for each wish, empty where not given.
+
+    Raises:
+        FlowllmError: as `read_csv`, or a column is unknown, a row has more or fewer cells than the
+            header or no condition, or there is no row; the message names the line.
+    """
+    lines = read_csv(path)
+    columns = [name.strip() for name in next(lines)[1]]
+    if unknown := sorted(set(columns) - set(CONDITIONS)):
+        raise FlowllmError(f"{path}: unknown columns {unknown}; there are {', '.join(CONDITIONS)}")
+    rows = []
+    for line, cells in lines:
+        if len(cells) != len(columns):
+            raise FlowllmError(
+                f"{path}, line {line}: {len(cells)} cells under {len(columns)} columns; put a cell "
+                'that contains a comma in quotes: "Ga,As"'
+            )
+        words = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+        rows.append({name: word for name, word in words.items() if word})
+        if not rows[-1]:
+            raise FlowllmError(
+                f"{path}, line {line}: no condition; delete the line, or run `flowllm sample` "
+                "without --conditions"
+            )
+        try:
+            _values(rows[-1], MAX_ATOMS_ASKED)
+        except ValueError as error:
+            raise FlowllmError(f"{path}, line {line}: {error}") from error
+    if not rows:
+        raise FlowllmError(f"{path}: holds no rows of conditions")
+    return rows
+
+
+Wish = tuple[Conditions, np.ndarray | None]
+"""What the prompt gives, and the atoms that follow from it (none of a reduced formula)."""
+
+
+def _wish(prompts: Prompts, words: Words, max_atoms: int) -> Wish:
+    """Read one wish; `max_atoms` is the most that the model was trained on."""
+    try:
+        values = _values(words, max_atoms)
+    except ValueError as error:
+        raise FlowllmError(f"conditions {dict(words)}: {error}") from error
+    numbers = values.pop("formula", None)
+    if numbers is not None:
+        values["formula"] = prompt_formula(prompts, numbers)
+    return Conditions(**values), None if prompts.formula_style == "reduced" else numbers
+
+
+def _values(words: Words, max_atoms: int) -> dict[str, Any]:
+    """Return what conditions say: atomic numbers for a formula, symbols for elements, and numbers.
+
+    Raises:
+        ValueError: a condition makes no sense; the message names it.
+    """
+    values: dict[str, Any] = {}
+    for name, text in words.items():
+        if name == "formula":
+            values[name] = _atoms(text, max_atoms)
+        elif name == "elements":
+            values[name] = _elements(text, max_atoms)
+        else:
+            values[name] = _number(name, text)
+    return values
+
+
+def _number(name: str, text: str) -> float | int:
+    try:
+        value = parse_property(name, text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from error
+    if value is None:
+        raise ValueError(f"{name} is {text!r}, expected a number; leave it out if it may be any")
+    return value
+
+
+def _atoms(formula: str, max_atoms: int) -> np.ndarray:
+    """Atomic numbers of a formula's atoms, by electronegativity as in training texts."""
+    composition = Composition(formula)
+    if strange := [str(one) for one in composition if not isinstance(one, Element)]:
+        raise ValueError(f"formula {formula}: {strange[0]} is not an element")
+    if not all(float(count).is_integer() for count in composition.values()):
+        raise ValueError(f"formula {formula} has no whole numbers of atoms")
+    if not composition.num_atoms:
+        raise ValueError(f"formula {formula} has no atoms")
+    if composition.num_atoms > max_atoms:
+        raise ValueError(
+            f"{formula} has {composition.num_atoms:.0f} atoms, but the model was trained on "
+            f"crystals of at most {max_atoms}; ask for fewer, or fine-tune with a larger "
+            "prepare.max_atoms"
+        )
+    numbers = [element.Z for element, count in composition.items() for _ in range(int(count))]
+    in_order = Composition(cell_formula(np.array(numbers))).items()
+    return np.array([element.Z for element, count in in_order for _ in range(int(count))])
+
+
+def _elements(text: str, max_atoms: int) -> tuple[str, ...]:
+    """Return the symbols of a list of elements, each once, by electronegativity."""
+    symbols = text.replace(",", " ").split()
+    for symbol in symbols:
+        if not Element.is_valid_symbol(symbol):
+            raise ValueError(f"elements {text!r}: {symbol!r} is not the symbol of an element")
+    if not symbols:
+        raise ValueError(f"elements {text!r} has no symbol of an element")
+    return tuple(Composition(cell_formula(_atoms("".join(symbols), max_atoms))).as_dict())
+
+
+def _task(settings: StageSettings, record: ModelRecord, wish: Wish, i: int, j: int) -> Task:
+    conditions, numbers = wish
+    regex = None
+    if settings.sample_base.structured:
+        regex = (
+            crystal_regex(record.elements, record.max_atoms, record.max_length)
+            if numbers is None
+            else cell_regex(numbers.tolist(), record.max_length)
+        )
+    return Task(
+        conditions=conditions,
+        composition=None if numbers is None else composition_of(numbers),
+        regex=regex,
+        seed=partial(derive, settings.seed, "sample", settings.base.name, i, j),
+    )

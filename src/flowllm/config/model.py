@@ -1,0 +1,181 @@
+"""The configuration: one model a section, no defaults here, no unknown keys.
+
+`config.yaml` holds every value once, with its unit and source; overlays (`workflow/config/*.yaml`)
+change some. A stage is given just the sections that `STAGES` names for it, so that a change reruns
+only what depends on it.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
+
+from flowllm.config.sections.base import OwnPath, Section
+from flowllm.config.sections.cluster import Nodes, Resources
+from flowllm.config.sections.data import Data, External, Prepare, Sizes
+from flowllm.config.sections.energies import (
+    Dft,
+    DftCollect,
+    DftHull,
+    DftInputs,
+    Potential,
+    Prerelax,
+    ReferenceHull,
+    Stability,
+)
+from flowllm.config.sections.evaluation import Fingerprints, Metrics, Report
+from flowllm.config.sections.flow import TRAIN_COMPOSITIONS, Flow, Refine, Setting, TrainRfm
+from flowllm.config.sections.llm import (
+    Base,
+    CspBase,
+    FinetuneLlm,
+    Invariance,
+    MergeAdapter,
+    Prompts,
+    SampleBase,
+    SamplePairs,
+)
+from flowllm.config.stages import STAGES, Kind
+
+SHAPES_OF_DRAFTS = ("structured", "restrict_tokens")
+"""Keys of `sample_pairs` and `sample_base` that change which texts can come at all.
+
+A flow is trained on the drafts of the one and starts from those of the other, so that they must
+agree. Temperature and nucleus may differ, as in the paper (appendix C). So may
+`reject_close_atoms`: of the drafts without two atoms at one point it changes nothing but their
+number, and the others no flow without noise can part.
+"""
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    run_dir: Annotated[OwnPath, AfterValidator(lambda text: str(Path(text)))]
+    seed: NonNegativeInt
+    data: Data
+    prepare: Prepare
+    prompts: Prompts
+    finetune_llm: FinetuneLlm
+    merge_adapter: MergeAdapter
+    invariance: Invariance
+    sizes: Sizes
+    sample_pairs: SamplePairs
+    train_rfm: TrainRfm
+    flows: tuple[Flow, ...] = Field(min_length=1)
+    bases: tuple[Base, ...] = Field(min_length=1)
+    sample_base: SampleBase
+    settings: tuple[Setting, ...] = Field(min_length=1)
+    external_samples: tuple[External, ...]
+    csp_bases: tuple[CspBase, ...]
+    csp_settings: tuple[Setting, ...]
+    refine: Refine
+    potential: Potential
+    prerelax: Prerelax
+    reference_hull: ReferenceHull
+    dft_hull: DftHull
+    stability: Stability
+    dft: Dft
+    dft_inputs: DftInputs
+    dft_collect: DftCollect
+    fingerprints: Fingerprints
+    metrics: Metrics
+    report: Report
+    resources: dict[str, Resources]
+    nodes: Nodes
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "Config":
+        flows = [flow.name for flow in self.flows]
+        bases = [base.name for base in (*self.bases, *self.csp_bases)] + [TRAIN_COMPOSITIONS]
+        settings = [setting.name for setting in (*self.settings, *self.csp_settings)]
+        for names, where in ((flows, "flows"), (bases, "bases"), (settings, "settings")):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{where}: a name stands twice in {names}")
+        external = [row.name for row in self.external_samples]
+        if len(set(external)) != len(external) or {*external} & {*bases, *settings}:
+            raise ValueError(
+                f"external_samples: each of {external} needs a name that no other row, base or "
+                "setting has"
+            )
+        if "test" in [*settings, *external]:
+            raise ValueError("settings: the name test is the test split's, take another")
+        self._bases_fit()
+        self._flows_fit()
+        self._drafts_fit()
+        missing = set(STAGES) - set(self.resources)
+        unknown = set(self.resources) - set(STAGES)
+        if missing or unknown:
+            raise ValueError(f"resources: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _dft_on_one_scale(self) -> "Config":
+        """Said before the DFT is paid for; stability looks at the energies themselves."""
+        found = self.dft_hull.correction_scheme
+        ours = self.dft_collect.correction_scheme.removesuffix("_plus_u_only")
+        needed = "GPAW" if self.dft.code == "gpaw" else ours
+        if self.dft_hull.source is not None and found != needed:
+            raise ValueError(
+                f"dft_hull: its energies are of {found}, those of dft.code {self.dft.code} will be "
+                f"of {needed}; give dft_hull a source and a correction_scheme of {needed}"
+            )
+        return self
+
+    @property
+    def asks_llm(self) -> bool:
+        """Whether some row is drawn from the language model; what it knows is measured then."""
+        rows = (*self.settings, *self.csp_settings)
+        return any(setting.base != TRAIN_COMPOSITIONS for setting in rows)
+
+    def _bases_fit(self) -> None:
+        for where, rows, names in (
+            ("bases", self.settings, [*(base.name for base in self.bases), TRAIN_COMPOSITIONS]),
+            ("csp_bases", self.csp_settings, [base.name for base in self.csp_bases]),
+        ):
+            for setting in rows:
+                if setting.base not in names:
+                    raise ValueError(
+                        f"settings: {setting.name} uses base {setting.base!r}, "
+                        f"which is not among the {where} {names}"
+                    )
+
+    def _flows_fit(self) -> None:
+        starts = {flow.name: flow.start for flow in self.flows}
+        for setting in (*self.settings, *self.csp_settings):
+            if setting.flow not in [None, *starts]:
+                raise ValueError(
+                    f"settings: {setting.name} uses flow {setting.flow!r}, "
+                    f"which is not among the flows {[*starts]}"
+                )
+            simple = setting.flow is not None and starts[setting.flow] == "simple"
+            if setting.base == TRAIN_COMPOSITIONS and not simple:
+                raise ValueError(
+                    f"settings: {setting.name} has the base {TRAIN_COMPOSITIONS}, whose cells and "
+                    "coordinates are random: it needs a flow with start: simple"
+                )
+
+    def _drafts_fit(self) -> None:
+        """Refuse a flow that is trained on drafts of another form than it starts from."""
+        from_drafts = [flow.name for flow in self.flows if flow.start == "llm"]
+        settings = [*self.settings, *self.csp_settings]
+        hit = [setting.name for setting in settings if setting.flow in from_drafts]
+        for key in SHAPES_OF_DRAFTS:
+            pairs, base = getattr(self.sample_pairs, key), getattr(self.sample_base, key)
+            if hit and pairs != base:
+                raise ValueError(
+                    f"sample_pairs.{key} is {str(pairs).lower()}, but sample_base.{key} is "
+                    f"{str(base).lower()}: the flow of settings {', '.join(hit)} (start: llm) "
+                    "would be trained on other drafts than it starts from. Give both keys the "
+                    "same value (temperature and top_p may differ)"
+                )
+
+    def row(self, kind: Kind, name: str) -> Flow | Base | CspBase | Setting | External:
+        """Return the row of a name in one of the lists."""
+        rows = {
+            "flow": self.flows,
+            "base": self.bases,
+            "csp_base": self.csp_bases,
+            "setting": (*self.settings, *self.csp_settings),
+            "external": self.external_samples,
+        }
+        return next(row for row in rows[kind] if row.name == name)

@@ -1,0 +1,1 @@
+"""One model per section of the configuration: no defaults, no unknown keys."""

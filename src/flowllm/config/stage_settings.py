@@ -1,0 +1,110 @@
+"""The part of the configuration that one job is given."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from flowllm.config.model import Config
+from flowllm.config.problems import list_problems
+from flowllm.config.sections.base import Section
+from flowllm.config.sections.data import External
+from flowllm.config.sections.flow import Flow, Setting
+from flowllm.config.sections.llm import Base, CspBase
+from flowllm.config.stages import STAGES, Kind
+from flowllm.errors import FlowllmError
+
+_ROW_MODELS: dict[Kind, Any] = {
+    "flow": Flow,
+    "base": Base,
+    "csp_base": CspBase,
+    "setting": Setting,
+    "external": External,
+}
+
+
+def stage_values(config: Config, stage: str, row: str | None = None) -> dict[str, Any]:
+    """Return what a stage's job depends on as plain values, for its `--settings`.
+
+    Args:
+        config: the whole configuration.
+        stage: the stage's name.
+        row: name of the flow, base or setting, for a stage whose jobs are given one.
+    """
+    kind = STAGES[stage].row
+    values = config.model_dump(mode="json", include=set(STAGES[stage].sections))
+    if kind is not None and row is not None:
+        values[kind] = config.row(kind, row).model_dump(mode="json")
+    return {"seed": config.seed, "version": STAGES[stage].version, **values}
+
+
+def stage_json(config: Config, stage: str, row: str | None = None) -> str:
+    """Return `stage_values` as JSON with sorted keys, so that equal settings are equal text."""
+    return json.dumps(stage_values(config, stage, row), sort_keys=True)
+
+
+class StageSettings:
+    """What a job was given, by section as attributes; asking for any other section is an error.
+
+    Attributes:
+        stage: the stage's name.
+        seed: the configuration's seed.
+        version: the stage's version.
+        values: the sections as plain values, for the provenance record.
+    """
+
+    def __init__(self, stage: str, given: Mapping[str, Any]) -> None:
+        """Check and hold the values made by `stage_values`.
+
+        Raises:
+            FlowllmError: a section is missing, unknown, or has a bad value.
+        """
+        models: dict[str, Any] = {name: _section_model(name) for name in STAGES[stage].sections}
+        if (kind := STAGES[stage].row) is not None:
+            models[kind] = _ROW_MODELS[kind]
+        expected = {"seed", "version", *models}
+        if set(given) != expected:
+            raise FlowllmError(
+                f"settings of {stage}: expected {sorted(expected)}, got {sorted(given)}"
+            )
+        self.stage = stage
+        self.seed: int = int(given["seed"])
+        self.version: int = int(given["version"])
+        self.values = {name: given[name] for name in models}
+        for name, model in models.items():
+            try:
+                setattr(self, name, TypeAdapter(model).validate_python(given[name]))
+            except ValidationError as error:
+                raise FlowllmError(f"settings of {stage}:\n{list_problems(error, name)}") from error
+
+    def __getattr__(self, name: str) -> Any:
+        stage = self.__dict__.get("stage")  # missing while a copy is being made
+        raise AttributeError(f"a job of {stage} is not given {name!r}; see config.stages.STAGES")
+
+    @classmethod
+    def from_json(cls, stage: str, text: str) -> "StageSettings":
+        """Parse the JSON that a rule passes.
+
+        Raises:
+            FlowllmError: it is not a JSON object, or as the constructor.
+        """
+        try:
+            given = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise FlowllmError(f"--settings of {stage}: not JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise FlowllmError(f"--settings of {stage}: expected an object with keys")
+        return cls(stage, given)
+
+    @classmethod
+    def from_config(cls, stage: str, config: Config, row: str | None = None) -> "StageSettings":
+        """Take a stage's part of a whole configuration."""
+        return cls(stage, stage_values(config, stage, row))
+
+
+def _section_model(name: str) -> type[Section]:
+    model = Config.model_fields[name].annotation
+    assert isinstance(model, type)
+    assert issubclass(model, Section)
+    return model

@@ -1,0 +1,51 @@
+"""The stages: which sections each depends on, and the version of its results."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["flow", "base", "csp_base", "setting", "external"]
+"""The lists of which a stage's jobs are given one row each."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the workflow knows of a stage.
+
+    Attributes:
+        sections: the parts of the configuration that its results depend on.
+        row: the list of which each of its jobs is given one row.
+        version: raised by decision when its results change, so that a mended defect reruns the
+            stage, and an edited comment does not.
+    """
+
+    sections: tuple[str, ...]
+    row: Kind | None = None
+    version: int = 1
+
+
+STAGES: dict[str, Stage] = {
+    "download": Stage(("data",)),
+    "prepare": Stage(("prepare",), version=2),
+    "fetch_model": Stage(()),
+    "finetune_llm": Stage(("finetune_llm", "prompts"), version=5),
+    "merge_adapter": Stage(("merge_adapter",), version=3),
+    "invariance": Stage(("invariance", "prompts", "finetune_llm"), version=2),
+    "sample_pairs": Stage(("sample_pairs", "prompts"), version=5),
+    "train_rfm": Stage(("train_rfm",), row="flow", version=5),
+    "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),
+    "sample_compositions": Stage(()),
+    "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=4),
+    "refine": Stage(("refine",), row="setting", version=4),
+    "import_samples": Stage((), row="external", version=4),
+    "prerelax": Stage(("prerelax", "potential"), version=3),
+    "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
+    "stability": Stage(("stability",), version=3),
+    "dft_inputs": Stage(("dft", "dft_inputs"), version=3),
+    "dft_collect": Stage(("dft_collect",), version=4),
+    "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
+    "fingerprints": Stage(("fingerprints",), version=2),
+    "metrics": Stage(("metrics",), version=4),
+    "match_csp": Stage(("metrics",), version=2),
+    "report": Stage(("report",), version=3),
+}
+"""In the order of the pipeline."""

@@ -1,0 +1,1 @@
+"""Engines that sample texts from a language model."""

@@ -1,0 +1,221 @@
+"""What lies in a run's folder beside its results: training curves, and what was turned away.
+
+A report can be made of any part of a run. What that part has made must be there, though: an output
+that has a record and is gone is named, since the report would lack its rows and not say so.
+"""
+
+import csv
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flowllm.errors import FlowllmError
+from flowllm.io import schemas
+from flowllm.io.file_errors import explain
+from flowllm.io.tables import read_table
+from flowllm.runtime.provenance import RECORD_SUFFIX, provenance_path
+
+ALL_FOUND: Mapping[str, int] = {}
+"""No folder's number of shards is known: all that exist belong to the run."""
+
+_SHARD = re.compile(r"(?P<folder>.+)/shard-(?P<number>\d{5})\.parquet")
+
+
+def shard_counts(words: Sequence[str]) -> dict[str, int]:
+    """Return the number of shards by folder, from words such as `pairs/train=400`.
+
+    Raises:
+        FlowllmError: a word has another form.
+    """
+    counts = {}
+    for word in words:
+        folder, _, count = word.rpartition("=")
+        if not folder or not count.isdecimal():
+            raise FlowllmError(f"--shards {word!r}: expected FOLDER=COUNT, e.g. pairs/train=400")
+        counts[folder] = int(count)
+    return counts
+
+
+def belongs(output: str, shards: Mapping[str, int]) -> bool:
+    """Whether an output, relative to the run's folder, is not a shard beyond those of the run."""
+    found = _SHARD.fullmatch(output)
+    if found is None:
+        return True
+    folder = found["folder"]
+    # Generated shards are as many as the relaxed ones that are made from them.
+    count = shards.get(folder, shards.get(folder.replace("generated/", "relaxed/", 1)))
+    return count is None or int(found["number"]) < count
+
+
+def list_shards(run_dir: Path, folder: str, shards: Mapping[str, int]) -> list[Path]:
+    """Return the shards of a folder, in order.
+
+    Args:
+        run_dir: the run's folder.
+        folder: below it, e.g. `pairs/train`.
+        shards: how many shards belong to the run, by folder; of another folder, all that exist.
+
+    Raises:
+        FlowllmError: one is missing.
+    """
+    if folder in shards:
+        names = [f"shard-{number:05d}.parquet" for number in range(shards[folder])]
+    else:
+        names = [path.name for path in (run_dir / folder).glob("shard-*.parquet")]
+        records = (run_dir / folder).glob(f"_shard-*.parquet{RECORD_SUFFIX}")
+        names += [path.name.removeprefix("_").removesuffix(RECORD_SUFFIX) for path in records]
+    paths = [run_dir / folder / name for name in sorted(set(names))]
+    for path in paths:
+        if not path.exists():
+            raise _missing(path, provenance_path(path))
+    return paths
+
+
+def is_there(path: Path, recorded: Path | None = None) -> bool:
+    """Whether an output exists; False where it was never made.
+
+    Args:
+        path: the output, or a file in it.
+        recorded: the output that the record lies beside, where `path` is in it.
+
+    Raises:
+        FlowllmError: it was made, as its record says, and is gone.
+    """
+    record = provenance_path(recorded or path)
+    if not path.exists() and record.exists():
+        raise _missing(path, record)
+    return path.exists()
+
+
+def _missing(path: Path, record: Path) -> FlowllmError:
+    return FlowllmError(
+        f"{path}: missing, so the report would lack what it holds. Make it again: `snakemake "
+        f"{shlex.quote(str(path))}` with the options of the run; or, where it is not wanted, "
+        f"delete its record {record} too"
+    )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A training curve: columns by name, NaN where a row has no value."""
+
+    name: str
+    columns: dict[str, list[float]]
+
+
+def read_curves(run_dir: Path) -> list[Curve]:
+    """Read the training curves that exist.
+
+    Raises:
+        FlowllmError: one of a model that is there is missing, or is no curve.
+    """
+    folders = {"Language model": run_dir / "llm" / "adapter"}
+    flows = {path.parent for path in (run_dir / "rfm").glob("*/training_curve.csv")}
+    for record in (run_dir / "rfm").glob(f"_*{RECORD_SUFFIX}"):
+        flows.add(record.with_name(record.name.removeprefix("_").removesuffix(RECORD_SUFFIX)))
+    for folder in sorted(flows):
+        folders[f"Flow {folder.name}"] = folder
+    paths = {name: folder / "training_curve.csv" for name, folder in folders.items()}
+    return [
+        Curve(name, _columns(path)) for name, path in paths.items() if is_there(path, path.parent)
+    ]
+
+
+def _columns(path: Path) -> dict[str, list[float]]:
+    """Read a curve: a header with `step`, then numbers and empty cells.
+
+    Raises:
+        FlowllmError: it has another form; the message names the row.
+    """
+    cure = f"not a training curve; delete the folder {path.parent} and train again"
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            header, *rows = list(csv.reader(handle)) or [[]]
+    except OSError as error:
+        raise FlowllmError(explain(error, path)) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FlowllmError(f"{path}: {error}; {cure}") from error
+    if "step" not in header or len(set(header)) != len(header):
+        raise FlowllmError(f"{path}: its first row is {header}, expected names with step; {cure}")
+    columns: dict[str, list[float]] = {name: [] for name in header}
+    for number, row in enumerate(rows):
+        try:
+            values = [float(text) if text else float("nan") for text in row]
+        except ValueError as error:
+            raise FlowllmError(f"{path}, row {number}: {error}; {cure}") from error
+        if len(values) != len(header):
+            raise FlowllmError(
+                f"{path}, row {number}: {len(row)} cells under {len(header)} columns; {cure}"
+            )
+        for name, value in zip(header, values, strict=True):
+            columns[name].append(value)
+    return columns
+
+
+def read_invariance(run_dir: Path) -> pa.Table:
+    """Read the increases in perplexity of the validation crystals; none where not measured."""
+    path = run_dir / "llm" / "invariance.parquet"
+    return (
+        read_table(path, schemas.INVARIANCE) if is_there(path) else schemas.INVARIANCE.empty_table()
+    )
+
+
+def read_rejections(
+    run_dir: Path, shards: Mapping[str, int] = ALL_FOUND
+) -> list[tuple[str, str, int]]:
+    """Count what was turned away, as (where, reason, count), the most frequent first.
+
+    Args:
+        run_dir: folder of the run.
+        shards: how many shards belong to the run, by folder. Where it is known of some base, a
+            base that is not named is another configuration's.
+
+    Raises:
+        FlowllmError: a shard is missing or damaged.
+    """
+    found = _rejected_rows(run_dir / "crystals" / "rejected.parquet")
+    for split in ("train", "val"):
+        paths = list_shards(run_dir, f"pairs/{split}", shards)
+        found += _drafts(f"pairs, {split}", paths, schemas.PAIRS)
+    bases = sorted(folder for folder in shards if folder.startswith("base/"))
+    if not bases:
+        bases = [f"base/{path.name}" for path in sorted((run_dir / "base").glob("[!.]*"))]
+    for folder in bases:
+        paths = list_shards(run_dir, folder, shards)
+        found += _drafts(folder.replace("/", " "), paths, schemas.BASE)
+    return found
+
+
+def _rejected_rows(path: Path) -> list[tuple[str, str, int]]:
+    if not is_there(path, path.parent):  # prepare leaves one record for its folder
+        return []
+    reasons = read_table(path, schemas.REJECTED, ["reason"]).column(0)
+    return _ordered("source rows", Counter(reasons.to_pylist()))
+
+
+def _drafts(where: str, shards: Iterable[Path], schema: pa.Schema) -> list[tuple[str, str, int]]:
+    """Count the language model's turned away drafts, and the draws that were given up."""
+    drafts: Counter[str] = Counter()
+    given_up: Counter[str] = Counter()
+    for shard in shards:
+        table = read_table(shard, schema, ["rejections", "status"])
+        drafts.update(_value_counts(pc.list_flatten(table.column("rejections"))))
+        given_up.update(_value_counts(table.column("status")))
+    del given_up["ok"]
+    return _ordered(f"{where}: drafts", drafts) + _ordered(f"{where}: given up", given_up)
+
+
+def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    pairs = pc.value_counts(column.drop_null()).to_pylist()
+    return {pair["values"]: pair["counts"] for pair in pairs}
+
+
+def _ordered(where: str, counted: Counter[str]) -> list[tuple[str, str, int]]:
+    ranked = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    return [(where, reason, count) for reason, count in ranked]

@@ -1,0 +1,1 @@
+"""What every job needs: log, provenance, resuming, locks, signals, devices, processes."""

