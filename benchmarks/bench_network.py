@@ -40,7 +40,7 @@ from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
 from flowllm.rfm.train import average_weights
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from reference_network import ReferenceNetwork
 
 BOUNDS = (59.9, 120.1)

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 from crystals import mp_20_sample
+from duplicates import fast_classes, with_planted_duplicates
 from flowllm.evaluate.validity import reduced_composition
-from test_matching import fast_classes, with_planted_duplicates
 
 
 def main() -> None:

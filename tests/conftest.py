@@ -22,7 +22,9 @@ def finished_run(tmp_path_factory) -> Path:
     """Working directory of one whole run of the tiny configuration; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("workflow with space")
     subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "tiny_llm.py"), "tiny-llm"], cwd=folder, check=True
+        [sys.executable, str(ROOT / "tests" / "helpers" / "tiny_llm.py"), "tiny-llm"],
+        cwd=folder,
+        check=True,
     )
     snakemake("--cores", "2", *TINY, cwd=folder)
     return folder

@@ -16,7 +16,7 @@ from flowllm.errors import FlowllmError
 _IN_MATERIALS_PROJECT = frozenset([*range(1, 84), *range(89, 95)])
 """The 89 elements, by atomic number, of the data these networks were fitted to: none from polonium
 to radium, none beyond plutonium. CHGNet has weights for polonium to radium too, but they are those
-that it started its training with (tests/test_potential.py)."""
+that it started its training with (tests/relax/test_potential.py)."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 A batch holds crystals of one number of atoms n, so nothing is padded and every sum over neighbours
 is a product with a constant 0/1 matrix. Against the plain edge list of the paper (which the tests
-keep as the reference, `tests/reference_network.py`) two things are done once instead of twice or
-n times, with the same result:
+keep as the reference, `tests/helpers/reference_network.py`) two things are done once instead of
+twice or n times, with the same result:
 
 - The first linear map of the edge network acts on (h_i, h_j, lattice, count, displacement), joined.
   A linear map of joined parts is the sum of maps of the parts: node parts are computed once a node,

@@ -1,0 +1,54 @@
+"""Train in two processes on the CPU, as on two GPUs; run by tests/stages/test_train_rfm.py.
+
+The second process alone is asked to stop after step 5; then both train on from the checkpoint.
+
+Arguments: folder of prepared pairs, settings of the stage as JSON, file for the weights (the curve
+goes beside it), the base distribution as JSON.
+"""
+
+import json
+import sys
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
+from safetensors.torch import save_file
+
+from flow_pairs import open_pairs, statistics
+from flowllm.config.stage_settings import StageSettings
+from flowllm.rfm import train as loop
+from flowllm.rfm.base_distribution import start_from_record
+from flowllm.runtime.signals import Stopped, noting_sigterm
+
+
+@contextmanager
+def asked_after_step_5():
+    steps = count(1)
+    yield lambda: next(steps) == 5
+
+
+def main() -> None:
+    folder, given, out = Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
+    settings = StageSettings("train_rfm", given)
+    fabric = Fabric(accelerator="cpu", devices=2, plugins=[LightningEnvironment()])
+    fabric.launch()
+    pairs = open_pairs([folder / "train-00000.arrow"], start_from_record(json.loads(sys.argv[4])))
+    scales = statistics(pairs)
+    checkpoint, events = folder / "checkpoint.pt", folder / "events"
+    given = settings.train_rfm, settings.seed, pairs, pairs, scales, checkpoint, events, fabric
+    if fabric.global_rank == 1:
+        loop.noting_sigterm = asked_after_step_5
+    with suppress(Stopped):
+        loop.train(*given)
+        raise AssertionError("nobody stopped")
+    loop.noting_sigterm = noting_sigterm
+    trained = loop.train(*given)
+    if fabric.is_global_zero:
+        save_file(trained.weights, out)
+        out.with_suffix(".json").write_text(json.dumps(trained.curve))
+
+
+if __name__ == "__main__":
+    main()

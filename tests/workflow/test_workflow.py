@@ -1,0 +1,371 @@
+"""The workflow itself: dry runs, environments, and one tiny run of the whole DAG.
+
+`pytest -m "not slow"` leaves the run out.
+"""
+
+import ast
+import re
+import resource
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from packaging.utils import canonicalize_name
+from typer.main import get_command
+
+from flowllm.cli import app
+from flowllm.commands.estimate import count_jobs, plan
+from flowllm.config.load import load_config
+from flowllm.config.stages import STAGES
+from tiny_run import ROOT, TINY, dry_runs, planned, snakemake
+
+
+def rules() -> dict[str, str]:
+    return {path.stem: path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")}
+
+
+def test_a_stage_has_one_rule_command_module_and_test_of_its_name():
+    commands = set(get_command(app).commands)
+    for stage in STAGES:
+        assert f"rule {stage}:" in rules()[stage]
+        assert f"python -m flowllm {stage} " in rules()[stage]
+        assert stage in commands
+        assert (ROOT / "src" / "flowllm" / "stages" / f"{stage}.py").exists()
+        assert (ROOT / "tests" / "stages" / f"test_{stage}.py").exists()
+
+
+def test_every_rule_names_log_benchmark_environment_and_resources():
+    for stage in STAGES:
+        for part in ("log:", "benchmark:", "conda:", "threads:", "gpus", "mem_mb=", "runtime="):
+            assert part in rules()[stage], f"{stage} lacks {part}"
+
+
+def billed(target: str, *overlays: str) -> dict[str, int]:
+    """The jobs that `flowllm plan` counts."""
+    paths = [ROOT / "config.yaml", *(ROOT / overlay for overlay in overlays)]
+    jobs = count_jobs(load_config(paths), target)
+    return {stage: count for stage, count in jobs.items() if count} | {target: 1}
+
+
+@pytest.mark.parametrize("profile", [[], ["--profile", "slurm"]])
+def test_the_full_configuration_plans_hundreds_of_shards(profile):
+    output = snakemake("-n", "-p", *profile)
+    assert output.count(" --gpus 4 --out runs/paper/pairs/train/") == 300  # vLLM's tensor parallel
+    jobs = planned(output)
+    assert jobs["sample_pairs"] == 300 + 3
+    assert jobs["sample_base"] == 3 * 20
+    assert jobs["sample_compositions"] == 20  # FlowMM-like: no language model
+    assert jobs["prerelax"] == jobs["refine"] == 6 * 20
+    assert jobs["train_rfm"] == 2  # the flows llm and types
+    others = {"dft_collect", "dft_hull", "import_samples", "sample_csp", "match_csp"}
+    assert set(jobs) == set(STAGES) - others | {"all"}
+    assert jobs == billed("all")
+
+
+def test_a_flow_and_trajectories_are_branches(tmp_path):
+    """Another base distribution trains its own network; a row without a flow needs none."""
+    tiny = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+    types = {**tiny["settings"][0], "name": "types", "flow": "types"}
+    overlay = tmp_path / "flows.yaml"
+    overlay.write_text(yaml.safe_dump({"settings": [tiny["settings"][1], types]}))
+    output = snakemake("-n", "-p", *TINY, str(overlay), "--config", "refine={trajectory_every: 5}")
+    assert planned(output)["train_rfm"] == 1
+    [unrefined, refined] = (
+        re.search(rf"flowllm refine .*--out run/generated/{name}/shard-00000.*", output)[0]
+        for name in ("CrystalLLM-tau0.7-p0.9", "types")
+    )
+    assert "--model" not in unrefined
+    assert "--model=run/rfm/types" in refined
+    assert "--trajectories=run/trajectories/types/shard-00000.parquet" in refined
+
+
+def test_ten_settings_plan_in_ten_seconds_of_a_core(tmp_path):
+    row = {"base": "tau0.7-p0.9", "flow": "llm", "num_steps": 250}
+    overlay = tmp_path / "ten.yaml"
+    overlay.write_text(yaml.safe_dump({"settings": [{"name": f"s{i}", **row} for i in range(10)]}))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), str(overlay)))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert jobs == billed("all", str(overlay))
+    assert sum(jobs.values()) > 700
+    assert after.ru_utime - before.ru_utime < 10
+
+
+def test_the_second_target_adds_dft():
+    jobs = planned(snakemake("-n", "all_dft", "--config", "dft_hull={source: mp_api}"))
+    assert jobs["dft_collect"] == 6
+    assert jobs["stability"] == jobs["metrics"] == 12
+    assert jobs == billed("all_dft")
+
+
+TYPES = {"name": "types", "start": "simple"}
+LLM_ONLY = {"name": "llm-only", "base": "tau0.7-p0.9", "flow": None, "num_steps": 0}
+NO_LLM = {"name": "no-llm", "base": "train_compositions", "flow": "types", "num_steps": 5}
+CSP = {
+    "csp_bases": [{"name": "csp", "temperature": 1.0, "top_p": 0.9, "attempts": 2}],
+    "csp_settings": [{"name": "csp-llm", "base": "csp", "flow": "types", "num_steps": 5}],
+}
+
+
+BILLED = {
+    "no flow": {"settings": [LLM_ONLY]},
+    "no LLM": {"settings": [NO_LLM]},
+    "LLM for CSP only": {"settings": [NO_LLM], **CSP},
+    "flow for CSP only": {"settings": [LLM_ONLY], **CSP},
+    "trajectories": {"settings": [LLM_ONLY, NO_LLM], "refine": {"trajectory_every": 2}},
+    "shards": {"settings": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
+}
+TARGETS = ("all", "all_dft")
+
+
+@pytest.fixture(scope="module")
+def dags(tmp_path_factory) -> dict[tuple[str, str], tuple[Path, dict[str, int]]]:
+    """The overlay and the jobs of each configuration and target."""
+    folder = tmp_path_factory.mktemp("dags")
+    cases = list(product(BILLED, TARGETS))
+    overlays = {name: folder / f"{name}.yaml" for name in BILLED}
+    for name, overlay in overlays.items():
+        given = {"flows": [TYPES], "dft_hull": {"source": "mp_api"}, **BILLED[name]}
+        overlay.write_text(yaml.safe_dump(given))
+    requests = [
+        (str(folder), ["--snakefile", str(ROOT / "Snakefile"), target, *TINY, str(overlays[name])])
+        for name, target in cases
+    ]
+    outputs = dry_runs(requests)
+    return {
+        case: (overlays[case[0]], planned(output))
+        for case, output in zip(cases, outputs, strict=True)
+    }
+
+
+@pytest.mark.parametrize("case", product(BILLED, TARGETS), ids=", ".join)
+def test_the_bill_counts_the_jobs_of_every_configuration(dags, case):
+    overlay, jobs = dags[case]
+    assert jobs == billed(case[1], "tests/tiny.yaml", str(overlay))
+
+
+def test_external_samples_are_branches_like_ours(tmp_path):
+    files = [tmp_path / "a.csv", tmp_path / "b.pt"]
+    rows = []
+    for file, shards in zip(files, (3, 2), strict=True):
+        file.touch()
+        rows.append({"name": file.stem, "file": str(file), "shards": shards})
+    overlay = tmp_path / "external.yaml"
+    overlay.write_text(yaml.safe_dump({"external_samples": rows}))
+    jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), str(overlay)))
+    assert jobs["import_samples"] == 3 + 2
+    assert jobs["prerelax"] == 6 * 20 + 3 + 2
+    assert jobs["refine"] == 6 * 20
+    assert jobs["stability"] == jobs["metrics"] == jobs["dft_inputs"] == 6 + 2
+    assert jobs["fingerprints"] == 6 + 2 + 1
+
+
+def test_every_file_of_a_folder_of_samples_is_watched(tmp_path):
+    folder = tmp_path / "cifs"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.cif", "B.CIF", "notes.txt", "sub/c.cif.gz", "sub/POSCAR"):
+        (folder / name).symlink_to("nowhere")  # an input that is missed is one that is watched
+    rows = [{"name": "other", "file": str(folder), "shards": 1}]
+    overlay = tmp_path / "external.yaml"
+    overlay.write_text(yaml.safe_dump({"external_samples": rows}))
+    words = ["--configfile", str(ROOT / "config.yaml"), str(overlay)]
+    output = snakemake("-n", "--until", "import_samples", *words, check=False)
+    assert str(folder / "a.cif") in output
+    assert str(folder / "B.CIF") in output
+    assert str(folder / "sub" / "c.cif.gz") in output
+    assert str(folder / "sub" / "POSCAR") in output
+    assert "notes.txt" not in output
+
+
+def test_a_folder_without_samples_is_refused_before_any_job(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    rows = [{"name": "other", "file": str(tmp_path), "shards": 1}]
+    overlay = tmp_path / "external.yaml"
+    overlay.write_text(yaml.safe_dump({"external_samples": rows}))
+    words = ["--configfile", str(ROOT / "config.yaml"), str(overlay)]
+    output = snakemake("-n", "--until", "import_samples", *words, check=False)
+    assert "hold no file that is read as a sample" in output
+
+
+def test_structure_prediction_is_a_branch_of_its_own():
+    overlay = str(ROOT / "workflow" / "config" / "csp.yaml")
+    jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), overlay))
+    assert jobs["sample_csp"] == 2 * 19
+    assert jobs["refine"] == 6 * 20 + 3 * 19
+    assert jobs["match_csp"] == 3
+    assert jobs["prerelax"] == 6 * 20
+    assert jobs == billed("all", overlay)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ("train_rfm: {learnig_rate: 1}", "train_rfm.learnig_rate: Extra inputs are not permitted"),
+        ("sample_pairs: {top_p: 1.5}", "sample_pairs.top_p: Input should be less than or equal"),
+        ("settings: [{name: a, base: b, flow: llm, num_steps: 1}]", "a uses base 'b'"),
+        (
+            "settings: [{name: a, base: tau0.7-p0.9, flow: c, num_steps: 1}]",
+            "a uses flow 'c'",
+        ),
+        ("bases: [{name: '../x', temperature: 1, top_p: 1}]", "bases.0.name"),
+        ("seed: -1", "seed: Input should be greater than or equal to 0 (got -1)"),
+    ],
+)
+def test_a_bad_configuration_stops_before_the_dag(tmp_path, overlay, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(overlay)
+    output = snakemake("-n", "--configfile", str(path), check=False)
+    assert message in output
+    assert "Building DAG" not in output
+
+
+def test_too_many_shards_for_a_command_are_refused_before_anything_runs(tmp_path):
+    overlay = tmp_path / "many.yaml"
+    sizes = {"num_pairs": 700, "pairs_per_shard": 1, "num_val_pairs": 1}
+    overlay.write_text(yaml.safe_dump({"run_dir": "x" * 150, "sizes": sizes}))
+    output = snakemake("-n", "--until", "train_rfm", *TINY, str(overlay), check=False)
+    assert "701 shards do not fit into the command line" in output
+    assert "Job stats" not in output
+
+
+def test_every_attempt_fits_into_a_partition():
+    """As the profile comes: the last attempt's memory and time, and the GPUs, are to be had."""
+    folder = ROOT / "workflow" / "profiles" / "slurm"
+    profile = yaml.safe_load((folder / "config.yaml").read_text())
+    partitions = yaml.safe_load((folder / "partitions.yaml").read_text())["partitions"]
+    resources = yaml.safe_load((ROOT / "config.yaml").read_text())["resources"]
+    attempts = 1 + profile["retries"]
+    for rule, asked in resources.items():
+        assert any(
+            attempts * asked["mem_mb"] <= partition["max_mem_mb"]
+            and attempts * asked["runtime"] <= partition["max_runtime"]
+            and asked["cpus"] <= partition["max_threads"]
+            and asked["gpus"] <= partition.get("max_gpu", 0)
+            for partition in partitions.values()
+        ), rule
+
+
+def test_environments_pin_what_pyproject_pins():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    pins = dict(line.split("==") for line in project["dependencies"] + extras["gpu"])
+    constraints = dict(
+        line.split("==")
+        for line in (ROOT / "envs" / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    for path in (ROOT / "envs").glob("*.yaml"):
+        environment = yaml.safe_load(path.read_text())
+        for line in environment["dependencies"][-1]["pip"]:
+            name, version = line.split("==")
+            assert pins[name] == version, f"{path.name}: {line}"
+    for line in project["dependencies"] + extras["dev"] + extras["docs"]:
+        name, version = line.split("==")
+        assert constraints[canonicalize_name(name)] == version
+
+
+PACKAGES = packages_distributions()
+
+# Of extras, or installed by hand; imported by what needs them only.
+OPTIONAL = {"vllm", "gpaw", "mace", "mattersim", "sevenn", "orb_models"}
+
+
+def is_ours(module: str) -> bool:
+    path = ROOT / "src" / Path(*module.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def imports_of(path: Path, *, lazy: bool) -> set[str]:
+    """Modules that a file of the package imports, with those within functions or without."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if is_ours(name) or name.partition(".")[0] != "flowllm"}
+
+
+def reached(module: str) -> set[str]:
+    """All that is imported when a module is, by way of our own modules."""
+    seen, todo = set(), {module}
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        path = ROOT / "src" / Path(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if is_ours(name):
+            todo |= imports_of(path, lazy=False) - seen
+    return seen
+
+
+def unpinned(modules: set[str], lines: list[str]) -> set[str]:
+    """Packages that modules belong to and that no line pins."""
+    pins = {canonicalize_name(line.split("==")[0]) for line in lines}
+    names = {module.partition(".")[0] for module in modules}
+    names -= {"flowllm", *OPTIONAL, *sys.stdlib_module_names}
+    names -= {"torch"} if "vllm" in pins else set()  # which decides torch's version
+    return {name for name in names if not pins & set(map(canonicalize_name, PACKAGES[name]))}
+
+
+def test_every_package_that_is_imported_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for path in (ROOT / "src").rglob("*.py"):
+        assert not unpinned(imports_of(path, lazy=True), project["dependencies"]), path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_environment_has_what_it_imports(stage):
+    name = re.search(r"envs/(\w+)\.yaml", rules()[stage])[1]
+    environment = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
+    modules = reached("flowllm.cli") | reached(f"flowllm.stages.{stage}")
+    assert not unpinned(modules, environment["dependencies"][-1]["pip"])
+
+
+PARTS = {
+    "llm": ("fetch_model", "finetune_llm", "merge_adapter", "invariance"),
+    **{"pairs": ("sample_pairs",), "rfm": ("train_rfm",), "base": ("sample_base",)},
+    **{"generated": ("refine",), "relaxed": ("prerelax",), "hull": ("reference_hull",)},
+    **{"fingerprints": ("fingerprints",), "stability": ("stability",), "metrics": ("metrics",)},
+}
+
+
+@pytest.mark.slow
+def test_the_bill_counts_the_files_that_a_run_has(finished_run):
+    def files(part: str) -> int:
+        return sum(path.is_file() for path in (finished_run / "run" / part).rglob("*"))
+
+    config = load_config([ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"])
+    lines = {line.stage: line for line in plan(config, {}, "all", {})}
+    for part, stages in PARTS.items():
+        # Beside these lie the log and the benchmark, which have folders of their own.
+        assert files(part) == sum(lines[stage].files - 2 * lines[stage].jobs for stage in stages)
+    jobs = sum(line.jobs for line in lines.values())
+    assert files("logs") == files("benchmarks") == jobs
+    assert files("report") == pytest.approx(lines["report"].files - 2, rel=0.1)
+    # Crystals that did not relax get no DFT inputs: the bill is the most that there can be.
+    assert files("") <= sum(line.files for line in lines.values())
+    assert files("") > 0.8 * sum(line.files for line in lines.values())
+
+
+@pytest.mark.slow
+def test_the_whole_dag_runs_and_pandas_opens_every_table(finished_run):
+    run = finished_run / "run"
+    assert (run / "report" / "index.html").stat().st_size > 10_000
+    tables = [path for path in run.rglob("*.parquet") if ".partial" not in str(path)]
+    assert len(tables) > 20
+    for path in tables:
+        frame = pd.read_parquet(path)
+        assert list(frame.columns) == pq.read_schema(path).names
+    pairs = pd.read_parquet(run / "pairs" / "train")
+    assert len(pairs) == 12
+    assert (pairs["status"] == "ok").all()
+    relaxed = pd.read_parquet(run / "relaxed" / "CrystalLLM-tau0.7-p0.9")
+    assert len(relaxed) == 5
