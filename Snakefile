@@ -44,7 +44,7 @@ wildcard_constraints:
     shard=r"\d{5}",
     flow="|".join(FLOWS),
     base="|".join(BASES),
-    setting="|".join(ROWS),
+    method="|".join(ROWS),
     external="|".join(EXTERNAL) or NO_NAME,
     csp_base="|".join(CSP_BASES) or NO_NAME,
     sample="|".join(["test", *ROWS]),
@@ -71,7 +71,7 @@ rule all:
         f"{RUN}/report/index.html",
         # Without these Snakemake would not notice that a finished report has lost what it read.
         report_inputs("report"),
-        expand(f"{RUN}/dft_inputs/{{setting}}/manifest.parquet", setting=ROWS),
+        expand(f"{RUN}/dft_inputs/{{method}}/manifest.parquet", method=ROWS),
 
 
 rule all_dft:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from flowllm.rfm.base_distribution import LlmStart
+from flowllm.rfm.base_distribution import LlmBaseDistribution
 from flowllm.rfm.loader import PreparedPairs, plan_epoch
 from flowllm.rfm.pairs import PREPARED
 
@@ -54,7 +54,11 @@ def main() -> None:
             paths.append(Path(folder) / f"{start:08d}.arrow")
             write_shard(paths[-1], min(PAIRS_PER_SHARD, given.pairs - start), rng)
         on_disk = sum(path.stat().st_size for path in paths) / 2**20
-        start = LlmStart(0.02, 0.2, 2.0) if given.noise else LlmStart(0.0, 0.0, 0.0)
+        start = (
+            LlmBaseDistribution(0.02, 0.2, 2.0)
+            if given.noise
+            else LlmBaseDistribution(0.0, 0.0, 0.0)
+        )
         pairs = PreparedPairs(paths, start, (59.9, 120.1))
         clock = time.perf_counter()
         plan = list(plan_epoch(pairs.num_atoms, given.batch_size, np.random.default_rng(1)))

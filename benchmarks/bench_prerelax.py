@@ -133,11 +133,11 @@ def matches(potential, given: list[Crystal], moved: list[Crystal]) -> None:
     with Clock() as clock:
         found = relaxer.relax(potential, moved, **LIMITS)
     matcher = StructureMatcher()
-    good = [result for result in found if result.fault is None]
+    good = [result for result in found if result.failure is None]
     back = sum(
         matcher.fit(crystal.to_structure(), result.crystal.to_structure())
         for crystal, result in zip(given, found, strict=True)
-        if result.fault is None
+        if result.failure is None
     )
     steps = [result.num_steps for result in good]
     converged = sum(result.converged for result in good)

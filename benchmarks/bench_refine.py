@@ -12,10 +12,10 @@ import torch
 
 from flowllm.config.load import load_config
 from flowllm.crystal import Crystal
-from flowllm.rfm.base_distribution import LlmStart
+from flowllm.rfm.base_distribution import LlmBaseDistribution
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization
-from flowllm.stages.refine import refine_batch, task_of
+from flowllm.stages.refine import refine_batch, refinement_input
 
 BOUNDS = (59.9, 120.1)
 FULL_SIZE = NetworkSize(hidden_dim=512, num_layers=6, time_dim=256, num_frequencies=128)
@@ -43,7 +43,10 @@ def main() -> None:
             )
             for _ in range(batch_size)
         ]
-        tasks = [task_of(crystal, field, LlmStart(0.0, 0.0, 0.0), rng) for crystal in crystals]
+        tasks = [
+            refinement_input(crystal, field, LlmBaseDistribution(0.0, 0.0, 0.0), rng)
+            for crystal in crystals
+        ]
         refine_batch(tasks, field, section, 1, None)
         start = clock()
         refine_batch(tasks, field, section, given.steps, None)

@@ -23,7 +23,7 @@ from flowllm.llm.engines.base import Draft, Engine, Request, Sampling
 from flowllm.llm.engines.vllm import VllmEngine
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import Conditions, prompt_formula
-from flowllm.llm.sampling import Sampler, Task
+from flowllm.llm.sampling import DrawRequest, Sampler
 from flowllm.llm.text import composition_of
 from flowllm.seeds import derive, generator
 
@@ -121,15 +121,17 @@ class PlainGenerate:
         return Draft(tuple(row[: row.index(end) + 1]), truncated=False)
 
 
-def make_task(opened: ModelFolder, row: dict, number: int) -> Task:
+def make_task(opened: ModelFolder, row: dict, number: int) -> DrawRequest:
     """A free text with the formula of a crystal."""
     numbers = crystal_of(row).atomic_numbers
     asked = Conditions(prompt_formula(opened.prompts.prompts, numbers))
-    return Task(asked, composition_of(numbers), None, partial(derive, 0, "bench_sampling", number))
+    return DrawRequest(
+        asked, composition_of(numbers), None, partial(derive, 0, "bench_sampling", number)
+    )
 
 
 def measure(
-    name: str, start: Callable[[], Engine], opened: ModelFolder, tasks: list[Task]
+    name: str, start: Callable[[], Engine], opened: ModelFolder, tasks: list[DrawRequest]
 ) -> tuple[float, float]:
     """Tokens and accepted pairs a second of one attempt a task."""
     clock = time.perf_counter()

@@ -77,7 +77,7 @@ def main() -> None:
                 model=given.model,
                 crystals=given.crystals,
                 split="train",
-                start=shards * given.shard,
+                first_draw=shards * given.shard,
                 count=given.shard,
                 out=out,
                 gpus=0,

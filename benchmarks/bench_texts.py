@@ -19,7 +19,7 @@ from flowllm.io.tables import crystal_of, read_table
 from flowllm.llm.grammar import cell_regex, crystal_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, prompt_formula
-from flowllm.llm.sampling import Task
+from flowllm.llm.sampling import DrawRequest
 from flowllm.llm.text import Reason, composition_of
 from flowllm.seeds import derive, generator
 
@@ -60,7 +60,9 @@ def main() -> None:
         backend="vllm",
         gpus=0,
     ) as sampler:
-        sampler.draw([Task(UNCONDITIONAL, None, None, partial(derive, 1))])  # starts the engine
+        sampler.draw(
+            [DrawRequest(UNCONDITIONAL, None, None, partial(derive, 1))]
+        )  # starts the engine
         for structured, conditional in WAYS:
             asked = formulas if conditional else [UNCONDITIONAL] * given.texts
             tasks = [
@@ -87,7 +89,7 @@ def main() -> None:
 
 def task(
     opened: ModelFolder, conditions: Conditions, crystal: Crystal, structured: bool, number: int
-) -> Task:
+) -> DrawRequest:
     """One text: of the crystal's formula where the conditions give one."""
     record, numbers = opened.record, crystal.atomic_numbers
     with_formula = conditions.formula is not None
@@ -97,7 +99,7 @@ def task(
     elif structured:
         regex = crystal_regex(record.elements, record.max_atoms, record.max_length)
     composition = composition_of(numbers) if with_formula else None
-    return Task(conditions, composition, regex, partial(derive, 0, "bench_texts", number))
+    return DrawRequest(conditions, composition, regex, partial(derive, 0, "bench_texts", number))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Version:
 
 
 def read_version(run_dir: Path, name: str) -> Version:
-    """Read the shards of a setting."""
+    """Read the shards of a method."""
     generated, _ = _read(run_dir / "generated" / name, schemas.GENERATED)
     return Version(generated, *_read(run_dir / "relaxed" / name, schemas.RELAXED))
 

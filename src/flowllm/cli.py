@@ -36,12 +36,14 @@ Configs = Annotated[
     list[Path] | None,
     typer.Option("--config", help="Configuration file; repeat for overlays. [config.yaml]"),
 ]
-Row = Annotated[str | None, typer.Option("--row", help="Name of the flow, base or setting.")]
+RowName = Annotated[str | None, typer.Option("--name", help="Name of the flow, base or method.")]
 Log = Annotated[Path | None, typer.Option("--log", help="Also write the log to this file.")]
 Out = Annotated[Path, typer.Option("--out", help="The output, a file or a folder.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Worker processes or threads.")]
 Gpus = Annotated[int, typer.Option("--gpus", min=0, help="GPUs of this job.")]
-Start = Annotated[int, typer.Option("--start", min=0, help="Number of the shard's first draw.")]
+FirstDraw = Annotated[
+    int, typer.Option("--first-draw", min=0, help="Number of the shard's first draw.")
+]
 Count = Annotated[int, typer.Option("--count", min=1, help="Number of draws in the shard.")]
 
 
@@ -146,7 +148,7 @@ def sample_pairs(
     model: Annotated[Path, typer.Option(help="Folder of the merged model.")],
     crystals: Annotated[Path, typer.Option(help="crystals/{split}.parquet")],
     split: Annotated[str, typer.Option(help="train or val; part of each draw's seed and id.")],
-    start: Start,
+    first_draw: FirstDraw,
     count: Count,
     out: Out,
     gpus: Gpus = 0,
@@ -162,7 +164,7 @@ def sample_pairs(
         model=model,
         crystals=crystals,
         split=split,
-        start=start,
+        first_draw=first_draw,
         count=count,
         out=out,
         gpus=gpus,
@@ -174,7 +176,7 @@ def train_rfm(
     pairs: Annotated[list[Path], typer.Option(help="Shards of training pairs.")],
     val_pairs: Annotated[list[Path], typer.Option(help="Shards of validation pairs.")],
     out: Out,
-    row: Row = None,
+    row: RowName = None,
     settings: Settings = None,
     config: Configs = None,
     log_path: Log = None,
@@ -189,11 +191,11 @@ def train_rfm(
 @app.command("sample_base")
 def sample_base(
     model: Annotated[Path, typer.Option(help="Folder of the merged model.")],
-    start: Start,
+    first_draw: FirstDraw,
     count: Count,
     out: Out,
     gpus: Gpus = 0,
-    row: Row = None,
+    row: RowName = None,
     settings: Settings = None,
     config: Configs = None,
     log_path: Log = None,
@@ -202,13 +204,13 @@ def sample_base(
     from flowllm.stages import sample_base as stage
 
     given = _settings("sample_base", settings, config, log_path, row or "")
-    stage.run(given, model=model, start=start, count=count, out=out, gpus=gpus)
+    stage.run(given, model=model, first_draw=first_draw, count=count, out=out, gpus=gpus)
 
 
 @app.command("sample_compositions")
 def sample_compositions(
     crystals: Annotated[Path, typer.Option(help="crystals/train.parquet")],
-    start: Start,
+    first_draw: FirstDraw,
     count: Count,
     out: Out,
     settings: Settings = None,
@@ -219,18 +221,18 @@ def sample_compositions(
     from flowllm.stages import sample_compositions as stage
 
     given = _settings("sample_compositions", settings, config, log_path)
-    stage.run(given, crystals=crystals, start=start, count=count, out=out)
+    stage.run(given, crystals=crystals, first_draw=first_draw, count=count, out=out)
 
 
 @app.command("sample_csp")
 def sample_csp(
     model: Annotated[Path, typer.Option(help="Folder of the merged model.")],
     crystals: Annotated[Path, typer.Option(help="crystals/test.parquet")],
-    start: Annotated[int, typer.Option(min=0, help="Number of the first test crystal.")],
+    first_draw: Annotated[int, typer.Option(min=0, help="Number of the first test crystal.")],
     count: Annotated[int, typer.Option(min=1, help="Number of test crystals.")],
     out: Out,
     gpus: Gpus = 0,
-    row: Row = None,
+    row: RowName = None,
     settings: Settings = None,
     config: Configs = None,
     log_path: Log = None,
@@ -239,16 +241,24 @@ def sample_csp(
     from flowllm.stages import sample_csp as stage
 
     given = _settings("sample_csp", settings, config, log_path, row or "")
-    stage.run(given, model=model, crystals=crystals, start=start, count=count, out=out, gpus=gpus)
+    stage.run(
+        given,
+        model=model,
+        crystals=crystals,
+        first_draw=first_draw,
+        count=count,
+        out=out,
+        gpus=gpus,
+    )
 
 
 @app.command()
 def refine(
     base: Annotated[Path, typer.Option(help="Shard of base crystals.")],
     out: Out,
-    model: Annotated[Path | None, typer.Option(help="Folder of the setting's flow.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of the method's flow.")] = None,
     trajectories: Annotated[Path | None, typer.Option(help="Write trajectories there.")] = None,
-    row: Row = None,
+    row: RowName = None,
     settings: Settings = None,
     config: Configs = None,
     log_path: Log = None,
@@ -265,7 +275,7 @@ def import_samples(
     shard: Annotated[int, typer.Option(min=0, help="Number of the shard, from 0.")],
     base: Annotated[Path, typer.Option(help="Shard to write in the place of base crystals.")],
     out: Out,
-    row: Row = None,
+    row: RowName = None,
     settings: Settings = None,
     config: Configs = None,
     log_path: Log = None,
@@ -393,7 +403,7 @@ def metrics(
     config: Configs = None,
     log_path: Log = None,
 ) -> None:
-    """Compute every metric of one setting; --out is {setting}.json, flags lie in .parquet."""
+    """Compute every metric of one method; --out is {method}.json, flags lie in .parquet."""
     from flowllm.stages import metrics as stage
 
     stage.run(
@@ -421,7 +431,7 @@ def match_csp(
     config: Configs = None,
     log_path: Log = None,
 ) -> None:
-    """Compare predicted crystals with the test split's; --out is {setting}.json."""
+    """Compare predicted crystals with the test split's; --out is {method}.json."""
     from flowllm.stages import match_csp as stage
 
     given = _settings("match_csp", settings, config, log_path)
@@ -430,10 +440,10 @@ def match_csp(
 
 @app.command()
 def report(
-    metrics: Annotated[list[Path], typer.Option(help="metrics/*/{setting}.json, one a row.")],
+    metrics: Annotated[list[Path], typer.Option(help="metrics/*/{method}.json, one a row.")],
     run_dir: Annotated[Path, typer.Option(help="Folder of the whole run.")],
     out: Out,
-    csp: Annotated[list[Path] | None, typer.Option(help="csp/{setting}.json, one a row.")] = None,
+    csp: Annotated[list[Path] | None, typer.Option(help="csp/{method}.json, one a row.")] = None,
     shards: Annotated[
         list[str] | None,
         typer.Option(help="FOLDER=COUNT, e.g. pairs/train=400; without, all that are there."),
@@ -476,31 +486,33 @@ class Target(StrEnum):
 
 
 @app.command()
-def plan(
+def estimate(
     config: Configs = None,
     target: Annotated[Target, typer.Option(help="all_dft: with DFT energies.")] = Target.all,
     from_run: Annotated[
         Path | None,
         typer.Option(help="Folder of an earlier run, to take figures from its records."),
     ] = None,
-    figures: Annotated[
+    costs: Annotated[
         Path | None, typer.Option(help="YAML file of figures; goes before --from-run.")
     ] = None,
 ) -> None:
     """Print jobs, files, disk, GPU- and CPU-hours of a configuration, before they are paid."""
     from flowllm.commands import estimate
-    from flowllm.commands.costs import Figure, figures_of_run, read_figures
+    from flowllm.commands.costs import ItemCost, costs_of_run, read_costs
 
     crystals: dict[str, int] = {}
-    known: dict[str, Figure] = {}
+    known: dict[str, ItemCost] = {}
     if from_run is not None:
-        known, crystals = figures_of_run(from_run)
-    if figures is not None:
-        known |= read_figures(figures)
+        known, crystals = costs_of_run(from_run)
+    if costs is not None:
+        known |= read_costs(costs)
     loaded = load_config(config or [Path("config.yaml")])
     # MP-20's sizes are known; of other data the run's records tell.
     crystals |= estimate.split_sizes(loaded)
-    typer.echo("\n".join(estimate.describe(estimate.plan(loaded, known, target.value, crystals))))
+    typer.echo(
+        "\n".join(estimate.describe(estimate.estimate(loaded, known, target.value, crystals)))
+    )
 
 
 @app.command()
@@ -558,7 +570,7 @@ def export(
 
 
 @app.command()
-def sample(
+def generate(
     model: Annotated[Path, typer.Option(help="Folder of the merged model.")],
     out: Out,
     formula: Annotated[str | None, typer.Option(help="Of the cell, e.g. Na4Cl4.")] = None,
@@ -572,12 +584,12 @@ def sample(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Crystals for each wish.")] = 1,
     gpus: Gpus = 0,
-    row: Row = None,
+    row: RowName = None,
     config: Configs = None,
 ) -> None:
     """Sample crystals on request: give conditions, a file of them, or none."""
+    from flowllm.commands.generate import generate as draw
     from flowllm.commands.generate import read_conditions
-    from flowllm.commands.generate import sample as draw
 
     configs = config or [Path("config.yaml")]
     given = _settings("sample_base", None, configs, None, row or load_config(configs).bases[0].name)

@@ -85,7 +85,7 @@ def test_a_folder_that_is_not_there_is_said(tmp_path):
 
 def test_more_test_crystals_than_the_split_has_are_refused(tmp_path):
     csp = yaml.safe_load((ROOT / "workflow" / "config" / "csp.yaml").read_text())
-    csp["csp_settings"] = [{**row, "flow": None, "num_steps": 0} for row in csp["csp_settings"]]
+    csp["csp_methods"] = [{**row, "flow": None, "num_steps": 0} for row in csp["csp_methods"]]
     given = {**csp, "data": {"source": "mp_20"}, "sizes": {"num_csp_crystals": 9047}}
     assert "at most 9046" in problem(tmp_path, "sizes.num_csp_crystals", **given)
     given |= {"sizes": {"num_csp_crystals": 9}, "prepare": {"max_rows": 8}}

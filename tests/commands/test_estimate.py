@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 from crystals import perovskite
 from flow_pairs import OPTIONS, write_pairs
 from flowllm.cli import app
-from flowllm.commands.costs import Figure, figures_of_run, read_figures
-from flowllm.commands.estimate import count_jobs, describe, plan, prepared_bytes, split_sizes
+from flowllm.commands.costs import ItemCost, costs_of_run, read_costs
+from flowllm.commands.estimate import count_jobs, describe, estimate, prepared_bytes, split_sizes
 from flowllm.config.load import load_config
 from flowllm.errors import FlowllmError
 from flowllm.rfm.network import NetworkSize, VelocityNetwork
 from flowllm.rfm.pairs import prepare_shard
 
 ROOT = Path(__file__).parents[2]
-PAPER = ROOT / "workflow" / "figures" / "paper.yaml"
+PAPER = ROOT / "workflow" / "costs" / "paper.yaml"
 
 
 def configured(tmp_path, **changes):
@@ -33,7 +33,7 @@ def configured(tmp_path, **changes):
 BASES = [{"name": f"b{i}", "temperature": 1.0, "top_p": 0.9} for i in range(3)]
 FLOWS = [{"name": "types", "start": "simple"}, {"name": "unused", "start": "simple"}]
 PAPERS = {"data": {"source": "mp_20"}, "bases": BASES, "flows": FLOWS}
-PAPERS["settings"] = [
+PAPERS["methods"] = [
     {"name": "s0", "base": "b0", "flow": "types", "num_steps": 250},
     {"name": "s1", "base": "b1", "flow": "types", "num_steps": 250},
     {"name": "s2", "base": "b2", "flow": "types", "num_steps": 250},
@@ -42,8 +42,8 @@ PAPERS["settings"] = [
 NO_LLM = {"name": "no-llm", "base": "train_compositions", "flow": "types", "num_steps": 750}
 
 
-def lines_of(config, figures, target="all"):
-    return {line.stage: line for line in plan(config, figures, target, split_sizes(config))}
+def lines_of(config, costs, target="all"):
+    return {line.stage: line for line in estimate(config, costs, target, split_sizes(config))}
 
 
 def test_the_full_configuration_by_hand(tmp_path):
@@ -82,7 +82,7 @@ def test_the_full_configuration_by_hand(tmp_path):
 
 def test_ten_settings_and_another_models_samples(tmp_path):
     row = {"base": "b1", "flow": "types", "num_steps": 1}
-    changes = {"settings": [{"name": f"s{i}", **row} for i in range(10)]}
+    changes = {"methods": [{"name": f"s{i}", **row} for i in range(10)]}
     changes["external_samples"] = [{"name": "other", "file": "x.pt", "shards": 7}]
     jobs = count_jobs(configured(tmp_path, **PAPERS | changes), "all")
     assert jobs["train_rfm"] == 1
@@ -95,7 +95,7 @@ def test_ten_settings_and_another_models_samples(tmp_path):
 
 
 def test_a_setting_without_the_language_model_draws_its_own_base(tmp_path):
-    changes = {"settings": [PAPERS["settings"][0], NO_LLM]}
+    changes = {"methods": [PAPERS["methods"][0], NO_LLM]}
     lines = lines_of(configured(tmp_path, **PAPERS | changes), {})
     for stage in ("sample_base", "sample_compositions"):
         assert (lines[stage].jobs, lines[stage].items) == (20, 10_000)
@@ -103,20 +103,20 @@ def test_a_setting_without_the_language_model_draws_its_own_base(tmp_path):
 
 
 def test_without_a_flow_there_are_no_pairs(tmp_path):
-    lines = lines_of(configured(tmp_path, **PAPERS | {"settings": [PAPERS["settings"][3]]}), {})
+    lines = lines_of(configured(tmp_path, **PAPERS | {"methods": [PAPERS["methods"][3]]}), {})
     assert "sample_pairs" not in lines
     assert "train_rfm" not in lines
 
 
 def test_trajectories_are_files_and_bytes_of_refine(tmp_path):
-    changes = {"settings": [*PAPERS["settings"][2:], NO_LLM], "sizes": {"num_samples": 1000}}
-    figures = {"refine": Figure(bytes=100)}
-    plain = lines_of(configured(tmp_path, **PAPERS | changes), figures)["refine"]
+    changes = {"methods": [*PAPERS["methods"][2:], NO_LLM], "sizes": {"num_samples": 1000}}
+    costs = {"refine": ItemCost(bytes=100)}
+    plain = lines_of(configured(tmp_path, **PAPERS | changes), costs)["refine"]
     assert (plain.files, plain.bytes) == (6 * 4, 3 * 1000 * 100)
     changes["refine"] = {"trajectory_every": 100}
     # After 0, 100, 200 and 250 steps, and after 0, 100, ... 700, 750; nothing without a flow.
     frames = 1000 * (4 + 9)
-    saved = lines_of(configured(tmp_path, **PAPERS | changes), figures)["refine"]
+    saved = lines_of(configured(tmp_path, **PAPERS | changes), costs)["refine"]
     assert saved.files == 6 * 5
     assert saved.bytes == pytest.approx(100 * (3 * 1000 + frames))
 
@@ -149,13 +149,13 @@ def test_hours_and_bytes_by_hand(tmp_path):
     }
     sizes = {"num_pairs": 3600, "num_val_pairs": 400, "pairs_per_shard": 1000, "num_samples": 900}
     config = configured(tmp_path, **PAPERS, resources=resources, sizes=sizes)
-    figures = {
-        "sample_pairs": Figure(seconds=9, gpus=2, bytes=100),
-        "metrics": Figure(seconds=2, cpus=4),
-        "refine": Figure(seconds=1, cpus=2),
-        "DFT runs": Figure(seconds=3600, cpus=26),
+    costs = {
+        "sample_pairs": ItemCost(seconds=9, gpus=2, bytes=100),
+        "metrics": ItemCost(seconds=2, cpus=4),
+        "refine": ItemCost(seconds=1, cpus=2),
+        "DFT runs": ItemCost(seconds=3600, cpus=26),
     }
-    lines = lines_of(config, figures, "all_dft")
+    lines = lines_of(config, costs, "all_dft")
     pairs = lines["sample_pairs"]
     assert pairs.bytes == 400_000
     assert pairs.gpu_hours == pytest.approx(4000 * 9 * 2 / 3600)  # 20
@@ -171,7 +171,7 @@ def test_hours_and_bytes_by_hand(tmp_path):
 
 
 def test_the_papers_own_bill(tmp_path):
-    lines = lines_of(configured(tmp_path, **PAPERS), read_figures(PAPER), "all_dft")
+    lines = lines_of(configured(tmp_path, **PAPERS), read_costs(PAPER), "all_dft")
     # 250 A100-days for the 3.3 million pairs, and a hundredth more for the validation pairs.
     assert lines["sample_pairs"].gpu_hours / 24 == pytest.approx(250 * 1.01, rel=1e-3)
     assert lines["train_rfm"].gpu_hours == pytest.approx(48, rel=0.01)
@@ -184,7 +184,7 @@ def test_the_papers_own_bill(tmp_path):
 def test_a_job_over_its_limit_is_said(tmp_path):
     limits = {"sample_pairs": {"gpus": 1, "cpus": 1, "mem_mb": 1, "runtime": 600}}
     config = configured(tmp_path, resources=limits)
-    lines = plan(config, {"sample_pairs": Figure(seconds=6.545, gpus=1)}, "all", {})
+    lines = estimate(config, {"sample_pairs": ItemCost(seconds=6.545, gpus=1)}, "all", {})
     text = "\n".join(describe(lines))
     assert "sample_pairs: about 20.0 h a job, over its limit of 10.0 h" in text
 
@@ -206,27 +206,27 @@ def test_figures_from_the_records_of_a_run(tmp_path):
     a_record(tmp_path, "model", "train_rfm", counts={"steps": 5}, seconds=80, settings=settings)
     counts = {"rows_in": 90, "train": 60, "val": 20, "test": 9}
     a_record(tmp_path, "crystals", "prepare", counts=counts, seconds=9)
-    figures, crystals = figures_of_run(tmp_path)
-    assert figures["sample_pairs"] == Figure(seconds=2, gpus=2, cpus=16, bytes=25)
-    assert figures["train_rfm"] == Figure(seconds=2, gpus=0, cpus=2, bytes=12.5)
+    costs, crystals = costs_of_run(tmp_path)
+    assert costs["sample_pairs"] == ItemCost(seconds=2, gpus=2, cpus=16, bytes=25)
+    assert costs["train_rfm"] == ItemCost(seconds=2, gpus=0, cpus=2, bytes=12.5)
     assert crystals == {"train": 60, "val": 20, "test": 9, "rows": 90}
 
 
 def test_bad_figures_are_refused(tmp_path):
     with pytest.raises(FlowllmError, match="no records"):
-        figures_of_run(tmp_path)
+        costs_of_run(tmp_path)
     path = tmp_path / "f.yaml"
     for text in ("sample_pears: {seconds: 1}", "report: {secs: 1}", "report: {seconds: -1}", "- ["):
         path.write_text(text)
         with pytest.raises(FlowllmError, match=r"f\.yaml"):
-            read_figures(path)
+            read_costs(path)
 
 
 def test_the_command_prints_totals(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(yaml.safe_dump(PAPERS))
     files = ["--config", str(ROOT / "config.yaml"), "--config", str(overlay)]
-    arguments = ["plan", *files, "--figures", str(PAPER)]
+    arguments = ["estimate", *files, "--costs", str(PAPER)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     total = next(line for line in done.output.splitlines() if line.startswith("total"))

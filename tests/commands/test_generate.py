@@ -1,10 +1,10 @@
-"""`flowllm sample`: conditions as users write them, sampled with the second engine."""
+"""`flowllm generate`: conditions as users write them, sampled with the second engine."""
 
 from pathlib import Path
 
 import pytest
 
-from flowllm.commands.generate import read_conditions, sample
+from flowllm.commands.generate import generate, read_conditions
 from flowllm.errors import FlowllmError
 from flowllm.io.schemas import BASE
 from flowllm.io.tables import read_table
@@ -20,7 +20,7 @@ def draw(paths, out: Path, *asked: dict[str, str], **changes) -> list[dict]:
     changes = {"backend": "transformers", "structured": False, "max_attempts": 1} | changes
     base = {"row": "tau0.7-p0.9", "sample_base": changes}
     settings = settings_for("sample_base", paths["base"], **base)
-    sample(settings, model=paths["model"], asked=asked, count=2, out=out, gpus=0)
+    generate(settings, model=paths["model"], asked=asked, count=2, out=out, gpus=0)
     return read_table(out, BASE).to_pylist()
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from flowllm.cli import app
 from flowllm.config.load import check_config, load_config, merge
 from flowllm.config.model import Config
+from flowllm.config.renamed import RENAMED
 from flowllm.config.stage_settings import StageSettings, stage_json, stage_values
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
@@ -110,9 +111,9 @@ def test_unknown_keys_are_named_with_their_path(values, path, value):
         ("bases.0.name", "two words", "should match pattern"),
         ("bases.0.name", "line\n", "should match pattern"),
         ("bases.0.temperature", 0.0, "greater than 0"),
-        ("settings.0.num_steps", -1, "greater than or equal to 0"),
-        ("settings.0", {"name": "a", "base": "b", "flow": "llm", "num_steps": 0}, "has a flow and"),
-        ("settings.0", {"name": "a", "base": "b", "flow": None, "num_steps": 9}, "has a flow and"),
+        ("methods.0.num_steps", -1, "greater than or equal to 0"),
+        ("methods.0", {"name": "a", "base": "b", "flow": "llm", "num_steps": 0}, "has a flow and"),
+        ("methods.0", {"name": "a", "base": "b", "flow": None, "num_steps": 9}, "has a flow and"),
         ("flows.0", {"name": "a", "start": "normal"}, "'llm', 'simple'"),
         ("flows.1.name", "a b", "should match pattern"),
         ("stability.stable_below", math.nan, "finite number"),
@@ -223,19 +224,19 @@ def test_all_problems_at_once(values):
 
 def test_names_must_fit_together(values):
     with pytest.raises(FlowllmError, match=r"uses base 'gone', which is not among the bases"):
-        check_config(changed(values, "settings.0.base", "gone"))
-    setting = {"name": "CSP", "base": "tau0.7-p0.9", "flow": "llm", "num_steps": 9}
+        check_config(changed(values, "methods.0.base", "gone"))
+    method = {"name": "CSP", "base": "tau0.7-p0.9", "flow": "llm", "num_steps": 9}
     with pytest.raises(FlowllmError, match=r"not among the csp_bases \['csp'\]"):
-        check_config(changed(values, "csp_settings", [setting]))
-    setting["base"] = "train_compositions"
+        check_config(changed(values, "csp_methods", [method]))
+    method["base"] = "train_compositions"
     with pytest.raises(FlowllmError, match="needs a flow with start: simple"):
-        check_config(changed(values, "settings", [setting]))
+        check_config(changed(values, "methods", [method]))
     with pytest.raises(FlowllmError, match="bases: a name stands twice"):
         check_config(changed(values, "bases.0.name", "train_compositions"))
-    twice = changed(values, "settings", [values["settings"][0]] * 2)
-    with pytest.raises(FlowllmError, match="settings: a name stands twice"):
+    twice = changed(values, "methods", [values["methods"][0]] * 2)
+    with pytest.raises(FlowllmError, match="methods: a name stands twice"):
         check_config(twice)
-    for name in ("test", "tau0.7-p0.9", values["settings"][0]["name"]):
+    for name in ("test", "tau0.7-p0.9", values["methods"][0]["name"]):
         with pytest.raises(FlowllmError, match=r"name.* test is|needs a name that no other row"):
             check_config(changed(values, "external_samples.0.name", name))
     fewer = copy.deepcopy(values)
@@ -255,18 +256,18 @@ def with_drafts(values, key, **rows):
 def test_a_flow_is_trained_on_drafts_as_it_starts_from(values, key):
     message = (
         rf"sample_pairs\.{key} is (true|false), but sample_base\.{key} is (true|false): the flow "
-        r"of settings .*FlowLLM-tau0\.7-p0\.9.*Give both keys the same value"
+        r"of methods .*FlowLLM-tau0\.7-p0\.9.*Give both keys the same value"
     )
     with pytest.raises(FlowllmError, match=message):
         check_config(with_drafts(values, key))
     prediction = {"name": "CSP", "base": "csp", "flow": "llm", "num_steps": 9}
     unrefined = {"name": "LLM", "base": "tau0.7-p0.9", "flow": None, "num_steps": 0}
     types = {"name": "T", "base": "tau0.7-p0.9", "flow": "types", "num_steps": 9}
-    rows = {"settings": [unrefined, types], "csp_settings": []}
+    rows = {"methods": [unrefined, types], "csp_methods": []}
     # Without such a flow the drafts of the pairs matter to no row.
     check_config(with_drafts(values, key, **rows))
-    with pytest.raises(FlowllmError, match="the flow of settings CSP "):
-        check_config(with_drafts(values, key, **rows | {"csp_settings": [prediction]}))
+    with pytest.raises(FlowllmError, match="the flow of methods CSP "):
+        check_config(with_drafts(values, key, **rows | {"csp_methods": [prediction]}))
 
 
 def test_drafts_may_differ_in_what_does_not_shape_them(values):
@@ -340,7 +341,7 @@ def row_of(config: Config, stage: str) -> str | None:
         "flow": config.flows,
         "base": config.bases,
         "csp_base": config.csp_bases,
-        "setting": config.settings,
+        "method": config.methods,
         "external": config.external_samples,
     }
     kind = STAGES[stage].row
@@ -523,3 +524,13 @@ def test_a_home_folder_is_expanded(values, monkeypatch):
     assert check_config(changed(values, "run_dir", "./runs//z/")).run_dir == "runs/z"
     for name in ("runs/it's $(a) `b` * ? [c] ~ & é", "a~b"):
         assert check_config(changed(values, "run_dir", name)).run_dir == name
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_key_stops_with_its_new_name(old):
+    values = yaml.safe_load((ROOT / "config.yaml").read_text())
+    section, _, key = old.rpartition(".")
+    inner = values[section] if section else values
+    inner[key] = inner.pop(RENAMED[old].rpartition(".")[2])
+    with pytest.raises(FlowllmError, match=f"{old}: this key is now named {RENAMED[old]}"):
+        check_config(values)

@@ -9,7 +9,7 @@ from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
 from flowllm.crystal import Crystal
 from flowllm.io import schemas, tables
-from flowllm.rfm.base_distribution import LlmStart, Start
+from flowllm.rfm.base_distribution import BaseDistribution, LlmBaseDistribution
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
 from flowllm.rfm.network import Standardization
@@ -23,10 +23,10 @@ LLM_FLOW = {
     "lengths_noise": 0.0,
     "angles_noise": 0.0,
 }
-OPTIONS = PairOptions(BOUNDS, match_atoms=True, start=LlmStart(0.0, 0.0, 0.0), seed=7)
+OPTIONS = PairOptions(BOUNDS, match_atoms=True, start=LlmBaseDistribution(0.0, 0.0, 0.0), seed=7)
 
 
-def open_pairs(paths: Sequence[Path], start: Start = OPTIONS.start) -> PreparedPairs:
+def open_pairs(paths: Sequence[Path], start: BaseDistribution = OPTIONS.start) -> PreparedPairs:
     return PreparedPairs(paths, start, BOUNDS)
 
 

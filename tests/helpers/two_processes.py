@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from flow_pairs import open_pairs, statistics
 from flowllm.config.stage_settings import StageSettings
 from flowllm.rfm import train as loop
-from flowllm.rfm.base_distribution import start_from_record
+from flowllm.rfm.base_distribution import base_distribution_from_record
 from flowllm.runtime.signals import Stopped, noting_sigterm
 
 
@@ -34,7 +34,9 @@ def main() -> None:
     settings = StageSettings("train_rfm", given)
     fabric = Fabric(accelerator="cpu", devices=2, plugins=[LightningEnvironment()])
     fabric.launch()
-    pairs = open_pairs([folder / "train-00000.arrow"], start_from_record(json.loads(sys.argv[4])))
+    pairs = open_pairs(
+        [folder / "train-00000.arrow"], base_distribution_from_record(json.loads(sys.argv[4]))
+    )
     scales = statistics(pairs)
     checkpoint, events = folder / "checkpoint.pt", folder / "events"
     given = settings.train_rfm, settings.seed, pairs, pairs, scales, checkpoint, events, fabric

@@ -14,7 +14,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from flowllm.commands.generate import sample
+from flowllm.commands.generate import generate
 from flowllm.errors import FlowllmError
 from flowllm.io.schemas import BASE
 from flowllm.io.tables import read_table
@@ -42,7 +42,7 @@ def sampled(architecture: str, folder: Path, backend: str) -> list[dict]:
     changes = {"backend": backend, "structured": False, "max_attempts": 1}
     settings = settings_for("sample_base", base, row="tau0.7-p0.9", sample_base=changes)
     out = folder / "out.parquet"
-    sample(settings, model=folder / "model", asked=[{}], count=2, out=out, gpus=0)
+    generate(settings, model=folder / "model", asked=[{}], count=2, out=out, gpus=0)
     return read_table(out, BASE).to_pylist()
 
 

@@ -16,7 +16,7 @@ from flowllm.io.weights_file import check_safetensors
 from flowllm.llm.base_model import load_base_model, load_config, load_tokenizer
 from flowllm.llm.model_files import INDEX, WEIGHTS, check_model_folder
 from flowllm.llm.model_folder import ModelFolder
-from flowllm.rfm.base_distribution import start_from_record
+from flowllm.rfm.base_distribution import base_distribution_from_record
 from flowllm.rfm.model import build_field, load_model, save_model
 from flowllm.rfm.network import NetworkSize, Standardization
 from llm_run import merged_model, settings_for
@@ -201,7 +201,7 @@ def test_a_cut_off_flow_is_named_with_its_cure(tmp_path):
     statistics = Standardization([1.0] * 6, [1.0] * 6, 1.0, [0.0] * 6, [1.0] * 6)
     field = build_field(size, (59.9, 120.1), statistics)
     noise = {"coords_noise": 0.0, "lengths_noise": 0.0, "angles_noise": 0.0}
-    start = start_from_record({"kind": "llm", **noise})
+    start = base_distribution_from_record({"kind": "llm", **noise})
     curve = [{"step": 1, "seconds": 1.0}]
     save_model(tmp_path / "flow", field, field.state_dict(), start, {}, curve)
     load_model(tmp_path / "flow", torch.device("cpu"))

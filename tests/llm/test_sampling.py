@@ -13,9 +13,9 @@ from flowllm.llm.engines.base import Draft, Request
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, PromptTokens
 from flowllm.llm.sampling import (
+    DrawRequest,
     Sampler,
     Speed,
-    Task,
     base_row,
     sample_columns,
     sampling_counts,
@@ -65,9 +65,11 @@ def sampler(typist: Typist, **changes: object) -> Sampler:
     return Sampler(lambda: typist, PROMPTS, max_atoms=4, **LIMITS | changes)
 
 
-def salt_task(seed: int, regex: str | None = None) -> Task:
+def salt_task(seed: int, regex: str | None = None) -> DrawRequest:
     composition = composition_of(rocksalt().atomic_numbers)
-    return Task(Conditions("Na1Cl1"), composition, regex, lambda attempt: 100 * seed + attempt)
+    return DrawRequest(
+        Conditions("Na1Cl1"), composition, regex, lambda attempt: 100 * seed + attempt
+    )
 
 
 def test_only_what_was_rejected_is_drawn_again_with_the_next_seed():
@@ -102,7 +104,9 @@ def test_two_atoms_at_one_point_are_drawn_again_where_asked(reject_close_atoms):
 
 def test_prompts_and_expressions_reach_the_engine():
     typist = Typist(lambda _: SALT)
-    sampler(typist).draw([salt_task(0, regex="x+"), Task(UNCONDITIONAL, None, None, lambda _: 7)])
+    sampler(typist).draw(
+        [salt_task(0, regex="x+"), DrawRequest(UNCONDITIONAL, None, None, lambda _: 7)]
+    )
     first, second = typist.requests
     assert first == Request(PROMPTS.prompt(Conditions("Na1Cl1")), 0, "x+")
     assert second == Request(PROMPTS.prompt(UNCONDITIONAL), 7, None)
@@ -112,10 +116,12 @@ def test_prompts_are_grouped_and_long_texts_come_first():
     typist = Typist(lambda _: SALT)
     asked = [("Na1Cl1", 2), ("Cs1Cl1", 2), ("Ca1Ti1O3", 5), ("Na1Cl1", 2), ("Cs1Cl1", 2)]
     tasks = [
-        Task(Conditions(formula), {1: atoms}, None, lambda _, i=i: i)
+        DrawRequest(Conditions(formula), {1: atoms}, None, lambda _, i=i: i)
         for i, (formula, atoms) in enumerate(asked)
     ]
-    sampler(typist, max_attempts=1).draw([*tasks, Task(UNCONDITIONAL, None, None, lambda _: 5)])
+    sampler(typist, max_attempts=1).draw(
+        [*tasks, DrawRequest(UNCONDITIONAL, None, None, lambda _: 5)]
+    )
     order = [request.seed for request in typist.requests]
     assert order[0] == 2
     assert order[-1] == 5

@@ -175,10 +175,10 @@ HOPELESS = {
 def test_what_cannot_be_computed_has_a_reason_and_the_others_go_on(potential, reason):
     good = rattled(rocksalt(), 0.1, 1)
     first, bad, last = relax(potential, [good, HOPELESS[reason], good], **LIMITS)
-    assert bad.fault is not None
-    assert bad.fault.reason == reason
+    assert bad.failure is not None
+    assert bad.failure.reason == reason
     assert bad.crystal is None
-    assert bad.fault.detail
+    assert bad.failure.detail
     (alone,) = relax(potential, [good], **LIMITS)
     for result in (first, last):
         assert result.converged
@@ -200,22 +200,22 @@ def test_chgnet_knows_the_elements_that_its_training_touched(potential, chgnet):
 @pytest.mark.parametrize("symbol", ["Po", "At", "Rn", "Fr", "Ra", "Am"])
 def test_elements_that_chgnet_never_learned_have_no_energy(potential, symbol):
     (result,) = single_points(potential, [rocksalt("Pb", symbol, 6.6)])
-    assert result.fault.reason == "unknown_element"
-    assert result.fault.detail == f"the potential was not fitted to {symbol}"
+    assert result.failure.reason == "unknown_element"
+    assert result.failure.detail == f"the potential was not fitted to {symbol}"
 
 
 def test_nothing_but_hopeless_crystals(potential):
     results = relax(potential, list(HOPELESS.values()), **LIMITS)
-    assert [result.fault.reason for result in results] == list(HOPELESS)
+    assert [result.failure.reason for result in results] == list(HOPELESS)
 
 
 def test_step_limit_is_no_fault_and_time_limit_is_one(potential):
     far = rattled(supercell(rocksalt(), (2, 2, 2)), 0.3, 4)
     (short,) = relax(potential, [far], **LIMITS | {"max_steps": 3})
-    assert (short.converged, short.num_steps, short.fault) == (False, 5, None)
+    assert (short.converged, short.num_steps, short.failure) == (False, 5, None)
     assert short.final_energy_per_atom < short.initial_energy_per_atom
     (slow,) = relax(potential, [far], **LIMITS | {"max_force": 1e-9, "max_seconds": 0.2})
-    assert slow.fault.reason == "too_slow"
+    assert slow.failure.reason == "too_slow"
     assert slow.seconds > 0.2
 
 
@@ -237,15 +237,15 @@ class Faulty(torch.nn.Module):
         return output
 
 
-def faulty(potential, *arguments):
+def failed(potential, *arguments):
     return replace(potential, model=Faulty(potential.model, *arguments))
 
 
 def test_nan_forces_are_one_crystals_fault(potential):
     crystals = [rocksalt(), rocksalt("K"), rattled(rocksalt(), 0.1, 1)]
-    fine, bad, also_fine = relax(faulty(potential, 19), crystals, **LIMITS)
-    assert bad.fault.reason == "not_finite"
-    assert fine.fault is None
+    fine, bad, also_fine = relax(failed(potential, 19), crystals, **LIMITS)
+    assert bad.failure.reason == "not_finite"
+    assert fine.failure is None
     assert also_fine.converged
 
 
@@ -263,7 +263,7 @@ def test_a_cell_that_explodes_ends_with_a_reason(potential):
     crystals = [rattled(rocksalt(), 0.1, 1), rocksalt("K"), fcc()]
     exploding = replace(potential, model=Exploding(potential.model, 19))
     fine, bad, also_fine = relax(exploding, crystals, **LIMITS)
-    assert bad.fault.reason == "isolated_atoms"  # no neighbour within the cutoff any more
+    assert bad.failure.reason == "isolated_atoms"  # no neighbour within the cutoff any more
     assert bad.crystal is None
     assert fine.converged
     assert also_fine.converged
@@ -272,18 +272,18 @@ def test_a_cell_that_explodes_ends_with_a_reason(potential):
 @pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: no memory"), ValueError("x")])
 def test_an_exception_ends_one_crystal_only(potential, error):
     crystals = [rocksalt(), rattled(rocksalt(), 0.1, 1), rocksalt("K"), fcc(), fcc("Al", 4.05)]
-    results = relax(faulty(potential, 19, error), crystals, **LIMITS)
-    assert [result.fault is None for result in results] == [True, True, False, True, True]
-    assert results[2].fault.reason == "failed"
-    assert str(error) in results[2].fault.detail
+    results = relax(failed(potential, 19, error), crystals, **LIMITS)
+    assert [result.failure is None for result in results] == [True, True, False, True, True]
+    assert results[2].failure.reason == "failed"
+    assert str(error) in results[2].failure.detail
 
 
 def test_a_crystal_that_collapses_has_no_energy(potential):
     """The network's energies at tiny distances mean nothing, so the end state is looked at."""
     close = crystal([1, 1], [[0, 0, 0], [0.05, 0, 0]], [5, 5, 5])
     (result,) = single_points(potential, [close])
-    assert result.fault.reason == "overlapping_atoms"
-    assert "0.25 angstrom" in result.fault.detail
+    assert result.failure.reason == "overlapping_atoms"
+    assert "0.25 angstrom" in result.failure.detail
 
 
 OTHERS = {"mace": "mace", "mattersim": "mattersim", "sevennet": "sevenn", "orb": "orb_models"}
@@ -301,7 +301,7 @@ def test_other_potentials_take_the_same_way_where_they_are_installed(name):
     validate_model_outputs(other.model, torch.device("cpu"), other.model.dtype)
     crystals = [rattled(rocksalt(), 0.1, 1), HOPELESS["unknown_element"], fcc()]
     salt, unknown, copper = relax(other, crystals, **LIMITS)
-    assert unknown.fault.detail == "the potential was not fitted to Am"
+    assert unknown.failure.detail == "the potential was not fitted to Am"
     assert salt.converged
     assert copper.converged
     assert salt.crystal.lengths[0] * 2**0.5 == pytest.approx(5.64, rel=0.03)

@@ -15,16 +15,16 @@ from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 from flowllm.rfm.base_distribution import (
-    LlmStart,
+    LlmBaseDistribution,
     RejectedCrystalError,
-    SimpleStart,
+    SimpleBaseDistribution,
+    base_distribution_from_record,
+    base_distribution_of,
+    base_distribution_record,
     bring_angles_within,
     crystal_lattice,
     draw_start,
-    fit_simple_start,
-    start_from_record,
-    start_of,
-    start_record,
+    fit_simple_base_distribution,
 )
 from flowllm.rfm.manifold import lattice_parameters
 
@@ -67,7 +67,7 @@ def test_bounds_no_reduction_can_meet_reject():
 
 
 def test_without_noise_the_start_is_the_crystal():
-    point = draw_start(LlmStart(0.0, 0.0, 0.0), FCC, BOUNDS, np.random.default_rng(0))
+    point = draw_start(LlmBaseDistribution(0.0, 0.0, 0.0), FCC, BOUNDS, np.random.default_rng(0))
     assert (point.coords == FCC.frac_coords).all()
     assert (point.lattice == crystal_lattice(FCC, BOUNDS)).all()
     assert not point.reduced
@@ -75,14 +75,14 @@ def test_without_noise_the_start_is_the_crystal():
 
 def test_noise_has_its_deviations():
     crystal = Crystal.from_arrays([29], [[0.5, 0.5, 0.5]], [5, 5, 5], [90, 90, 90])
-    coords, lengths, angles = draws(LlmStart(0.01, 0.2, 1.5), crystal, 3000)
+    coords, lengths, angles = draws(LlmBaseDistribution(0.01, 0.2, 1.5), crystal, 3000)
     for values, mean, deviation in ((coords, 0.5, 0.01), (lengths, 5, 0.2), (angles, 90, 1.5)):
         assert stats.kstest(values.ravel(), stats.norm(mean, deviation).cdf).pvalue > 1e-3
 
 
 def test_noise_never_leaves_the_manifold():
     """Large noise at the ends of every range: coordinates wrap, lengths and angles reflect."""
-    coords, lengths, angles = draws(LlmStart(0.3, 3.0, 20.0), FCC, 500)
+    coords, lengths, angles = draws(LlmBaseDistribution(0.3, 3.0, 20.0), FCC, 500)
     assert (coords >= 0).all()
     assert (coords < 1).all()
     assert (lengths > 0).all()
@@ -90,13 +90,13 @@ def test_noise_never_leaves_the_manifold():
     assert (angles < 120.001).all()
     assert np.isfinite(angles).all()
     # A normal number folded at its mean has the mean distance sigma sqrt(2 / pi).
-    _, _, near = draws(LlmStart(0.0, 0.0, 2.0), FCC, 4000)
+    _, _, near = draws(LlmBaseDistribution(0.0, 0.0, 2.0), FCC, 4000)
     assert (near[:, 0] - 60).mean() == pytest.approx(2 * np.sqrt(2 / np.pi), rel=0.05)
     assert (120 - near[:, 2]).mean() == pytest.approx(2 * np.sqrt(2 / np.pi), rel=0.05)
 
 
 def test_simple_start_is_flowmms_base():
-    start = SimpleStart([1.575, 1.702, 1.978], [0.244, 0.265, 0.354])
+    start = SimpleBaseDistribution([1.575, 1.702, 1.978], [0.244, 0.265, 0.354])
     coords, lengths, angles = draws(start, FCC, 3000)
     low, high = BOUNDS
     assert coords.shape == (3000, 2, 3)
@@ -113,7 +113,7 @@ def test_simple_start_is_fitted_on_the_training_crystals(tmp_path):
     paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     write_pairs(paths[0], crystals[:15], seed=0)
     write_pairs(paths[1], crystals[15:], seed=1)
-    fitted = fit_simple_start(paths)
+    fitted = fit_simple_base_distribution(paths)
     logarithms = np.log(np.stack([c.lengths for c in crystals]).astype(np.float64))
     np.testing.assert_allclose(fitted.log_lengths_mean, logarithms.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(fitted.log_lengths_std, logarithms.std(axis=0), rtol=1e-6)
@@ -122,15 +122,21 @@ def test_simple_start_is_fitted_on_the_training_crystals(tmp_path):
 def test_nothing_to_fit_on_says_so(tmp_path):
     tables.write_table(tmp_path / "a.parquet", [failed_row(0)], schemas.PAIRS, {})
     with pytest.raises(FlowllmError, match="no pair can be used to fit"):
-        fit_simple_start([tmp_path / "a.parquet"])
+        fit_simple_base_distribution([tmp_path / "a.parquet"])
 
 
 def test_rows_of_flows_become_starts_and_survive_json(tmp_path):
     path = tmp_path / "a.parquet"
     tables.write_table(path, [pair_row(FCC, FCC, 0)], schemas.PAIRS, {})
     llm = LlmFlow(name="a", start="llm", coords_noise=0.1, lengths_noise=0.2, angles_noise=0.3)
-    for flow, kind in ((llm, LlmStart), (SimpleFlow(name="b", start="simple"), SimpleStart)):
-        start = start_of(flow, [path])
+    for flow, kind in (
+        (llm, LlmBaseDistribution),
+        (SimpleFlow(name="b", start="simple"), SimpleBaseDistribution),
+    ):
+        start = base_distribution_of(flow, [path])
         assert type(start) is kind
-        assert start_from_record(json.loads(json.dumps(start_record(start)))) == start
-    assert start_of(llm, []) == LlmStart(0.1, 0.2, 0.3)
+        assert (
+            base_distribution_from_record(json.loads(json.dumps(base_distribution_record(start))))
+            == start
+        )
+    assert base_distribution_of(llm, []) == LlmBaseDistribution(0.1, 0.2, 0.3)

@@ -11,7 +11,7 @@ import torch
 
 from flow_pairs import BOUNDS, prototypes
 from flowllm.errors import FlowllmError
-from flowllm.rfm.base_distribution import LlmStart
+from flowllm.rfm.base_distribution import LlmBaseDistribution
 from flowllm.rfm.manifold import gram_matrix, lattice_vector
 from flowllm.rfm.model import build_field, load_model, save_model
 from flowllm.rfm.network import (
@@ -228,7 +228,11 @@ def test_edge_angles_by_hand():
 @pytest.mark.parametrize("file", ["weights.safetensors", "model.json"])
 @pytest.mark.parametrize("share", [0, 0.3, 0.99])
 def test_a_flow_with_damaged_files_is_named(tmp_path, file, share):
-    field, start, cpu = field_of(torch.float32), LlmStart(0.0, 0.0, 0.0), torch.device("cpu")
+    field, start, cpu = (
+        field_of(torch.float32),
+        LlmBaseDistribution(0.0, 0.0, 0.0),
+        torch.device("cpu"),
+    )
     folder = tmp_path / "flow"
     save_model(folder, field, field.state_dict(), start, {}, [{"step": 1, "seconds": 1.0}])
     load_model(folder, cpu)

@@ -19,7 +19,7 @@ from flow_pairs import OPTIONS, draft_of, failed_row, open_pairs, pair_row, prot
 from flowllm.crystal import Crystal
 from flowllm.io import schemas, tables
 from flowllm.rfm import loader
-from flowllm.rfm.base_distribution import LlmStart
+from flowllm.rfm.base_distribution import LlmBaseDistribution
 from flowllm.rfm.loader import batches_per_epoch, plan_epoch, prefetched, size_groups
 from flowllm.rfm.pairs import (
     match_atoms,
@@ -182,7 +182,7 @@ def shaken_pairs(tmp_path, start):
 
 
 def test_noise_is_drawn_on_reading_and_leaves_c1_alone(tmp_path):
-    pairs, group = shaken_pairs(tmp_path, LlmStart(0.02, 0.1, 0.0))
+    pairs, group = shaken_pairs(tmp_path, LlmBaseDistribution(0.02, 0.1, 0.0))
     placed, shaken = pairs.batch(group), pairs.draw(group, np.random.default_rng(1))
     way = shaken.start_coords - placed.start_coords
     way -= way.round()
@@ -198,7 +198,7 @@ def test_noise_is_drawn_on_reading_and_leaves_c1_alone(tmp_path):
 
 
 def test_a_share_of_a_group_has_the_whole_groups_noise(tmp_path):
-    pairs, group = shaken_pairs(tmp_path, LlmStart(0.02, 0.1, 1.0))
+    pairs, group = shaken_pairs(tmp_path, LlmBaseDistribution(0.02, 0.1, 1.0))
     whole = pairs.draw(group, np.random.default_rng(1))
     share = pairs.draw(group, np.random.default_rng(1), slice(1, None, 3))
     assert torch.equal(share.start_coords, whole.start_coords[1::3])

@@ -20,14 +20,14 @@ from flowllm.data.cif import crystal_from_cif, niggli_reduced
 from flowllm.llm.text import decode, encode
 from flowllm.rfm import symmetry
 from flowllm.rfm.base_distribution import (
-    LlmStart,
+    LlmBaseDistribution,
     RejectedCrystalError,
     StartPoint,
     crystal_lattice,
 )
 from flowllm.rfm.manifold import lattice_parameters, lattice_vector, target_velocity
 from flowllm.rfm.symmetry import KeptSymmetry, Operations, symmetric_start, symmetrize
-from flowllm.stages.refine import refine_batch, symmetric_task, task_of
+from flowllm.stages.refine import refine_batch, refinement_input, symmetric_task
 
 CRYSTALS = [crystal for crystal in prototypes() if crystal.num_atoms <= 8]
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "mp_20_sample" / "train.csv"
@@ -110,7 +110,9 @@ class IdealField:
 def carried(drafts, ends, keep_symmetry=True, num_steps=25):
     """Refine drafts with the ideal field; also the operations that each of them keeps."""
     field, rng = IdealField(ends), np.random.default_rng(0)
-    tasks = [task_of(draft, field, LlmStart(0.0, 0.0, 0.0), rng) for draft in drafts]
+    tasks = [
+        refinement_input(draft, field, LlmBaseDistribution(0.0, 0.0, 0.0), rng) for draft in drafts
+    ]
     if keep_symmetry:
         tasks = [symmetric_task(task, BOUNDS, Counter()) for task in tasks]
     section = SimpleNamespace(keep_symmetry=keep_symmetry, anneal_slope=0.0, integrator="euler")
@@ -326,7 +328,9 @@ def test_a_crystal_without_symmetry_keeps_its_velocities():
 
 def start_of(crystal, bounds=BOUNDS):
     rng = np.random.default_rng(0)
-    return task_of(crystal, SimpleNamespace(bounds=bounds), LlmStart(0.0, 0.0, 0.0), rng).start
+    return refinement_input(
+        crystal, SimpleNamespace(bounds=bounds), LlmBaseDistribution(0.0, 0.0, 0.0), rng
+    ).start
 
 
 def test_where_no_space_group_is_found_the_start_is_as_it_was():

@@ -64,7 +64,7 @@ def test_training_crystals_are_relaxed_as_the_generated_ones_are(tmp_path, poten
         expected = relax(potential, list(CRYSTALS.values()), **limits, max_seconds=1e9)
         rows = {row["entry_id"]: row for row in run(tmp_path, limits=changed, chunk_size=2)}
         for crystal_id, result in zip(CRYSTALS, expected, strict=True):
-            if result.fault is None:
+            if result.failure is None:
                 row = rows[crystal_id]
                 energy = pytest.approx(result.final_energy_per_atom, abs=1e-5)
                 assert (row["energy_per_atom"], row["converged"]) == (energy, result.converged)

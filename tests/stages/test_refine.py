@@ -23,7 +23,11 @@ from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 from flowllm.llm.text import decode, encode
-from flowllm.rfm.base_distribution import LlmStart, SimpleStart, start_record
+from flowllm.rfm.base_distribution import (
+    LlmBaseDistribution,
+    SimpleBaseDistribution,
+    base_distribution_record,
+)
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, bytes_per_crystal
 from flowllm.rfm.symmetry import TOLERANCE
@@ -33,7 +37,7 @@ from flowllm.stages import refine, train_rfm
 
 def refine_settings(num_steps: int, batch_memory_mb: int = 100, **changes) -> StageSettings:
     flow = "llm" if num_steps else None
-    setting = {"name": "flow", "base": "base", "flow": flow, "num_steps": num_steps}
+    method = {"name": "flow", "base": "base", "flow": flow, "num_steps": num_steps}
     section = {
         "integrator": "euler",
         "batch_memory_mb": batch_memory_mb,
@@ -41,7 +45,7 @@ def refine_settings(num_steps: int, batch_memory_mb: int = 100, **changes) -> St
         "keep_symmetry": False,
         "trajectory_every": None,
     } | changes
-    return StageSettings("refine", {"seed": 7, "version": 1, "refine": section, "setting": setting})
+    return StageSettings("refine", {"seed": 7, "version": 1, "refine": section, "method": method})
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +212,7 @@ def test_batches_do_not_change_the_crystals(overfitted, tmp_path):
 def test_batches_fill_the_memory_and_hold_one_size():
     size = NetworkSize(hidden_dim=512, num_layers=6, time_dim=256, num_frequencies=128)
     sizes = [5, 20, 5, 100, 5, 20, 5]
-    tasks = {10 * i: refine.Task(np.ones(n), None) for i, n in enumerate(sizes)}
+    tasks = {10 * i: refine.RefinementInput(np.ones(n), None) for i, n in enumerate(sizes)}
     memory_mb = 2 * bytes_per_crystal(size, 20) // 10**6 + 1
     batches = list(refine._batches_by_size(tasks, memory_mb, size))
     # Two of 20 atoms fit, all four of 5 do; one of 100 does not, and is a batch all the same.
@@ -264,14 +268,14 @@ def test_noise_and_the_simple_base_start_elsewhere_the_same_way_each_time(overfi
     rows = base_rows()
     found = {}
     for kind, start in (
-        ("plain", LlmStart(0.0, 0.0, 0.0)),
-        ("noise", LlmStart(0.05, 0.1, 1.0)),
-        ("simple", SimpleStart([1.6, 1.7, 2.0], [0.2, 0.2, 0.2])),
+        ("plain", LlmBaseDistribution(0.0, 0.0, 0.0)),
+        ("noise", LlmBaseDistribution(0.05, 0.1, 1.0)),
+        ("simple", SimpleBaseDistribution([1.6, 1.7, 2.0], [0.2, 0.2, 0.2])),
     ):
         model = tmp_path / kind
         shutil.copytree(overfitted[0], model)
         record = json.loads((model / "model.json").read_text())
-        record["start"] = start_record(start)
+        record["start"] = base_distribution_record(start)
         (model / "model.json").write_text(json.dumps(record))
         found[kind] = refined(model, tmp_path, rows, refine_settings(2))
         assert_same(found[kind], refined(model, tmp_path, rows[::-1], refine_settings(2))[::-1])
@@ -333,7 +337,7 @@ def test_a_folder_that_is_no_model_says_so(tmp_path):
 
 
 def test_a_flow_without_its_model_says_so(tmp_path):
-    with pytest.raises(FlowllmError, match="setting flow: needs --model"):
+    with pytest.raises(FlowllmError, match="method flow: needs --model"):
         refined(None, tmp_path, base_rows(), refine_settings(2))
 
 
@@ -345,7 +349,7 @@ def test_equal_atoms_in_one_place_part_only_with_noise(overfitted, tmp_path):
         model = tmp_path / f"flow-{noise}-{keep}"
         shutil.copytree(overfitted[0], model)
         record = json.loads((model / "model.json").read_text())
-        record["start"] = start_record(LlmStart(noise, 0.0, 0.0))
+        record["start"] = base_distribution_record(LlmBaseDistribution(noise, 0.0, 0.0))
         (model / "model.json").write_text(json.dumps(record))
         settings = refine_settings(5, keep_symmetry=keep)
         [row] = refined(model, tmp_path, [base_row(one, 0)], settings)

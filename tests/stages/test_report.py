@@ -15,7 +15,7 @@ import pytest
 from crystals import caesium_chloride, perovskite, rattled, rocksalt
 from evaluated_run import REPOSITORY, Draw, stage_settings, write_run
 from flow_pairs import LLM_FLOW
-from flowllm.commands.costs import figures_of_run
+from flowllm.commands.costs import costs_of_run
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.statistics import rate
 from flowllm.io import schemas
@@ -326,9 +326,9 @@ def test_rows_without_a_language_model_or_a_flow_are_said(run_dir):
         {"name": "CrystalLLM", "base": "tau0.7", "flow": None, "num_steps": 0},
     ]
     results = [result]
-    for setting in settings:
-        sampling = {"base": {}, "setting": setting, "external": {}}
-        numbers = {**result.numbers, "setting": setting["name"], "sampling": sampling}
+    for method in settings:
+        sampling = {"base": {}, "setting": method, "external": {}}
+        numbers = {**result.numbers, "setting": method["name"], "sampling": sampling}
         results.append(replace(result, numbers=numbers))
     caption = paper_table(results).caption
     assert "FlowMM-like: compositions of the training set, FlowMM's uniform base, no" in caption
@@ -395,7 +395,7 @@ def test_terminal_gets_the_table_and_the_path(run_dir, tmp_path, capsys):
     out = write_report(run_dir, tmp_path / "index.html")
     printed = capsys.readouterr().out
     assert "40.00\u202f% (2/5)" in printed
-    header = next(line for line in printed.splitlines() if line.startswith("Setting"))
+    header = next(line for line in printed.splitlines() if line.startswith("Method"))
     for title in ("Valid structure", "Valid composition", "Relaxed", "Stable", "Novel", "S.U.N."):
         assert title in header
     assert f"Report: {out}" in printed
@@ -577,13 +577,13 @@ def test_of_a_sweep_the_histograms_show_the_first(run_dir):
     rows = [("a", "llm", 50), ("a", "llm", 250), ("a", None, 0), ("b", "llm", 50)]
     results = []
     for base, flow, steps in rows:
-        setting = {"name": f"{base}{steps}", "base": base, "flow": flow, "num_steps": steps}
-        sampling = {**result.numbers["sampling"], "setting": setting}
-        numbers = {**result.numbers, "setting": setting["name"], "sampling": sampling}
+        method = {"name": f"{base}{steps}", "base": base, "flow": flow, "num_steps": steps}
+        sampling = {**result.numbers["sampling"], "setting": method}
+        numbers = {**result.numbers, "setting": method["name"], "sampling": sampling}
         results.append(replace(result, numbers=numbers))
     other = {**result.numbers, "setting": "o", "sampling": {"setting": {}}}
     results.append(replace(result, numbers=other))
-    shown = [one.setting for one in first_of_each_sweep(results)]
+    shown = [one.method for one in first_of_each_sweep(results)]
     assert shown == ["a50", "a0", "b50", "o"]
 
 
@@ -597,7 +597,7 @@ def test_settings_keep_their_look_in_every_figure():
 def test_markdown_has_one_line_a_row(page_path):
     text = (page_path.parent / "tables" / "proxy.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert lines[0].startswith("| Setting | Crystals | Structural validity |")
+    assert lines[0].startswith("| Method | Crystals | Structural validity |")
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) == 2 + len(read_csv(page_path, "proxy"))
 
@@ -641,7 +641,7 @@ def test_snakemakes_own_report_has_the_captions(copied_run, tmp_path):
     sizes |= {"num_samples": 2, "samples_per_shard": 1}
     base = {"name": "FlowLLM-test", "temperature": 0.7, "top_p": 0.9}
     write_table(copied_run / "pairs" / "val" / "shard-00000.parquet", [], schemas.PAIRS, {})
-    run = {"run_dir": copied_run.name, "settings": [flow], "bases": [base], "sizes": sizes}
+    run = {"run_dir": copied_run.name, "methods": [flow], "bases": [base], "sizes": sizes}
     overlay.write_text(json.dumps(run))
     words = ["--allowed-rules", "report"]
     words += ["--configfile", str(REPOSITORY / "config.yaml"), str(overlay)]
@@ -842,7 +842,7 @@ def test_a_damaged_record_is_named_with_its_cure(copied_run, text):
     with pytest.raises(FlowllmError, match=rf"{record.name}: .*delete this record"):
         write_report(copied_run)
     with pytest.raises(FlowllmError, match=rf"{record.name}: .*delete this record"):
-        figures_of_run(copied_run)
+        costs_of_run(copied_run)
 
 
 def test_files_of_other_programs_beside_the_records_are_no_records(copied_run):

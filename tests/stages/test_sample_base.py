@@ -34,14 +34,16 @@ def settings(paths, **changes):
     return settings_for("sample_base", paths["base"], row=BASE_NAME, sample_base=changes)
 
 
-def run(paths, out: Path, start: int = 0, count: int = COUNT, **changes) -> Path:
+def run(paths, out: Path, first_draw: int = 0, count: int = COUNT, **changes) -> Path:
     given = settings(paths, **changes)
-    sample_base.run(given, model=paths["model"], start=start, count=count, out=out, gpus=0)
+    sample_base.run(
+        given, model=paths["model"], first_draw=first_draw, count=count, out=out, gpus=0
+    )
     return out
 
 
 def test_every_crystal_is_within_what_was_trained(paths, tmp_path):
-    out = run(paths, tmp_path / "shard.parquet", start=10)
+    out = run(paths, tmp_path / "shard.parquet", first_draw=10)
     rows = read_table(out, BASE).to_pylist()
     assert [row["id"] for row in rows] == [f"{BASE_NAME}-{i:06d}" for i in range(10, 10 + COUNT)]
     for row in rows:
@@ -98,7 +100,7 @@ def test_a_killed_shard_ends_as_an_undisturbed_one(paths, tmp_path):
     killed = tmp_path / "killed" / "shard.parquet"
     command = [sys.executable, "-m", "flowllm", "sample_base", "--settings", json.dumps(values)]
     command += ["--model", str(paths["model"]), "--out", str(killed)]
-    command += ["--start", "0", "--count", str(COUNT)]
+    command += ["--first-draw", "0", "--count", str(COUNT)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     partial = killed.with_name(f".{killed.name}.partial")
     try:

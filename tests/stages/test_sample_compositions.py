@@ -10,7 +10,7 @@ from crystals import caesium_chloride, fcc, perovskite, rocksalt
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
-from flowllm.rfm.base_distribution import SimpleStart, draw_start
+from flowllm.rfm.base_distribution import SimpleBaseDistribution, draw_start
 from flowllm.seeds import generator
 from flowllm.stages import sample_compositions
 
@@ -28,9 +28,9 @@ def train(tmp_path):
     return tmp_path / "train.parquet"
 
 
-def drawn(train, start, count):
-    out = train.with_name(f"shard-{start}.parquet")
-    sample_compositions.run(SETTINGS, crystals=train, start=start, count=count, out=out)
+def drawn(train, first_draw, count):
+    out = train.with_name(f"shard-{first_draw}.parquet")
+    sample_compositions.run(SETTINGS, crystals=train, first_draw=first_draw, count=count, out=out)
     return tables.read_table(out, schemas.BASE).to_pylist()
 
 
@@ -58,9 +58,9 @@ def test_a_draw_does_not_depend_on_its_shard(train):
 def test_a_simple_flow_takes_the_atoms_and_nothing_else():
     """Two crystals that share their atoms alone set out from the same point."""
     first, second = rocksalt(), rocksalt(a=9.0)
-    start = SimpleStart([1.0, 1.0, 1.0], [0.1, 0.1, 0.1])
+    first_draw = SimpleBaseDistribution([1.0, 1.0, 1.0], [0.1, 0.1, 0.1])
     points = [
-        draw_start(start, one, (59.9, 120.1), generator(1, "refine", "start", "x"))
+        draw_start(first_draw, one, (59.9, 120.1), generator(1, "refine", "start", "x"))
         for one in (first, second)
     ]
     assert (points[0].coords == points[1].coords).all()

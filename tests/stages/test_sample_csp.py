@@ -18,7 +18,7 @@ def paths(tmp_path_factory):
     return merged_model(tmp_path_factory.mktemp("csp"))
 
 
-def predict(paths, out, start, count, chunk_size=4):
+def predict(paths, out, first_draw, count, chunk_size=4):
     settings = settings_for(
         "sample_csp",
         paths["base"],
@@ -28,7 +28,13 @@ def predict(paths, out, start, count, chunk_size=4):
     )
     model, crystals = paths["model"], paths["train"]
     sample_csp.run(
-        settings, model=model, crystals=crystals, start=start, count=count, out=out, gpus=0
+        settings,
+        model=model,
+        crystals=crystals,
+        first_draw=first_draw,
+        count=count,
+        out=out,
+        gpus=0,
     )
     return read_table(out, CSP_BASE).to_pylist()
 

@@ -22,7 +22,7 @@ def paths(tmp_path_factory) -> dict[str, Path]:
     return merged_model(tmp_path_factory.mktemp("pairs"))
 
 
-def run(paths, out: Path, start: int = 0, count: int = COUNT, split: str = "train", **changes):
+def run(paths, out: Path, first_draw: int = 0, count: int = COUNT, split: str = "train", **changes):
     changes = {"structured": True, "chunk_size": 3, **changes}
     settings = settings_for("sample_pairs", paths["base"], sample_pairs=changes)
     sample_pairs.run(
@@ -30,7 +30,7 @@ def run(paths, out: Path, start: int = 0, count: int = COUNT, split: str = "trai
         model=paths["model"],
         crystals=paths["train"],
         split=split,
-        start=start,
+        first_draw=first_draw,
         count=count,
         out=out,
         gpus=0,
@@ -64,7 +64,7 @@ def test_every_pair_has_the_atoms_of_its_training_crystal(shard):
         assert c1.lengths.tolist() == truth.lengths.tolist()
 
 
-def test_draws_in_a_row_have_one_crystal(paths):
+def test_draws_of_one_prompt_have_one_crystal(paths):
     def ids(draws: range, in_a_row: int) -> list[str]:
         targets = sample_pairs.draw_targets(42, paths["train"], "train", draws, in_a_row)
         return [material_id for _, material_id, _ in targets]
@@ -101,7 +101,7 @@ def test_a_shard_repeats_exactly(paths, shard, tmp_path):
 
 
 def test_a_draw_does_not_depend_on_its_shard(paths, shard, tmp_path):
-    part = pd.read_parquet(run(paths, tmp_path / "part.parquet", start=4, count=2))
+    part = pd.read_parquet(run(paths, tmp_path / "part.parquet", first_draw=4, count=2))
     whole = pd.read_parquet(shard).iloc[4:6].reset_index(drop=True)
     assert part["id"].tolist() == whole["id"].tolist()
     assert part["material_id"].tolist() == whole["material_id"].tolist()
@@ -128,7 +128,7 @@ def test_other_prompts_than_the_model_was_trained_on_are_refused(paths, tmp_path
             model=paths["model"],
             crystals=paths["train"],
             split="train",
-            start=0,
+            first_draw=0,
             count=1,
             out=tmp_path / "x.parquet",
             gpus=0,

@@ -24,7 +24,7 @@ from flow_pairs import BOUNDS, LLM_FLOW, OPTIONS, open_pairs, statistics, write_
 from flow_training import small_settings, start_training
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.rfm.base_distribution import LlmStart, start_record
+from flowllm.rfm.base_distribution import LlmBaseDistribution, base_distribution_record
 from flowllm.rfm.loader import size_groups
 from flowllm.rfm.model import build_field, load_model
 from flowllm.rfm.pairs import PREPARED
@@ -193,7 +193,7 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     """
     settings = small_settings(config_path, max_steps=6, batch_size=3, learning_rate=1e-3)
     section = settings.train_rfm
-    start = LlmStart(0.02, 0.1, 1.0)
+    start = LlmBaseDistribution(0.02, 0.1, 1.0)
     options = replace(OPTIONS, start=start)
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, options)
     scales = statistics(pairs)
@@ -203,7 +203,7 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     values = {"seed": settings.seed, "version": settings.version, **settings.values}
     script = Path(__file__).parents[1] / "helpers" / "two_processes.py"
     words = [sys.executable, str(script), str(tmp_path), json.dumps(values), str(tmp_path / "two")]
-    words.append(json.dumps(start_record(start)))
+    words.append(json.dumps(base_distribution_record(start)))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(words, check=True, env=env)
     together = load_file(tmp_path / "two")
@@ -258,7 +258,7 @@ class Rank:
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_pairs_are_dealt_evenly_and_once(shards, tmp_path, world_size):
     """A batch of many groups of one or two pairs."""
-    options = replace(OPTIONS, start=LlmStart(0.02, 0.1, 1.0))
+    options = replace(OPTIONS, start=LlmBaseDistribution(0.02, 0.1, 1.0))
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"], tmp_path, options)
     batch = list(size_groups(pairs.num_atoms, 2))
     total = len(pairs)
@@ -285,7 +285,7 @@ def test_pairs_are_dealt_evenly_and_once(shards, tmp_path, world_size):
 
 def test_each_epoch_has_noise_of_its_own(config_path, shards, tmp_path):
     section = small_settings(config_path).train_rfm
-    options = replace(OPTIONS, start=LlmStart(0.02, 0.1, 1.0))
+    options = replace(OPTIONS, start=LlmBaseDistribution(0.02, 0.1, 1.0))
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, options)
     batch = [np.array([[0, row]]) for row in range(len(pairs))]
     fabric = make_fabric(section.precision)

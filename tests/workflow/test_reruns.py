@@ -81,7 +81,7 @@ def an_hour_ahead(path: str) -> Callable[[Path], None]:
     return lambda root: os.utime(root / path, (later, later))
 
 
-NEW_SETTING = {**TINY["settings"][0], "name": "new"}
+NEW_SETTING = {**TINY["methods"][0], "name": "new"}
 NEW_BASE = {"name": "hot", "temperature": 1.2, "top_p": 0.9}
 BRANCH: Jobs = {
     **{"refine": 2, "prerelax": 2, "fingerprints": 1, "stability": 1, "dft_inputs": 1},
@@ -151,16 +151,16 @@ CHANGES = (
         {"sizes": {"num_samples": 6}},
     ),
     Change(
-        "`settings`: one more row on a base that exists",
+        "`methods`: one more row on a base that exists",
         BRANCH,
-        {"settings": [*TINY["settings"], NEW_SETTING]},
+        {"methods": [*TINY["methods"], NEW_SETTING]},
     ),
     Change(
-        "`bases` and `settings`: one more sampling temperature",
+        "`bases` and `methods`: one more sampling temperature",
         {"sample_base": 2, **BRANCH},
         {
             "bases": [*TINY["bases"], NEW_BASE],
-            "settings": [*TINY["settings"], {**NEW_SETTING, "base": "hot"}],
+            "methods": [*TINY["methods"], {**NEW_SETTING, "base": "hot"}],
         },
     ),
     Change(
@@ -293,7 +293,7 @@ def page() -> str:
         "",
         "Snakemake runs a job again when its inputs, its part of the configuration, its stage's",
         "version or its command changed, and then what depends on it. The run below has",
-        f"{total} jobs (`tests/tiny.yaml`: 3 shards of pairs, 2 settings of 2 shards each, of",
+        f"{total} jobs (`tests/tiny.yaml`: 3 shards of pairs, 2 methods of 2 shards each, of",
         "which one refines and so depends on the flow). Every line is a dry run in",
         "`tests/workflow/test_reruns.py`; that file writes this one.",
         "",

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 from flowllm.cli import app
-from flowllm.commands.estimate import count_jobs, plan
+from flowllm.commands.estimate import count_jobs, estimate
 from flowllm.config.load import load_config
 from flowllm.config.stages import STAGES
 from tiny_run import ROOT, TINY, dry_runs, planned, snakemake
@@ -47,7 +47,7 @@ def test_every_rule_names_log_benchmark_environment_and_resources():
 
 
 def billed(target: str, *overlays: str) -> dict[str, int]:
-    """The jobs that `flowllm plan` counts."""
+    """The jobs that `flowllm estimate` counts."""
     paths = [ROOT / "config.yaml", *(ROOT / overlay for overlay in overlays)]
     jobs = count_jobs(load_config(paths), target)
     return {stage: count for stage, count in jobs.items() if count} | {target: 1}
@@ -71,9 +71,9 @@ def test_the_full_configuration_plans_hundreds_of_shards(profile):
 def test_a_flow_and_trajectories_are_branches(tmp_path):
     """Another base distribution trains its own network; a row without a flow needs none."""
     tiny = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
-    types = {**tiny["settings"][0], "name": "types", "flow": "types"}
+    types = {**tiny["methods"][0], "name": "types", "flow": "types"}
     overlay = tmp_path / "flows.yaml"
-    overlay.write_text(yaml.safe_dump({"settings": [tiny["settings"][1], types]}))
+    overlay.write_text(yaml.safe_dump({"methods": [tiny["methods"][1], types]}))
     output = snakemake("-n", "-p", *TINY, str(overlay), "--config", "refine={trajectory_every: 5}")
     assert planned(output)["train_rfm"] == 1
     [unrefined, refined] = (
@@ -88,7 +88,7 @@ def test_a_flow_and_trajectories_are_branches(tmp_path):
 def test_ten_settings_plan_in_ten_seconds_of_a_core(tmp_path):
     row = {"base": "tau0.7-p0.9", "flow": "llm", "num_steps": 250}
     overlay = tmp_path / "ten.yaml"
-    overlay.write_text(yaml.safe_dump({"settings": [{"name": f"s{i}", **row} for i in range(10)]}))
+    overlay.write_text(yaml.safe_dump({"methods": [{"name": f"s{i}", **row} for i in range(10)]}))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), str(overlay)))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -109,17 +109,17 @@ LLM_ONLY = {"name": "llm-only", "base": "tau0.7-p0.9", "flow": None, "num_steps"
 NO_LLM = {"name": "no-llm", "base": "train_compositions", "flow": "types", "num_steps": 5}
 CSP = {
     "csp_bases": [{"name": "csp", "temperature": 1.0, "top_p": 0.9, "attempts": 2}],
-    "csp_settings": [{"name": "csp-llm", "base": "csp", "flow": "types", "num_steps": 5}],
+    "csp_methods": [{"name": "csp-llm", "base": "csp", "flow": "types", "num_steps": 5}],
 }
 
 
 BILLED = {
-    "no flow": {"settings": [LLM_ONLY]},
-    "no LLM": {"settings": [NO_LLM]},
-    "LLM for CSP only": {"settings": [NO_LLM], **CSP},
-    "flow for CSP only": {"settings": [LLM_ONLY], **CSP},
-    "trajectories": {"settings": [LLM_ONLY, NO_LLM], "refine": {"trajectory_every": 2}},
-    "shards": {"settings": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
+    "no flow": {"methods": [LLM_ONLY]},
+    "no LLM": {"methods": [NO_LLM]},
+    "LLM for CSP only": {"methods": [NO_LLM], **CSP},
+    "flow for CSP only": {"methods": [LLM_ONLY], **CSP},
+    "trajectories": {"methods": [LLM_ONLY, NO_LLM], "refine": {"trajectory_every": 2}},
+    "shards": {"methods": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
 }
 TARGETS = ("all", "all_dft")
 
@@ -208,9 +208,9 @@ def test_structure_prediction_is_a_branch_of_its_own():
     [
         ("train_rfm: {learnig_rate: 1}", "train_rfm.learnig_rate: Extra inputs are not permitted"),
         ("sample_pairs: {top_p: 1.5}", "sample_pairs.top_p: Input should be less than or equal"),
-        ("settings: [{name: a, base: b, flow: llm, num_steps: 1}]", "a uses base 'b'"),
+        ("methods: [{name: a, base: b, flow: llm, num_steps: 1}]", "a uses base 'b'"),
         (
-            "settings: [{name: a, base: tau0.7-p0.9, flow: c, num_steps: 1}]",
+            "methods: [{name: a, base: tau0.7-p0.9, flow: c, num_steps: 1}]",
             "a uses flow 'c'",
         ),
         ("bases: [{name: '../x', temperature: 1, top_p: 1}]", "bases.0.name"),
@@ -343,7 +343,7 @@ def test_the_bill_counts_the_files_that_a_run_has(finished_run):
         return sum(path.is_file() for path in (finished_run / "run" / part).rglob("*"))
 
     config = load_config([ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml"])
-    lines = {line.stage: line for line in plan(config, {}, "all", {})}
+    lines = {line.stage: line for line in estimate(config, {}, "all", {})}
     for part, stages in PARTS.items():
         # Beside these lie the log and the benchmark, which have folders of their own.
         assert files(part) == sum(lines[stage].files - 2 * lines[stage].jobs for stage in stages)

@@ -51,14 +51,14 @@ RUN = CONFIG.run_dir
 SIZES = CONFIG.sizes
 FLOWS = [flow.name for flow in CONFIG.flows]
 BASES = [base.name for base in CONFIG.bases]
-SETTINGS = [setting.name for setting in CONFIG.settings]
+METHODS = [method.name for method in CONFIG.methods]
 EXTERNAL = {row.name: row for row in CONFIG.external_samples}
-ROWS = [*SETTINGS, *EXTERNAL]
+ROWS = [*METHODS, *EXTERNAL]
 CSP_BASES = {base.name: base for base in CONFIG.csp_bases}
-CSP_SETTINGS = [setting.name for setting in CONFIG.csp_settings]
-REFINED = [*CONFIG.settings, *CONFIG.csp_settings]
-BASE_OF = {setting.name: setting.base for setting in REFINED}
-FLOW_OF = {setting.name: setting.flow for setting in REFINED}
+CSP_METHODS = [method.name for method in CONFIG.csp_methods]
+REFINED = [*CONFIG.methods, *CONFIG.csp_methods]
+BASE_OF = {method.name: method.base for method in REFINED}
+FLOW_OF = {method.name: method.flow for method in REFINED}
 NO_NAME = "(?!)"  # a wildcard of an empty list
 
 # Jobs import the package from the clone too; a cluster's job reads this file again and sets it there.
@@ -113,7 +113,7 @@ PAIR_SHARDS = {
 TRAJECTORIES = {}
 if CONFIG.refine.trajectory_every:
     TRAJECTORIES["trajectories"] = (
-        f"{RUN}/trajectories/{{setting}}/shard-{{shard}}.parquet"
+        f"{RUN}/trajectories/{{method}}/shard-{{shard}}.parquet"
     )
 SAMPLE_SHARDS = shard_names(SIZES.num_samples, SIZES.samples_per_shard)
 CSP_SHARDS = shard_names(SIZES.num_csp_crystals, SIZES.csp_crystals_per_shard)
@@ -123,13 +123,13 @@ def shards_of(row):
     """Names of the shards of a row of the results."""
     if row in EXTERNAL:
         return shard_names(EXTERNAL[row].shards, 1)
-    return CSP_SHARDS if row in CSP_SETTINGS else SAMPLE_SHARDS
+    return CSP_SHARDS if row in CSP_METHODS else SAMPLE_SHARDS
 
 
 def draws(total, per_shard, shard):
     """First draw and number of draws of a shard, as command line options."""
     start = int(shard) * per_shard
-    return f"--start {start} --count {min(per_shard, total - start)}"
+    return f"--first-draw {start} --count {min(per_shard, total - start)}"
 
 
 def settings_of(stage, row=None):
@@ -170,10 +170,10 @@ def runtime(stage):
 
 
 def sample_shards(folder):
-    """The shards of one row in a folder; in `base`, those of the setting's base."""
+    """The shards of one row in a folder; in `base`, those of the method's base."""
 
     def paths(wildcards):
-        row = wildcards.setting
+        row = wildcards.method
         branch = BASE_OF.get(row, row) if folder == "base" else row
         return expand(
             f"{RUN}/{folder}/{branch}/shard-{{shard}}.parquet", shard=shards_of(row)
@@ -185,7 +185,7 @@ def sample_shards(folder):
 def energies(wildcards):
     """Relaxed crystals and their energies: the potential's shards, or DFT's file."""
     if wildcards.kind == "dft":
-        return [f"{RUN}/dft/{wildcards.setting}.parquet"]
+        return [f"{RUN}/dft/{wildcards.method}.parquet"]
     return sample_shards("relaxed")(wildcards)
 
 
@@ -228,18 +228,18 @@ def csp_draws(wildcards):
 
 
 def base_shard(wildcards):
-    return f"{RUN}/base/{BASE_OF[wildcards.setting]}/shard-{wildcards.shard}.parquet"
+    return f"{RUN}/base/{BASE_OF[wildcards.method]}/shard-{wildcards.shard}.parquet"
 
 
 def flow_model(wildcards):
-    """The flow of a setting; none where the LLM's crystals are kept as they are."""
-    flow = FLOW_OF[wildcards.setting]
+    """The flow of a method; none where the LLM's crystals are kept as they are."""
+    flow = FLOW_OF[wildcards.method]
     return [f"{RUN}/rfm/{flow}"] if flow else []
 
 
 def finished_runs(wildcards):
     """The runs that have written output, so that a new one is collected."""
-    folder = Path(RUN) / "dft_inputs" / wildcards.setting
+    folder = Path(RUN) / "dft_inputs" / wildcards.method
     names = ("vasprun.xml*", "gpaw_result.json")
     return without_braces(path for name in names for path in folder.rglob(name))
 
@@ -262,7 +262,7 @@ def dft_entries(wildcards):
 
 
 def fingerprinted(wildcards):
-    """The test split's crystals, or the generated ones of a setting."""
+    """The test split's crystals, or the generated ones of a method."""
     if wildcards.sample == "test":
         return [f"{RUN}/crystals/test.parquet"]
     paths = f"{RUN}/generated/{wildcards.sample}/shard-{{shard}}.parquet"
@@ -281,7 +281,7 @@ def report_metrics(wildcards):
 # The folders of shards that the report reads, with the names of their shards.
 TRAINED_FLOWS = sorted({flow for flow in FLOW_OF.values() if flow})
 REPORT_SHARDS = {f"relaxed/{row}": shards_of(row) for row in ROWS}
-for row in [*ROWS, *CSP_SETTINGS]:
+for row in [*ROWS, *CSP_METHODS]:
     REPORT_SHARDS[f"base/{BASE_OF.get(row, row)}"] = shards_of(row)
 if TRAINED_FLOWS:
     REPORT_SHARDS |= {f"pairs/{split}": names for split, names in PAIR_SHARDS.items()}

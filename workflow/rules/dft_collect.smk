@@ -1,13 +1,13 @@
 rule dft_collect:
     input:
-        manifest=f"{RUN}/dft_inputs/{{setting}}/manifest.parquet",
+        manifest=f"{RUN}/dft_inputs/{{method}}/manifest.parquet",
         runs=finished_runs,
     output:
-        f"{RUN}/dft/{{setting}}.parquet",
+        f"{RUN}/dft/{{method}}.parquet",
     log:
-        f"{RUN}/logs/dft_collect/{{setting}}.log",
+        f"{RUN}/logs/dft_collect/{{method}}.log",
     benchmark:
-        f"{RUN}/benchmarks/dft_collect/{{setting}}.tsv"
+        f"{RUN}/benchmarks/dft_collect/{{method}}.tsv"
     conda:
         "../../envs/core.yaml"
     threads: cpus("dft_collect")
@@ -18,7 +18,7 @@ rule dft_collect:
     params:
         settings=settings_of("dft_collect"),
     message:
-        "Collecting DFT results of {wildcards.setting}"
+        "Collecting DFT results of {wildcards.method}"
     shell:
         "python -m flowllm dft_collect "
         "--manifest {input.manifest:q} --out {output:q} "

@@ -1,13 +1,13 @@
 rule dft_inputs:
     input:
         relaxed=sample_shards("relaxed"),
-        stability=f"{RUN}/stability/potential/{{setting}}.parquet",
+        stability=f"{RUN}/stability/potential/{{method}}.parquet",
     output:
-        f"{RUN}/dft_inputs/{{setting}}/manifest.parquet",
+        f"{RUN}/dft_inputs/{{method}}/manifest.parquet",
     log:
-        f"{RUN}/logs/dft_inputs/{{setting}}.log",
+        f"{RUN}/logs/dft_inputs/{{method}}.log",
     benchmark:
-        f"{RUN}/benchmarks/dft_inputs/{{setting}}.tsv"
+        f"{RUN}/benchmarks/dft_inputs/{{method}}.tsv"
     conda:
         "../../envs/core.yaml"
     threads: cpus("dft_inputs")
@@ -19,7 +19,7 @@ rule dft_inputs:
         settings=settings_of("dft_inputs"),
         relaxed=options(relaxed="relaxed"),
     message:
-        "Writing DFT inputs of {wildcards.setting}"
+        "Writing DFT inputs of {wildcards.method}"
     shell:
         "python -m flowllm dft_inputs "
         "{params.relaxed:q} --stability {input.stability:q} --out {output:q} "

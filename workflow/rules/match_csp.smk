@@ -4,14 +4,14 @@ rule match_csp:
         generated=sample_shards("generated"),
         crystals=f"{RUN}/crystals/test.parquet",
     output:
-        json=f"{RUN}/csp/{{setting}}.json",
-        crystals=f"{RUN}/csp/{{setting}}.parquet",
+        json=f"{RUN}/csp/{{method}}.json",
+        crystals=f"{RUN}/csp/{{method}}.parquet",
     log:
-        f"{RUN}/logs/match_csp/{{setting}}.log",
+        f"{RUN}/logs/match_csp/{{method}}.log",
     benchmark:
-        f"{RUN}/benchmarks/match_csp/{{setting}}.tsv"
+        f"{RUN}/benchmarks/match_csp/{{method}}.tsv"
     wildcard_constraints:
-        setting="|".join(CSP_SETTINGS) or NO_NAME,
+        method="|".join(CSP_METHODS) or NO_NAME,
     conda:
         "../../envs/core.yaml"
     threads: cpus("match_csp")
@@ -23,7 +23,7 @@ rule match_csp:
         settings=settings_of("match_csp"),
         shards=options(base="base", generated="generated"),
     message:
-        "Comparing the predictions of {wildcards.setting}"
+        "Comparing the predictions of {wildcards.method}"
     shell:
         "python -m flowllm match_csp "
         "{params.shards:q} --crystals {input.crystals:q} --workers {threads} --out {output.json:q} "

@@ -3,19 +3,19 @@ rule metrics:
         base=sample_shards("base"),
         generated=sample_shards("generated"),
         relaxed=energies,
-        stability=f"{RUN}/stability/{{kind}}/{{setting}}.parquet",
-        fingerprints=f"{RUN}/fingerprints/{{setting}}.parquet",
+        stability=f"{RUN}/stability/{{kind}}/{{method}}.parquet",
+        fingerprints=f"{RUN}/fingerprints/{{method}}.parquet",
         test_fingerprints=f"{RUN}/fingerprints/test.parquet",
         crystals=expand(
             f"{RUN}/crystals/{{split}}.parquet", split=["train", "val", "test"]
         ),
     output:
-        json=f"{RUN}/metrics/{{kind}}/{{setting}}.json",
-        crystals=f"{RUN}/metrics/{{kind}}/{{setting}}.parquet",
+        json=f"{RUN}/metrics/{{kind}}/{{method}}.json",
+        crystals=f"{RUN}/metrics/{{kind}}/{{method}}.parquet",
     log:
-        f"{RUN}/logs/metrics/{{kind}}-{{setting}}.log",
+        f"{RUN}/logs/metrics/{{kind}}-{{method}}.log",
     benchmark:
-        f"{RUN}/benchmarks/metrics/{{kind}}-{{setting}}.tsv"
+        f"{RUN}/benchmarks/metrics/{{kind}}-{{method}}.tsv"
     conda:
         "../../envs/core.yaml"
     threads: cpus("metrics")
@@ -28,7 +28,7 @@ rule metrics:
         shards=options(base="base", generated="generated", relaxed="relaxed"),
         crystals=crystals_folder,
     message:
-        "Metrics of {wildcards.setting}, {wildcards.kind}"
+        "Metrics of {wildcards.method}, {wildcards.kind}"
     shell:
         "python -m flowllm metrics "
         "{params.shards:q} --stability {input.stability:q} --crystals {params.crystals:q} "

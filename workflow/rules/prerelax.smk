@@ -1,14 +1,14 @@
 rule prerelax:
     input:
-        f"{RUN}/generated/{{setting}}/shard-{{shard}}.parquet",
+        f"{RUN}/generated/{{method}}/shard-{{shard}}.parquet",
     output:
-        f"{RUN}/relaxed/{{setting}}/shard-{{shard}}.parquet",
+        f"{RUN}/relaxed/{{method}}/shard-{{shard}}.parquet",
     log:
-        f"{RUN}/logs/prerelax/{{setting}}-{{shard}}.log",
+        f"{RUN}/logs/prerelax/{{method}}-{{shard}}.log",
     benchmark:
-        f"{RUN}/benchmarks/prerelax/{{setting}}-{{shard}}.tsv"
+        f"{RUN}/benchmarks/prerelax/{{method}}-{{shard}}.tsv"
     wildcard_constraints:
-        setting="|".join([*ROWS, *CSP_SETTINGS]),
+        method="|".join([*ROWS, *CSP_METHODS]),
     conda:
         "../../envs/relax.yaml"
     threads: cpus("prerelax")
@@ -19,7 +19,7 @@ rule prerelax:
     params:
         settings=settings_of("prerelax"),
     message:
-        "Relaxing {wildcards.setting}, shard {wildcards.shard}"
+        "Relaxing {wildcards.method}, shard {wildcards.shard}"
     shell:
         "python -m flowllm prerelax "
         "--generated {input:q} --out {output:q} "

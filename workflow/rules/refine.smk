@@ -4,13 +4,13 @@ rule refine:
         model=flow_model,
     output:
         **TRAJECTORIES,
-        generated=f"{RUN}/generated/{{setting}}/shard-{{shard}}.parquet",
+        generated=f"{RUN}/generated/{{method}}/shard-{{shard}}.parquet",
     log:
-        f"{RUN}/logs/refine/{{setting}}-{{shard}}.log",
+        f"{RUN}/logs/refine/{{method}}-{{shard}}.log",
     benchmark:
-        f"{RUN}/benchmarks/refine/{{setting}}-{{shard}}.tsv"
+        f"{RUN}/benchmarks/refine/{{method}}-{{shard}}.tsv"
     wildcard_constraints:
-        setting="|".join(BASE_OF),
+        method="|".join(BASE_OF),
     conda:
         "../../envs/rfm.yaml"
     threads: cpus("refine")
@@ -19,13 +19,13 @@ rule refine:
         mem_mb=mem_mb("refine"),
         runtime=runtime("refine"),
     params:
-        settings=settings_of("refine", row="setting"),
+        settings=settings_of("refine", row="method"),
         model=options(model="model"),
         trajectories=lambda wildcards, output: [
             f"--trajectories={output[name]}" for name in TRAJECTORIES
         ],
     message:
-        "Refining {wildcards.setting}, shard {wildcards.shard}"
+        "Refining {wildcards.method}, shard {wildcards.shard}"
     shell:
         "python -m flowllm refine "
         "--base {input.base:q} {params.model:q} --out {output.generated:q} {params.trajectories:q} "

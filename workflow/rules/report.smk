@@ -2,7 +2,7 @@ rule report:
     input:
         metrics=report_metrics,
         read=lambda wildcards: report_inputs(wildcards.report),
-        csp=expand(f"{RUN}/csp/{{setting}}.json", setting=CSP_SETTINGS),
+        csp=expand(f"{RUN}/csp/{{method}}.json", method=CSP_METHODS),
     output:
         page=report(
             f"{RUN}/{{report}}/index.html",

@@ -3,11 +3,11 @@ rule stability:
         energies=energies,
         hull=f"{RUN}/hull/{{kind}}.parquet",
     output:
-        f"{RUN}/stability/{{kind}}/{{setting}}.parquet",
+        f"{RUN}/stability/{{kind}}/{{method}}.parquet",
     log:
-        f"{RUN}/logs/stability/{{kind}}-{{setting}}.log",
+        f"{RUN}/logs/stability/{{kind}}-{{method}}.log",
     benchmark:
-        f"{RUN}/benchmarks/stability/{{kind}}-{{setting}}.tsv"
+        f"{RUN}/benchmarks/stability/{{kind}}-{{method}}.tsv"
     conda:
         "../../envs/core.yaml"
     threads: cpus("stability")
@@ -19,7 +19,7 @@ rule stability:
         settings=settings_of("stability"),
         energies=options(energies="energies"),
     message:
-        "E_above_hull of {wildcards.setting}, {wildcards.kind}"
+        "E_above_hull of {wildcards.method}, {wildcards.kind}"
     shell:
         "python -m flowllm stability "
         "{params.energies:q} --hull {input.hull:q} --kind {wildcards.kind} --out {output:q} "

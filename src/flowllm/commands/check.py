@@ -166,7 +166,7 @@ def _csp_crystals(config: Config) -> str:
     """Check the number of test crystals to predict against what the test split can have."""
     from flowllm.data.sources import catalogue
 
-    if not config.csp_settings:
+    if not config.csp_methods:
         return "no structure prediction"
     asked, most = config.sizes.num_csp_crystals, config.prepare.max_rows
     source = catalogue().get(config.data.source)
@@ -184,9 +184,9 @@ def _csp_crystals(config: Config) -> str:
 def _prompts(config: Config) -> str:
     """Check that the model is trained on each kind of prompt that it is sampled with."""
     llm = config.finetune_llm
-    rows = (*config.settings, *config.csp_settings)
+    rows = (*config.methods, *config.csp_methods)
     asked = "flows are trained on pairs, which are sampled" if _uses_flow(config) else None
-    if config.csp_settings:
+    if config.csp_methods:
         asked = asked or "csp_settings are sampled"
     if asked and not llm.formula_share + llm.properties_share:
         raise FlowllmError(
@@ -194,7 +194,7 @@ def _prompts(config: Config) -> str:
             "so that no training text has one; raise formula_share"
         )
     free = 1 - llm.infill_share - llm.formula_share - llm.properties_share
-    if any(row.base != TRAIN_COMPOSITIONS for row in config.settings) and free < 1e-9:
+    if any(row.base != TRAIN_COMPOSITIONS for row in config.methods) and free < 1e-9:
         raise FlowllmError(
             "bases are sampled without a condition, but finetune_llm.infill_share, formula_share "
             "and properties_share are 1 together, so that no training text lacks one; lower them"
@@ -203,7 +203,7 @@ def _prompts(config: Config) -> str:
 
 
 def _uses_flow(config: Config) -> bool:
-    return any(row.flow is not None for row in (*config.settings, *config.csp_settings))
+    return any(row.flow is not None for row in (*config.methods, *config.csp_methods))
 
 
 def _base_model(config: Config) -> str:
@@ -250,9 +250,9 @@ def _sampling_stages(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the stages that sample from the model, each with the section of its engine."""
     if _uses_flow(config):
         yield "sample_pairs", "sample_pairs"
-    if any(row.base != TRAIN_COMPOSITIONS for row in config.settings):
+    if any(row.base != TRAIN_COMPOSITIONS for row in config.methods):
         yield "sample_base", "sample_base"
-    if config.csp_settings:
+    if config.csp_methods:
         yield "sample_csp", "sample_base"
 
 

@@ -16,7 +16,7 @@ DFT_RUNS = "DFT runs"
 """The calculations themselves, which the workflow does not submit; a figure may be named so."""
 
 
-class Figure(Section):
+class ItemCost(Section):
     """What one item of a stage costs.
 
     Attributes:
@@ -32,7 +32,7 @@ class Figure(Section):
     bytes: NonNegativeFloat | None = None
 
 
-def figures_of_run(run_dir: Path) -> tuple[dict[str, Figure], dict[str, int]]:
+def costs_of_run(run_dir: Path) -> tuple[dict[str, ItemCost], dict[str, int]]:
     """Take figures, and the number of crystals in each split, from the records of a run.
 
     Args:
@@ -47,16 +47,16 @@ def figures_of_run(run_dir: Path) -> tuple[dict[str, Figure], dict[str, int]]:
         found.setdefault(record["stage"], []).append((path, record))
     if not found:
         raise FlowllmError(f"{run_dir}: holds no records (_*.provenance.json) of an earlier run")
-    figures = {stage: _measured(stage, records) for stage, records in found.items()}
+    costs = {stage: _measured(stage, records) for stage, records in found.items()}
     counts = found["prepare"][0][1]["counts"] if "prepare" in found else {}
     crystals = {split: counts[split] for split in ("train", "val", "test") if split in counts}
     if crystals:
         crystals["rows"] = counts["rows_in"]
-    return figures, crystals
+    return costs, crystals
 
 
-def read_figures(path: Path) -> dict[str, Figure]:
-    """Read figures from a YAML file: a mapping from stage to `Figure`'s fields.
+def read_costs(path: Path) -> dict[str, ItemCost]:
+    """Read figures from a YAML file: a mapping from stage to `ItemCost`'s fields.
 
     Raises:
         FlowllmError: it is missing, not YAML, or has another stage, key or value.
@@ -64,20 +64,20 @@ def read_figures(path: Path) -> dict[str, Figure]:
     names = Literal[(*STAGES, DFT_RUNS)]  # type: ignore[valid-type]
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TypeAdapter(dict[names, Figure]).validate_python(values)
+        return TypeAdapter(dict[names, ItemCost]).validate_python(values)
     except OSError as error:
         raise FlowllmError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, ValidationError) as error:
         raise FlowllmError(f"{path}: {error}") from error
 
 
-def _measured(stage: str, records: Sequence[tuple[Path, dict[str, Any]]]) -> Figure:
+def _measured(stage: str, records: Sequence[tuple[Path, dict[str, Any]]]) -> ItemCost:
     """Return the mean cost of an item over a stage's records."""
     items = sum(_items_of(stage, record) for _, record in records)
     machines = [processors(record["hardware"]) for _, record in records]
     if not items:
-        return Figure()
-    return Figure(
+        return ItemCost()
+    return ItemCost(
         seconds=sum(record["seconds"] for _, record in records) / items,
         gpus=max(gpus for gpus, _ in machines),
         cpus=max(cpus for _, cpus in machines),

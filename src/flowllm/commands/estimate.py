@@ -1,4 +1,4 @@
-"""The bill before paying: jobs, files, disk and hours of a configuration, for `flowllm plan`.
+"""The bill before paying: jobs, files, disk and hours of a configuration, for `flowllm estimate`.
 
 Counts follow from the configuration alone and equal the workflow's (the tests compare them with a
 dry run). Hours and bytes need figures: seconds and bytes for one item of a stage (a pair, a sample,
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
-from flowllm.commands.costs import DFT_RUNS, Figure
+from flowllm.commands.costs import DFT_RUNS, ItemCost
 from flowllm.config.model import Config
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stages import STAGES
@@ -45,7 +45,7 @@ _STATES = 5
 
 
 @dataclass(frozen=True)
-class Line:
+class StageEstimate:
     """One stage's part of the bill; None where nothing is known.
 
     Attributes:
@@ -76,27 +76,27 @@ class Line:
     scratch: int = 0
 
 
-def plan(
+def estimate(
     config: Config,
-    figures: Mapping[str, Figure],
+    costs: Mapping[str, ItemCost],
     target: Target,
     crystals: Mapping[str, int],
-) -> list[Line]:
+) -> list[StageEstimate]:
     """Return the bill, a line a stage that has jobs, in the order of the pipeline.
 
     Args:
         config: the configuration.
-        figures: what one item costs, by stage.
+        costs: what one item costs, by stage.
         target: all, or all_dft with the stages for DFT energies.
         crystals: crystals in each split, where known.
     """
     jobs = count_jobs(config, target)
     items = count_items(config, crystals, target)
-    lines = [_line(config, figures, stage, jobs[stage], items[stage]) for stage in STAGES]
+    lines = [_stage_estimate(config, costs, stage, jobs[stage], items[stage]) for stage in STAGES]
     lines = [line for line in lines if line.jobs]
     if target == "all_dft":
         runs = items["dft_inputs"]
-        lines.append(_bill(Line(DFT_RUNS, 0, runs, 0, 0, *[None] * 5), figures, None))
+        lines.append(_with_costs(StageEstimate(DFT_RUNS, 0, runs, 0, 0, *[None] * 5), costs, None))
     return lines
 
 
@@ -106,9 +106,9 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
     shards = ceil(sizes.num_samples / sizes.samples_per_shard)
     pair_shards = [ceil(n / sizes.pairs_per_shard) for n in (sizes.num_pairs, sizes.num_val_pairs)]
     csp_shards = ceil(sizes.num_csp_crystals / sizes.csp_crystals_per_shard)
-    bases = {setting.base for setting in config.settings}
+    bases = {method.base for method in config.methods}
     flows = _flows(config)
-    rows = len(config.settings) + len(config.external_samples)
+    rows = len(config.methods) + len(config.external_samples)
     imported = sum(row.shards for row in config.external_samples)
     kinds = 2 if target == "all_dft" else 1
     jobs = dict.fromkeys(STAGES, 1)
@@ -118,17 +118,17 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
         "sample_pairs": sum(pair_shards) if flows else 0,
         "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * shards,
         "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * shards,
-        "sample_csp": len({setting.base for setting in config.csp_settings}) * csp_shards,
-        "refine": len(config.settings) * shards + len(config.csp_settings) * csp_shards,
+        "sample_csp": len({method.base for method in config.csp_methods}) * csp_shards,
+        "refine": len(config.methods) * shards + len(config.csp_methods) * csp_shards,
         "import_samples": imported,
-        "prerelax": len(config.settings) * shards + imported,
+        "prerelax": len(config.methods) * shards + imported,
         "stability": rows * kinds,
         "dft_inputs": rows,
         "dft_collect": rows * (kinds - 1),
         "dft_hull": kinds - 1,
         "fingerprints": rows + 1,
         "metrics": rows * kinds,
-        "match_csp": len(config.csp_settings),
+        "match_csp": len(config.csp_methods),
     }
     return jobs
 
@@ -139,12 +139,12 @@ def count_items(
     """Return how many items every stage works through; None where it depends on unseen data."""
     sizes, llm, flow = config.sizes, config.finetune_llm, config.train_rfm
     train, test, every = crystals.get("train"), crystals.get("test"), crystals.get("rows")
-    bases = {setting.base for setting in config.settings}
+    bases = {method.base for method in config.methods}
     flows = _flows(config)
-    samples = None if config.external_samples else len(config.settings) * sizes.num_samples
+    samples = None if config.external_samples else len(config.methods) * sizes.num_samples
     texts = llm.max_steps * llm.batch_size if llm.max_steps else _times(train, llm.epochs)
     pairs = flow.max_steps * flow.batch_size if flow.max_steps else sizes.num_pairs * flow.epochs
-    selected = len(config.settings) * min(sizes.num_samples, config.dft_inputs.max_crystals)
+    selected = len(config.methods) * min(sizes.num_samples, config.dft_inputs.max_crystals)
     chosen = samples if config.dft_inputs.selection == "all" else selected
     kinds = 2 if target == "all_dft" else 1
     predictions = {base.name: base.attempts * sizes.num_csp_crystals for base in config.csp_bases}
@@ -160,10 +160,10 @@ def count_items(
         "train_rfm": len(flows) * pairs,
         "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * sizes.num_samples,
         "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * sizes.num_samples,
-        "sample_csp": sum(predictions[base] for base in {one.base for one in config.csp_settings}),
-        "refine": len(config.settings) * sizes.num_samples
-        + sum(predictions[setting.base] for setting in config.csp_settings),
-        "match_csp": len(config.csp_settings) * sizes.num_csp_crystals,
+        "sample_csp": sum(predictions[base] for base in {one.base for one in config.csp_methods}),
+        "refine": len(config.methods) * sizes.num_samples
+        + sum(predictions[method.base] for method in config.csp_methods),
+        "match_csp": len(config.csp_methods) * sizes.num_csp_crystals,
         "import_samples": None,
         "reference_hull": train,
         "stability": _times(samples, kinds),
@@ -177,9 +177,9 @@ def count_items(
 
 
 def _flows(config: Config) -> set[str]:
-    """The flows that some setting uses; no other is trained."""
-    rows = (*config.settings, *config.csp_settings)
-    return {setting.flow for setting in rows if setting.flow is not None}
+    """The flows that some method uses; no other is trained."""
+    rows = (*config.methods, *config.csp_methods)
+    return {method.flow for method in rows if method.flow is not None}
 
 
 def split_sizes(config: Config) -> dict[str, int]:
@@ -193,9 +193,9 @@ def split_sizes(config: Config) -> dict[str, int]:
     return sizes | {"rows": sum(sizes.values())}
 
 
-def _line(
-    config: Config, figures: Mapping[str, Figure], stage: str, jobs: int, items: int | None
-) -> Line:
+def _stage_estimate(
+    config: Config, costs: Mapping[str, ItemCost], stage: str, jobs: int, items: int | None
+) -> StageEstimate:
     trajectories = stage == "refine" and config.refine.trajectory_every is not None
     files = jobs * (JOB_FILES + OUTPUT_FILES.get(stage, 1) + trajectories)
     folders = 0
@@ -204,28 +204,28 @@ def _line(
         folders = items + ceil(items / config.dft_inputs.folders_per_directory)
     limit = config.resources[stage].runtime / 60
     scratch = jobs * _flow_scratch(config) if stage == "train_rfm" and jobs else 0
-    line = Line(stage, jobs, items, files, folders, None, None, None, None, limit, scratch)
+    line = StageEstimate(stage, jobs, items, files, folders, None, None, None, None, limit, scratch)
     asked, nodes = config.resources[stage], getattr(config.nodes, stage, 1)
-    line = _bill(line, figures, (asked.gpus * nodes, asked.cpus * nodes))
+    line = _with_costs(line, costs, (asked.gpus * nodes, asked.cpus * nodes))
     if trajectories and line.bytes is not None and items:
         # A crystal on its way takes as much as one at its end.
-        line = replace(line, bytes=line.bytes * (1 + _frames(config) / items))
+        line = replace(line, bytes=line.bytes * (1 + _snapshots(config) / items))
     return line
 
 
-def _frames(config: Config) -> int:
+def _snapshots(config: Config) -> int:
     """Crystals in all trajectories: one at the start, one every so many steps, the last one."""
     every = config.refine.trajectory_every
     if every is None:
         return 0
     attempts = {base.name: base.attempts for base in config.csp_bases}
     sizes = config.sizes
-    rows = [(setting, sizes.num_samples) for setting in config.settings]
-    rows += [(row, attempts[row.base] * sizes.num_csp_crystals) for row in config.csp_settings]
+    rows = [(method, sizes.num_samples) for method in config.methods]
+    rows += [(row, attempts[row.base] * sizes.num_csp_crystals) for row in config.csp_methods]
     return sum(
-        (ceil(setting.num_steps / every) + 1) * crystals
-        for setting, crystals in rows
-        if setting.flow is not None
+        (ceil(method.num_steps / every) + 1) * crystals
+        for method, crystals in rows
+        if method.flow is not None
     )
 
 
@@ -252,22 +252,24 @@ def prepared_bytes(num_atoms: int) -> int:
     return num_atoms * (1 + 2 * 3 * 4) + 2 * 6 * 4 + 3 * 4 + 1
 
 
-def _bill(line: Line, figures: Mapping[str, Figure], asked: tuple[int, int] | None) -> Line:
+def _with_costs(
+    line: StageEstimate, costs: Mapping[str, ItemCost], asked: tuple[int, int] | None
+) -> StageEstimate:
     """Add bytes and hours to a line, where its figure is known and fits the job's GPUs and cores.
 
     Work is taken to divide by the processors of a job: one with twice the GPUs takes half as long.
     """
-    figure = figures.get(line.stage)
-    if figure is None or line.items is None:
+    cost = costs.get(line.stage)
+    if cost is None or line.items is None:
         return line
-    if figure.bytes is not None:
-        line = replace(line, bytes=figure.bytes * line.items)
-    gpus, cpus = asked or (0, figure.cpus)
+    if cost.bytes is not None:
+        line = replace(line, bytes=cost.bytes * line.items)
+    gpus, cpus = asked or (0, cost.cpus)
     # A CPU's seconds say nothing of a GPU's, nor the other way.
-    if figure.seconds is None or bool(figure.gpus) != bool(gpus):
+    if cost.seconds is None or bool(cost.gpus) != bool(gpus):
         return line
-    hours = figure.seconds * line.items / 3600
-    wall = hours * figure.gpus / gpus if gpus else hours * figure.cpus / cpus
+    hours = cost.seconds * line.items / 3600
+    wall = hours * cost.gpus / gpus if gpus else hours * cost.cpus / cpus
     hours_a_job = wall / line.jobs if line.jobs else None
     return replace(line, gpu_hours=wall * gpus, cpu_hours=wall * cpus, job_hours=hours_a_job)
 
@@ -276,7 +278,7 @@ def _times(count: int | None, factor: int) -> int | None:
     return None if count is None else count * factor
 
 
-def describe(lines: Sequence[Line]) -> Iterator[str]:
+def describe(lines: Sequence[StageEstimate]) -> Iterator[str]:
     """Give the bill as a table with its totals."""
     yield f"{'stage':16}{'jobs':>7}{'items':>13}{'files':>10}{'folders':>10}" + (
         f"{'disk':>10}{'GPU-hours':>12}{'CPU-hours':>12}"
@@ -307,7 +309,7 @@ def describe(lines: Sequence[Line]) -> Iterator[str]:
         yield f"? is unknown; the totals leave it out. No hours for: {', '.join(unknown)}."
 
 
-def _total(lines: Sequence[Line], name: str) -> float | None:
+def _total(lines: Sequence[StageEstimate], name: str) -> float | None:
     known = [value for line in lines if (value := getattr(line, name)) is not None]
     return sum(known) if known else None
 

@@ -31,7 +31,7 @@ def export(paths: Sequence[Path], out: Path, form: Format, limit: int | None = N
     """Write the crystals of some tables; rows without one are left out, and counted in the log.
 
     Args:
-        paths: tables of crystals, e.g. the relaxed shards of one setting.
+        paths: tables of crystals, e.g. the relaxed shards of one method.
         out: a new folder for `cif`, a file otherwise.
         form: the format.
         limit: write the first so many crystals, None for all.
@@ -66,7 +66,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_ids(rows: Iterable[dict[str, Any]]) -> None:
-    """Refuse an id twice: settings of one base share their ids, and one CIF would replace another.
+    """Refuse an id twice: methods of one base share their ids, and one CIF would replace another.
 
     Raises:
         FlowllmError: names the id and the tables that have it.

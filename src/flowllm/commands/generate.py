@@ -1,4 +1,4 @@
-"""Crystals on request (`flowllm sample`): any conditions that the model was trained on."""
+"""Crystals on request (`flowllm generate`): any conditions that the model was trained on."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ from flowllm.llm.grammar import cell_regex, crystal_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
-from flowllm.llm.sampling import Task, base_row, write_samples
+from flowllm.llm.sampling import DrawRequest, base_row, write_samples
 from flowllm.llm.text import composition_of
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
@@ -31,7 +31,7 @@ Words = Mapping[str, str]
 """Conditions as a user writes them: name of the condition to its text."""
 
 
-def sample(
+def generate(
     settings: StageSettings,
     *,
     model: Path,
@@ -105,7 +105,7 @@ def read_conditions(path: Path) -> list[Words]:
         rows.append({name: word for name, word in words.items() if word})
         if not rows[-1]:
             raise FlowllmError(
-                f"{path}, line {line}: no condition; delete the line, or run `flowllm sample` "
+                f"{path}, line {line}: no condition; delete the line, or run `flowllm generate` "
                 "without --conditions"
             )
         try:
@@ -191,7 +191,7 @@ def _elements(text: str, max_atoms: int) -> tuple[str, ...]:
     return tuple(Composition(cell_formula(_atoms("".join(symbols), max_atoms))).as_dict())
 
 
-def _task(settings: StageSettings, record: ModelRecord, wish: Wish, i: int, j: int) -> Task:
+def _task(settings: StageSettings, record: ModelRecord, wish: Wish, i: int, j: int) -> DrawRequest:
     conditions, numbers = wish
     regex = None
     if settings.sample_base.structured:
@@ -200,7 +200,7 @@ def _task(settings: StageSettings, record: ModelRecord, wish: Wish, i: int, j: i
             if numbers is None
             else cell_regex(numbers.tolist(), record.max_length)
         )
-    return Task(
+    return DrawRequest(
         conditions=conditions,
         composition=None if numbers is None else composition_of(numbers),
         regex=regex,

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from flowllm.config.model import Config
 from flowllm.config.problems import list_problems
+from flowllm.config.renamed import renamed_keys
 from flowllm.errors import FlowllmError
 from flowllm.plain_text import redacted
 
@@ -40,6 +41,8 @@ def check_config(values: Mapping[str, Any], where: str = "configuration") -> Con
     Raises:
         FlowllmError: every problem on its own line, with the key's path.
     """
+    if renamed := renamed_keys(values):
+        raise FlowllmError("\n".join([f"{where}:", *renamed]))
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:

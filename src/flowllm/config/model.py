@@ -24,7 +24,7 @@ from flowllm.config.sections.energies import (
     Stability,
 )
 from flowllm.config.sections.evaluation import Fingerprints, Metrics, Report
-from flowllm.config.sections.flow import TRAIN_COMPOSITIONS, Flow, Refine, Setting, TrainRfm
+from flowllm.config.sections.flow import TRAIN_COMPOSITIONS, Flow, Method, Refine, TrainRfm
 from flowllm.config.sections.llm import (
     Base,
     CspBase,
@@ -35,7 +35,7 @@ from flowllm.config.sections.llm import (
     SampleBase,
     SamplePairs,
 )
-from flowllm.config.stages import STAGES, Kind
+from flowllm.config.stages import STAGES, ListName
 
 SHAPES_OF_DRAFTS = ("structured", "restrict_tokens")
 """Keys of `sample_pairs` and `sample_base` that change which texts can come at all.
@@ -64,10 +64,10 @@ class Config(Section):
     flows: tuple[Flow, ...] = Field(min_length=1)
     bases: tuple[Base, ...] = Field(min_length=1)
     sample_base: SampleBase
-    settings: tuple[Setting, ...] = Field(min_length=1)
+    methods: tuple[Method, ...] = Field(min_length=1)
     external_samples: tuple[External, ...]
     csp_bases: tuple[CspBase, ...]
-    csp_settings: tuple[Setting, ...]
+    csp_methods: tuple[Method, ...]
     refine: Refine
     potential: Potential
     prerelax: Prerelax
@@ -87,18 +87,18 @@ class Config(Section):
     def _names_fit(self) -> "Config":
         flows = [flow.name for flow in self.flows]
         bases = [base.name for base in (*self.bases, *self.csp_bases)] + [TRAIN_COMPOSITIONS]
-        settings = [setting.name for setting in (*self.settings, *self.csp_settings)]
-        for names, where in ((flows, "flows"), (bases, "bases"), (settings, "settings")):
+        methods = [method.name for method in (*self.methods, *self.csp_methods)]
+        for names, where in ((flows, "flows"), (bases, "bases"), (methods, "methods")):
             if len(set(names)) != len(names):
                 raise ValueError(f"{where}: a name stands twice in {names}")
         external = [row.name for row in self.external_samples]
-        if len(set(external)) != len(external) or {*external} & {*bases, *settings}:
+        if len(set(external)) != len(external) or {*external} & {*bases, *methods}:
             raise ValueError(
                 f"external_samples: each of {external} needs a name that no other row, base or "
-                "setting has"
+                "method has"
             )
-        if "test" in [*settings, *external]:
-            raise ValueError("settings: the name test is the test split's, take another")
+        if "test" in [*methods, *external]:
+            raise ValueError("methods: the name test is the test split's, take another")
         self._bases_fit()
         self._flows_fit()
         self._drafts_fit()
@@ -124,58 +124,58 @@ class Config(Section):
     @property
     def asks_llm(self) -> bool:
         """Whether some row is drawn from the language model; what it knows is measured then."""
-        rows = (*self.settings, *self.csp_settings)
-        return any(setting.base != TRAIN_COMPOSITIONS for setting in rows)
+        rows = (*self.methods, *self.csp_methods)
+        return any(method.base != TRAIN_COMPOSITIONS for method in rows)
 
     def _bases_fit(self) -> None:
         for where, rows, names in (
-            ("bases", self.settings, [*(base.name for base in self.bases), TRAIN_COMPOSITIONS]),
-            ("csp_bases", self.csp_settings, [base.name for base in self.csp_bases]),
+            ("bases", self.methods, [*(base.name for base in self.bases), TRAIN_COMPOSITIONS]),
+            ("csp_bases", self.csp_methods, [base.name for base in self.csp_bases]),
         ):
-            for setting in rows:
-                if setting.base not in names:
+            for method in rows:
+                if method.base not in names:
                     raise ValueError(
-                        f"settings: {setting.name} uses base {setting.base!r}, "
+                        f"methods: {method.name} uses base {method.base!r}, "
                         f"which is not among the {where} {names}"
                     )
 
     def _flows_fit(self) -> None:
         starts = {flow.name: flow.start for flow in self.flows}
-        for setting in (*self.settings, *self.csp_settings):
-            if setting.flow not in [None, *starts]:
+        for method in (*self.methods, *self.csp_methods):
+            if method.flow not in [None, *starts]:
                 raise ValueError(
-                    f"settings: {setting.name} uses flow {setting.flow!r}, "
+                    f"methods: {method.name} uses flow {method.flow!r}, "
                     f"which is not among the flows {[*starts]}"
                 )
-            simple = setting.flow is not None and starts[setting.flow] == "simple"
-            if setting.base == TRAIN_COMPOSITIONS and not simple:
+            simple = method.flow is not None and starts[method.flow] == "simple"
+            if method.base == TRAIN_COMPOSITIONS and not simple:
                 raise ValueError(
-                    f"settings: {setting.name} has the base {TRAIN_COMPOSITIONS}, whose cells and "
+                    f"methods: {method.name} has the base {TRAIN_COMPOSITIONS}, whose cells and "
                     "coordinates are random: it needs a flow with start: simple"
                 )
 
     def _drafts_fit(self) -> None:
         """Refuse a flow that is trained on drafts of another form than it starts from."""
         from_drafts = [flow.name for flow in self.flows if flow.start == "llm"]
-        settings = [*self.settings, *self.csp_settings]
-        hit = [setting.name for setting in settings if setting.flow in from_drafts]
+        methods = [*self.methods, *self.csp_methods]
+        hit = [method.name for method in methods if method.flow in from_drafts]
         for key in SHAPES_OF_DRAFTS:
             pairs, base = getattr(self.sample_pairs, key), getattr(self.sample_base, key)
             if hit and pairs != base:
                 raise ValueError(
                     f"sample_pairs.{key} is {str(pairs).lower()}, but sample_base.{key} is "
-                    f"{str(base).lower()}: the flow of settings {', '.join(hit)} (start: llm) "
+                    f"{str(base).lower()}: the flow of methods {', '.join(hit)} (start: llm) "
                     "would be trained on other drafts than it starts from. Give both keys the "
                     "same value (temperature and top_p may differ)"
                 )
 
-    def row(self, kind: Kind, name: str) -> Flow | Base | CspBase | Setting | External:
+    def row(self, kind: ListName, name: str) -> Flow | Base | CspBase | Method | External:
         """Return the row of a name in one of the lists."""
         rows = {
             "flow": self.flows,
             "base": self.bases,
             "csp_base": self.csp_bases,
-            "setting": (*self.settings, *self.csp_settings),
+            "method": (*self.methods, *self.csp_methods),
             "external": self.external_samples,
         }
         return next(row for row in rows[kind] if row.name == name)

@@ -10,16 +10,16 @@ from flowllm.config.model import Config
 from flowllm.config.problems import list_problems
 from flowllm.config.sections.base import Section
 from flowllm.config.sections.data import External
-from flowllm.config.sections.flow import Flow, Setting
+from flowllm.config.sections.flow import Flow, Method
 from flowllm.config.sections.llm import Base, CspBase
-from flowllm.config.stages import STAGES, Kind
+from flowllm.config.stages import STAGES, ListName
 from flowllm.errors import FlowllmError
 
-_ROW_MODELS: dict[Kind, Any] = {
+_ROW_MODELS: dict[ListName, Any] = {
     "flow": Flow,
     "base": Base,
     "csp_base": CspBase,
-    "setting": Setting,
+    "method": Method,
     "external": External,
 }
 
@@ -30,7 +30,7 @@ def stage_values(config: Config, stage: str, row: str | None = None) -> dict[str
     Args:
         config: the whole configuration.
         stage: the stage's name.
-        row: name of the flow, base or setting, for a stage whose jobs are given one.
+        row: name of the flow, base or method, for a stage whose jobs are given one.
     """
     kind = STAGES[stage].row
     values = config.model_dump(mode="json", include=set(STAGES[stage].sections))

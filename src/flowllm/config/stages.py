@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["flow", "base", "csp_base", "setting", "external"]
+ListName = Literal["flow", "base", "csp_base", "method", "external"]
 """The lists of which a stage's jobs are given one row each."""
 
 
@@ -19,7 +19,7 @@ class Stage:
     """
 
     sections: tuple[str, ...]
-    row: Kind | None = None
+    row: ListName | None = None
     version: int = 1
 
 
@@ -35,7 +35,7 @@ STAGES: dict[str, Stage] = {
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=4),
     "sample_compositions": Stage(()),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=4),
-    "refine": Stage(("refine",), row="setting", version=4),
+    "refine": Stage(("refine",), row="method", version=4),
     "import_samples": Stage((), row="external", version=4),
     "prerelax": Stage(("prerelax", "potential"), version=3),
     "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),

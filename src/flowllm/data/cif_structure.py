@@ -116,7 +116,7 @@ def choose(cells: Sequence[Cell], symmetry: Symmetry, formula: Formula) -> Cell:
         found = " or ".join(formula_text(cell.counts) for cell in _distinct(cells))
         raise RejectedError(
             "ambiguous_symmetry",
-            f"the CIF may mean different crystals ({found}); list the operations, name the setting "
+            f"the CIF may mean different crystals ({found}); list the operations, name the method "
             "or origin choice, or give formula and Z",
         )
     return fitting[0]

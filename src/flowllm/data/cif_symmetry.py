@@ -109,7 +109,7 @@ class _Named:
 
     @property
     def numbers(self) -> set[int]:
-        return {number_of(setting) for one in self.sets for setting in one}
+        return {number_of(method) for one in self.sets for method in one}
 
 
 def _from_names(listed: Operations | None, block: Block, lattice: Lattice) -> Symmetry:
@@ -128,7 +128,7 @@ def _from_names(listed: Operations | None, block: Block, lattice: Lattice) -> Sy
         return Symmetry((IDENTITY,), confirmed=False)
     fitting: list[Operations] = []
     for settings in named.sets:
-        operations = [operations_of(setting) for setting in sorted(settings)]
+        operations = [operations_of(method) for method in sorted(settings)]
         fitting = [one for one in operations if _metric_error(one, lattice) <= METRIC_TOLERANCE]
         if fitting:
             break
@@ -158,17 +158,17 @@ def _named(block: Block) -> _Named:
     known_names = [sets for name in names if (sets := settings_of_name(name))]
     known_halls = [sets for hall in halls if (sets := settings_of_hall(hall))]
     if (names or halls) and not (known_names or known_halls):
-        # The number alone would be that of a setting which the unknown name may not mean.
+        # The number alone would be that of a method which the unknown name may not mean.
         return _Named(text, ())
     if len(known_halls) < len(halls) and any("(" in hall for hall in halls):
         return _Named(text, ())
     alone = [*known_halls, *_of_groups(block)]
     if choice := block.first(_CHOICE):
         alone.append(settings_of_choice(choice))
-        text += f", setting {choice}"
+        text += f", method {choice}"
     sets = _intersection([*known_names, *((one,) for one in alone)])
     if not sets:
-        raise RejectedError("symmetry_mismatch", f"{text}: no group and setting is all of these")
+        raise RejectedError("symmetry_mismatch", f"{text}: no group and method is all of these")
     return _Named(text, sets)
 
 

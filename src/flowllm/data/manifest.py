@@ -17,7 +17,7 @@ from flowllm.io.files import write_text
 
 SPLITS = ("train", "val", "test")
 
-Kind = Literal["mp_20", "bundled", "csv_folder", "cif_folder"]
+SourceFormat = Literal["mp_20", "bundled", "csv_folder", "cif_folder"]
 
 
 class ManifestFile(Section):
@@ -34,7 +34,7 @@ class ManifestFile(Section):
 class Manifest(Section):
     """What `download` has put beside its manifest."""
 
-    kind: Kind
+    kind: SourceFormat
     licence: str | None
     files: tuple[ManifestFile, ...]
 

@@ -1,6 +1,6 @@
 """Space groups by what CIFs call them: the 530 settings of Hall's table, as spglib lists them.
 
-Hall, Acta Cryst. A37, 517 (1981); International Tables B (2010), table A1.4.2.7. A setting has
+Hall, Acta Cryst. A37, 517 (1981); International Tables B (2010), table A1.4.2.7. A method has
 fixed axes and a fixed origin, so its operations are known; a name may belong to several.
 """
 
@@ -25,7 +25,7 @@ _OLD_NAMES = {
     **dict(enumerate(("Ccca", "Ccca", "Cccb", "Cccb", "Abaa", "Abaa"), 322)),
     **dict(enumerate(("Acaa", "Acaa", "Bbcb", "Bbcb", "Bbab", "Bbab"), 328)),
 }
-"""Names by number of the setting from before the glide plane e (de Wolff et al., Acta Cryst. A48,
+"""Names by number of the method from before the glide plane e (de Wolff et al., Acta Cryst. A48,
 727 (1992))."""
 
 _WITH_SUFFIX = re.compile(r"(?P<name>.+?)(?::(?P<code>.+)|o(?P<origin>[12])|(?P<letter>[hrsz]))")
@@ -52,15 +52,15 @@ class Operations:
 
 
 @cache
-def operations_of(setting: int) -> Operations:
-    """Return the operations of a setting, a number from 1 to 530."""
-    found = spglib.get_symmetry_from_database(setting)
+def operations_of(method: int) -> Operations:
+    """Return the operations of a method, a number from 1 to 530."""
+    found = spglib.get_symmetry_from_database(method)
     return Operations(found["rotations"].astype(int), found["translations"] % 1)
 
 
-def number_of(setting: int) -> int:
-    """Return the number of the space group that a setting is one of."""
-    return _type(setting).number
+def number_of(method: int) -> int:
+    """Return the number of the space group that a method is one of."""
+    return _type(method).number
 
 
 def settings_of_number(number: int) -> frozenset[int]:
@@ -69,7 +69,7 @@ def settings_of_number(number: int) -> frozenset[int]:
 
 
 def settings_of_hall(symbol: str) -> frozenset[int]:
-    """Return the setting of a Hall symbol; none where the table does not have the symbol."""
+    """Return the method of a Hall symbol; none where the table does not have the symbol."""
     return _by_hall().get(_plain_hall(symbol), frozenset())
 
 
@@ -118,12 +118,12 @@ def _plain(name: str) -> str:
 
 
 @cache
-def _type(setting: int) -> spglib.SpaceGroupType:
-    return spglib.get_spacegroup_type(setting)
+def _type(method: int) -> spglib.SpaceGroupType:
+    return spglib.get_spacegroup_type(method)
 
 
-def _choice(setting: int) -> str:
-    return _type(setting).choice.lower()
+def _choice(method: int) -> str:
+    return _type(method).choice.lower()
 
 
 @cache
@@ -149,32 +149,32 @@ def _by_name() -> dict[str, tuple[frozenset[int], ...]]:
     return names
 
 
-def _names(setting: int) -> set[str]:
-    """Return the names that fix the axes of a setting."""
-    found = _type(setting)
-    # The first of spglib's names of a monoclinic setting is its group's, whatever the axes.
-    names = found.international.split("=")[1 if _is_monoclinic(setting) else 0 :]
+def _names(method: int) -> set[str]:
+    """Return the names that fix the axes of a method."""
+    found = _type(method)
+    # The first of spglib's names of a monoclinic method is its group's, whatever the axes.
+    names = found.international.split("=")[1 if _is_monoclinic(method) else 0 :]
     plain = {_plain(name) for name in (*names, found.international_full)}
-    if setting in _OLD_NAMES:
-        plain.add(_plain(_OLD_NAMES[setting]))
+    if method in _OLD_NAMES:
+        plain.add(_plain(_OLD_NAMES[method]))
     if found.number in _CUBIC_WITH_CENTER:
         # Before 1983 the bar was left out: Fm3m.
         plain |= {name.replace("-3", "3") for name in plain}
     return plain
 
 
-def _is_monoclinic(setting: int) -> bool:
-    return 3 <= number_of(setting) <= 15
+def _is_monoclinic(method: int) -> bool:
+    return 3 <= number_of(method) <= 15
 
 
-def _without_ones(setting: int) -> str:
-    """Return the short symbol of a monoclinic setting: P 1 21/c 1 is P 21/c."""
-    lattice, *axes = _type(setting).international_full.split()
+def _without_ones(method: int) -> str:
+    """Return the short symbol of a monoclinic method: P 1 21/c 1 is P 21/c."""
+    lattice, *axes = _type(method).international_full.split()
     return _plain(lattice + "".join(one for one in axes if one != "1"))
 
 
 def _sets(pairs: Iterable[tuple[str, int]]) -> dict[str, frozenset[int]]:
     sets: dict[str, frozenset[int]] = {}
-    for name, setting in pairs:
-        sets[name] = sets.get(name, frozenset()) | {setting}
+    for name, method in pairs:
+        sets[name] = sets.get(name, frozenset()) | {method}
     return sets

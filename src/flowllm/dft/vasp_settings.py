@@ -21,7 +21,7 @@ from flowllm.dft.inputs import VASP_SETS
 from flowllm.dft.runs import AskedRun, RunProblem
 
 _FEWER_KPOINTS = 0.5
-"""Share of the input set's mesh below which a mesh is another setting. The mesh is chosen for the
+"""Share of the input set's mesh below which a mesh is another method. The mesh is chosen for the
 initial cell, and custodian may move it by a point per axis."""
 
 _SAME_EV = 1e-2
@@ -121,7 +121,7 @@ def _by_themselves(vasprun: Vasprun) -> Iterator[str]:
 
 
 def compare_settings(vasprun: Vasprun, inputs: Inputs) -> Iterator[str]:
-    """Yield each setting that puts the run on another energy scale.
+    """Yield each method that puts the run on another energy scale.
 
     POTCAR: energies count from the atoms of the pseudopotential, eV per atom apart between Fe and
     Fe_pv. METAGGA, GGA and U: another functional, up to eV per atom. ENCUT and PREC: the

@@ -1,4 +1,4 @@
-"""The numbers of one setting, from the flags of its crystals: what metrics/*/{setting}.json holds.
+"""The numbers of one method, from the flags of its crystals: what metrics/*/{method}.json holds.
 
 Every rate is over all that was drawn, whatever became of it, unless `of` says otherwise. Nothing
 here depends on when, where or by how many workers it was computed.
@@ -39,12 +39,12 @@ ALL = "all generated"
 
 NOVELTY_SETS = {"train": ("train",), "train_val": ("train", "val")}
 
-Rows = Sequence[Mapping[str, Any]]
+Records = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that a setting's numbers are made from.
+    """All that a method's numbers are made from.
 
     Attributes:
         samples: the draws.
@@ -60,11 +60,11 @@ class Evaluation:
     matches: BucketMatches
     fingerprints: Fingerprints
     test_fingerprints: Fingerprints
-    rows: Rows
+    rows: Records
 
 
 def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path) -> dict[str, Any]:
-    """Return every number of a setting, as its JSON holds them.
+    """Return every number of a method, as its JSON holds them.
 
     Args:
         evaluation: what they are made from.
@@ -80,7 +80,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
         "sampling": {
             "base": sources.base_row,
             "sample_base": sources.base_section,
-            "setting": sources.setting_row,
+            "setting": sources.method_row,
             "external": sources.external_row,
         },
         "counts": counts(samples, evaluation.fingerprints),
@@ -131,7 +131,7 @@ def counts(samples: Sequence[Sample], fingerprints: Fingerprints) -> dict[str, A
     }
 
 
-def rates(rows: Rows, matches: BucketMatches, sources: Sources) -> dict[str, Any]:
+def rates(rows: Records, matches: BucketMatches, sources: Sources) -> dict[str, Any]:
     """Return every rate with numerator, denominator and 95 % interval."""
     return {
         **_validity_rates(rows),
@@ -141,7 +141,7 @@ def rates(rows: Rows, matches: BucketMatches, sources: Sources) -> dict[str, Any
     }
 
 
-def _validity_rates(rows: Rows) -> dict[str, Any]:
+def _validity_rates(rows: Records) -> dict[str, Any]:
     total = len(rows)
     valid = sum(map(is_valid, rows))
     return {
@@ -152,7 +152,7 @@ def _validity_rates(rows: Rows) -> dict[str, Any]:
     }
 
 
-def coverage_rates(rows: Rows, generated: Fingerprints, test: Fingerprints) -> dict[str, Any]:
+def coverage_rates(rows: Records, generated: Fingerprints, test: Fingerprints) -> dict[str, Any]:
     """Return coverage seen from the test split (recall) and from the generated side (precision)."""
     valid = [row for row in rows if is_valid(row)]
     precise, precise_valid = _count(rows, "covered"), _count(valid, "covered")
@@ -167,7 +167,7 @@ def coverage_rates(rows: Rows, generated: Fingerprints, test: Fingerprints) -> d
 
 
 def property_distances(
-    rows: Rows, generated: Fingerprints, test: Fingerprints, rng: np.random.Generator
+    rows: Records, generated: Fingerprints, test: Fingerprints, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Return Wasserstein distances of density and number of elements to the test split.
 
@@ -193,7 +193,7 @@ def property_distances(
     return found
 
 
-def _stability_rates(rows: Rows, matches: BucketMatches) -> dict[str, Any]:
+def _stability_rates(rows: Records, matches: BucketMatches) -> dict[str, Any]:
     """Rates by the configured rules (paper, equations 17 and 18), and the chain to S.U.N."""
     total = len(rows)
     relaxed, stable = _count(rows, "relaxed"), _count(rows, "stable")
@@ -219,7 +219,7 @@ def _stability_rates(rows: Rows, matches: BucketMatches) -> dict[str, Any]:
     }
 
 
-def _variants(rows: Rows, matches: BucketMatches, sources: Sources) -> dict[str, Any]:
+def _variants(rows: Records, matches: BucketMatches, sources: Sources) -> dict[str, Any]:
     """Both readings of each rule where the paper and the authors' code differ."""
     total = len(rows)
     rule = sources.stability_rule
@@ -246,7 +246,7 @@ def _variants(rows: Rows, matches: BucketMatches, sources: Sources) -> dict[str,
     }
 
 
-def _match_rates(rows: Rows) -> dict[str, Any]:
+def _match_rates(rows: Records) -> dict[str, Any]:
     total, relaxed = len(rows), _count(rows, "relaxed")
     default, loose = _count(rows, "matches_relaxed"), _count(rows, "matches_relaxed_loose")
     return {
@@ -257,7 +257,7 @@ def _match_rates(rows: Rows) -> dict[str, Any]:
     }
 
 
-def means(rows: Rows, samples: Sequence[Sample]) -> dict[str, Any]:
+def means(rows: Records, samples: Sequence[Sample]) -> dict[str, Any]:
     """Return the means of table 2 and of E_hull; each over the crystals that have the value."""
     per_atom = [_energy_drop(sample) for sample in samples]
     per_cell = [
@@ -278,7 +278,7 @@ def means(rows: Rows, samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def histograms(rows: Rows, test: Path) -> dict[str, Any]:
+def histograms(rows: Records, test: Path) -> dict[str, Any]:
     """Return how many crystals have how many distinct elements, generated and in the test split."""
     numbers = read_table(test, schemas.CRYSTALS, ["atomic_numbers"]).column(0).to_pylist()
     return {
@@ -296,7 +296,7 @@ def _energy_drop(sample: Sample) -> float | None:
     return sample.initial_energy - sample.final_energy
 
 
-def _count(rows: Rows, flag: str) -> int:
+def _count(rows: Records, flag: str) -> int:
     return sum(bool(row[flag]) for row in rows)
 
 

@@ -22,7 +22,7 @@ from flowllm.dft.entries import ReferenceEntry
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 
-Kind = Literal["potential", "dft"]
+EnergySource = Literal["potential", "dft"]
 """Whose energies: a machine-learned potential's, or DFT's. The two are never in one hull."""
 
 MAX_SUBSETS = 12
@@ -166,7 +166,7 @@ def measured_against(energy_source: str) -> frozenset[str]:
 
 
 def entry_row(
-    entry: ReferenceEntry, *, kind: Kind, source: str, converged: bool | None = None
+    entry: ReferenceEntry, *, kind: EnergySource, source: str, converged: bool | None = None
 ) -> dict[str, Any]:
     """Return the row of a reference entry in `schemas.HULL_ENTRIES`."""
     return {
@@ -196,7 +196,7 @@ class HullFile:
     not_converged: int
 
 
-def read_hull(path: Path, kind: Kind) -> HullFile:
+def read_hull(path: Path, kind: EnergySource) -> HullFile:
     """Read a table of reference entries, which must be of one kind.
 
     Raises:

@@ -70,7 +70,7 @@ class Sources:
         stability_rule: the stability stage's settings.
         base_row: the language model's sampling settings, empty where the file does not say.
         base_section: how its drafts were judged (section `sample_base`), likewise.
-        setting_row: the refinement's settings, empty where the file does not say.
+        method_row: the refinement's settings, empty where the file does not say.
         external_row: where another model's samples were read from, empty for ours.
     """
 
@@ -83,7 +83,7 @@ class Sources:
     stability_rule: dict[str, Any]
     base_row: dict[str, Any]
     base_section: dict[str, Any]
-    setting_row: dict[str, Any]
+    method_row: dict[str, Any]
     external_row: dict[str, Any]
 
 
@@ -135,7 +135,7 @@ def read_samples(
         stability_rule=rule,
         base_row=_section(base[0], "base"),
         base_section=_section(base[0], "sample_base"),
-        setting_row=_section(generated[0], "setting"),
+        method_row=_section(generated[0], "method") or _section(generated[0], "setting"),
         external_row=_section(generated[0], "external"),
     )
     return samples, sources

@@ -122,7 +122,7 @@ GENERATED = _extend(
     [_FORMULA, _column("num_steps", pa.int32(), "integration steps")],
     _OUTCOME,
 )
-"""generated/{setting}/shard-*.parquet: after flow matching; same ids as the base crystals."""
+"""generated/{method}/shard-*.parquet: after flow matching; same ids as the base crystals."""
 
 _SOURCE_NAME = _column("source_name", pa.string(), "file, key or id of another model's sample")
 
@@ -140,7 +140,7 @@ TRAJECTORIES = _extend(
         _column("time", pa.float64(), "t, 0 to 1", nullable=False),
     ],
 )
-"""trajectories/{setting}/shard-*.parquet: `id` is the generated row's; null crystals are none."""
+"""trajectories/{method}/shard-*.parquet: `id` is the generated row's; null crystals are none."""
 
 RELAXED = _extend(
     _CRYSTAL,
@@ -157,10 +157,10 @@ RELAXED = _extend(
     ],
     _OUTCOME,
 )
-"""relaxed/{setting}/shard-*.parquet: after the potential's relaxation; same ids."""
+"""relaxed/{method}/shard-*.parquet: after the potential's relaxation; same ids."""
 
 TIMES = pa.schema([_ID, _column("seconds", pa.float64(), "wall time of the crystal")])
-"""relaxed/{setting}/_shard-*.parquet.times: wall time of each crystal, beside its table and not in
+"""relaxed/{method}/_shard-*.parquet.times: wall time of each crystal, beside its table and not in
 it, since the table's bytes repeat from run to run and times do not."""
 
 HULL_ENTRIES = pa.schema(
@@ -190,7 +190,7 @@ STABILITY = pa.schema(
         *_OUTCOME,
     ]
 )
-"""stability/{kind}/{setting}.parquet; one row a generated crystal."""
+"""stability/{kind}/{method}.parquet; one row a generated crystal."""
 
 DFT_MANIFEST = pa.schema(
     [
@@ -204,7 +204,7 @@ DFT_MANIFEST = pa.schema(
         *_OUTCOME,
     ]
 )
-"""dft_inputs/{setting}/manifest.parquet; status says why a crystal got no folder."""
+"""dft_inputs/{method}/manifest.parquet; status says why a crystal got no folder."""
 
 DFT_RESULTS = _extend(
     _CRYSTAL,
@@ -221,7 +221,7 @@ DFT_RESULTS = _extend(
     ],
     _OUTCOME,
 )
-"""dft/{setting}.parquet; one row a manifest row, crystal columns are the DFT-relaxed crystal."""
+"""dft/{method}.parquet; one row a manifest row, crystal columns are the DFT-relaxed crystal."""
 
 FINGERPRINTS = pa.schema(
     [
@@ -233,7 +233,7 @@ FINGERPRINTS = pa.schema(
         *_OUTCOME,
     ]
 )
-"""fingerprints/test.parquet and fingerprints/{setting}.parquet, before any relaxation."""
+"""fingerprints/test.parquet and fingerprints/{method}.parquet, before any relaxation."""
 
 METRICS_PER_CRYSTAL = pa.schema(
     [
@@ -267,10 +267,10 @@ METRICS_PER_CRYSTAL = pa.schema(
         _column("error", pa.string(), "why pymatgen could not compare the crystal"),
     ]
 )
-"""metrics/{kind}/{setting}.parquet: the flags behind every rate, one row a generated crystal."""
+"""metrics/{kind}/{method}.parquet: the flags behind every rate, one row a generated crystal."""
 
 CSP_FORMAT = 1
-"""Raised when a key of csp/{setting}.json changes its name or meaning."""
+"""Raised when a key of csp/{method}.json changes its name or meaning."""
 
 CSP = pa.schema(
     [
@@ -284,4 +284,4 @@ CSP = pa.schema(
         _column("error", pa.string(), "why pymatgen could not compare an attempt"),
     ]
 )
-"""csp/{setting}.parquet: crystal structure prediction, one row a test crystal."""
+"""csp/{method}.parquet: crystal structure prediction, one row a test crystal."""

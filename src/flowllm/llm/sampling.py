@@ -22,7 +22,7 @@ EXHAUSTED = "exhausted"
 
 
 @dataclass(frozen=True)
-class Task:
+class DrawRequest:
     """One crystal to be drawn.
 
     Attributes:
@@ -113,7 +113,7 @@ class Sampler:
         if self._engine is not None:
             self._engine.close()
 
-    def draw(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def draw(self, tasks: Sequence[DrawRequest]) -> list[Outcome]:
         """Draw all tasks; a draft is judged, and drawn again if rejected, while others are written.
 
         Tasks of one prompt go to the engine together, so that it can compute the prompt once, and
@@ -147,7 +147,7 @@ class Sampler:
         self.speed.cached_prompt_tokens = engine.cached_prompt_tokens
         return outcomes
 
-    def _judge(self, task: Task, draft: Draft, outcome: Outcome) -> None:
+    def _judge(self, task: DrawRequest, draft: Draft, outcome: Outcome) -> None:
         outcome.text = self._prompts.decode(draft.tokens)
         outcome.num_tokens += len(draft.tokens)
         self.speed.drafts += 1
@@ -165,7 +165,7 @@ class Sampler:
             outcome.crystal = decoded
 
 
-def _num_atoms(task: Task) -> int:
+def _num_atoms(task: DrawRequest) -> int:
     """Atoms that were asked for; 0 for any number."""
     return sum(task.composition.values()) if task.composition else 0
 

@@ -17,7 +17,7 @@ from pymatgen.optimization.neighbors import find_points_in_spheres
 from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 
-from flowllm.relax.geometry import Fault
+from flowllm.relax.geometry import RelaxationFailure
 
 _WEIGHTS = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
 """In the chgnet package: version 0.3.0, fitted to MPtrj."""
@@ -88,21 +88,21 @@ class CHGNetModel(ModelInterface):
 
         Returns:
             `energy` (n_systems,) in eV, `forces` (n_atoms, 3) in eV/angstrom, `stress`
-            (n_systems, 3, 3) in eV/angstrom^3, and `faults`, by place in the batch, of the crystals
-            that cannot be evaluated, whose numbers mean nothing.
+            (n_systems, 3, 3) in eV/angstrom^3, and `failures`, by place in the batch, of the
+            crystals that cannot be evaluated, whose numbers mean nothing.
         """
         counts = torch.bincount(state.system_idx, minlength=state.n_systems)
         cells = state.row_vector_cell.to(torch.float32)
         positions = state.positions.to(torch.float32).requires_grad_(True)
         strain = torch.zeros_like(cells, requires_grad=True)
-        graphs, faults = self._graphs(state, counts)
-        if len(faults) == len(graphs):
+        graphs, failures = self._graphs(state, counts)
+        if len(failures) == len(graphs):
             nothing = torch.zeros_like(state.cell)
             return {
                 "energy": nothing[:, 0, 0],
                 "forces": torch.zeros_like(state.positions),
                 "stress": nothing,
-                "faults": faults,
+                "failures": failures,
             }
         batch = self._batch(state, graphs, counts, positions, cells, strain)
         per_atom = self.network._compute(batch)["e"]
@@ -116,24 +116,24 @@ class CHGNetModel(ModelInterface):
             "energy": (energy.detach() + references).to(self._dtype),
             "forces": -gradient.to(self._dtype),
             "stress": (strain_gradient / volumes[:, None, None]).to(self._dtype),
-            "faults": faults,
+            "failures": failures,
         }
 
     def _graphs(
         self, state: SimState, counts: torch.Tensor
-    ) -> tuple[list[NeighborGraph], dict[int, Fault]]:
-        """Bonds and angles of each crystal; a crystal with a fault has none."""
+    ) -> tuple[list[NeighborGraph], dict[int, RelaxationFailure]]:
+        """Bonds and angles of each crystal; a crystal with a failure has none."""
         positions = state.positions.detach().cpu().numpy()
         points = np.split(positions, np.cumsum(counts.cpu().numpy())[:-1])
         cells = state.row_vector_cell.detach().cpu().numpy()
-        graphs, faults = [], {}
+        graphs, failures = [], {}
         for place, (atoms, cell) in enumerate(zip(points, cells, strict=True)):
             found = neighbor_graph(atoms, cell, self.cutoff, self.bond_cutoff)
-            if isinstance(found, Fault):
-                faults[place] = found
+            if isinstance(found, RelaxationFailure):
+                failures[place] = found
                 found = NO_NEIGHBORS
             graphs.append(found)
-        return graphs, faults
+        return graphs, failures
 
     def _batch(
         self,
@@ -199,7 +199,7 @@ def _joined(graphs: list[NeighborGraph], counts: np.ndarray) -> NeighborGraph:
 
 def neighbor_graph(
     positions: np.ndarray, cell: np.ndarray, cutoff: float, bond_cutoff: float
-) -> NeighborGraph | Fault:
+) -> NeighborGraph | RelaxationFailure:
     """Find the bonds up to `cutoff` and the angles between bonds up to `bond_cutoff`.
 
     Args:
@@ -226,9 +226,9 @@ def neighbor_graph(
     distances = distances[order]
     edges = np.stack([centers[order], neighbors[order]], axis=1).astype(np.int64)
     short = np.flatnonzero(distances < bond_cutoff)
-    fault = _graph_fault(edges, distances, edges[short, 0], len(points), cutoff)
-    if fault is not None:
-        return fault
+    failure = _graph_failure(edges, distances, edges[short, 0], len(points), cutoff)
+    if failure is not None:
+        return failure
     images = np.rint(images[order]).astype(np.int64)
     representatives, undirected = _undirected(edges, images, len(points))
     first, second = _pairs_of_one_center(edges[short, 0], len(points))
@@ -239,25 +239,27 @@ def neighbor_graph(
     return NeighborGraph(edges, images, undirected, representatives, angles)
 
 
-def _graph_fault(
+def _graph_failure(
     edges: np.ndarray,
     distances: np.ndarray,
     short_centers: np.ndarray,
     num_atoms: int,
     cutoff: float,
-) -> Fault | None:
+) -> RelaxationFailure | None:
     """Why bonds of these lengths are nothing to compute with, if so."""
     lonely = num_atoms - len(np.unique(edges[:, 0]))
     if lonely:
         detail = f"{lonely} of {num_atoms} atoms have no neighbour within {cutoff:g} angstrom"
-        return Fault("isolated_atoms", detail)
+        return RelaxationFailure("isolated_atoms", detail)
     if distances.min() < MIN_DISTANCE:
         detail = f"two atoms are {distances.min():.2g} angstrom apart, limit {MIN_DISTANCE:g}"
-        return Fault("overlapping_atoms", detail)
+        return RelaxationFailure("overlapping_atoms", detail)
     degrees = np.bincount(short_centers, minlength=num_atoms)
     num_angles = int((degrees * (degrees - 1)).sum())
     if num_angles > MAX_ANGLES:
-        return Fault("too_dense", f"{num_angles} angles between bonds, limit {MAX_ANGLES}")
+        return RelaxationFailure(
+            "too_dense", f"{num_angles} angles between bonds, limit {MAX_ANGLES}"
+        )
     return None
 
 

@@ -26,7 +26,7 @@ MIN_VOLUME = 1e-9
 
 
 @dataclass(frozen=True)
-class Fault:
+class RelaxationFailure:
     """Why a crystal has no energy, or no fingerprint.
 
     Attributes:
@@ -38,8 +38,8 @@ class Fault:
     detail: str
 
 
-def crystal_fault(crystal: Crystal) -> Fault | None:
-    """Return the fault of a crystal's cell, None where there is none."""
+def crystal_fault(crystal: Crystal) -> RelaxationFailure | None:
+    """Return the failure of a crystal's cell, None where there is none."""
     with np.errstate(all="ignore"):
         try:
             matrix = crystal.to_structure().lattice.matrix
@@ -48,12 +48,12 @@ def crystal_fault(crystal: Crystal) -> Fault | None:
             heights = 1 / np.linalg.norm(np.linalg.inv(matrix), axis=0)
             images = float(np.prod(2 * np.ceil(SEARCH_RADIUS / heights) + 1))
         except (OverflowError, ValueError, np.linalg.LinAlgError) as error:
-            return Fault("no_volume", f"the cell has no volume ({error})")
+            return RelaxationFailure("no_volume", f"the cell has no volume ({error})")
     return cell_fault(volume, crystal.num_atoms, images)
 
 
-def cell_fault(volume: float, num_atoms: int, num_images: float) -> Fault | None:
-    """Return the fault of one cell, None where there is none.
+def cell_fault(volume: float, num_atoms: int, num_images: float) -> RelaxationFailure | None:
+    """Return the failure of one cell, None where there is none.
 
     Args:
         volume: cubic angstrom.
@@ -61,17 +61,17 @@ def cell_fault(volume: float, num_atoms: int, num_images: float) -> Fault | None
         num_images: cells within the search radius.
     """
     if not MIN_VOLUME < volume < float("inf"):
-        return Fault("no_volume", f"the cell's volume is {volume:.3g} cubic angstrom")
+        return RelaxationFailure("no_volume", f"the cell's volume is {volume:.3g} cubic angstrom")
     if volume / num_atoms > MAX_VOLUME_PER_ATOM:
         detail = f"{volume / num_atoms:.3g} cubic angstrom per atom, limit {MAX_VOLUME_PER_ATOM:g}"
-        return Fault("too_sparse", detail)
+        return RelaxationFailure("too_sparse", detail)
     if num_atoms / volume > MAX_DENSITY:
         detail = (
             f"{num_atoms} atoms in {volume:.3g} cubic angstrom, limit {MAX_DENSITY:g} atom per "
             "cubic angstrom"
         )
-        return Fault("too_dense", detail)
+        return RelaxationFailure("too_dense", detail)
     if not num_images <= MAX_IMAGES:
         detail = f"{num_images:.0f} cells within {SEARCH_RADIUS:g} angstrom, limit {MAX_IMAGES}"
-        return Fault("flat_cell", detail)
+        return RelaxationFailure("flat_cell", detail)
     return None

@@ -24,8 +24,8 @@ class LoadedPotential:
     """A potential that is ready to evaluate crystals.
 
     Attributes:
-        model: as torch-sim takes it; its output may hold `faults`, a `Fault` by place in the batch
-            for each crystal it cannot evaluate.
+        model: as torch-sim takes it; its output may hold `failures`, a `RelaxationFailure` by place
+            in the batch for each crystal it cannot evaluate.
         known_elements: atomic numbers it was fitted to.
     """
 
@@ -106,12 +106,12 @@ def load_potential(name: str, device: torch.device) -> LoadedPotential:
     """
     if name not in _LOADERS:
         raise FlowllmError(f"potential.name: no potential {name!r}; there are {sorted(_LOADERS)}")
-    with _explained(name):
+    with _naming_what_is_missing(name):
         return _LOADERS[name](device)
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _naming_what_is_missing(name: str) -> Iterator[None]:
     """Say what to do where a package or its weights are missing."""
     try:
         yield

@@ -1,7 +1,7 @@
 """Relaxation of a batch of crystals whatever they are: each ends relaxed, or with a reason.
 
 torch-sim's FIRE with the Frechet cell filter moves the atoms and the cells of a batch; what has
-finished makes room for what waits. What `guard` finds at fault is taken out with its reason while
+finished makes room for what waits. What `checked_model` rejects is taken out with its reason while
 the others go on.
 """
 
@@ -20,8 +20,8 @@ from torch_sim.optimizers import FrechetCellFIREState, frechet_cell_fire
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.relax.checked_model import GuardedModel
-from flowllm.relax.geometry import Fault
+from flowllm.relax.checked_model import CheckedModel
+from flowllm.relax.geometry import RelaxationFailure
 from flowllm.relax.models import LoadedPotential
 from flowllm.runtime.log import log
 
@@ -44,7 +44,7 @@ class Relaxation:
 
     Attributes:
         crystal: the relaxed crystal, None where it failed.
-        fault: why it failed, None where it did not.
+        failure: why it failed, None where it did not.
         initial_energy_per_atom: eV.
         final_energy_per_atom: eV.
         max_force: largest force on an atom at the end, eV/angstrom.
@@ -55,7 +55,7 @@ class Relaxation:
     """
 
     crystal: Crystal | None = None
-    fault: Fault | None = None
+    failure: RelaxationFailure | None = None
     initial_energy_per_atom: float | None = None
     final_energy_per_atom: float | None = None
     max_force: float | None = None
@@ -91,7 +91,7 @@ class _Limits:
 class _Work:
     """What is to be relaxed, with what, and what has come of it by place among the crystals."""
 
-    model: GuardedModel
+    model: CheckedModel
     crystals: Sequence[Crystal]
     limits: _Limits
     advance: Callable[[int], None]
@@ -144,7 +144,7 @@ def relax(
 
     Args:
         potential: gives energies, forces and stresses.
-        crystals: any crystals; one that cannot be relaxed is given back with its fault.
+        crystals: any crystals; one that cannot be relaxed is given back with its failure.
         max_force: eV/angstrom; the threshold on the forces on atoms and on the cell.
         max_steps: optimiser steps a crystal.
         max_seconds: wall time a crystal; of a batch's time it is charged its share of the atoms.
@@ -152,30 +152,30 @@ def relax(
 
     Returns:
         One `Relaxation` a crystal, in the given order. A crystal that is not converged after
-        `max_steps` is no fault.
+        `max_steps` is no failure.
     """
     limits = _Limits(max_force, max_steps, max_seconds)
-    work = _Work(GuardedModel(potential.model), crystals, limits, advance, results={})
+    work = _Work(CheckedModel(potential.model), crystals, limits, advance, results={})
     for index, crystal in enumerate(crystals):
-        fault = _known_fault(potential, crystal)
-        if fault is not None:
-            work.results[index] = Relaxation(fault=fault)
+        failure = _known_failure(potential, crystal)
+        if failure is not None:
+            work.results[index] = Relaxation(failure=failure)
     advance(len(work.results))
     _relax_or_halve(work, [index for index in range(len(crystals)) if index not in work.results])
     return [work.results[index] for index in range(len(crystals))]
 
 
-def _known_fault(potential: LoadedPotential, crystal: Crystal) -> Fault | None:
+def _known_failure(potential: LoadedPotential, crystal: Crystal) -> RelaxationFailure | None:
     """What can be said of a crystal before anything is computed."""
     unknown = sorted(set(crystal.atomic_numbers.tolist()) - potential.known_elements)
     if unknown:
         symbols = ", ".join(Element.from_Z(number).symbol for number in unknown)
-        return Fault("unknown_element", f"the potential was not fitted to {symbols}")
+        return RelaxationFailure("unknown_element", f"the potential was not fitted to {symbols}")
     return None
 
 
 def _relax_or_halve(work: _Work, indices: list[int]) -> None:
-    """Relax together; where that raises, relax the halves, down to the crystal at fault."""
+    """Relax together; where that raises, relax the halves, down to the failing crystal."""
     if not indices:
         return
     try:
@@ -186,7 +186,7 @@ def _relax_or_halve(work: _Work, indices: list[int]) -> None:
         left = [index for index in indices if index not in work.results]
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         if len(left) == 1:
-            work.results[left[0]] = Relaxation(fault=Fault("failed", reason))
+            work.results[left[0]] = Relaxation(failure=RelaxationFailure("failed", reason))
             work.advance(1)
             return
         log.warning("relaxation: %s; %d crystals are relaxed in halves", reason, len(left))
@@ -208,7 +208,7 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
         taken = _take(queue, crystals, limit - sum(one.load for one in running), not running)
         if taken:
             fresh = _at_rest(init(_state_of([crystals[index] for index in taken], model)))
-            faults = {len(running) + place: fault for place, fault in model.faults.items()}
+            failures = {len(running) + place: failure for place, failure in model.failures.items()}
             state = fresh if state is None else ts.concatenate_states([state, fresh])
             running += [
                 _Running(index, crystals[index].num_atoms, _load(crystals[index]), float(energy))
@@ -216,13 +216,13 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
             ]
         else:
             state = step(state)
-            faults = model.faults
+            failures = model.failures
             for one in running:
                 one.steps += 1
         elapsed = time.perf_counter() - clock
         for one in running:
             one.seconds += elapsed * one.num_atoms / state.n_atoms
-        finished = _finished(work, state, running, faults)
+        finished = _finished(work, state, running, failures)
         if finished:
             for place, result in finished.items():
                 work.results[running[place].index] = result
@@ -232,7 +232,7 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
             work.advance(len(finished))
 
 
-def _batch_limit(model: GuardedModel, example: Crystal) -> float:
+def _batch_limit(model: CheckedModel, example: Crystal) -> float:
     """Largest load of a batch: fixed on the CPU, what torch-sim finds to fit on a GPU."""
     if model.device.type == "cpu":
         return CPU_BATCH_LOAD
@@ -284,7 +284,7 @@ def _finished(
     work: _Work,
     state: FrechetCellFIREState,
     running: list[_Running],
-    faults: Mapping[int, Fault],
+    failures: Mapping[int, RelaxationFailure],
 ) -> dict[int, Relaxation]:
     """Results of the crystals that have come to an end, by their place in the batch."""
     atom_forces = state.forces.norm(dim=1)
@@ -294,13 +294,15 @@ def _finished(
     limits, finished = work.limits, {}
     for place, one in enumerate(running):
         converged = max(max_forces[place], cell_forces[place]) < limits.max_force
-        if place in faults:
-            finished[place] = Relaxation(fault=faults[place], seconds=one.seconds)
+        if place in failures:
+            finished[place] = Relaxation(failure=failures[place], seconds=one.seconds)
         elif converged or one.steps >= limits.max_steps:
             finished[place] = _result(work, state, place, one, max_forces[place], converged)
         elif one.seconds > limits.max_seconds:
             detail = f"stopped after {one.steps} steps at max_seconds {limits.max_seconds:g}"
-            finished[place] = Relaxation(fault=Fault("too_slow", detail), seconds=one.seconds)
+            finished[place] = Relaxation(
+                failure=RelaxationFailure("too_slow", detail), seconds=one.seconds
+            )
     return finished
 
 
@@ -312,17 +314,21 @@ def _result(
     max_force: float,
     converged: bool,
 ) -> Relaxation:
-    """Take a crystal out of the batch: its record, or the fault of what it has become."""
+    """Take a crystal out of the batch: its record, or the failure of what it has become."""
     crystal = work.crystals[one.index]
     if one.steps:
         try:
             crystal = _crystal_of(state, place)
         except FlowllmError as error:
-            return Relaxation(fault=Fault("no_volume", str(error)), seconds=one.seconds)
+            return Relaxation(
+                failure=RelaxationFailure("no_volume", str(error)), seconds=one.seconds
+            )
     nearest = _nearest_distance(crystal)
     if nearest < MIN_FINAL_DISTANCE:
         detail = f"atoms are {nearest:.2f} angstrom apart, limit {MIN_FINAL_DISTANCE:g}"
-        return Relaxation(fault=Fault("overlapping_atoms", detail), seconds=one.seconds)
+        return Relaxation(
+            failure=RelaxationFailure("overlapping_atoms", detail), seconds=one.seconds
+        )
     return Relaxation(
         crystal=crystal,
         initial_energy_per_atom=one.initial_energy / one.num_atoms,

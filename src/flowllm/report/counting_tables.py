@@ -6,7 +6,7 @@ from typing import Literal
 from flowllm.evaluate.protocols import VALID
 from flowllm.report.metrics_files import Result, of_kind
 from flowllm.report.protocol_text import energy_name, hull_name, made_by
-from flowllm.report.table import SETTING, Column, Table
+from flowllm.report.table import METHOD, Column, Table
 
 _READINGS = (
     ("Stable", "stability_rate_below", "E_hull < bound (text)"),
@@ -36,10 +36,10 @@ def reading_table(results: Sequence[Result], kind: Literal["potential", "dft"]) 
     columns = (
         Column("metric", "Metric"),
         Column("reading", "Reading"),
-        *(Column(result.setting, result.setting, "rate") for result in ours),
+        *(Column(result.method, result.method, "rate") for result in ours),
     )
     rows = [
-        {"metric": metric, "reading": reading, **{one.setting: one.row[key] for one in ours}}
+        {"metric": metric, "reading": reading, **{one.method: one.row[key] for one in ours}}
         for metric, key, reading in _READINGS
     ]
     return Table(
@@ -63,7 +63,7 @@ def protocol_tables(results: Sequence[Result], kind: Literal["potential", "dft"]
 def _protocol_table(ours: Sequence[Result], kind: str, name: str) -> Table:
     rule = ours[0].numbers["protocols"][name]
     columns = [
-        SETTING,
+        METHOD,
         Column("drawn", "Crystals", "count"),
         Column("stability_rate", f"Stable, ≤ {rule['stable_at_most']:g} eV/atom", "rate"),
         Column("sun_rate", "S.U.N.", "rate"),
@@ -74,7 +74,7 @@ def _protocol_table(ours: Sequence[Result], kind: str, name: str) -> Table:
         columns.append(Column("metastable_sun_rate", "MetaSUN", "rate"))
     rows = []
     for result in ours:
-        row = {"setting": result.setting, "drawn": result.numbers["counts"]["drawn"]}
+        row = {"setting": result.method, "drawn": result.numbers["counts"]["drawn"]}
         rows.append(row | result.numbers["protocols"][name])
     among = "valid crystals alone, by this run's rules" if rule["of"] == VALID else rule["of"]
     return Table(

@@ -24,7 +24,7 @@ LINE_STYLES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++")
 GREY = "#6b6b6b"
 PALE = "#e4e4e4"
-"""The data's bars: no colour of a setting looks so in black and white."""
+"""The data's bars: no colour of a method looks so in black and white."""
 
 WIDTH, HEIGHT = 5.2, 3.5
 """Inches; small, so that the text stays readable on a phone."""
@@ -52,7 +52,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one setting is drawn, the same in every figure."""
+    """How one method is drawn, the same in every figure."""
 
     color: str
     line_style: str
@@ -60,7 +60,7 @@ class Look:
 
 
 def looks(settings: Iterable[str], main: str) -> dict[str, Look]:
-    """Return the look of each setting, the first in the main colour.
+    """Return the look of each method, the first in the main colour.
 
     Args:
         settings: names, the first of a repeated one counts.
@@ -93,7 +93,7 @@ def e_hull_histogram(results: Sequence[Result], style: Mapping[str, Look]) -> Fi
     """Histogram of E_hull against the line of stability (paper, figure 3a).
 
     Args:
-        results: settings by one kind of energies.
+        results: methods by one kind of energies.
         style: made by `looks`.
     """
     figure, axes = _figure()
@@ -104,14 +104,14 @@ def e_hull_histogram(results: Sequence[Result], style: Mapping[str, Look]) -> Fi
         # Just inside, or the last edge's bin would lose what is clipped to it.
         values = np.clip(result.e_above_hull, low, high - 1e-9)
         counts, _ = np.histogram(values, edges)
-        look = style[result.setting]
+        look = style[result.method]
         axes.stairs(
             100 * counts / max(drawn, 1),
             edges,
             color=look.color,
             linestyle=look.line_style,
             linewidth=1.8,
-            label=result.setting,
+            label=result.method,
         )
     axes.set_ylim(bottom=0)
     if not any(result.e_above_hull for result in results):
@@ -134,7 +134,7 @@ def num_elements_bars(results: Sequence[Result], style: Mapping[str, Look]) -> F
     histograms = [result.numbers["histograms"]["num_elements"] for result in results]
     series = [("test split", histograms[0]["test"], Look(PALE, "-", ""))]
     for result, histogram in zip(results, histograms, strict=True):
-        series.append((result.setting, histogram["generated"], style[result.setting]))
+        series.append((result.method, histogram["generated"], style[result.method]))
     largest = max((int(key) for _, counts, _ in series for key in counts), default=1)
     positions = np.arange(1, largest + 1)
     width = 0.84 / len(series)
@@ -192,12 +192,12 @@ def validity_against_steps(
     """Structural validity against the number of integration steps (paper, figure 3c).
 
     Args:
-        results: one a setting; settings that differ in their steps only make a line.
+        results: one a method; methods that differ in their steps only make a line.
         flows: rows `flows` of the configuration by their names, where the run's records have them.
         main: the configured colour.
 
     Returns:
-        The figure, or None where no base has settings of two numbers of steps.
+        The figure, or None where no base has methods of two numbers of steps.
     """
     lines = _step_lines(results, flows)
     if not lines:

@@ -95,7 +95,7 @@ class MadeBy(Form):
 
 
 class Row(Form):
-    """A row of `settings` in the configuration."""
+    """A row of `methods` in the configuration."""
 
     base: str
     flow: str | None
@@ -136,7 +136,7 @@ class Histogram(Form):
 
 
 class Histograms(Form):
-    """The histograms of a setting."""
+    """The histograms of a method."""
 
     num_elements: Histogram
 
@@ -148,7 +148,7 @@ def _with_names(found: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]
 
 
 class Metrics(Form):
-    """metrics/{kind}/{setting}.json."""
+    """metrics/{kind}/{method}.json."""
 
     setting: str
     protocol: MadeBy
@@ -177,7 +177,7 @@ class Metrics(Form):
 
 
 class Prediction(Form):
-    """csp/{setting}.json."""
+    """csp/{method}.json."""
 
     setting: str
     attempts: int

@@ -29,7 +29,7 @@ LIMIT = 12
 """Candidates shown."""
 
 LOOKED_AT = 10
-"""Crystals looked at for each that is shown: the same one may be another setting's too."""
+"""Crystals looked at for each that is shown: the same one may be another method's too."""
 
 SYMPREC = 0.1
 """Angstrom; tolerance of the space group, as the Materials Project has it."""
@@ -47,7 +47,7 @@ class Candidate:
 
     Attributes:
         name: its id.
-        setting: its setting.
+        method: its method.
         energies: whose energy places it.
         formula: reduced formula.
         e_above_hull: eV per atom.
@@ -59,7 +59,7 @@ class Candidate:
     """
 
     name: str
-    setting: str
+    method: str
     energies: str
     formula: str
     e_above_hull: float
@@ -78,10 +78,10 @@ def find_candidates(
 ) -> list[Candidate]:
     """Return the novel crystals lowest above the hull: S.U.N. first, then the nearest to it.
 
-    Of crystals that match, in one setting or several, the first is taken.
+    Of crystals that match, in one method or several, the first is taken.
 
     Args:
-        results: settings by one kind of energies.
+        results: methods by one kind of energies.
         run_dir: folder of the run, with the relaxed crystals.
         shards: how many shards belong to the run, by folder.
         limit: number of candidates.
@@ -116,7 +116,7 @@ def find_candidates(
             break
         if relaxed[order] and name not in relaxed[order]:
             raise FlowllmError(
-                f"{run_dir}: the relaxed crystals of {results[order].setting} have no {name}, "
+                f"{run_dir}: the relaxed crystals of {results[order].method} have no {name}, "
                 "which its metrics have; run the stage metrics again"
             )
         crystal = crystal_of(relaxed[order][name]) if relaxed[order] else None
@@ -132,12 +132,12 @@ def find_candidates(
 def _relaxed_rows(
     result: Result, run_dir: Path, shards: Mapping[str, int], names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Read some relaxed crystals of a setting; empty where their files are not in the run."""
+    """Read some relaxed crystals of a method; empty where their files are not in the run."""
     if result.kind == "potential":
-        paths = list_shards(run_dir, f"relaxed/{result.setting}", shards)
+        paths = list_shards(run_dir, f"relaxed/{result.method}", shards)
         schema, converged = schemas.RELAXED, "converged"
     else:
-        paths = [run_dir / "dft" / f"{result.setting}.parquet"]
+        paths = [run_dir / "dft" / f"{result.method}.parquet"]
         schema, converged = schemas.DFT_RESULTS, "converged_ionic"
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles", converged]
     found = {}
@@ -160,7 +160,7 @@ def _candidate(
         space_group = "not found"
     return Candidate(
         name=row["id"],
-        setting=result.setting,
+        method=result.method,
         energies=", ".join(result.numbers["protocol"]["energy_sources"]),
         formula=structure.composition.reduced_formula,
         e_above_hull=e_above_hull,

@@ -21,7 +21,7 @@ FLAGS = ("id", "num_elements", "e_above_hull", "duplicate_group", "novel", "sun"
 
 @dataclass(frozen=True)
 class Result:
-    """One setting's metrics by one kind of energies.
+    """One method's metrics by one kind of energies.
 
     Attributes:
         numbers: the JSON of the metrics stage.
@@ -32,15 +32,15 @@ class Result:
     flags: pa.Table
 
     @property
-    def setting(self) -> str:
-        """Name of the setting."""
+    def method(self) -> str:
+        """Name of the method."""
         return str(self.numbers["setting"])
 
     @property
     def row(self) -> dict[str, Any]:
-        """All of the setting's numbers by their names, for any of the tables."""
+        """All of the method's numbers by their names, for any of the tables."""
         return {
-            "setting": self.setting,
+            "setting": self.method,
             "drawn": self.numbers["counts"]["drawn"],
             **self.numbers["rates"],
             **self.numbers["means"],
@@ -77,26 +77,26 @@ def of_kind(results: Sequence[Result], kind: str) -> list[Result]:
     return [result for result in results if result.kind == kind]
 
 
-def once_a_setting(results: Sequence[Result]) -> list[Result]:
-    """Return one result a setting, for numbers that do not depend on whose energies were used."""
+def once_per_method(results: Sequence[Result]) -> list[Result]:
+    """Return one result a method, for numbers that do not depend on whose energies were used."""
     found: dict[str, Result] = {}
     for result in results:
-        found.setdefault(result.setting, result)
+        found.setdefault(result.method, result)
     return list(found.values())
 
 
 def first_of_each_sweep(results: Sequence[Result]) -> list[Result]:
-    """Return one, the first, of the settings that differ in their number of steps alone."""
+    """Return one, the first, of the methods that differ in their number of steps alone."""
     found: dict[tuple[str, ...], Result] = {}
     for result in results:
         row = result.numbers["sampling"]["setting"]
-        key = (row["base"], str(row["flow"])) if row else (result.setting,)
+        key = (row["base"], str(row["flow"])) if row else (result.method,)
         found.setdefault(key, result)
     return list(found.values())
 
 
 def read_predictions(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Read the numbers of structure prediction, csp/{setting}.json.
+    """Read the numbers of structure prediction, csp/{method}.json.
 
     Raises:
         FlowllmError: a file is missing, is not JSON, has another form or is of another version.

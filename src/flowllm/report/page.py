@@ -52,7 +52,7 @@ class Section:
 
 
 def headline_cards(table: Table, what: str, hull: str) -> list[dict[str, str]]:
-    """Return the first setting's rates of a stability table as cards.
+    """Return the first method's rates of a stability table as cards.
 
     Args:
         table: made by `quality_tables.sun_table`.

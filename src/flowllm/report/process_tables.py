@@ -11,13 +11,13 @@ from flowllm.report.metrics_files import Result
 from flowllm.report.protocol_text import energy_name
 from flowllm.report.provenance import DraftCount, StageCost
 from flowllm.report.published import published_note, published_rows
-from flowllm.report.table import SETTING, Column, Table
+from flowllm.report.table import METHOD, Column, Table
 
 
 def fate_table(results: Sequence[Result]) -> Table:
     """What became of the draws: how many crystals reached each stage."""
     columns = (
-        SETTING,
+        METHOD,
         Column("origin", "Made by"),
         Column("energies", "Energies"),
         Column("drawn", "Drawn", "count"),
@@ -57,17 +57,17 @@ def _all_but_ok(counts: Mapping[str, int]) -> str:
 
 
 def _origin(result: Result) -> str:
-    """Return in words how a setting's crystals were made, or from where they were read."""
+    """Return in words how a method's crystals were made, or from where they were read."""
     sampling = result.numbers["sampling"]
     if file := sampling["external"].get("file"):
         return f"another model, {file}"
-    if not (setting := sampling["setting"]):
+    if not (method := sampling["setting"]):
         return "–"
-    said = [f"base {setting['base']}"]
+    said = [f"base {method['base']}"]
     if base := sampling["base"]:
         said.append(f"τ {base['temperature']:g}, P {base['top_p']:g}")
-    flow = setting["flow"]
-    said.append("no flow" if flow is None else f"flow {flow}, {setting['num_steps']} steps")
+    flow = method["flow"]
+    said.append("no flow" if flow is None else f"flow {flow}, {method['num_steps']} steps")
     return ", ".join(said)
 
 
@@ -223,7 +223,7 @@ def cost_table(costs: Sequence[StageCost]) -> Table:
 def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) -> Table:
     """Time to generate 10,000 crystals and time for one S.U.N. crystal (paper, appendix G)."""
     columns = (
-        SETTING,
+        METHOD,
         Column("energies", "S.U.N. by"),
         Column("minutes_per_10000", "Minutes for 10,000", "number", 1),
         Column("sun", "S.U.N.", "count"),
@@ -232,12 +232,12 @@ def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) 
     published = published_rows([column.key for column in columns])
     rows: list[dict[str, Any]] = []
     for result in results:
-        total = seconds.get(result.setting)
+        total = seconds.get(result.method)
         drawn = result.numbers["counts"]["drawn"]
         if not total or not drawn:
             continue
         sun = result.numbers["rates"]["sun_rate"]["numerator"]
-        row = {"setting": result.setting, "energies": energy_name([result])}
+        row = {"setting": result.method, "energies": energy_name([result])}
         row["minutes_per_10000"] = round(total / drawn * 10_000 / 60, 1)
         row["sun"] = sun
         row["seconds_per_sun"] = round(total / sun, 2) if sun else None

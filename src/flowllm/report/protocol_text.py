@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
-from flowllm.report.metrics_files import Result, once_a_setting
+from flowllm.report.metrics_files import Result, once_per_method
 
 
 def energy_name(results: Sequence[Result]) -> str:
@@ -45,26 +45,26 @@ def made_by(results: Sequence[Result]) -> str:
 def special_rows(results: Sequence[Result]) -> str:
     """Return which rows lack the flow or the language model, in words; nothing without any."""
     said = []
-    for result in once_a_setting(results):
+    for result in once_per_method(results):
         row = result.numbers["sampling"]["setting"]
         if row and row["base"] == TRAIN_COMPOSITIONS:
             said.append(
-                f"{result.setting}: compositions of the training set, FlowMM's uniform base, no "
+                f"{result.method}: compositions of the training set, FlowMM's uniform base, no "
                 "language model (FlowMM itself generates the atoms too). "
             )
         elif row and row["flow"] is None:
-            said.append(f"{result.setting}: the language model's crystals, not refined. ")
+            said.append(f"{result.method}: the language model's crystals, not refined. ")
     return "".join(said)
 
 
 def close_atoms(results: Sequence[Result]) -> str:
     """Return for which rows, and how many, drafts were rejected for two atoms at one point."""
     said = []
-    for result in once_a_setting(results):
+    for result in once_per_method(results):
         if result.numbers["sampling"].get("sample_base", {}).get("reject_close_atoms"):
             counts = result.numbers["counts"]
             found = counts["llm_rejections"].get("coinciding_atoms", 0)
-            said.append(f"{result.setting} ({found} of {counts['llm_drafts']} drafts)")
+            said.append(f"{result.method} ({found} of {counts['llm_drafts']} drafts)")
     return redrawn_note(said)
 
 

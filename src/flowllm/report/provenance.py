@@ -219,19 +219,19 @@ def starts_from_drafts(flow: Mapping[str, Any]) -> bool:
 
 
 def generation_seconds(
-    records: Sequence[dict[str, Any]], base: str, setting: str, drawn: int | None = None
+    records: Sequence[dict[str, Any]], base: str, method: str, drawn: int | None = None
 ) -> float | None:
-    """Return the seconds that sampling and refining one setting took, None without its records.
+    """Return the seconds that sampling and refining one method took, None without its records.
 
     Args:
         records: all records of the run.
         base: name of the base.
-        setting: name of the setting.
-        drawn: crystals of the setting; where the records count others, some are missing and the
+        method: name of the method.
+        drawn: crystals of the method; where the records count others, some are missing and the
             time is not known.
     """
     total = 0.0
-    for folder in (f"base/{base}/", f"generated/{setting}/"):
+    for folder in (f"base/{base}/", f"generated/{method}/"):
         found = [record for record in records if record["output"].startswith(folder)]
         if not found:
             return None

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from flowllm.evaluate.aggregate import ALL
 from flowllm.evaluate.statistics import rate
-from flowllm.report.metrics_files import Result, of_kind, once_a_setting
+from flowllm.report.metrics_files import Result, of_kind, once_per_method
 from flowllm.report.protocol_text import (
     close_atoms,
     energy_name,
@@ -15,7 +15,7 @@ from flowllm.report.protocol_text import (
     special_rows,
 )
 from flowllm.report.published import published_note, published_rows
-from flowllm.report.table import SETTING, Column, Table
+from flowllm.report.table import METHOD, Column, Table
 
 _DRAWN = Column("drawn", "Crystals", "count")
 _METASTABLE = Column("metastability_rate", "Metastable", "rate")
@@ -34,7 +34,7 @@ _DISTANCES = (
 )
 
 _SUN_COLUMNS = (
-    SETTING,
+    METHOD,
     _DRAWN,
     _METASTABLE,
     _STABLE,
@@ -47,7 +47,7 @@ _SUN_COLUMNS = (
 )
 
 TERMINAL_COLUMNS = (
-    SETTING,
+    METHOD,
     Column("structural_validity", "Valid structure", "rate"),
     Column("compositional_validity", "Valid composition", "rate"),
     Column("relaxed", "Relaxed", "rate"),
@@ -56,10 +56,10 @@ TERMINAL_COLUMNS = (
     _NOVEL,
     _SUN,
 )
-"""What is printed of each setting; counts stand beside the rates."""
+"""What is printed of each method; counts stand beside the rates."""
 
 _PAPER_COLUMNS = (
-    SETTING,
+    METHOD,
     _STRUCTURE,
     _COMPOSITION,
     *_COVERAGE,
@@ -70,7 +70,7 @@ _PAPER_COLUMNS = (
 """The paper's table 1."""
 
 _PROXY_COLUMNS = (
-    SETTING,
+    METHOD,
     _DRAWN,
     _STRUCTURE,
     _COMPOSITION,
@@ -82,7 +82,7 @@ _PROXY_COLUMNS = (
 )
 
 _GROUND_STATE_COLUMNS = (
-    SETTING,
+    METHOD,
     _DRAWN,
     Column("match_rate", "Match rate", "rate"),
     Column("rmsd", "RMSD", "mean", 4),
@@ -123,9 +123,9 @@ def paper_table(results: Sequence[Result]) -> Table:
     keys = [column.key for column in _PAPER_COLUMNS]
     by_dft = {"stability_rate", "sun_rate"}
     rows = []
-    for setting in dict.fromkeys(result.setting for result in results):
+    for method in dict.fromkeys(result.method for result in results):
         row: dict[str, Any] = {}
-        for result in (one for one in results if one.setting == setting):
+        for result in (one for one in results if one.method == method):
             found = result.row
             allowed = [key for key in keys if result.kind == "dft" or key not in by_dft]
             row |= {key: found[key] for key in allowed}
@@ -146,7 +146,7 @@ def paper_table(results: Sequence[Result]) -> Table:
 
 def proxy_table(results: Sequence[Result]) -> Table:
     """Validity, coverage and property distances as generated (paper, table 1)."""
-    ours = once_a_setting(results)
+    ours = once_per_method(results)
     sets = sorted({result.numbers["protocol"]["oxidation_states"] for result in ours})
     return Table(
         "proxy",
@@ -180,7 +180,7 @@ def e_hull_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -
         f"E above hull by {energy_name(ours)}" + (" (estimates)" if kind == "potential" else ""),
         f"Of all generated; any number of elements. Hull: {hull_name(ours)}; a small one flatters.",
         (
-            SETTING,
+            METHOD,
             _DRAWN,
             *(Column(f"at_most_{x:g}", f"≤ {x:g} eV/atom", "rate") for x in E_HULL_BOUNDS),
             Column("mean", "Mean, eV/atom", "mean", 3),
@@ -191,10 +191,10 @@ def e_hull_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -
 
 def num_elements_table(results: Sequence[Result]) -> Table:
     """How many crystals have how many elements: the numbers behind the paper's figure 3b."""
-    ours = once_a_setting(results)
+    ours = once_per_method(results)
     histograms = [result.numbers["histograms"]["num_elements"] for result in ours]
     series = {"test split": histograms[0]["test"]} | {
-        result.setting: histogram["generated"]
+        result.method: histogram["generated"]
         for result, histogram in zip(ours, histograms, strict=True)
     }
     numbers = sorted({int(key) for counts in series.values() for key in counts})
@@ -208,7 +208,7 @@ def num_elements_table(results: Sequence[Result]) -> Table:
         "num_elements",
         "Distinct elements",
         "Of the generated crystals, and of the test split's.",
-        (SETTING, *columns),
+        (METHOD, *columns),
         rows,
     )
 
@@ -231,7 +231,7 @@ def noise_table(results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]
         The table, or None where all networks have the same noise.
     """
     rows = []
-    for result in once_a_setting(results):
+    for result in once_per_method(results):
         flow = flows.get(result.numbers["sampling"]["setting"].get("flow") or "")
         if flow and flow["start"] == "llm":
             noise = {column.key: flow[column.key] for column in _NOISE_COLUMNS}
@@ -244,7 +244,7 @@ def noise_table(results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]
         "Gaussian noise before the flow, in training and sampling (the paper's table 4; its levels "
         "are not known to us): standard deviations, of coordinates in fractions of the cell. The "
         "metrics are those of the table before.",
-        (SETTING, *_NOISE_COLUMNS, *_PROXY_COLUMNS[2:]),
+        (METHOD, *_NOISE_COLUMNS, *_PROXY_COLUMNS[2:]),
         rows,
     )
 
@@ -269,7 +269,7 @@ def ground_state_table(results: Sequence[Result]) -> Table:
 def csp_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
     """Crystal structure prediction of the test split, from formula-conditioned samples."""
     columns = (
-        SETTING,
+        METHOD,
         Column("attempts", "Attempts, k", "count"),
         Column("csp_match_rate", "Match rate, best of k", "rate"),
         Column("match_rate_first", "Match rate, first", "rate"),

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from flowllm.report import counting_tables, figures, process_tables, quality_tables
 from flowllm.report.gallery import find_candidates
-from flowllm.report.metrics_files import Result, first_of_each_sweep, of_kind, once_a_setting
+from flowllm.report.metrics_files import Result, first_of_each_sweep, of_kind, once_per_method
 from flowllm.report.page import Drawn, Section, provenance_details
 from flowllm.report.protocol_text import energy_name, hull_name
 from flowllm.report.provenance import (
@@ -20,7 +20,7 @@ from flowllm.report.provenance import (
 )
 from flowllm.report.training_history import read_curves, read_invariance, read_rejections
 
-SWEEPS = " Of settings that differ in their number of steps alone the first is drawn."
+SWEEPS = " Of methods that differ in their number of steps alone the first is drawn."
 
 
 def make_sections(
@@ -36,7 +36,7 @@ def make_sections(
         results: metrics and flags of the settings.
         predictions: numbers of structure prediction.
         run_dir: folder of the run.
-        color: of the first setting.
+        color: of the first method.
         shards: how many shards belong to the run, by folder.
     """
     records = read_records(run_dir, shards)
@@ -115,7 +115,7 @@ def _training(run_dir: Path, color: str) -> Section:
 
 
 def _cost(results: Sequence[Result], records: Sequence[dict]) -> Section:
-    seconds = {result.setting: _seconds(result, records) for result in results}
+    seconds = {result.method: _seconds(result, records) for result in results}
     tables = [
         process_tables.speed_table(results, seconds),
         process_tables.cost_table(stage_costs(records)),
@@ -143,10 +143,10 @@ def _result_figures(
     flows: Mapping[str, Mapping[str, Any]],
     color: str,
 ) -> list[Drawn]:
-    once = once_a_setting(results)
+    once = once_per_method(results)
     by_kind = {kind: first_of_each_sweep(of_kind(results, kind)) for kind in kinds}
     shown = [*first_of_each_sweep(once), *(one for ours in by_kind.values() for one in ours)]
-    style = figures.looks((result.setting for result in shown), color)
+    style = figures.looks((result.method for result in shown), color)
     drawn = []
     for kind, ours in by_kind.items():
         whose = energy_name(ours) + (" (estimates)" if kind == "potential" else "")
@@ -185,4 +185,4 @@ def _draw(name: str, caption: str, make: Callable[[], Figure | None]) -> Drawn |
 def _seconds(result: Result, records: Sequence[dict]) -> float | None:
     base = result.numbers["sampling"]["setting"].get("base")
     drawn = result.numbers["counts"]["drawn"]
-    return generation_seconds(records, str(base), result.setting, drawn)
+    return generation_seconds(records, str(base), result.method, drawn)

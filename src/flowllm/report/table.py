@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from flowllm.plain_text import markdown_text, spreadsheet_text
 
-Kind = Literal["text", "count", "number", "rate", "mean", "distance"]
+ColumnType = Literal["text", "count", "number", "rate", "mean", "distance"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Column:
 
     key: str
     title: str
-    kind: Kind = "text"
+    kind: ColumnType = "text"
     digits: int = 2
 
 
@@ -214,5 +214,5 @@ def to_latex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
-SETTING = Column("setting", "Setting")
+METHOD = Column("setting", "Method")
 """The first column of most tables."""

@@ -1,8 +1,9 @@
 """Base distributions p0: from where the flow sets out to a crystal (paper, sections 4.3 and 5.3).
 
-`LlmStart` is the language model's crystal, with or without Gaussian noise (appendix F).
-`SimpleStart` keeps its atoms only and draws all else from FlowMM's base, for FlowLLM-Types. Pairs
-are prepared and crystals are refined with the same one: it is saved with the trained flow.
+`LlmBaseDistribution` is the language model's crystal, with or without Gaussian noise (appendix F).
+`SimpleBaseDistribution` keeps its atoms only and draws all else from FlowMM's base, for
+FlowLLM-Types. Pairs are prepared and crystals are refined with the same one: it is saved with the
+trained flow.
 
 A draw of c0 has two steps. `place` is done once a pair, when atoms are matched; `shake` adds the
 noise, and is drawn anew whenever a pair is trained on, so that each epoch has noise of its own.
@@ -50,7 +51,7 @@ class StartPoint:
 
 
 @dataclass(frozen=True)
-class LlmStart:
+class LlmBaseDistribution:
     """The language model's crystal plus zero-mean Gaussian noise.
 
     Noise also parts atoms of one element that the text puts in one place: an equivariant field
@@ -103,7 +104,7 @@ class LlmStart:
 
 
 @dataclass(frozen=True)
-class SimpleStart:
+class SimpleBaseDistribution:
     """FlowMM's base: coordinates and angles uniform, lengths log-normal; atoms as given.
 
     Attributes:
@@ -135,12 +136,15 @@ class SimpleStart:
         return coords, lattice
 
 
-Start = LlmStart | SimpleStart
+BaseDistribution = LlmBaseDistribution | SimpleBaseDistribution
 
-_KINDS: dict[str, type[LlmStart] | type[SimpleStart]] = {"llm": LlmStart, "simple": SimpleStart}
+_KINDS: dict[str, type[LlmBaseDistribution] | type[SimpleBaseDistribution]] = {
+    "llm": LlmBaseDistribution,
+    "simple": SimpleBaseDistribution,
+}
 
 
-def start_of(flow: Flow, shards: Iterable[Path]) -> Start:
+def base_distribution_of(flow: Flow, shards: Iterable[Path]) -> BaseDistribution:
     """The base distribution that a row of `flows` names.
 
     Args:
@@ -148,11 +152,11 @@ def start_of(flow: Flow, shards: Iterable[Path]) -> Start:
         shards: training pairs, whose training crystals a simple base is fitted on.
     """
     if isinstance(flow, LlmFlow):
-        return LlmStart(flow.coords_noise, flow.lengths_noise, flow.angles_noise)
-    return fit_simple_start(shards)
+        return LlmBaseDistribution(flow.coords_noise, flow.lengths_noise, flow.angles_noise)
+    return fit_simple_base_distribution(shards)
 
 
-def fit_simple_start(shards: Iterable[Path]) -> SimpleStart:
+def fit_simple_base_distribution(shards: Iterable[Path]) -> SimpleBaseDistribution:
     """Fit the log-normal lengths on the training crystals of pairs: moments of the logarithms.
 
     Raises:
@@ -170,7 +174,7 @@ def fit_simple_start(shards: Iterable[Path]) -> SimpleStart:
         raise FlowllmError("train_rfm: no pair can be used to fit the simple base on (not_ok)")
     mean = sums / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return SimpleStart(mean.tolist(), deviation.tolist())
+    return SimpleBaseDistribution(mean.tolist(), deviation.tolist())
 
 
 def standard_normals(rng: np.random.Generator, *shape: int) -> Normals:
@@ -179,7 +183,7 @@ def standard_normals(rng: np.random.Generator, *shape: int) -> Normals:
 
 
 def draw_start(
-    start: Start, crystal: Crystal, bounds: AngleBounds, rng: np.random.Generator
+    start: BaseDistribution, crystal: Crystal, bounds: AngleBounds, rng: np.random.Generator
 ) -> StartPoint:
     """Draw c0 for one crystal of the language model.
 
@@ -191,14 +195,14 @@ def draw_start(
     return StartPoint(*start.shake(placed.coords, placed.lattice, normals, bounds), placed.reduced)
 
 
-def start_record(start: Start) -> dict[str, Any]:
+def base_distribution_record(start: BaseDistribution) -> dict[str, Any]:
     """What the model's description tells of its base distribution."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(start, cls))
     return {"kind": kind, **vars(start)}
 
 
-def start_from_record(record: Mapping[str, Any]) -> Start:
-    """The inverse of `start_record`."""
+def base_distribution_from_record(record: Mapping[str, Any]) -> BaseDistribution:
+    """The inverse of `base_distribution_record`."""
     values = dict(record)
     return _KINDS[values.pop("kind")](**values)
 

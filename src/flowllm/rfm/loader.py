@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowllm.io.tables import naming_damage
 from flowllm.rfm.axes import random_axes
-from flowllm.rfm.base_distribution import Start, standard_normals
+from flowllm.rfm.base_distribution import BaseDistribution, standard_normals
 from flowllm.rfm.manifold import AngleBounds
 
 BUFFER_ROWS = 100_000
@@ -90,7 +90,7 @@ class PreparedPairs:
     def __init__(
         self,
         paths: Sequence[Path],
-        start: Start,
+        start: BaseDistribution,
         bounds: AngleBounds,
         *,
         augment_axes: bool = False,

@@ -16,7 +16,11 @@ from flowllm.errors import FlowllmError
 from flowllm.io.file_errors import explain
 from flowllm.io.files import atomic_folder
 from flowllm.io.weights_file import check_safetensors
-from flowllm.rfm.base_distribution import Start, start_from_record, start_record
+from flowllm.rfm.base_distribution import (
+    BaseDistribution,
+    base_distribution_from_record,
+    base_distribution_record,
+)
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
 
@@ -29,7 +33,7 @@ def save_model(
     folder: Path,
     field: VelocityField,
     weights: Mapping[str, Tensor],
-    start: Start,
+    start: BaseDistribution,
     description: Mapping[str, Any],
     curve: Sequence[Mapping[str, Any]],
 ) -> None:
@@ -50,14 +54,14 @@ def save_model(
             "network": asdict(field.network.size),
             "angle_bounds": list(field.bounds),
             "standardization": asdict(standardization_of_field(field)),
-            "start": start_record(start),
+            "start": base_distribution_record(start),
             **description,
         }
         (temporary / DESCRIPTION).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         _write_curve(temporary / CURVE, curve)
 
 
-def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, Start]:
+def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, BaseDistribution]:
     """Load the flow, in float32 and evaluation mode, and the base distribution it starts from.
 
     Raises:
@@ -73,7 +77,7 @@ def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, Start
         )
         check_safetensors(folder / WEIGHTS, "delete the folder and run train_rfm again")
         field.load_state_dict(load_file(folder / WEIGHTS))
-        start = start_from_record(record["start"])
+        start = base_distribution_from_record(record["start"])
     except FileNotFoundError as error:
         raise FlowllmError(
             f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"

@@ -19,8 +19,8 @@ from flowllm.io.files import atomic_path
 from flowllm.io.schemas import PAIRS
 from flowllm.io.tables import crystal_of, naming_damage, read_table
 from flowllm.rfm.base_distribution import (
+    BaseDistribution,
     RejectedCrystalError,
-    Start,
     bring_angles_within,
     crystal_lattice,
 )
@@ -119,7 +119,7 @@ class PairOptions:
 
     angle_bounds: AngleBounds
     match_atoms: bool
-    start: Start
+    start: BaseDistribution
     seed: int
 
 

@@ -1,6 +1,6 @@
 """Whether files were computed from each other, by the digests that their footers record.
 
-Rows are joined by id, and the settings of one base share their ids: files of two methods would fit
+Rows are joined by id, and the methods of one base share their ids: files of two methods would fit
 together without a word. Every table's footer records the digest of each input of its stage
 (`provenance.StageRun.metadata`); a digest is of the file's bytes and its name, never of its folder,
 so that a run that was moved or copied still fits. Files without a record are not checked.

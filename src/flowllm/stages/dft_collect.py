@@ -19,7 +19,7 @@ from flowllm.runtime.descent import generated_digests
 from flowllm.runtime.log import Progress, log
 from flowllm.runtime.provenance import stage_run
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 _MAX_ERROR = 500
 """Letters of a row's error."""
@@ -57,7 +57,7 @@ def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
         )
 
 
-def _foreign_folders(root: Path, entries: Sequence[Row]) -> list[str]:
+def _foreign_folders(root: Path, entries: Sequence[Record]) -> list[str]:
     """Folders with an output or input below `root` that no row names, relative to it.
 
     Hidden folders are not looked into: dft_inputs writes a folder under a hidden name first. Nor
@@ -80,7 +80,7 @@ def _foreign_folders(root: Path, entries: Sequence[Row]) -> list[str]:
     return sorted(found - known)
 
 
-def _collect(entry: Row, root: Path, section: DftCollect) -> dict[str, Any]:
+def _collect(entry: Record, root: Path, section: DftCollect) -> dict[str, Any]:
     """The row of one manifest row."""
     row = {name: entry[name] for name in ("id", "path", "formula", "status", "error")}
     if entry["path"] is None:
@@ -103,7 +103,7 @@ def _one_line(text: str) -> str:
     return shown + ("..." if len(text) > _MAX_ERROR else "")
 
 
-def _read(folder: Path, entry: Row, section: DftCollect) -> dict[str, Any]:
+def _read(folder: Path, entry: Record, section: DftCollect) -> dict[str, Any]:
     """Columns of a run with an energy; status unconverged_ionic where it is an upper bound."""
     found = read_run(folder, AskedRun(entry["input_set"], entry["potcar_symbols"]))
     if found.structure.composition != Composition(entry["formula"]):

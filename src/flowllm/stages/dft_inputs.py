@@ -25,7 +25,7 @@ from flowllm.runtime.descent import check_computed_from, generated_digests
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
 def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, out: Path) -> None:
@@ -71,7 +71,7 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
         run.count(rows_in=len(rows), rows_out=len(chosen), rows_failed=0, **_counts(manifest))
 
 
-def _write_scripts(folder: Path, manifest: Sequence[Row]) -> None:
+def _write_scripts(folder: Path, manifest: Sequence[Record]) -> None:
     """The folders' names one a line, and the scripts that run them on a cluster."""
     paths = [row["path"] for row in manifest if row.get("path")]
     write_text(folder / "folders.txt", "".join(f"{path}\n" for path in paths))
@@ -79,7 +79,7 @@ def _write_scripts(folder: Path, manifest: Sequence[Row]) -> None:
         write_text(folder / name, (Path(dft.__file__).parent / name).read_text())
 
 
-def _distances(stability: Path, rows: Sequence[Row]) -> dict[str, float | None]:
+def _distances(stability: Path, rows: Sequence[Record]) -> dict[str, float | None]:
     """E_above_hull by the potential for each id, None where there is none."""
     columns = ("id", "e_above_hull")
     table = tables.read_table(stability, schemas.STABILITY, columns).to_pylist()
@@ -93,7 +93,7 @@ def _distances(stability: Path, rows: Sequence[Row]) -> dict[str, float | None]:
     return distances
 
 
-def _first_row(row: Row, input_set: str) -> dict[str, Any]:
+def _first_row(row: Record, input_set: str) -> dict[str, Any]:
     """The manifest's row before selection: failed before, without pseudopotential, or ok."""
     first = {name: row[name] for name in ("id", "formula", "status", "error")}
     if row["status"] == "ok":
@@ -105,7 +105,7 @@ def _first_row(row: Row, input_set: str) -> dict[str, Any]:
 
 
 def _select(
-    manifest: Sequence[Row],
+    manifest: Sequence[Record],
     distances: Mapping[str, float | None],
     section: DftInputs,
     seed: int,
@@ -155,7 +155,7 @@ def _why_not(distance: float | None, section: DftInputs) -> dict[str, str]:
     return {"status": "not_selected", "error": detail}
 
 
-def _counts(manifest: Sequence[Row]) -> dict[str, Any]:
+def _counts(manifest: Sequence[Record]) -> dict[str, Any]:
     statuses = [row["status"] for row in manifest]
     reasons = {name: statuses.count(name) for name in sorted(set(statuses)) if name != "ok"}
     return {"without_folder": reasons}

@@ -12,7 +12,7 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.data import bundled
 from flowllm.data.cif_blocks import read_cif_text
 from flowllm.data.fetch import fetch
-from flowllm.data.manifest import SPLITS, Kind, Manifest, ManifestFile, write_manifest
+from flowllm.data.manifest import SPLITS, Manifest, ManifestFile, SourceFormat, write_manifest
 from flowllm.data.rows import FILE_COLUMN, count_rows, write_rows
 from flowllm.data.sources import SourceFile, catalogue, hash_file, match_copy
 from flowllm.errors import FlowllmError
@@ -118,7 +118,7 @@ def copy_folder(source: Path, folder: Path) -> Manifest:
     return _gather_cifs(cifs, folder)
 
 
-def _copy_csvs(kind: Kind, paths: dict[str | None, Path], folder: Path) -> Manifest:
+def _copy_csvs(kind: SourceFormat, paths: dict[str | None, Path], folder: Path) -> Manifest:
     files = []
     for split, path in paths.items():
         if not path.exists():

@@ -48,7 +48,7 @@ from flowllm.runtime.provenance import stage_run
 from flowllm.runtime.resume import partial_folder
 from flowllm.runtime.tensorboard import events_path
 
-Rows = Sequence[Mapping[str, Any]]
+Records = Sequence[Mapping[str, Any]]
 
 CHECKED_CRYSTALS = 100
 """Training crystals whose texts the tokenizer must give back, beside one with every number."""
@@ -127,7 +127,7 @@ def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
 def _check_base_model(
     config: PretrainedConfig,
     prompts: PromptTokens,
-    rows: Rows,
+    rows: Records,
     record: ModelRecord,
     longest_text: int,
 ) -> None:
@@ -170,7 +170,7 @@ def _model(source: str, settings: StageSettings, fabric: Fabric) -> PeftModel:
 
 
 def _texts(
-    name: str, path: Path, rows: Rows, prompts: PromptTokens, settings: StageSettings
+    name: str, path: Path, rows: Records, prompts: PromptTokens, settings: StageSettings
 ) -> TrainingTexts:
     section: FinetuneLlm = settings.finetune_llm
     texts = texts_of(name, rows, prompts, section, settings.seed)
@@ -182,7 +182,7 @@ def _texts(
     return texts
 
 
-def _record(settings: StageSettings, rows: Rows) -> ModelRecord:
+def _record(settings: StageSettings, rows: Records) -> ModelRecord:
     section: FinetuneLlm = settings.finetune_llm
     trained = {"formula"} if section.formula_share else set()
     if section.properties_share:

@@ -32,7 +32,7 @@ def run(settings: StageSettings, *, crystals: Sequence[Path], out: Path, workers
 
     Args:
         settings: the stage's settings.
-        crystals: any tables of crystals: the test split, or the shards of one setting.
+        crystals: any tables of crystals: the test split, or the shards of one method.
         out: the table of fingerprints, one row a row of the inputs, in their order.
         workers: worker processes; the fingerprints do not depend on it.
 

@@ -33,7 +33,7 @@ def run(
     out: Path,
     workers: int,
 ) -> None:
-    """Compute match rate and distance of one setting.
+    """Compute match rate and distance of one method.
 
     Args:
         settings: section `metrics`.
@@ -63,7 +63,7 @@ def run(
         numbers = {
             "format": CSP_FORMAT,
             "setting": out.stem,
-            "sampling": made_by.get("setting", {}),
+            "sampling": made_by.get("method") or made_by.get("setting", {}),
             "reject_close_atoms": drawn_by.get("sample_base", {}).get("reject_close_atoms", False),
             "matcher": {"name": "pymatgen StructureMatcher", **asdict(LOOSE)},
             "oxidation_states": section.oxidation_states,

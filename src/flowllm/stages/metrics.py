@@ -1,4 +1,4 @@
-"""Every metric of one setting: validity, stability, uniqueness, novelty, S.U.N., distance moved."""
+"""Every metric of one method: validity, stability, uniqueness, novelty, S.U.N., distance moved."""
 
 import json
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def run(
     out: Path,
     workers: int,
 ) -> None:
-    """Compute the metrics of one setting.
+    """Compute the metrics of one method.
 
     Args:
         settings: the stage's settings.
@@ -102,7 +102,7 @@ def run(
 def _check_descent(
     base: Sequence[Path], generated: Sequence[Path], relaxed: Sequence[Path], stability: Path
 ) -> None:
-    """Refuse files that were not computed from each other; settings of one base share their ids.
+    """Refuse files that were not computed from each other; methods of one base share their ids.
 
     Raises:
         FlowllmError: names two files that do not belong together, and what to run.

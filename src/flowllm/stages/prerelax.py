@@ -18,7 +18,7 @@ from flowllm.runtime.malloc import keep_freed_memory
 from flowllm.runtime.provenance import stage_run
 from flowllm.runtime.resume import make_parts
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
 def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
@@ -53,7 +53,7 @@ def times_path(out: Path) -> Path:
 
 
 def _relax_rows(
-    rows: Sequence[Row],
+    rows: Sequence[Record],
     label: str,
     potential: LoadedPotential,
     section: Prerelax,
@@ -76,13 +76,13 @@ def _relax_rows(
     return [_row(row, result, label) for row, result in zip(rows, results, strict=True)]
 
 
-def _row(row: Row, result: Relaxation | None, label: str) -> dict[str, Any]:
+def _row(row: Record, result: Relaxation | None, label: str) -> dict[str, Any]:
     """The row of one crystal."""
     if result is None:
         status, error = row["status"], row["error"]
         result = Relaxation()
-    elif result.fault is not None:
-        status, error = result.fault.reason, result.fault.detail
+    elif result.failure is not None:
+        status, error = result.failure.reason, result.failure.detail
     else:
         status, error = "ok", None
     return {

@@ -139,8 +139,8 @@ def _entry_rows(
     """Return one entry per crystal that has an energy; the others are named in the log."""
     entries = []
     for one, result in zip(candidates, results, strict=True):
-        if result.fault is not None:
-            log.warning("reference_hull: %s left out: %s", one.entry_id, result.fault.detail)
+        if result.failure is not None:
+            log.warning("reference_hull: %s left out: %s", one.entry_id, result.failure.detail)
             continue
         amounts = Composition(one.formula).get_el_amt_dict()
         entry = ReferenceEntry(one.entry_id, amounts, result.final_energy_per_atom)

@@ -10,13 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowllm.config.sections.flow import Refine, Setting
+from flowllm.config.sections.flow import Method, Refine
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas
 from flowllm.io.tables import crystal_columns, crystal_of, read_table, write_table
-from flowllm.rfm.base_distribution import RejectedCrystalError, Start, StartPoint, draw_start
+from flowllm.rfm.base_distribution import (
+    BaseDistribution,
+    RejectedCrystalError,
+    StartPoint,
+    draw_start,
+)
 from flowllm.rfm.integrate import INTEGRATORS, anneal, integrate
 from flowllm.rfm.manifold import AngleBounds, lattice_parameters
 from flowllm.rfm.model import load_model
@@ -28,11 +33,11 @@ from flowllm.runtime.malloc import keep_freed_memory
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import generator
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Task:
+class RefinementInput:
     """A crystal to refine.
 
     Attributes:
@@ -46,7 +51,7 @@ class Task:
     operations: Operations | None = None
 
 
-Frame = tuple[int, list[Crystal | str]]
+Snapshot = tuple[int, list[Crystal | str]]
 """After how many steps, and each task's crystal then, or what is wrong with it."""
 
 
@@ -64,9 +69,9 @@ def run(
     rounding of floating-point sums.
 
     Args:
-        settings: section `refine` and the row `setting`.
+        settings: section `refine` and the row `method`.
         base: shard of `schemas.BASE`.
-        model: folder of the setting's flow, None where the setting has none.
+        model: folder of the method's flow, None where the method has none.
         out: shard of `schemas.GENERATED` to write.
         trajectories: shard of `schemas.TRAJECTORIES` to write, too.
 
@@ -74,15 +79,15 @@ def run(
         FlowllmError: the model is missing or is none.
     """
     section: Refine = settings.refine
-    setting: Setting = settings.setting
+    method: Method = settings.method
     inputs = {"base": base} if model is None else {"base": base, "model": model}
     with stage_run(settings, inputs=inputs, output=out) as run:
         given = read_table(base, schemas.BASE).to_pylist()
-        if setting.flow is None:
+        if method.flow is None:
             rows, frames = [_outcome(row, crystal_of(row), 0) for row in given], []
             counts: Counter[str] = Counter()
         elif model is None:
-            raise FlowllmError(f"setting {setting.name}: needs --model, the folder of its flow")
+            raise FlowllmError(f"method {method.name}: needs --model, the folder of its flow")
         else:
             keep_freed_memory()
             field, start = load_model(model, pick_device())
@@ -98,10 +103,10 @@ def run(
 def refine_rows(
     given: Sequence[Mapping[str, Any]],
     field: VelocityField,
-    start: Start,
+    start: BaseDistribution,
     settings: StageSettings,
     every: int | None,
-) -> tuple[list[Row], list[Row], Counter[str]]:
+) -> tuple[list[Record], list[Record], Counter[str]]:
     """Refine the crystals of base rows; rows come back in the given order.
 
     Args:
@@ -116,17 +121,17 @@ def refine_rows(
         which kind of space group, with `keep_symmetry`.
     """
     section: Refine = settings.refine
-    num_steps = settings.setting.num_steps
+    num_steps = settings.method.num_steps
     rows = [_outcome(row, None, num_steps) for row in given]
-    frames: list[list[Row]] = [[] for _ in given]
-    tasks: dict[int, Task] = {}
+    frames: list[list[Record]] = [[] for _ in given]
+    tasks: dict[int, RefinementInput] = {}
     counts: Counter[str] = Counter()
     for index, row in enumerate(given):
         crystal = crystal_of(row)
         rng = generator(settings.seed, "refine", "start", row["id"])
         try:
             if crystal is not None:
-                task = task_of(crystal, field, start, rng)
+                task = refinement_input(crystal, field, start, rng)
                 kept = section.keep_symmetry
                 tasks[index] = symmetric_task(task, field.bounds, counts) if kept else task
         except RejectedCrystalError as rejected:
@@ -136,7 +141,7 @@ def refine_rows(
         path = refine_batch([tasks[i] for i in members], field, section, num_steps, every)
         for step, ends in path:
             for index, end in zip(members, ends, strict=True):
-                frames[index].append(_frame(given[index], end, step, num_steps))
+                frames[index].append(_snapshot(given[index], end, step, num_steps))
         for index, end in zip(members, path[-1][1], strict=True):
             if isinstance(end, Crystal):
                 rows[index] = _outcome(given[index], end, num_steps)
@@ -146,7 +151,9 @@ def refine_rows(
     return rows, [frame for path in frames for frame in path if every is not None], counts
 
 
-def task_of(crystal: Crystal, field: VelocityField, start: Start, rng: np.random.Generator) -> Task:
+def refinement_input(
+    crystal: Crystal, field: VelocityField, start: BaseDistribution, rng: np.random.Generator
+) -> RefinementInput:
     """Draw where the integration of a base crystal starts.
 
     Raises:
@@ -154,10 +161,12 @@ def task_of(crystal: Crystal, field: VelocityField, start: Start, rng: np.random
     """
     if crystal.num_atoms > MAX_ATOMS:
         raise RejectedCrystalError("too_many_atoms")
-    return Task(crystal.atomic_numbers, draw_start(start, crystal, field.bounds, rng))
+    return RefinementInput(crystal.atomic_numbers, draw_start(start, crystal, field.bounds, rng))
 
 
-def symmetric_task(task: Task, bounds: AngleBounds, counts: Counter[str]) -> Task:
+def symmetric_task(
+    task: RefinementInput, bounds: AngleBounds, counts: Counter[str]
+) -> RefinementInput:
     """Move a task's start onto its space group, which its integration keeps.
 
     Args:
@@ -171,7 +180,7 @@ def symmetric_task(task: Task, bounds: AngleBounds, counts: Counter[str]) -> Tas
     """
     found = symmetric_start(task.elements, task.start, bounds)
     counts[_kind_of(found)] += 1
-    return Task(task.elements, found.point, found.operations)
+    return RefinementInput(task.elements, found.point, found.operations)
 
 
 def _kind_of(found: SymmetricStart) -> str:
@@ -181,12 +190,12 @@ def _kind_of(found: SymmetricStart) -> str:
 
 
 def refine_batch(
-    tasks: Sequence[Task],
+    tasks: Sequence[RefinementInput],
     field: VelocityField,
     section: Refine,
     num_steps: int,
     every: int | None,
-) -> list[Frame]:
+) -> list[Snapshot]:
     """Integrate tasks of one number of atoms, all of them over all steps.
 
     Returns:
@@ -196,7 +205,7 @@ def refine_batch(
     elements = torch.from_numpy(np.stack([task.elements for task in tasks])).long().to(device)
     coords = np.stack([task.start.coords for task in tasks]).astype(np.float32)
     lattices = np.stack([task.start.lattice for task in tasks])
-    frames: list[Frame] = []
+    frames: list[Snapshot] = []
 
     def record(step: int, coords: Tensor, lattice: Tensor) -> None:
         if step == num_steps or (every is not None and step % every == 0):
@@ -225,7 +234,7 @@ def refine_batch(
     return frames
 
 
-def _crystals(tasks: Sequence[Task], *points: Tensor) -> list[Crystal | str]:
+def _crystals(tasks: Sequence[RefinementInput], *points: Tensor) -> list[Crystal | str]:
     """Crystals of coordinates, lengths and angles, or what is wrong with them."""
     arrays = [point.cpu().numpy() for point in points]
     found: list[Crystal | str] = []
@@ -238,7 +247,7 @@ def _crystals(tasks: Sequence[Task], *points: Tensor) -> list[Crystal | str]:
 
 
 def _batches_by_size(
-    tasks: Mapping[int, Task], memory_mb: int, size: NetworkSize
+    tasks: Mapping[int, RefinementInput], memory_mb: int, size: NetworkSize
 ) -> Iterator[list[int]]:
     """Indices of tasks in batches of one number of atoms, small ones first.
 
@@ -250,17 +259,17 @@ def _batches_by_size(
         yield from (members[i : i + room] for i in range(0, len(members), room))
 
 
-def _outcome(row: Mapping[str, Any], crystal: Crystal | None, num_steps: int) -> Row:
+def _outcome(row: Mapping[str, Any], crystal: Crystal | None, num_steps: int) -> Record:
     """A generated row: a crystal, or the base row's own failure."""
     kept = {name: row[name] for name in ("id", "formula", "status", "error")}
     return {**kept, **crystal_columns(crystal), "num_steps": num_steps}
 
 
-def _failure(row: Mapping[str, Any], status: str, error: str, num_steps: int) -> Row:
+def _failure(row: Mapping[str, Any], status: str, error: str, num_steps: int) -> Record:
     return {**_outcome(row, None, num_steps), "status": status, "error": error}
 
 
-def _frame(row: Mapping[str, Any], crystal: Crystal | str, step: int, num_steps: int) -> Row:
+def _snapshot(row: Mapping[str, Any], crystal: Crystal | str, step: int, num_steps: int) -> Record:
     """A row of a trajectory; null where the crystal is no crystal then."""
     columns = crystal_columns(crystal if isinstance(crystal, Crystal) else None)
     return {"id": row["id"], **columns, "step": step, "time": step / num_steps}

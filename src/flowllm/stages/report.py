@@ -34,7 +34,7 @@ def run(
         settings: the stage's settings.
         metrics: the metrics' JSON files, one a row of the tables; their flags lie beside them.
         run_dir: folder of the whole run; curves, counts and records are read where they exist.
-        csp: numbers of structure prediction, csp/{setting}.json.
+        csp: numbers of structure prediction, csp/{method}.json.
         out: the page; figures/ and tables/ are written beside it.
         shards: how many shards belong to the run, by folder below `run_dir`; of a folder that is
             not named, all that exist.
@@ -43,15 +43,15 @@ def run(
         FlowllmError: there are no metrics, or a file is missing, damaged or of another version.
     """
     if not metrics:
-        raise FlowllmError("report: no metrics given; name metrics/*/{setting}.json files")
+        raise FlowllmError("report: no metrics given; name metrics/*/{method}.json files")
     section: Report = settings.report
     with stage_run(settings, inputs={"metrics": metrics, "csp": csp}, output=out) as run:
         results = read_results(metrics)
-        for setting in {result.setting for result in results}:
+        for method in {result.method for result in results}:
             flags = [
                 path.with_suffix(".parquet")
                 for path, result in zip(metrics, results, strict=True)
-                if result.setting == setting
+                if result.method == method
             ]
             check_same_input(flags, "generated")
         predictions = read_predictions(csp)
@@ -62,11 +62,11 @@ def run(
         for kind, whose in (("dft", "by DFT"), ("potential", "estimated by the potential")):
             hull = f"hull: {hull_name(of_kind(results, kind))}"
             cards += headline_cards(by_table[f"stability_{kind}"], whose, hull)
-        count = len({result.setting for result in results})
+        count = len({result.method for result in results})
         name = run_dir.resolve().name
         page = render(
             title=section.title,
-            subtitle=f"{count} setting{'s' * (count != 1)}, one row of the tables each; run {name}",
+            subtitle=f"{count} method{'s' * (count != 1)}, one row of the tables each; run {name}",
             color=section.color,
             cards=cards,
             sections=sections,

@@ -10,21 +10,21 @@ from flowllm.io.schemas import BASE
 from flowllm.llm.grammar import crystal_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import UNCONDITIONAL, prompt_text
-from flowllm.llm.sampling import Task, base_row, write_samples
+from flowllm.llm.sampling import DrawRequest, base_row, write_samples
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
 
 
 def run(
-    settings: StageSettings, *, model: Path, start: int, count: int, out: Path, gpus: int
+    settings: StageSettings, *, model: Path, first_draw: int, count: int, out: Path, gpus: int
 ) -> None:
-    """Sample the crystals `start` to `start + count` of one base.
+    """Sample the crystals `first_draw` to `first_draw + count` of one base.
 
     Args:
         settings: sections `sample_base` and `prompts`, and the row `base`.
         model: folder of the merged model.
-        start: number of the first crystal.
+        first_draw: number of the first crystal.
         count: number of crystals.
         out: the shard (`schemas.BASE`), one row a crystal.
         gpus: GPUs of this job, 0 for the CPU.
@@ -35,7 +35,7 @@ def run(
     section: SampleBase = settings.sample_base
     base: Base = settings.base
     with stage_run(
-        settings, inputs={"model": model}, output=out, work={"start": start, "count": count}
+        settings, inputs={"model": model}, output=out, work={"start": first_draw, "count": count}
     ) as run:
         opened = ModelFolder(model, settings.prompts)
         sampler = opened.sampler(
@@ -55,7 +55,7 @@ def run(
         progress = Progress(f"sample_base: {base.name}", count)
 
         def make_rows(items: range) -> list[dict[str, Any]]:
-            numbers = [start + i for i in items]
+            numbers = [first_draw + i for i in items]
             outcomes = sampler.draw([_task(settings, regex, number) for number in numbers])
             progress.advance(len(items))
             return [
@@ -66,8 +66,8 @@ def run(
         write_samples(sampler, out, run, BASE, count, section.chunk_size, make_rows)
 
 
-def _task(settings: StageSettings, regex: str | None, number: int) -> Task:
-    return Task(
+def _task(settings: StageSettings, regex: str | None, number: int) -> DrawRequest:
+    return DrawRequest(
         conditions=UNCONDITIONAL,
         composition=None,
         regex=regex,

@@ -23,22 +23,22 @@ ANGLES = (60.0, 120.0)
 """Degrees; those of Niggli-reduced cells."""
 
 
-def run(settings: StageSettings, *, crystals: Path, start: int, count: int, out: Path) -> None:
-    """Draw the crystals `start` to `start + count`.
+def run(settings: StageSettings, *, crystals: Path, first_draw: int, count: int, out: Path) -> None:
+    """Draw the crystals `first_draw` to `first_draw + count`.
 
     Refinement keeps their atoms and draws the rest again, from its flow's own base.
 
     Args:
         settings: the stage's settings; only the seed counts.
         crystals: the training split.
-        start: number of the first crystal.
+        first_draw: number of the first crystal.
         count: number of crystals.
         out: the shard (`schemas.BASE`), one row a crystal.
 
     Raises:
         FlowllmError: the training split is missing or empty.
     """
-    work = {"start": start, "count": count}
+    work = {"start": first_draw, "count": count}
     with stage_run(settings, inputs={"crystals": crystals}, output=out, work=work) as run:
         table = read_table(crystals, CRYSTALS, ["atomic_numbers", "lengths"])
         if not table.num_rows:
@@ -46,7 +46,7 @@ def run(settings: StageSettings, *, crystals: Path, start: int, count: int, out:
         atoms = table.column("atomic_numbers").to_pylist()
         log_lengths = np.log(table.column("lengths").to_pylist())
         rows = []
-        for number in range(start, start + count):
+        for number in range(first_draw, first_draw + count):
             rng = generator(settings.seed, "sample_compositions", number)
             rows.append(_row(number, draw(atoms[rng.integers(len(atoms))], log_lengths, rng)))
         run.count(rows_in=count, rows_out=count, rows_failed=0)

@@ -16,13 +16,13 @@ from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
-from flowllm.llm.sampling import Outcome, Task, base_row, write_samples
+from flowllm.llm.sampling import DrawRequest, Outcome, base_row, write_samples
 from flowllm.llm.text import composition_of
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 
 def run(
@@ -30,18 +30,19 @@ def run(
     *,
     model: Path,
     crystals: Path,
-    start: int,
+    first_draw: int,
     count: int,
     out: Path,
     gpus: int,
 ) -> None:
-    """Sample `csp_base.attempts` crystals for each of the test crystals `start` to `start + count`.
+    """Sample `csp_base.attempts` crystals for each of the test crystals `first_draw` to `first_draw
+    + count`.
 
     Args:
         settings: sections `sample_base` and `prompts`, and the row `csp_base`.
         model: folder of the merged model.
         crystals: the test split.
-        start: number of the first test crystal.
+        first_draw: number of the first test crystal.
         count: number of test crystals.
         out: the shard (`schemas.CSP_BASE`), one row per attempt; status too_many_atoms where the
             test crystal has more atoms than any that the model was trained on.
@@ -56,9 +57,9 @@ def run(
         settings,
         inputs={"model": model, "crystals": crystals},
         output=out,
-        work={"start": start, "count": count},
+        work={"start": first_draw, "count": count},
     ) as run:
-        targets = _targets(crystals, start, count)
+        targets = _targets(crystals, first_draw, count)
         opened = ModelFolder(model, settings.prompts)
         asked = [
             Conditions(formula=prompt_formula(settings.prompts, _numbers(target)))
@@ -81,17 +82,17 @@ def run(
         )
         progress = Progress(f"sample_csp: {base.name}", count * base.attempts)
 
-        def make_rows(items: range) -> list[Row]:
+        def make_rows(items: range) -> list[Record]:
             # Row i of the shard is attempt i mod k at the shard's test crystal i div k.
             draws = [divmod(item, base.attempts) for item in items]
             tasks = [
-                _task(settings, start + at, attempt, targets[at], asked[at], opened.record)
+                _task(settings, first_draw + at, attempt, targets[at], asked[at], opened.record)
                 for at, attempt in draws
             ]
             outcomes = sampler.draw(tasks)
             progress.advance(len(items))
             return [
-                _row(settings, start + at, attempt, targets[at], asked[at], outcome)
+                _row(settings, first_draw + at, attempt, targets[at], asked[at], outcome)
                 for (at, attempt), outcome in zip(draws, outcomes, strict=True)
             ]
 
@@ -99,14 +100,14 @@ def run(
         write_samples(sampler, out, run, CSP_BASE, num_rows, section.chunk_size, make_rows)
 
 
-def _targets(path: Path, start: int, count: int) -> Sequence[Mapping[str, Any]]:
+def _targets(path: Path, first_draw: int, count: int) -> Sequence[Mapping[str, Any]]:
     table = read_table(path, CRYSTALS, ["id", "atomic_numbers"])
-    if table.num_rows < start + count:
+    if table.num_rows < first_draw + count:
         raise FlowllmError(
-            f"{path}: holds {table.num_rows} crystals, number {start + count} was asked for; "
+            f"{path}: holds {table.num_rows} crystals, number {first_draw + count} was asked for; "
             "lower sizes.num_csp_crystals"
         )
-    return table.slice(start, count).to_pylist()
+    return table.slice(first_draw, count).to_pylist()
 
 
 def _numbers(target: Mapping[str, Any]) -> np.ndarray:
@@ -120,9 +121,9 @@ def _task(
     target: Mapping[str, Any],
     conditions: Conditions,
     record: ModelRecord,
-) -> Task:
+) -> DrawRequest:
     numbers, structured = target["atomic_numbers"], settings.sample_base.structured
-    return Task(
+    return DrawRequest(
         conditions=conditions,
         composition=composition_of(_numbers(target)),
         regex=cell_regex(numbers, record.max_length) if structured else None,
@@ -140,7 +141,7 @@ def _row(
     target: Mapping[str, Any],
     conditions: Conditions,
     outcome: Outcome,
-) -> Row:
+) -> Record:
     row_id = f"{settings.csp_base.name}-{number:06d}-{attempt:03d}"
     row = base_row(row_id, outcome, prompt_text(settings.prompts, conditions))
     return {**row, "material_id": target["id"]}

@@ -20,7 +20,7 @@ from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
-from flowllm.llm.sampling import Outcome, Task, sample_columns, write_samples
+from flowllm.llm.sampling import DrawRequest, Outcome, sample_columns, write_samples
 from flowllm.llm.text import composition_of
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
@@ -33,12 +33,12 @@ def run(
     model: Path,
     crystals: Path,
     split: str,
-    start: int,
+    first_draw: int,
     count: int,
     out: Path,
     gpus: int,
 ) -> None:
-    """Sample the draws `start` to `start + count`.
+    """Sample the draws `first_draw` to `first_draw + count`.
 
     A draw's training crystal, its seeds and so its row depend on the seed, the split and the number
     of the draw, not on how draws are cut into shards; for what vLLM adds to that see `llm.engine`.
@@ -48,7 +48,7 @@ def run(
         model: folder of the merged model.
         crystals: training or validation crystals.
         split: name of the split.
-        start: number of the first draw.
+        first_draw: number of the first draw.
         count: number of draws.
         out: the shard (`schemas.PAIRS`), one row a draw.
         gpus: GPUs of this job, 0 for the CPU.
@@ -61,10 +61,10 @@ def run(
         settings,
         inputs={"model": model, "crystals": crystals},
         output=out,
-        work={"split": split, "start": start, "count": count},
+        work={"split": split, "start": first_draw, "count": count},
     ) as run:
-        draws = range(start, start + count)
-        targets = draw_targets(settings.seed, crystals, split, draws, section.draws_in_a_row)
+        draws = range(first_draw, first_draw + count)
+        targets = draw_targets(settings.seed, crystals, split, draws, section.draws_per_prompt)
         opened = ModelFolder(model, settings.prompts)
         asked = [
             Conditions(formula=prompt_formula(settings.prompts, c1.atomic_numbers))
@@ -107,7 +107,7 @@ Target = tuple[int, str, Crystal]
 
 
 def draw_targets(
-    seed: int, path: Path, split: str, draws: range, draws_in_a_row: int
+    seed: int, path: Path, split: str, draws: range, draws_per_prompt: int
 ) -> list[Target]:
     """Draw the training crystal of each pair, with replacement.
 
@@ -116,7 +116,7 @@ def draw_targets(
         path: the crystals.
         split: their split.
         draws: numbers of the draws.
-        draws_in_a_row: so many draws, counted from 0, have one crystal.
+        draws_per_prompt: so many draws, counted from 0, have one crystal.
 
     Raises:
         FlowllmError: there are no crystals.
@@ -125,7 +125,7 @@ def draw_targets(
     table = read_table(path, CRYSTALS, columns)
     if table.num_rows == 0:
         raise FlowllmError(f"{path}: holds no crystals to sample pairs for")
-    rows_of = (generator(seed, "sample_pairs", split, draw // draws_in_a_row) for draw in draws)
+    rows_of = (generator(seed, "sample_pairs", split, draw // draws_per_prompt) for draw in draws)
     chosen = [int(random.integers(table.num_rows)) for random in rows_of]
     rows: Sequence[Mapping[str, Any]] = table.take(chosen).to_pylist()
     targets = []
@@ -138,12 +138,12 @@ def draw_targets(
 
 def _task(
     settings: StageSettings, split: str, target: Target, conditions: Conditions, record: ModelRecord
-) -> Task:
+) -> DrawRequest:
     draw, _, c1 = target
     # The atoms stand in the order in which the training text of c1 has them.
     numbers = c1.atomic_numbers.tolist()
     regex = cell_regex(numbers, record.max_length) if settings.sample_pairs.structured else None
-    return Task(
+    return DrawRequest(
         conditions=conditions,
         composition=composition_of(c1.atomic_numbers),
         regex=regex,

@@ -20,7 +20,7 @@ from flowllm.io import schemas, tables
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
 def run(
@@ -93,7 +93,7 @@ def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _check_same_energies(rows: Sequence[Row], sources: Sequence[str], hull: Path) -> None:
+def _check_same_energies(rows: Sequence[Record], sources: Sequence[str], hull: Path) -> None:
     """Refuse energies of another potential, relaxation criterion, code or correction."""
     labels = {row["energy_source"] for row in rows if row["energy_per_atom"] is not None}
     if any(set(sources) - measured_against(label) for label in labels):
@@ -104,7 +104,7 @@ def _check_same_energies(rows: Sequence[Row], sources: Sequence[str], hull: Path
         )
 
 
-def _stability(row: Row, reference: HullFile, section: Stability) -> dict[str, Any]:
+def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str, Any]:
     """The row of one crystal; without an energy or a reference it is not stable, with a reason.
 
     The energy of a DFT relaxation that is under way is an upper bound: so is its distance to the

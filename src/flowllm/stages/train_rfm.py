@@ -12,7 +12,7 @@ from flowllm.config.sections.flow import Flow, TrainRfm
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import check_folder
-from flowllm.rfm.base_distribution import start_of
+from flowllm.rfm.base_distribution import base_distribution_of
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
 from flowllm.rfm.model import save_model
@@ -52,7 +52,7 @@ def run(
     with stage_run(settings, inputs=inputs, output=out, leader=leader, check=check_folder) as run:
         with fabric.rank_zero_first():
             folder = partial_folder(out, run)
-            start = start_of(flow, pairs)
+            start = base_distribution_of(flow, pairs)
             options = PairOptions(section.angle_bounds, section.match_atoms, start, settings.seed)
             train_set, train_counts = prepare_split(
                 "train", pairs, folder, options, augment_axes=section.augment_axes

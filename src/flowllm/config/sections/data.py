@@ -61,7 +61,7 @@ class Sizes(Section):
     num_pairs: PositiveInt
     num_val_pairs: PositiveInt
     pairs_per_shard: PositiveInt
-    num_samples: PositiveInt = Field(description="crystals to generate at each setting")
+    num_samples: PositiveInt = Field(description="crystals to generate at each method")
     samples_per_shard: PositiveInt
     num_csp_crystals: PositiveInt = Field(description="test crystals to predict, the first ones")
     csp_crystals_per_shard: PositiveInt

@@ -99,7 +99,7 @@ TRAIN_COMPOSITIONS = "train_compositions"
 """The base without a language model: atoms of random training crystals, all else FlowMM's base."""
 
 
-class Setting(Section):
+class Method(Section):
     """One row of the results: a base and how it is refined."""
 
     name: Name
@@ -108,9 +108,9 @@ class Setting(Section):
     num_steps: NonNegativeInt = Field(description="integration steps; 0 without a flow")
 
     @model_validator(mode="after")
-    def _steps_need_a_flow(self) -> "Setting":
+    def _steps_need_a_flow(self) -> "Method":
         if (self.flow is None) != (self.num_steps == 0):
-            raise ValueError("a setting has a flow and num_steps > 0, or flow null and num_steps 0")
+            raise ValueError("a method has a flow and num_steps > 0, or flow null and num_steps 0")
         return self
 
 

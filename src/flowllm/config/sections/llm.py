@@ -186,7 +186,7 @@ class SamplePairs(Section):
     reject_close_atoms: bool = Field(
         description="draw a text again that has two atoms at one point"
     )
-    draws_in_a_row: PositiveInt = Field(description="consecutive draws of one crystal and prompt")
+    draws_per_prompt: PositiveInt = Field(description="consecutive draws of one crystal and prompt")
     max_attempts: PositiveInt = Field(description="drafts a pair before it is given up")
     chunk_size: PositiveInt = Field(description="prompts at once; what a kill can cost")
 

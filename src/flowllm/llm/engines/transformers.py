@@ -1,7 +1,7 @@
 """The second engine: transformers' generate, for machines without vLLM, and to check vLLM by.
 
-Tokens are drawn by the same numbers as vLLM's (`llm.nucleus`), so that both engines write the same
-text to the same seed, but for the last bits of the logits, which depend on the batch here too.
+Tokens are drawn by the same numbers as vLLM's (`llm.engines.top_p`), so that both engines write the
+same text to the same seed, but for the last bits of the logits, which depend on the batch here too.
 """
 
 from collections.abc import Sequence

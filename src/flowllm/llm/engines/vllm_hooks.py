@@ -2,7 +2,7 @@
 
 vLLM sorts the vocabulary, and draws a random number for each of its tokens, wherever requests carry
 seeds (on GPUs too). Here it is told to take the likeliest token, of logits in which only the
-one that `llm.nucleus` drew is left.
+one that `llm.engines.top_p` drew is left.
 """
 
 from dataclasses import dataclass
