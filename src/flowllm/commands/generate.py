@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Composition, Element
 
-from flowllm.config.sections.llm import CONDITIONS, Prompts
+from flowllm.config.sections.llm import CONDITIONS, Base, Prompts, SampleBase
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import cell_formula
 from flowllm.data.csv_file import read_csv
@@ -31,8 +31,16 @@ Words = Mapping[str, str]
 """Conditions as a user writes them: name of the condition to its text."""
 
 
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    sample_base: SampleBase
+    prompts: Prompts
+    base: Base
+
+
 def generate(
-    settings: StageSettings,
+    settings: Settings,
     *,
     model: Path,
     asked: Sequence[Words],
@@ -191,7 +199,7 @@ def _elements(text: str, max_atoms: int) -> tuple[str, ...]:
     return tuple(Composition(cell_formula(_atoms("".join(symbols), max_atoms))).as_dict())
 
 
-def _task(settings: StageSettings, record: ModelRecord, wish: Wish, i: int, j: int) -> DrawRequest:
+def _task(settings: Settings, record: ModelRecord, wish: Wish, i: int, j: int) -> DrawRequest:
     conditions, numbers = wish
     regex = None
     if settings.sample_base.structured:

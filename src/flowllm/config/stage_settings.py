@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -78,12 +78,17 @@ class StageSettings:
             except ValidationError as error:
                 raise FlowllmError(f"settings of {stage}:\n{list_problems(error, name)}") from error
 
-    def __getattr__(self, name: str) -> Any:
-        stage = self.__dict__.get("stage")  # missing while a copy is being made
-        raise AttributeError(f"a job of {stage} is not given {name!r}; see config.stages.STAGES")
+    # Not for the type checker: a stage's subclass declares what there is.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            stage = self.__dict__.get("stage")  # missing while a copy is being made
+            raise AttributeError(
+                f"a job of {stage} is not given {name!r}; see config.stages.STAGES"
+            )
 
     @classmethod
-    def from_json(cls, stage: str, text: str) -> "StageSettings":
+    def from_json(cls, stage: str, text: str) -> Self:
         """Parse the JSON that a rule passes.
 
         Raises:
@@ -98,7 +103,7 @@ class StageSettings:
         return cls(stage, given)
 
     @classmethod
-    def from_config(cls, stage: str, config: Config, row: str | None = None) -> "StageSettings":
+    def from_config(cls, stage: str, config: Config, row: str | None = None) -> Self:
         """Take a stage's part of a whole configuration."""
         return cls(stage, stage_values(config, stage, row))
 

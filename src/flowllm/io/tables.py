@@ -56,6 +56,26 @@ def crystal_of(row: Mapping[str, Any], prefix: str = "") -> Crystal | None:
     )
 
 
+def required_crystal(row: Mapping[str, Any], path: Path, prefix: str = "") -> Crystal:
+    """Return the crystal of a row that must have one.
+
+    Args:
+        row: as `Table.to_pylist` gives it.
+        path: the table's file, for the message.
+        prefix: as in `crystal_of`.
+
+    Raises:
+        FlowllmError: the crystal columns are null; the message names the file and the row.
+    """
+    crystal = crystal_of(row, prefix)
+    if crystal is None:
+        raise FlowllmError(
+            f"{path}: row {row.get('id')!r} has no crystal ({prefix}lengths is null), and one is "
+            "needed here; make the file again with the stage that wrote it"
+        )
+    return crystal
+
+
 def write_table(
     path: Path,
     rows: Iterable[Mapping[str, Any]] | pa.Table,

@@ -25,7 +25,13 @@ _MAX_ERROR = 500
 """Letters of a row's error."""
 
 
-def run(settings: StageSettings, *, manifest: Path, out: Path) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    dft_collect: DftCollect
+
+
+def run(settings: Settings, *, manifest: Path, out: Path) -> None:
     """Write one row for each row of the manifest.
 
     Status is ok, what kept the crystal from getting a folder, unconverged_ionic where the energy

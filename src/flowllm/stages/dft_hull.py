@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from flowllm.config.sections.energies import DftHull
+from flowllm.config.sections.energies import DftCollect, DftHull
 from flowllm.config.stage_settings import StageSettings
 from flowllm.dft.corrections import scheme_name
 from flowllm.dft.entries import ReferenceEntry, read_entries
@@ -15,7 +15,14 @@ from flowllm.io import schemas, tables
 from flowllm.runtime.provenance import stage_run
 
 
-def run(settings: StageSettings, *, out: Path) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    dft_hull: DftHull
+    dft_collect: DftCollect
+
+
+def run(settings: Settings, *, out: Path) -> None:
     """Write the reference entries of DFT energies.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 from pymatgen.core import Composition
 
 from flowllm import dft, seeds
-from flowllm.config.sections.energies import DftInputs
+from flowllm.config.sections.energies import Dft, DftInputs
 from flowllm.config.stage_settings import StageSettings
 from flowllm.dft.inputs import (
     folder_name,
@@ -28,7 +28,14 @@ from flowllm.runtime.provenance import stage_run
 Record = Mapping[str, Any]
 
 
-def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, out: Path) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    dft: Dft
+    dft_inputs: DftInputs
+
+
+def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Path) -> None:
     """Write the manifest, one row a relaxed row, and the folders beside it.
 
     A row without a folder has the reason as its status: what it failed of before, a
@@ -52,7 +59,7 @@ def run(settings: StageSettings, *, relaxed: Sequence[Path], stability: Path, ou
         for number, place in enumerate(chosen):
             directory = f"{number // section.folders_per_directory:05d}"
             path = Path(directory) / folder_name(rows[place]["id"])
-            crystal = tables.crystal_of(rows[place])
+            crystal = tables.required_crystal(rows[place], relaxed[0].parent)
             written = write_folder(crystal, input_set, section, out.parent / path)
             manifest[place] |= {
                 "path": path.as_posix(),

@@ -24,7 +24,13 @@ from flowllm.runtime.resume import partial_folder
 ALL_FILE = "all.csv"
 
 
-def run(settings: StageSettings, *, out: Path) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    data: Data
+
+
+def run(settings: Settings, *, out: Path) -> None:
     """Run the stage.
 
     Args:

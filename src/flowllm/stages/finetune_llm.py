@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from flowllm.config.sections.llm import CONDITIONS, FinetuneLlm
+from flowllm.config.sections.llm import CONDITIONS, FinetuneLlm, Prompts
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder, check_folder
@@ -54,7 +54,14 @@ CHECKED_CRYSTALS = 100
 """Training crystals whose texts the tokenizer must give back, beside one with every number."""
 
 
-def run(settings: StageSettings, *, train: Path, val: Path, out: Path) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    finetune_llm: FinetuneLlm
+    prompts: Prompts
+
+
+def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
     """Fine-tune on the training crystals and write the adapter's folder.
 
     The folder holds the adapter (safetensors), its configuration, the tokenizer, the training curve
@@ -152,7 +159,7 @@ def _check_base_model(
     )
 
 
-def _model(source: str, settings: StageSettings, fabric: Fabric) -> PeftModel:
+def _model(source: str, settings: Settings, fabric: Fabric) -> PeftModel:
     """Load the base model and add the adapter; whole in each process, or each with its part."""
     section: FinetuneLlm = settings.finetune_llm
     sharded = section.sharding == "fsdp" and fabric.world_size > 1
@@ -170,7 +177,7 @@ def _model(source: str, settings: StageSettings, fabric: Fabric) -> PeftModel:
 
 
 def _texts(
-    name: str, path: Path, rows: Records, prompts: PromptTokens, settings: StageSettings
+    name: str, path: Path, rows: Records, prompts: PromptTokens, settings: Settings
 ) -> TrainingTexts:
     section: FinetuneLlm = settings.finetune_llm
     texts = texts_of(name, rows, prompts, section, settings.seed)
@@ -182,7 +189,7 @@ def _texts(
     return texts
 
 
-def _record(settings: StageSettings, rows: Records) -> ModelRecord:
+def _record(settings: Settings, rows: Records) -> ModelRecord:
     section: FinetuneLlm = settings.finetune_llm
     trained = {"formula"} if section.formula_share else set()
     if section.properties_share:

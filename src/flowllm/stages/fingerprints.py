@@ -24,7 +24,13 @@ configuration has 2,000 MB per process."""
 _COLUMNS = ("id", "atomic_numbers", "frac_coords", "lengths", "angles")
 
 
-def run(settings: StageSettings, *, crystals: Sequence[Path], out: Path, workers: int) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    fingerprints: Fingerprints
+
+
+def run(settings: Settings, *, crystals: Sequence[Path], out: Path, workers: int) -> None:
     """Compute the fingerprints of every crystal of some tables.
 
     A crystal whose cell nothing can be computed in, or that takes more time or memory than it may,

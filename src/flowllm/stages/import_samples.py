@@ -13,7 +13,13 @@ from flowllm.io.tables import crystal_columns, write_table
 from flowllm.runtime.provenance import stage_run
 
 
-def run(settings: StageSettings, *, shard: int, base: Path, out: Path) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    external: External
+
+
+def run(settings: Settings, *, shard: int, base: Path, out: Path) -> None:
     """Read the shard's part of the samples; a sample that is no crystal is a row with its error.
 
     Args:

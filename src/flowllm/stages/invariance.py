@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedModel
 
-from flowllm.config.sections.llm import MAX_LOSS_RISE, FinetuneLlm, Invariance
+from flowllm.config.sections.llm import MAX_LOSS_RISE, FinetuneLlm, Invariance, Prompts
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.io import schemas
@@ -36,7 +36,15 @@ CRYSTALS_PER_PART = 10
 """Crystals saved at once; what a kill can cost."""
 
 
-def run(settings: StageSettings, *, model: Path, crystals: Path, out: Path) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    invariance: Invariance
+    prompts: Prompts
+    finetune_llm: FinetuneLlm
+
+
+def run(settings: Settings, *, model: Path, crystals: Path, out: Path) -> None:
     """Measure the increase in perplexity under transformation (equation 9), one row per crystal.
 
     The merged model's loss on the fine-tuning's validation texts goes into the record, beside the
@@ -81,7 +89,7 @@ def run(settings: StageSettings, *, model: Path, crystals: Path, out: Path) -> N
 
 
 def _losses(
-    model: PreTrainedModel, opened: ModelFolder, split: pa.Table, settings: StageSettings
+    model: PreTrainedModel, opened: ModelFolder, split: pa.Table, settings: Settings
 ) -> dict[str, float]:
     """Return the validation losses of adapter and merged model in nats per token; warn of a rise.
 
@@ -109,7 +117,7 @@ def _losses(
 
 
 def _row(
-    row: Mapping[str, Any], settings: StageSettings, measure: Callable[[list[str]], np.ndarray]
+    row: Mapping[str, Any], settings: Settings, measure: Callable[[list[str]], np.ndarray]
 ) -> dict[str, Any]:
     """Return one crystal's row; what is drawn depends on the seed and the crystal's id alone."""
     crystal = crystal_of(row)
@@ -123,7 +131,7 @@ def _row(
     return made
 
 
-def _texts(name: str, crystal: Crystal, settings: StageSettings) -> list[str]:
+def _texts(name: str, crystal: Crystal, settings: Settings) -> list[str]:
     """Return the texts of the transformed crystal, kind by kind."""
     count = settings.invariance.num_transformations
     texts = []

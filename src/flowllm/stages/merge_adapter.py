@@ -31,7 +31,13 @@ FINETUNE_AGAIN = "delete the folder and run finetune_llm again"
 """The cure of a damaged adapter."""
 
 
-def run(settings: StageSettings, *, adapter: Path, out: Path) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    merge_adapter: MergeAdapter
+
+
+def run(settings: Settings, *, adapter: Path, out: Path) -> None:
     """Add the adapter's low-rank products to the base model's weights.
 
     The base model is loaded unquantized in the precision of the fine-tuning, on the CPU. With

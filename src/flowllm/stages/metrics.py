@@ -20,8 +20,14 @@ from flowllm.runtime.log import log
 from flowllm.runtime.provenance import stage_run
 
 
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    metrics: Metrics
+
+
 def run(
-    settings: StageSettings,
+    settings: Settings,
     *,
     base: Sequence[Path],
     generated: Sequence[Path],

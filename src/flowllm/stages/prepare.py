@@ -42,7 +42,13 @@ class Outcome:
     reason: str | None = None
 
 
-def run(settings: StageSettings, *, manifest: Path, out: Path, workers: int) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    prepare: Prepare
+
+
+def run(settings: Settings, *, manifest: Path, out: Path, workers: int) -> None:
     """Run the stage.
 
     Args:

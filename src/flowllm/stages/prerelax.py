@@ -21,7 +21,14 @@ from flowllm.runtime.resume import make_parts
 Record = Mapping[str, Any]
 
 
-def run(settings: StageSettings, *, generated: Path, out: Path) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    prerelax: Prerelax
+    potential: Potential
+
+
+def run(settings: Settings, *, generated: Path, out: Path) -> None:
     """Relax one shard of generated crystals.
 
     Crystals that failed before stay failed, with the reason they had. Beside `out` lies a table of

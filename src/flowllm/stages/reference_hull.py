@@ -42,7 +42,15 @@ class _Candidate:
     is_training: bool
 
 
-def run(settings: StageSettings, *, crystals: Path, out: Path) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    reference_hull: ReferenceHull
+    potential: Potential
+    prerelax: Prerelax
+
+
+def run(settings: Settings, *, crystals: Path, out: Path) -> None:
     """Write the reference entries: the training crystals by the potential, or those of a file.
 
     Raises:
@@ -80,7 +88,7 @@ def _warn_of_dft(entries: Sequence[ReferenceEntry], source: str) -> None:
         )
 
 
-def _write_from_train(settings: StageSettings, crystals: Path, out: Path, run: StageRun) -> None:
+def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageRun) -> None:
     """Relax the training crystals and the elements' ground states part by part.
 
     A hull needs an entry for each element, and a training set has few elemental crystals, some of

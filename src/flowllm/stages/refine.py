@@ -55,8 +55,15 @@ Snapshot = tuple[int, list[Crystal | str]]
 """After how many steps, and each task's crystal then, or what is wrong with it."""
 
 
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    refine: Refine
+    method: Method
+
+
 def run(
-    settings: StageSettings,
+    settings: Settings,
     *,
     base: Path,
     model: Path | None,
@@ -104,7 +111,7 @@ def refine_rows(
     given: Sequence[Mapping[str, Any]],
     field: VelocityField,
     start: BaseDistribution,
-    settings: StageSettings,
+    settings: Settings,
     every: int | None,
 ) -> tuple[list[Record], list[Record], Counter[str]]:
     """Refine the crystals of base rows; rows come back in the given order.

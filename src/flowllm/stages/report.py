@@ -19,8 +19,14 @@ from flowllm.runtime.provenance import stage_run
 TABLE_FORMATS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
 
 
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    report: Report
+
+
 def run(
-    settings: StageSettings,
+    settings: Settings,
     *,
     metrics: Sequence[Path],
     run_dir: Path,

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowllm.config.sections.llm import Base, SampleBase
+from flowllm.config.sections.llm import Base, Prompts, SampleBase
 from flowllm.config.stage_settings import StageSettings
 from flowllm.io.schemas import BASE
 from flowllm.llm.grammar import crystal_regex
@@ -16,8 +16,16 @@ from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
 
 
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    sample_base: SampleBase
+    prompts: Prompts
+    base: Base
+
+
 def run(
-    settings: StageSettings, *, model: Path, first_draw: int, count: int, out: Path, gpus: int
+    settings: Settings, *, model: Path, first_draw: int, count: int, out: Path, gpus: int
 ) -> None:
     """Sample the crystals `first_draw` to `first_draw + count` of one base.
 
@@ -66,7 +74,7 @@ def run(
         write_samples(sampler, out, run, BASE, count, section.chunk_size, make_rows)
 
 
-def _task(settings: StageSettings, regex: str | None, number: int) -> DrawRequest:
+def _task(settings: Settings, regex: str | None, number: int) -> DrawRequest:
     return DrawRequest(
         conditions=UNCONDITIONAL,
         composition=None,

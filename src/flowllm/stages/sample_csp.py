@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowllm.config.sections.llm import CspBase, SampleBase
+from flowllm.config.sections.llm import CspBase, Prompts, SampleBase
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.schemas import CRYSTALS, CSP_BASE
@@ -25,8 +25,16 @@ from flowllm.seeds import derive
 Record = dict[str, Any]
 
 
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    sample_base: SampleBase
+    prompts: Prompts
+    csp_base: CspBase
+
+
 def run(
-    settings: StageSettings,
+    settings: Settings,
     *,
     model: Path,
     crystals: Path,
@@ -115,7 +123,7 @@ def _numbers(target: Mapping[str, Any]) -> np.ndarray:
 
 
 def _task(
-    settings: StageSettings,
+    settings: Settings,
     number: int,
     attempt: int,
     target: Mapping[str, Any],
@@ -135,7 +143,7 @@ def _task(
 
 
 def _row(
-    settings: StageSettings,
+    settings: Settings,
     number: int,
     attempt: int,
     target: Mapping[str, Any],

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowllm.config.sections.llm import SamplePairs
+from flowllm.config.sections.llm import Prompts, SamplePairs
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
@@ -27,8 +27,15 @@ from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive, generator
 
 
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    sample_pairs: SamplePairs
+    prompts: Prompts
+
+
 def run(
-    settings: StageSettings,
+    settings: Settings,
     *,
     model: Path,
     crystals: Path,
@@ -137,7 +144,7 @@ def draw_targets(
 
 
 def _task(
-    settings: StageSettings, split: str, target: Target, conditions: Conditions, record: ModelRecord
+    settings: Settings, split: str, target: Target, conditions: Conditions, record: ModelRecord
 ) -> DrawRequest:
     draw, _, c1 = target
     # The atoms stand in the order in which the training text of c1 has them.
@@ -153,7 +160,7 @@ def _task(
 
 
 def _row(
-    settings: StageSettings, split: str, target: Target, conditions: Conditions, outcome: Outcome
+    settings: Settings, split: str, target: Target, conditions: Conditions, outcome: Outcome
 ) -> dict[str, Any]:
     draw, material_id, c1 = target
     c0 = outcome.crystal

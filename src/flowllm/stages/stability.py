@@ -23,9 +23,13 @@ from flowllm.runtime.provenance import stage_run
 Record = Mapping[str, Any]
 
 
-def run(
-    settings: StageSettings, *, energies: Sequence[Path], hull: Path, kind: str, out: Path
-) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    stability: Stability
+
+
+def run(settings: Settings, *, energies: Sequence[Path], hull: Path, kind: str, out: Path) -> None:
     """Write one row for each row of the energies, in their order.
 
     Args:

@@ -29,9 +29,14 @@ PARALLEL_ROWS = 20_000
 """Pairs from which it pays to start processes that prepare them (about 1 ms a pair)."""
 
 
-def run(
-    settings: StageSettings, *, pairs: Sequence[Path], val_pairs: Sequence[Path], out: Path
-) -> None:
+class Settings(StageSettings):
+    """What a job of this kind is given."""
+
+    train_rfm: TrainRfm
+    flow: Flow
+
+
+def run(settings: Settings, *, pairs: Sequence[Path], val_pairs: Sequence[Path], out: Path) -> None:
     """Train on pair shards and write the model's folder.
 
     Args:
