@@ -1,5 +1,7 @@
 """Base models of other architectures than Llama: fine-tuned, merged, sampled, or refused."""
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -221,8 +223,9 @@ def test_gpt2s_transposed_layers_get_their_products(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neox"])
 def test_vllm_samples_a_model_without_num_key_value_heads(tmp_path, architecture):
-    """Last, since vLLM changes transformers' GPT-NeoX for the rest of a process."""
+    """In a process of its own: vLLM changes transformers' GPT-NeoX for the rest of a process."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    rows = sampled(architecture, tmp_path, "vllm")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        rows = pool.submit(sampled, architecture, tmp_path, "vllm").result()
     assert [row["attempts"] for row in rows] == [1, 1]
     assert all(row["num_tokens"] > 0 for row in rows)

@@ -4,7 +4,6 @@ The two open codes get the cutoff and the mesh of the configuration, and GPAW th
 Project's initial magnetic moments. Their energies are on scales of their own, never on VASP's.
 """
 
-import errno
 import hashlib
 import json
 import re
@@ -24,6 +23,7 @@ from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet, MPStaticSet, VaspI
 from flowllm.config.sections.energies import DftInputs
 from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal
 from flowllm.errors import FlowllmError
+from flowllm.io.file_errors import explain
 from flowllm.io.files import atomic_folder
 
 VASP_SETS: dict[str, type[VaspInputSet]] = {
@@ -43,21 +43,6 @@ _GPAW_SETUPS = frozenset(
 """Elements with a PBE setup in gpaw-setups 0.9.20000: no technetium, no lanthanides."""
 
 _EV_PER_RYDBERG = 13.605693
-
-_NO_SPACE = "free space or inodes there, or raise the quota (also of files)"
-_NO_WRITING = "make it writable, or choose a run_dir that is"
-_IN_THE_WAY = "move away what is in its place"
-_CURES = {
-    errno.ENOSPC: _NO_SPACE,
-    errno.EDQUOT: _NO_SPACE,
-    errno.EMLINK: "lower dft_inputs.folders_per_directory",
-    errno.EROFS: _NO_WRITING,
-    errno.EACCES: _NO_WRITING,
-    errno.EPERM: _NO_WRITING,
-    errno.ENOTDIR: _IN_THE_WAY,
-    errno.EISDIR: _IN_THE_WAY,
-    errno.EEXIST: _IN_THE_WAY,
-}
 
 
 @dataclass(frozen=True)
@@ -239,9 +224,8 @@ def naming_output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = _CURES.get(error.errno or 0, "check the file system")
         above = (place for place in (path, *path.parents) if place.exists() and not place.is_dir())
         raise FlowllmError(
-            f"{next(above, path)}: {error.strerror or error}; {cure}, and run dft_inputs again: "
-            "folders that are written are kept"
+            f"{explain(error, next(above, path))}; then run dft_inputs again: folders that are "
+            "written are kept"
         ) from error

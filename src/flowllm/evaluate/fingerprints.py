@@ -75,6 +75,8 @@ def fingerprint(item: Item) -> dict[str, Any]:
 
 def without_fingerprint(item: Item, reason: str, detail: str) -> dict[str, Any]:
     """Return the row of a crystal whose fingerprint took too much, or ended its process."""
+    if item[1] is None:  # a limit that not even the start of a process keeps
+        return fingerprint(item)
     return {**_properties(item), "status": reason, "error": detail}
 
 

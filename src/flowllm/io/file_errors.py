@@ -30,6 +30,8 @@ _CAUSES = {
     errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`) and run the same again",
     errno.ENFILE: "too many files are open on this machine; run the same again later",
     errno.EBUSY: "another process uses it; run the same again later",
+    errno.EMLINK: "its folder has as many folders as the file system allows; lower "
+    "dft_inputs.folders_per_directory",
     errno.EXDEV: "it is on another file system; name a place on the same one",
 }
 

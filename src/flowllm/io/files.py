@@ -87,8 +87,10 @@ def check_folder(folder: Path) -> Path:
     Raises:
         FlowllmError: the folder cannot be replaced when the work is done.
     """
-    place = Path(os.path.realpath(folder)) if folder.is_symlink() else folder
-    if place.exists() and not place.is_dir():
+    with _naming_refusal(folder):
+        place = Path(os.path.realpath(folder)) if folder.is_symlink() else folder
+        is_file = place.exists() and not place.is_dir()
+    if is_file:
         raise FlowllmError(f"{folder}: a file, and a folder belongs there; move it away")
     if os.path.ismount(place):
         raise FlowllmError(
@@ -110,7 +112,9 @@ def check_file(path: Path) -> None:
     Raises:
         FlowllmError: it is a folder, or the folder that it belongs in cannot be written to.
     """
-    if path.is_dir() and not path.is_symlink():
+    with _naming_refusal(path):
+        is_folder = path.is_dir() and not path.is_symlink()
+    if is_folder:
         raise FlowllmError(f"{path}: a folder, and a file belongs there; move it away")
     check_writable(path)
 

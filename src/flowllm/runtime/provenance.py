@@ -287,6 +287,7 @@ def _peak_memory_mb() -> int:
 def _commit() -> str | None:
     """Commit of the source tree this package runs from, with `-dirty` where it was edited."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command += ["--exclude", "*"]  # a tag names a release, and the record names a commit
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
