@@ -263,7 +263,7 @@ def test_a_cell_that_explodes_ends_with_a_reason(potential):
     crystals = [rattled(rocksalt(), 0.1, 1), rocksalt("K"), fcc()]
     exploding = replace(potential, model=Exploding(potential.model, 19))
     fine, bad, also_fine = relax(exploding, crystals, **LIMITS)
-    assert bad.failure.reason == "isolated_atoms"  # no neighbour within the cutoff any more
+    assert bad.failure.reason == "isolated_atoms"  # no neighbor within the cutoff
     assert bad.crystal is None
     assert fine.converged
     assert also_fine.converged
@@ -317,5 +317,5 @@ def test_a_potential_that_is_not_installed_says_how(monkeypatch):
 
 
 def test_no_such_potential():
-    with pytest.raises(FlowllmError, match=r"potential\.name: no potential 'lj'"):
+    with pytest.raises(FlowllmError, match=r"potential\.name: unknown potential 'lj'"):
         load_potential("lj", torch.device("cpu"))

@@ -50,7 +50,7 @@ def test_every_row_is_relaxed_or_keeps_its_reason(undisturbed):
     statuses = ["ok", "bad_number", "isolated_atoms", "ok", "ok"]
     assert [row["status"] for row in rows] == statuses
     assert rows[1]["error"] == "line 1: 'x' is not a number"
-    assert rows[2]["error"] == "2 of 2 atoms have no neighbour within 6 angstrom"
+    assert rows[2]["error"] == "2 of 2 atoms have no neighbor within 6 angstrom"
     for row in rows:
         crystal = tables.crystal_of(row)
         assert (crystal is not None) == (row["status"] == "ok")
