@@ -25,7 +25,7 @@ _WEIGHTS = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
 """Path inside the chgnet package of version 0.3.0, which is fitted to MPtrj."""
 
 _TOLERANCE = 1e-8
-"""Angstrom; tolerance on the cutoff and on an atom's distance to itself, as in chgnet's converter."""
+"""Angstrom; tolerance on the cutoff and on an atom's distance to itself, as in chgnet."""
 
 MIN_DISTANCE = 0.01
 """Angstrom; two atoms nearer than this overlap, and their bond has no usable direction."""

@@ -14,7 +14,7 @@ from torch_sim.models.interface import ModelInterface
 from flowllm.errors import FlowllmError
 
 _IN_MATERIALS_PROJECT = frozenset([*range(1, 84), *range(89, 95)])
-"""Atomic numbers of the 89 elements in the training data of these networks. The data has no elements
+"""Atomic numbers of the 89 elements in the training data of these networks. The data has no element
 from polonium to radium and none beyond plutonium. CHGNet has weights for polonium to radium, but
 they still have their initial values (tests/relax/test_potential.py)."""
 

@@ -123,23 +123,6 @@ def _ignore_progress(_: int) -> None:
     """Do nothing."""
 
 
-def single_points(
-    potential: LoadedPotential,
-    crystals: Sequence[Crystal],
-    advance: Callable[[int], None] = _ignore_progress,
-) -> list[Relaxation]:
-    """Evaluate crystals without relaxing them: `relax` with zero steps."""
-    infinite = float("inf")
-    return relax(
-        potential,
-        crystals,
-        max_force=infinite,
-        max_steps=0,
-        max_seconds=infinite,
-        advance=advance,
-    )
-
-
 def relax(
     potential: LoadedPotential,
     crystals: Sequence[Crystal],
@@ -233,10 +216,10 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
             one.seconds += elapsed * one.num_atoms / state.n_atoms
         finished = _finished(work, state, running, failures)
         if finished:
-            for place, result in finished.items():
-                work.results[running[place].index] = result
-            kept = [place for place in range(len(running)) if place not in finished]
-            running = [running[place] for place in kept]
+            for system, result in finished.items():
+                work.results[running[system].index] = result
+            kept = [system for system in range(len(running)) if system not in finished]
+            running = [running[system] for system in kept]
             state = state[kept] if kept else None
             work.advance(len(finished))
 
@@ -303,15 +286,15 @@ def _finished(
     cell_forces = state.cell_forces.norm(dim=2).amax(dim=1).tolist()
     limits = work.limits
     finished: dict[int, Relaxation] = {}
-    for place, one in enumerate(running):
-        converged = max(max_forces[place], cell_forces[place]) < limits.max_force
-        if place in failures:
-            finished[place] = Relaxation(failure=failures[place], seconds=one.seconds)
+    for system, one in enumerate(running):
+        converged = max(max_forces[system], cell_forces[system]) < limits.max_force
+        if system in failures:
+            finished[system] = Relaxation(failure=failures[system], seconds=one.seconds)
         elif converged or one.steps >= limits.max_steps:
-            finished[place] = _result(work, state, place, one, max_forces[place], converged)
+            finished[system] = _result(work, state, system, one, max_forces[system], converged)
         elif one.seconds > limits.max_seconds:
             detail = f"stopped after {one.steps} steps at max_seconds {limits.max_seconds:g}"
-            finished[place] = Relaxation(
+            finished[system] = Relaxation(
                 failure=RelaxationFailure("too_slow", detail), seconds=one.seconds
             )
     return finished
@@ -320,7 +303,7 @@ def _finished(
 def _result(
     work: _Work,
     state: FrechetCellFIREState,
-    place: int,
+    system: int,
     one: _Running,
     max_force: float,
     converged: bool,
@@ -329,7 +312,7 @@ def _result(
     crystal = work.crystals[one.index]
     if one.steps:
         try:
-            crystal = _crystal_of(state, place)
+            crystal = _crystal_of(state, system)
         except FlowllmError as error:
             return Relaxation(
                 failure=RelaxationFailure("no_volume", str(error)), seconds=one.seconds
@@ -343,7 +326,7 @@ def _result(
     return Relaxation(
         crystal=crystal,
         initial_energy_per_atom=one.initial_energy / one.num_atoms,
-        final_energy_per_atom=float(state.energy[place]) / one.num_atoms,
+        final_energy_per_atom=float(state.energy[system]) / one.num_atoms,
         max_force=max_force,
         num_steps=one.steps + 2,
         converged=converged,
@@ -351,10 +334,10 @@ def _result(
     )
 
 
-def _crystal_of(state: FrechetCellFIREState, place: int) -> Crystal:
+def _crystal_of(state: FrechetCellFIREState, system: int) -> Crystal:
     """Return one crystal of a batch."""
-    atoms = state.system_idx == place
-    cell = state.row_vector_cell[place].cpu().numpy()
+    atoms = state.system_idx == system
+    cell = state.row_vector_cell[system].cpu().numpy()
     lengths = np.linalg.norm(cell, axis=1)
     cosines = np.clip((cell @ cell.T) / np.outer(lengths, lengths), -1, 1)
     angles = np.degrees(np.arccos(cosines[[1, 0, 0], [2, 2, 1]]))
