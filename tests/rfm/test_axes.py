@@ -26,7 +26,9 @@ def pairs(tmp_path_factory):
     tables.write_table(folder / "shard.parquet", rows, schemas.PAIRS, {})
     prepare_shard(folder / "shard.parquet", folder / "prepared", OPTIONS)
     return [
-        PreparedPairs([folder / "prepared"], OPTIONS.start, BOUNDS, augment_axes=augment)
+        PreparedPairs(
+            [folder / "prepared"], OPTIONS.base_distribution, BOUNDS, augment_axes=augment
+        )
         for augment in (False, True)
     ]
 

@@ -176,7 +176,9 @@ def shaken_pairs(tmp_path, start):
     """Pairs of four atoms with noise, and the group of all of them."""
     crystals = [c for c in prototypes() if c.num_atoms == 4][:5]
     write_pairs(tmp_path / "shard.parquet", crystals, seed=0, draws_each=20)
-    prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", replace(OPTIONS, start=start))
+    prepare_shard(
+        tmp_path / "shard.parquet", tmp_path / "a", replace(OPTIONS, base_distribution=start)
+    )
     pairs = open_pairs([tmp_path / "a"], start)
     return pairs, np.stack([np.zeros(len(pairs)), np.arange(len(pairs))], axis=1).astype(int)
 

@@ -26,7 +26,8 @@ from flowllm.rfm.base_distribution import (
     crystal_lattice,
 )
 from flowllm.rfm.manifold import lattice_parameters, lattice_vector, target_velocity
-from flowllm.rfm.symmetry import KeptSymmetry, Operations, symmetric_start, symmetrize
+from flowllm.rfm.symmetry import Operations, symmetric_start, symmetrize
+from flowllm.rfm.symmetry_projection import SymmetryProjection
 from flowllm.stages.refine import refine_batch, refinement_input, symmetric_task
 
 CRYSTALS = [crystal for crystal in prototypes() if crystal.num_atoms <= 8]
@@ -69,7 +70,7 @@ def symmetrized(crystal):
 
 
 def kept_by(crystal):
-    return KeptSymmetry([symmetrized(crystal)[1]], BOUNDS, torch.device("cpu"))
+    return SymmetryProjection([symmetrized(crystal)[1]], BOUNDS, torch.device("cpu"))
 
 
 def space_group(crystal, tolerance=SHARP):
@@ -295,7 +296,7 @@ def test_one_lattice_that_is_stepped_back_does_not_touch_the_others():
     crystals = [hematite(), hematite()]
     lattices = torch.cat([symmetric_lattice(crystal) for crystal in crystals])
     operations = [symmetrized(crystal)[1] for crystal in crystals]
-    kept = KeptSymmetry(operations, BOUNDS, torch.device("cpu"))
+    kept = SymmetryProjection(operations, BOUNDS, torch.device("cpu"))
     ways = torch.tensor([[0.8, 0.8, -0.8, 0, 0, 0], [0.05, 0.05, 0, 0, 0, 0]])
     after = kept.lattice(lattices, lattices + ways)
     for i, crystal in enumerate(crystals):

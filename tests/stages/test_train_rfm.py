@@ -194,7 +194,7 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     settings = small_settings(config_path, max_steps=6, batch_size=3, learning_rate=1e-3)
     section = settings.train_rfm
     start = LlmBaseDistribution(0.02, 0.1, 1.0)
-    options = replace(OPTIONS, start=start)
+    options = replace(OPTIONS, base_distribution=start)
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, options)
     scales = statistics(pairs)
     fabric = make_fabric(section.precision)
@@ -258,7 +258,7 @@ class Rank:
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_pairs_are_dealt_evenly_and_once(shards, tmp_path, world_size):
     """A batch of many groups of one or two pairs."""
-    options = replace(OPTIONS, start=LlmBaseDistribution(0.02, 0.1, 1.0))
+    options = replace(OPTIONS, base_distribution=LlmBaseDistribution(0.02, 0.1, 1.0))
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"], tmp_path, options)
     batch = list(size_groups(pairs.num_atoms, 2))
     total = len(pairs)
@@ -285,7 +285,7 @@ def test_pairs_are_dealt_evenly_and_once(shards, tmp_path, world_size):
 
 def test_each_epoch_has_noise_of_its_own(config_path, shards, tmp_path):
     section = small_settings(config_path).train_rfm
-    options = replace(OPTIONS, start=LlmBaseDistribution(0.02, 0.1, 1.0))
+    options = replace(OPTIONS, base_distribution=LlmBaseDistribution(0.02, 0.1, 1.0))
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, options)
     batch = [np.array([[0, row]]) for row in range(len(pairs))]
     fabric = make_fabric(section.precision)
