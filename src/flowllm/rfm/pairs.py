@@ -73,7 +73,8 @@ def match_atoms(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.
         cost, moved = _alternate(start, end, shift, different)
         if cost < best_cost - 1e-12:
             best_cost, best_end = cost, moved
-    return np.mod(best_end, 1.0)
+    matched: np.ndarray = np.mod(best_end, 1.0)
+    return matched
 
 
 def _first_shifts(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> Iterator[np.ndarray]:
