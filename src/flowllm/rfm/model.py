@@ -28,6 +28,9 @@ WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
 CURVE = "training_curve.csv"
 
+_DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, FlowllmError)
+"""Errors of reading files that are damaged or were written by another program."""
+
 
 def save_model(
     folder: Path,
@@ -75,19 +78,15 @@ def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, BaseD
             (low, high),
             Standardization(**record["standardization"]),
         )
-        check_safetensors(folder / WEIGHTS, "delete the folder and run train_rfm again")
+        check_safetensors(folder / WEIGHTS, "the weights are damaged")
         field.load_state_dict(load_file(folder / WEIGHTS))
         base_distribution = base_distribution_from_record(record["start"])
-    except FileNotFoundError as error:
+    except (*_DAMAGE, FileNotFoundError) as error:
         raise FlowllmError(
             f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"
         ) from error
     except OSError as error:
         raise FlowllmError(explain(error, folder)) from error
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise FlowllmError(
-            f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"
-        ) from error
     field.to(device).requires_grad_(False).eval()
     return field, base_distribution
 
