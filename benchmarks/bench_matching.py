@@ -5,12 +5,12 @@
 The crystals are made from the 1,800 rows of the MP-20 sample beside the repository, with MP-20's
 rate of equal compositions: of 600 test and validation rows, 15 have the composition of one of 1,200
 training rows, and 14 training rows have that of another one. Extrapolated to all 27,136 training
-rows these are every second and every third row. Two thirds of
-the references are training rows and copies of them with other elements, one third are strained and
-rattled copies of these. Half of the samples are strained and rattled copies of references, by 0.05
-(known) to 0.5 angstrom (novel), the others are real rows and copies with other elements; 5 % of all
-samples are rattled copies of other samples. All pairs would take days, so a random selection of
-pairs is timed. `--references 0` measures uniqueness alone.
+rows these are every second and every third row. Two thirds of the references are training rows and
+copies of them with other elements, one third are strained and rattled copies of these. Half of the
+samples are strained and rattled copies of references, by 0.05 (known) to 0.5 angstrom (novel), the
+others are real rows and copies with other elements; 5 % of all samples are rattled copies of other
+samples. All pairs would take days, so a random selection of pairs is timed. `--references 0`
+measures uniqueness alone.
 """
 
 import argparse

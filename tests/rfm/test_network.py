@@ -177,7 +177,7 @@ def test_coordinate_velocities_have_zero_mean_and_are_not_zero():
         assert (coords.abs().max() > 1e-3) == (size > 1)
 
 
-def test_a_crystal_does_not_see_its_neighbours_in_the_batch():
+def test_a_crystal_does_not_see_its_neighbors_in_the_batch():
     field = field_of(torch.float64)
     for _, inputs, _ in crystals_by_size(torch.float64):
         together = field(*inputs)

@@ -221,7 +221,7 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
 
 @dataclass
 class Ranks:
-    """A stand-in for several processes in sequence; the last one gets the result, as from NCCL."""
+    """Several processes, simulated in sequence; the last one gets the result, as from NCCL."""
 
     world_size: int
     heard: list = field(default_factory=list)

@@ -106,5 +106,5 @@ class SymmetryProjection:
         """Return whether lattices (B, 6) have positive lengths and a volume (B,); false for NaN."""
         lengths, angles = lattice_parameters(lattice.double(), self._bounds)
         volume = torch.linalg.det(gram_matrix(torch.ones_like(angles), angles))
-        has_lengths: Tensor = (lengths > 0).all(-1)
-        return has_lengths & (volume > MIN_SQUARED_VOLUME)
+        is_cell: Tensor = (lengths > 0).all(-1) & (volume > MIN_SQUARED_VOLUME)
+        return is_cell
