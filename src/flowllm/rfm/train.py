@@ -148,7 +148,7 @@ class FlowTraining:
         """Build the network, its average and the optimizer; for the arguments see `train`."""
         self._settings, self._seed, self._fabric = settings, seed, fabric
         self._pairs, self._val_pairs = pairs, val_pairs
-        self._weights = (settings.lambda_f, settings.lambda_l)
+        self._lambdas = (settings.lambda_f, settings.lambda_l)
         size = NetworkSize(
             settings.hidden_dim, settings.num_layers, settings.time_dim, settings.num_frequencies
         )
@@ -230,7 +230,7 @@ class FlowTraining:
         if agreed.finite:
             # The public code divides the loss by lambda_f + lambda_l, and the clip value is that of
             # the public code. The reported loss is equation 8 without this division.
-            fabric.backward(loss / sum(self._weights))
+            fabric.backward(loss / sum(self._lambdas))
             fabric.clip_gradients(self._loss_module, self._optimizer, clip_val=settings.clip_value)
             self._optimizer.step()
             current = self._field.parameters()
@@ -296,7 +296,7 @@ class FlowTraining:
 
     def _weighted(self, coords_error: Error, lattice_error: Error) -> Error:
         """Return the loss, equation 8: the weighted sum of both errors."""
-        return self._weights[0] * coords_error + self._weights[1] * lattice_error
+        return self._lambdas[0] * coords_error + self._lambdas[1] * lattice_error
 
     def _validation_errors(self, field: nn.Module) -> list[float]:
         """Return mean squared errors (coordinates, lattice) over the validation pairs."""
