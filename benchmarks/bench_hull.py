@@ -1,9 +1,9 @@
-"""Distances of 10,000 crystals to a hull of 150,000 synthetic entries: time and memory.
+"""Time and memory for the distances of 10,000 crystals to a hull of 150,000 synthetic entries.
 
     python benchmarks/bench_hull.py
 
-As in the Materials Project a system of few elements has more entries than one of many, and all
-elements have one. The first crystals are checked against pymatgen's phase diagram.
+As in the Materials Project, a system of few elements has more entries than one of many, and every
+element has one. The distances of the first crystals are compared with pymatgen's phase diagram.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from flowllm.evaluate.hull import ReferenceHull
 
 SYMBOLS = [Element.from_Z(z).symbol for z in range(1, 90)]
 NUM_ELEMENTS = [0.0, 0.01, 0.15, 0.44, 0.28, 0.1, 0.02]
-"""Share of compositions by their number of elements, near the Materials Project's."""
+"""Fraction of compositions by number of elements, similar to that of the Materials Project."""
 
 
 def synthetic(rng: np.random.Generator, count: int) -> list[tuple[dict[str, float], float]]:
-    """Compositions with small integers, elements near oxygen more often, and energies."""
+    """Return random compositions of small integers, most often of O, S, F, Li, P, and energies."""
     weights = np.where(np.isin(SYMBOLS, ["O", "S", "F", "Li", "P"]), 8.0, 1.0)
     weights /= weights.sum()
     entries = []
@@ -34,7 +34,7 @@ def synthetic(rng: np.random.Generator, count: int) -> list[tuple[dict[str, floa
 
 
 def main() -> None:
-    """Measure, and compare the first distances with pymatgen's."""
+    """Measure, and compare the first distances with those of pymatgen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=150_000)
     parser.add_argument("--crystals", type=int, default=10_000)

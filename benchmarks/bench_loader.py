@@ -1,9 +1,9 @@
-"""Rate of the training loader: pairs/s from mapped files to batches, and memory it holds.
+"""Rate of the training loader, from memory-mapped files to batches, and its memory.
 
     python benchmarks/bench_loader.py --pairs 200000
 
-The pairs are made up in MP-20's sizes and written as the stage prepares them; reading is the
-stage's own code.
+Random pairs with the sizes of MP-20 are written as the stage prepares them, and read by the code of
+the stage.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZES = np.array([2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20])
 
 
 def write_shard(path: Path, count: int, rng: np.random.Generator) -> None:
-    """One prepared file of `count` pairs."""
+    """Write a prepared file of `count` random pairs."""
     num_atoms = rng.choice(SIZES, count)
     offsets = np.concatenate([[0], np.cumsum(num_atoms)]).astype(np.int32)
     total = int(offsets[-1])
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=200_000)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--noise", action="store_true", help="shake c0 on reading, as App. F does")
+    parser.add_argument("--noise", action="store_true", help="add noise to c0 (appendix F)")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -54,12 +54,12 @@ def main() -> None:
             paths.append(Path(folder) / f"{start:08d}.arrow")
             write_shard(paths[-1], min(PAIRS_PER_SHARD, given.pairs - start), rng)
         on_disk = sum(path.stat().st_size for path in paths) / 2**20
-        start = (
+        base_distribution = (
             LlmBaseDistribution(0.02, 0.2, 2.0)
             if given.noise
             else LlmBaseDistribution(0.0, 0.0, 0.0)
         )
-        pairs = PreparedPairs(paths, start, (59.9, 120.1))
+        pairs = PreparedPairs(paths, base_distribution, (59.9, 120.1))
         clock = time.perf_counter()
         plan = list(plan_epoch(pairs.num_atoms, given.batch_size, np.random.default_rng(1)))
         planned = time.perf_counter() - clock
@@ -70,7 +70,7 @@ def main() -> None:
     print(f"{read} pairs in {len(paths)} files, {on_disk:.0f} MiB on disk")
     print(f"order of an epoch: {planned:.2f} s ({read / planned:,.0f} pairs/s)")
     print(f"reading: {seconds:.2f} s ({read / seconds:,.0f} pairs/s), {len(plan)} batches")
-    print(f"Arrow's own memory {pa.total_allocated_bytes() / 2**20:.1f} MiB, peak {peak:.0f} MiB")
+    print(f"memory of Arrow {pa.total_allocated_bytes() / 2**20:.1f} MiB, peak {peak:.0f} MiB")
 
 
 if __name__ == "__main__":

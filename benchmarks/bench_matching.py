@@ -1,15 +1,16 @@
-"""Uniqueness and novelty against StructureMatcher on all pairs, whose time is extrapolated.
+"""Time of uniqueness and novelty, against an extrapolated StructureMatcher run on all pairs.
 
     python benchmarks/bench_matching.py --samples 2000 --references 27136 --workers 2
 
-The crystals are made of the 1,800 real MP-20 rows beside the repository, with as many clashes of
-composition as MP-20 has: of 600 test and validation rows 15 have the composition of one of 1,200
-training rows, and 14 of these another's among themselves, so with all 27,136 it is every second
-one and every third. References: the training rows and copies of them with other elements, two
-thirds; strained and rattled copies of these, one third. Samples: half strained and rattled copies
-of references, by 0.05 (known) to 0.5 angstrom (novel); half other real rows and copies with other
-elements; of all, one in twenty a rattled copy of another. All pairs would take days, so a sample
-of pairs is timed. `--references 0` is uniqueness alone.
+The crystals are made from the 1,800 rows of the MP-20 sample beside the repository, with MP-20's
+rate of equal compositions: of 600 test and validation rows, 15 have the composition of one of 1,200
+training rows, and 14 training rows have that of another one. Extrapolated to all 27,136 training
+rows these are every second and every third row. Two thirds of the references are training rows and
+copies of them with other elements, one third are strained and rattled copies of these. Half of the
+samples are strained and rattled copies of references, by 0.05 (known) to 0.5 angstrom (novel), the
+others are real rows and copies with other elements; 5 % of all samples are rattled copies of other
+samples. All pairs would take days, so a random selection of pairs is timed. `--references 0`
+measures uniqueness alone.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from flowllm.evaluate.validity import reduced_composition
 
 
 def with_other_elements(crystal: Crystal, rng: np.random.Generator) -> Crystal:
-    """The crystal with each element replaced by a random one."""
+    """Return the crystal with each element replaced by a random one."""
     numbers = np.unique(crystal.atomic_numbers)
     new = rng.choice(np.arange(3, 84), numbers.size, replace=False)
     mapping = dict(zip(numbers.tolist(), new.tolist(), strict=True))
@@ -40,14 +41,14 @@ def with_other_elements(crystal: Crystal, rng: np.random.Generator) -> Crystal:
 
 
 def deformed(crystal: Crystal, distance: float, rng: np.random.Generator) -> Crystal:
-    """The crystal strained by about 2 % and with its atoms moved by a distance in angstrom."""
+    """Return the crystal strained by about 2 %, with its atoms moved by a distance in angstrom."""
     moved = rattled(crystal, distance, int(rng.integers(2**31)))
     lengths = moved.lengths * rng.normal(1, 0.02, 3)
     return Crystal.from_arrays(moved.atomic_numbers, moved.frac_coords, lengths, moved.angles)
 
 
 def enough(crystals: list[Crystal], count: int, rng: np.random.Generator) -> list[Crystal]:
-    """The first crystals, filled up with copies of other elements."""
+    """Return the first crystals, and copies with other elements up to `count`."""
     chosen = crystals[:count]
     while len(chosen) < count:
         chosen.append(with_other_elements(crystals[rng.integers(len(crystals))], rng))
@@ -55,12 +56,12 @@ def enough(crystals: list[Crystal], count: int, rng: np.random.Generator) -> lis
 
 
 def one_of(crystals: list[Crystal], rng: np.random.Generator) -> Crystal:
-    """A random one."""
+    """Return a random crystal."""
     return crystals[rng.integers(len(crystals))]
 
 
 def make_references(train: list[Crystal], count: int, rng: np.random.Generator) -> list[Crystal]:
-    """References, a third of them of the composition of another."""
+    """Make references, a third of which have the composition of another one."""
     distinct = enough(train, count - count // 3, rng)
     return distinct + [deformed(one_of(distinct, rng), 0.5, rng) for _ in range(count // 3)]
 
@@ -68,7 +69,7 @@ def make_references(train: list[Crystal], count: int, rng: np.random.Generator) 
 def make_samples(
     others: list[Crystal], references: list[Crystal], count: int, rng: np.random.Generator
 ) -> list[Crystal]:
-    """Samples, half of them of the composition of a reference, a twentieth copies of others."""
+    """Make samples: half have the composition of a reference, 5 % are copies of other samples."""
     planted, clashing = count // 20, count // 2 if references else 0
     samples = enough(others, count - planted - clashing, rng)
     samples += [
@@ -77,10 +78,10 @@ def make_samples(
     return samples + [deformed(one_of(samples, rng), 0.05, rng) for _ in range(planted)]
 
 
-def seconds_a_pair(
+def seconds_per_pair(
     first: list[Structure], second: list[Structure], count: int, rng: np.random.Generator
 ) -> float:
-    """Mean time of StructureMatcher.fit on random pairs."""
+    """Return the mean time of StructureMatcher.fit on random pairs."""
     matcher = StructureMatcher()
     pairs = [(rng.integers(len(first)), rng.integers(len(second))) for _ in range(count)]
     started = time.perf_counter()
@@ -90,12 +91,14 @@ def seconds_a_pair(
 
 
 def main() -> None:
-    """Time both ways and print the ratio."""
+    """Time both methods and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--references", type=int, default=27136)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=2000, help="pairs timed for all-pairs")
+    parser.add_argument(
+        "--pairs", type=int, default=2000, help="pairs to time with StructureMatcher"
+    )
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     train = list(mp_20_sample("train", 1200).values())
@@ -123,15 +126,17 @@ def main() -> None:
         f"{options.samples} samples, {options.references} references, {len(buckets)} compositions"
     )
     print(f"{classes} classes, {len(matches.known['train'])} samples known")
-    print(f"ours, {options.workers} workers: {ours:.1f} s")
+    print(f"FlowLLM, {options.workers} workers: {ours:.1f} s")
     sample_structures = [crystal.to_structure() for crystal in samples]
-    within = seconds_a_pair(sample_structures, sample_structures, options.pairs, rng)
+    within = seconds_per_pair(sample_structures, sample_structures, options.pairs, rng)
     expected = options.samples * (options.samples - 1) / 2 * within
     if references:
         reference_structures = [crystal.to_structure() for crystal in references[:3000]]
-        across = seconds_a_pair(sample_structures, reference_structures, options.pairs, rng)
+        across = seconds_per_pair(sample_structures, reference_structures, options.pairs, rng)
         expected += options.samples * options.references * across
-    print(f"all pairs, 1 worker, extrapolated: {expected:.0f} s; {expected / ours:.0f} times ours")
+    print(
+        f"all pairs, 1 worker, extrapolated: {expected:.0f} s; {expected / ours:.0f} times as long"
+    )
 
 
 if __name__ == "__main__":

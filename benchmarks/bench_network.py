@@ -1,13 +1,13 @@
-"""Dense velocity network against the plain edge list: training and sampling steps in crystals/s.
+"""Rates of the dense velocity network and the plain edge list, in training and in sampling.
 
-Both versions run on the same crystals with the same weights, in turns, in this one process:
+Both versions run in turns on the same crystals with the same weights in one process:
 
     python benchmarks/bench_network.py ../shared/data/mp_20_sample/train.csv
 
-The sizes are the paper's (14.2 million parameters, float32, batch 64). Training has the loader's
-batches, sampling all crystals of one number of atoms together, as refine has them. FLOPs are those
-of matrix products, counted by torch; the peak is the rate of a large float32 matrix product,
-measured here.
+The network has the size of the paper (14.2 million parameters, float32, batch 64). Training uses
+the loader's batches; sampling joins all crystals with the same number of atoms, as refine does.
+FLOPs are those of matrix products, counted by torch. The peak is the measured rate of a large
+float32 matrix product.
 """
 
 import argparse
@@ -49,10 +49,10 @@ FULL_SIZE = NetworkSize(hidden_dim=512, num_layers=6, time_dim=256, num_frequenc
 
 
 def read_crystals(path: Path) -> list[Crystal]:
-    """The usable crystals of a CSV file in MP-20's format."""
+    """Read the crystals of a CSV file in MP-20's format whose angles are within the bounds."""
     crystals = []
     with path.open() as handle, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the CIF parser's rounding
+        warnings.simplefilter("ignore")  # the CIF parser warns of rounding
         for row in csv.DictReader(handle):
             structure = Structure.from_str(row["cif"], fmt="cif").get_reduced_structure()
             crystal = Crystal.from_structure(structure)
@@ -62,11 +62,11 @@ def read_crystals(path: Path) -> list[Crystal]:
 
 
 def make_batches(crystals: Sequence[Crystal], max_batches: int) -> list[list[PairBatch]]:
-    """Batches as training deals them: groups of one number of atoms, few batches of several.
+    """Make batches as training does: most of them have one number of atoms.
 
     Args:
-        crystals: the targets; a pair's start is the same crystal, shaken.
-        max_batches: this many batches, drawn from all.
+        crystals: the targets; the start of a pair is its target with noise.
+        max_batches: number of batches, drawn from all.
     """
     rng = np.random.default_rng(0)
     plan = list(plan_epoch([np.array([c.num_atoms for c in crystals])], BATCH_SIZE, rng))
@@ -78,16 +78,17 @@ def make_batches(crystals: Sequence[Crystal], max_batches: int) -> list[list[Pai
 
 
 def _pair_batch(crystals: Sequence[Crystal], rng: np.random.Generator) -> PairBatch:
+    """Make pairs of crystals with the same number of atoms."""
     end = torch.tensor(np.stack([c.frac_coords for c in crystals]))
-    shaking = torch.tensor(rng.normal(0, 0.03, end.shape), dtype=torch.float32)
+    coords_noise = torch.tensor(rng.normal(0, 0.03, end.shape), dtype=torch.float32)
     lattice = torch.tensor(np.stack([crystal_lattice(c, BOUNDS) for c in crystals]))
     noise = torch.tensor(rng.normal(0, 0.1, lattice.shape), dtype=torch.float32)
     elements = torch.tensor(np.stack([c.atomic_numbers for c in crystals])).long()
-    return PairBatch(elements, torus_exp(end, shaking), end, lattice + noise, lattice)
+    return PairBatch(elements, torus_exp(end, coords_noise), end, lattice + noise, lattice)
 
 
 def by_size(batches: list[list[PairBatch]]) -> list[list[PairBatch]]:
-    """The same crystals as refine has them: one batch a number of atoms."""
+    """Join the same crystals as refine does: one batch per number of atoms."""
     groups = [group for batch in batches for group in batch]
     sizes = sorted({group.elements.shape[1] for group in groups})
     found = []
@@ -98,7 +99,7 @@ def by_size(batches: list[list[PairBatch]]) -> list[list[PairBatch]]:
 
 
 class PlainField(torch.nn.Module):
-    """The reference network between the same scalings, on a batch joined to one graph."""
+    """The reference network with the same scalings, on a batch joined to one graph."""
 
     def __init__(self, field: VelocityField) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class PlainField(torch.nn.Module):
         self.scales = field
 
     def forward(self, elements, coords, num_atoms, lattice, time):
-        """Velocities of joined crystals: elements (N,), coords (N, 3), the others (B, ...)."""
+        """Return velocities of joined crystals: elements (N,), coords (N, 3), others (B, ...)."""
         gram = gram_matrix(*lattice_parameters(lattice, BOUNDS))
         scaled = (lattice - self.scales.lattice_mean) / self.scales.lattice_std
         out = self.network(elements, coords, num_atoms, scaled, gram, time)
@@ -116,7 +117,7 @@ class PlainField(torch.nn.Module):
 
 
 class Steps:
-    """A training step and a sampling step of one version, on batches of its own form."""
+    """A training step and a sampling step of one version."""
 
     def __init__(self, model: torch.nn.Module, errors: Callable, velocity: Callable) -> None:
         self.model, self.errors, self.velocity = model, errors, velocity
@@ -125,7 +126,7 @@ class Steps:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6)
 
     def train(self, batch: list[PairBatch]) -> None:
-        """Forward, loss, backward, clip, AdamW and EMA."""
+        """Take a training step: forward, loss, backward, clipping, AdamW and EMA."""
         coords, lattice = self.errors(batch)
         loss = 200 * coords.mean() + lattice.mean()
         loss.backward()
@@ -135,13 +136,13 @@ class Steps:
         self.optimizer.zero_grad()
 
     def sample(self, batch: list[PairBatch]) -> None:
-        """One Euler step of every crystal."""
+        """Take one Euler step of every crystal."""
         with torch.inference_mode():
             self.velocity(batch)
 
 
 def dense_steps(field: VelocityField, compiled: bool = False) -> Steps:
-    """The package's network; sampling has its frozen copy, as `load_model` gives it."""
+    """Return the steps of the package's network; sampling uses a frozen copy, as refine does."""
     frozen = deepcopy(field)
     frozen.requires_grad_(False).eval()
     if compiled:
@@ -162,7 +163,7 @@ def dense_steps(field: VelocityField, compiled: bool = False) -> Steps:
 
 
 def plain_steps(field: VelocityField) -> Steps:
-    """The edge list, all crystals of a batch in one graph."""
+    """Return the steps of the edge list, with all crystals of a batch in one graph."""
     plain = PlainField(field)
 
     def joined(batch, coords, lattices, time):
@@ -198,7 +199,7 @@ def plain_steps(field: VelocityField) -> Steps:
 
 
 def peak_flops(clock: Callable[[], float], rounds: int = 30) -> float:
-    """Rate of a large float32 matrix product of the network's width, FLOP/s."""
+    """Measure the rate of a large float32 matrix product of the network's width, FLOP/s."""
     a, b = torch.rand(8192, 512), torch.rand(512, 512)
     times = []
     for _ in range(rounds):
@@ -209,7 +210,7 @@ def peak_flops(clock: Callable[[], float], rounds: int = 30) -> float:
 
 
 def flops_per_crystal(step: Callable, batches: list[list[PairBatch]]) -> float:
-    """FLOPs of matrix products in one pass over the batches, a crystal."""
+    """Count the FLOPs per crystal of matrix products in one pass over the batches."""
     with FlopCounterMode(display=False) as counter:
         for batch in batches:
             step(batch)
@@ -223,7 +224,7 @@ def compare(
     rounds: int,
     clock: Callable[[], float],
 ) -> dict[str, dict[str, float]]:
-    """Time every version's step batch by batch in turns; each batch's median over the rounds."""
+    """Time the steps of all versions in turns; take the median of each batch over the rounds."""
     times = {name: np.zeros((rounds, len(batches))) for name in versions}
     for turn in range(rounds):
         for index, batch in enumerate(batches):
@@ -246,18 +247,18 @@ def compare(
 
 
 def main() -> None:
-    """Print a table, and the numbers as JSON where asked."""
+    """Print a table, and write the numbers as JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("crystals", type=Path, help="CSV file in MP-20's format")
     parser.add_argument("--batches", type=int, default=8, help=f"batches of {BATCH_SIZE}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--by-atoms", action="store_true", help="also by number of atoms")
+    parser.add_argument("--by-atoms", action="store_true", help="also per number of atoms")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument(
         "--cpu-clock",
         action="store_true",
-        help="processor time instead of wall time, for one thread on a busy machine",
+        help="measure processor time; for one thread on a busy machine",
     )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -290,7 +291,7 @@ def main() -> None:
             for name, numbers in found.items():
                 print(
                     f"  {kind:>6} {name:>9}: {numbers['crystals_per_s']:8.1f} crystals/s, "
-                    f"{numbers['gflop_per_crystal']:6.3f} GFLOP a crystal, "
+                    f"{numbers['gflop_per_crystal']:6.3f} GFLOP per crystal, "
                     f"{numbers['share_of_peak']:.0%} of peak"
                 )
             plain = found.pop("edge list")["crystals_per_s"]

@@ -1,11 +1,11 @@
-"""Relaxations a minute, batched and one by one with ASE, and how many displaced crystals come back.
+"""Relaxations per minute, batched and one by one with ASE, and the share that relaxes back.
 
     python benchmarks/bench_prerelax.py --csv ../shared/data/mp_20_sample/test.csv
 
-Real MP-20 crystals whose atoms are moved by 0.1 angstrom in random directions are relaxed in
-batches of several sizes and, the first of them, one by one with chgnet's own ASE relaxer. The ratio
-is taken on the same crystals, once of wall times and once of processor times, which other work on
-the machine disturbs less.
+The atoms of real MP-20 crystals are moved by 0.1 angstrom in random directions. The crystals are
+relaxed in batches of several sizes; the first of them are also relaxed one by one with chgnet's own
+ASE relaxer. The ratio is taken on the same crystals, both of wall times and of processor times,
+which other work on the machine affects less.
 """
 
 import argparse
@@ -30,7 +30,7 @@ LIMITS = {"max_force": 0.1, "max_steps": 500, "max_seconds": float("inf")}
 
 
 def displaced(path: Path, count: int) -> tuple[list[Crystal], list[Crystal]]:
-    """The first crystals of a CSV, and the same with every atom moved by 0.1 angstrom."""
+    """Return the first crystals of a CSV, and these with every atom moved by 0.1 angstrom."""
     with path.open(newline="") as handle:
         rows = [row for row, _ in zip(csv.DictReader(handle), range(count), strict=False)]
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def displaced(path: Path, count: int) -> tuple[list[Crystal], list[Crystal]]:
 
 
 class Clock:
-    """Wall and processor seconds of a block."""
+    """Wall time and processor time of a block in seconds."""
 
     def __enter__(self):
         self._wall, self._cpu = time.perf_counter(), time.process_time()
@@ -62,7 +62,7 @@ class Clock:
 
 
 def relax_one_by_one(crystals: list[Crystal]) -> list:
-    """Relax with chgnet's relaxer: ASE's FIRE and Frechet cell filter."""
+    """Relax with chgnet's own relaxer: ASE's FIRE and Frechet cell filter."""
     with contextlib.redirect_stdout(io.StringIO()):
         optimizer = StructOptimizer(use_device="cpu")
         return [
@@ -77,7 +77,7 @@ def relax_one_by_one(crystals: list[Crystal]) -> list:
 
 
 def compare(potential, given: list[Crystal], crystals: list[Crystal]) -> None:
-    """Print times, energies and matches of both ways on the same displaced crystals."""
+    """Print times, energies and matches of both methods on the same displaced crystals."""
     with Clock() as theirs:
         expected = relax_one_by_one(crystals)
     with Clock() as ours:
@@ -129,7 +129,7 @@ def batch_sizes(potential, crystals: list[Crystal]) -> None:
 
 
 def matches(potential, given: list[Crystal], moved: list[Crystal]) -> None:
-    """Print how many displaced crystals relax back to where they were."""
+    """Print how many displaced crystals relax back to their original state."""
     with Clock() as clock:
         found = relaxer.relax(potential, moved, **LIMITS)
     matcher = StructureMatcher()
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    keep_freed_memory()  # as the stage does; it is there for both ways
+    keep_freed_memory()  # as the stage does
     given, moved = displaced(arguments.csv, arguments.crystals)
     potential = load_potential("chgnet", torch.device("cpu"))
     if arguments.one_by_one:

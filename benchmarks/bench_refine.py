@@ -1,4 +1,4 @@
-"""Scaling of refine with the batch size: crystal-steps/s of Euler integration at full size.
+"""Rate of refine by batch size, in crystal-steps/s of Euler integration at full network size.
 
 python benchmarks/bench_refine.py --atoms 10 --steps 2
 """
@@ -22,13 +22,15 @@ FULL_SIZE = NetworkSize(hidden_dim=512, num_layers=6, time_dim=256, num_frequenc
 
 
 def main() -> None:
-    """Print one line a batch size."""
+    """Print one line per batch size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--atoms", type=int, default=10)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64, 128])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-clock", action="store_true", help="processor time, for one thread")
+    parser.add_argument(
+        "--cpu-clock", action="store_true", help="measure processor time; for one thread"
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     clock = time.process_time if given.cpu_clock else time.perf_counter

@@ -1,10 +1,10 @@
-"""vLLM against transformers' generate with one model and prompts: tokens/s and accepted pairs/s.
+"""Tokens/s and accepted pairs/s of vLLM and of transformers' generate, with the same prompts.
 
 python benchmarks/bench_sampling.py --model MODEL --crystals val.parquet --config config.yaml ...
 
-transformers draws as the public code does (`generate` with do_sample, temperature and top_p), at
-batch 1 and at larger ones. Its few texts are enough for a rate; each line says how many there were.
-Each formula is asked for `--in-a-row` times. Engine start-up is left out and told apart.
+transformers samples as the public code does (`generate` with do_sample, temperature and top_p), in
+batches of 1 and larger ones. Few texts suffice for its rate; each line gives their number. Each
+formula is sampled `--draws-per-prompt` times. The start of the engine is reported separately.
 """
 
 import argparse
@@ -29,25 +29,31 @@ from flowllm.seeds import derive, generator
 
 
 def main() -> None:
-    """Print one line an engine and batch size, and vLLM's gain over each."""
+    """Print one line per engine and batch size, and the ratio of vLLM to each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--crystals", type=Path, required=True)
     parser.add_argument("--config", type=Path, action="append", required=True)
-    parser.add_argument("--texts", type=int, default=256, help="of vLLM")
-    parser.add_argument("--in-a-row", type=int, default=1, help="texts of one formula")
+    parser.add_argument("--texts", type=int, default=256, help="texts of vLLM")
+    parser.add_argument("--draws-per-prompt", type=int, default=1, help="texts per formula")
     parser.add_argument("--max-atoms", type=int, default=20)
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 32, 64])
-    parser.add_argument("--batch-1-texts", type=int, default=3)
-    parser.add_argument("--all-tokens", action="store_true", help="vLLM without the restriction")
+    parser.add_argument(
+        "--batch-1-texts", type=int, default=3, help="texts of transformers in batches of 1"
+    )
+    parser.add_argument(
+        "--all-tokens", action="store_true", help="do not restrict the tokens of vLLM"
+    )
     given = parser.parse_args()
     config = load_config(given.config)
     opened = ModelFolder(given.model, config.prompts)
     rows = read_table(given.crystals, CRYSTALS).to_pylist()
     rows = [row for row in rows if row["num_atoms"] <= given.max_atoms]
-    chosen = generator(0, "bench_sampling").choice(len(rows), -(-given.texts // given.in_a_row))
+    chosen = generator(0, "bench_sampling").choice(
+        len(rows), -(-given.texts // given.draws_per_prompt)
+    )
     tasks = [
-        make_task(opened, rows[chosen[number // given.in_a_row]], number)
+        make_task(opened, rows[chosen[number // given.draws_per_prompt]], number)
         for number in range(given.texts)
     ]
     prompts, record = opened.prompts, opened.record
@@ -69,11 +75,14 @@ def main() -> None:
         name = f"transformers, batch {size}"
         tokens, pairs = measure(name, start, opened, tasks[:: max(1, given.texts // count)][:count])
         gain = ours[0] / tokens, ours[1] / pairs if pairs else float("nan")
-        print(f"vllm against {name}: {gain[0]:.1f} times the tokens/s, {gain[1]:.1f} the pairs/s")
+        print(
+            f"vllm against {name}: {gain[0]:.1f} times the tokens/s, "
+            f"{gain[1]:.1f} times the pairs/s"
+        )
 
 
 class PlainGenerate:
-    """transformers' own sampling, as the public code calls it."""
+    """Engine that calls transformers' sampling as the public code does."""
 
     cached_prompt_tokens = 0
 
@@ -83,12 +92,12 @@ class PlainGenerate:
         self._waiting: list[tuple[int, Request]] = []
 
     def submit(self, key: int, request: Request) -> None:
-        """Take on a text."""
+        """Queue a text."""
         self._waiting.append((key, request))
 
     @torch.inference_mode()
     def finished(self) -> list[tuple[int, Draft]]:
-        """Write the next batch."""
+        """Generate the next batch."""
         batch, self._waiting = (
             self._waiting[: self._batch_size],
             self._waiting[self._batch_size :],
@@ -111,7 +120,7 @@ class PlainGenerate:
         return [(key, self._draft(row)) for (key, _), row in zip(batch, written, strict=True)]
 
     def close(self) -> None:
-        """Give back the model's memory."""
+        """Free the model's memory."""
         del self._model
 
     def _draft(self, row: Sequence[int]) -> Draft:
@@ -122,7 +131,7 @@ class PlainGenerate:
 
 
 def make_task(opened: ModelFolder, row: dict, number: int) -> DrawRequest:
-    """A free text with the formula of a crystal."""
+    """Request a text without structured decoding for the formula of a crystal."""
     numbers = crystal_of(row).atomic_numbers
     asked = Conditions(prompt_formula(opened.prompts.prompts, numbers))
     return DrawRequest(
@@ -133,7 +142,7 @@ def make_task(opened: ModelFolder, row: dict, number: int) -> DrawRequest:
 def measure(
     name: str, start: Callable[[], Engine], opened: ModelFolder, tasks: list[DrawRequest]
 ) -> tuple[float, float]:
-    """Tokens and accepted pairs a second of one attempt a task."""
+    """Return tokens and accepted pairs per second, with one attempt per task."""
     clock = time.perf_counter()
     engine = start()
     started = time.perf_counter() - clock
@@ -151,10 +160,10 @@ def measure(
     accepted = sum(outcome.crystal is not None for outcome in outcomes)
     print(
         f"{name}: {len(tasks)} texts, {tokens} tokens in {seconds:.1f} s, "
-        f"{tokens / seconds:.1f} tokens/s, {tokens / busy:.1f} a CPU-second, "
+        f"{tokens / seconds:.1f} tokens/s, {tokens / busy:.1f} per CPU-second, "
         f"{accepted} accepted, {accepted / seconds:.3f} pairs/s, "
         f"{sampler.speed.cached_prompt_tokens} of {sampler.speed.prompt_tokens} prompt tokens "
-        "not computed again "
+        "from the cache "
         f"(start {started:.1f} s)",
         flush=True,
     )

@@ -1,10 +1,10 @@
-"""What happens to a text after the engine: a million of them through the stage, timed.
+"""Rate of the work on texts after their generation, for a million texts through the stage.
 
 python benchmarks/bench_text_path.py --model MODEL --crystals train.parquet --config config.yaml ...
 
-The real stage `sample_pairs` runs, shard by shard, with its prompts, decoding, checks, second
-attempts, pairing and Parquet files; just the engine is one that hands out texts made beforehand:
-training crystals with shaken coordinates, a share of them broken. So the time is that of all but
+The stage `sample_pairs` runs shard by shard, with its prompts, decoding, checks, further attempts,
+pairing and Parquet files. Only the engine is replaced: it returns prepared texts of training
+crystals with noise, some of them invalid. So the measured time is that of everything except
 generation.
 """
 
@@ -31,39 +31,39 @@ from flowllm.llm.text import encode
 from flowllm.stages import sample_pairs
 
 VARIANTS = 4
-"""Texts of each crystal."""
+"""Texts per crystal."""
 
 BATCH = 256
-"""Texts that are finished together."""
+"""Texts that the engine finishes at once."""
 
 ALL_PAIRS = 3_300_000
-"""Pairs of the paper (appendix C)."""
+"""Number of pairs in the paper (appendix C)."""
 
 Tokens = tuple[int, ...]
 
 
 def main() -> None:
-    """Print texts a second, peak memory, and what that makes of the paper's number of pairs."""
+    """Print texts per second, peak memory, and the time for the paper's number of pairs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--crystals", type=Path, required=True)
     parser.add_argument("--config", type=Path, action="append", required=True)
     parser.add_argument("--texts", type=int, default=1_000_000)
-    parser.add_argument("--broken", type=float, default=0.1, help="share of broken texts")
-    parser.add_argument("--shard", type=int, default=11_000, help="pairs of a shard")
-    parser.add_argument("--chunk", type=int, default=1000, help="pairs of a part")
+    parser.add_argument("--broken", type=float, default=0.1, help="fraction of invalid texts")
+    parser.add_argument("--shard", type=int, default=11_000, help="pairs per shard")
+    parser.add_argument("--chunk", type=int, default=1000, help="pairs per saved part")
     given = parser.parse_args()
     changes = {"structured": False, "backend": "vllm", "chunk_size": given.chunk}
     values = load_config(given.config).model_dump(mode="json")
-    base = {"structured": changes["structured"]}  # a configuration has both alike
+    base = {"structured": changes["structured"]}  # a configuration needs both to be equal
     config = check_config(merge(values, {"sample_pairs": changes, "sample_base": base}))
     settings = StageSettings.from_config("sample_pairs", config)
     opened = ModelFolder(given.model, config.prompts)
     good, broken = make_texts(opened, given.crystals)
-    engines: list[Typist] = []
+    engines: list[PreparedTexts] = []
 
-    def start(*_: object, **__: object) -> Typist:
-        engines.append(Typist(good, broken, given.broken))
+    def start(*_: object, **__: object) -> PreparedTexts:
+        engines.append(PreparedTexts(good, broken, given.broken))
         return engines[-1]
 
     model_folder.VllmEngine = start
@@ -92,48 +92,48 @@ def main() -> None:
     rows = shards * given.shard
     busy = time.process_time() - processor
     print(
-        f"{ALL_PAIRS:,} pairs: {busy * ALL_PAIRS / rows / 3600:.2f} CPU-hours in all, "
-        f"{busy / shards:.1f} CPU-seconds a shard of {given.shard:,}, "
+        f"{ALL_PAIRS:,} pairs: {busy * ALL_PAIRS / rows / 3600:.2f} CPU-hours in total, "
+        f"{busy / shards:.1f} CPU-seconds per shard of {given.shard:,}, "
         f"{size / rows * ALL_PAIRS / 1e9:.2f} GB of Parquet"
     )
 
 
 def report(texts: int, shards: int, seconds: float, processor: float) -> None:
-    """Print what was done so far."""
+    """Print the rates so far."""
     busy = time.process_time() - processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{texts:,} texts in {shards} shards: {texts / seconds:,.0f} texts/s, "
-        f"{texts / busy:,.0f} a CPU-second, peak memory {peak:,.0f} MiB",
+        f"{texts / busy:,.0f} per CPU-second, peak memory {peak:,.0f} MiB",
         flush=True,
     )
 
 
-class Typist:
-    """An engine that hands out texts made beforehand; a text depends on the request's seed only."""
+class PreparedTexts:
+    """Engine that returns prepared texts; the seed of the request decides which one."""
 
     cached_prompt_tokens = 0
 
     def __init__(
         self, good: dict[Tokens, list[Tokens]], broken: Sequence[Tokens], broken_share: float
     ) -> None:
-        """Hold the texts of each prompt, and the broken ones."""
+        """Store the valid texts by prompt, and the invalid ones."""
         self._good, self._broken, self._share = good, broken, broken_share
         self._waiting: list[tuple[int, Request]] = []
         self.texts = 0
 
     def submit(self, key: int, request: Request) -> None:
-        """Take on a text."""
+        """Queue a text."""
         self._waiting.append((key, request))
 
     def finished(self) -> list[tuple[int, Draft]]:
-        """Hand out the next texts."""
+        """Return the next texts."""
         batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
         self.texts += len(batch)
         return [(key, Draft(self._text(request), truncated=False)) for key, request in batch]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing; there are no resources to free."""
 
     def _text(self, request: Request) -> Tokens:
         texts = self._good[request.prompt]
@@ -143,7 +143,7 @@ class Typist:
 
 
 def make_texts(opened: ModelFolder, path: Path) -> tuple[dict[Tokens, list[Tokens]], list[Tokens]]:
-    """Texts of the crystals of each formula, shaken by 0.02 of a cell, and broken ones."""
+    """Make texts of crystals with noise of 0.02 of the cell, by prompt, and invalid texts."""
     rng = np.random.default_rng(0)
     good: dict[Tokens, list[Tokens]] = defaultdict(list)
     broken = []
@@ -152,19 +152,19 @@ def make_texts(opened: ModelFolder, path: Path) -> tuple[dict[Tokens, list[Token
         formula = prompt_formula(opened.prompts.prompts, crystal.atomic_numbers)
         prompt = opened.prompts.prompt(Conditions(formula))
         for _ in range(VARIANTS):
-            shaken = Crystal.from_arrays(
+            noisy = Crystal.from_arrays(
                 crystal.atomic_numbers,
                 crystal.frac_coords + rng.normal(0, 0.02, crystal.frac_coords.shape),
                 crystal.lengths,
                 crystal.angles,
             )
-            good[prompt].append(opened.prompts.answer(encode(shaken)))
+            good[prompt].append(opened.prompts.answer(encode(noisy)))
         broken += [opened.prompts.answer(text) for text in break_text(encode(crystal))]
     return good, broken
 
 
 def break_text(text: str) -> list[str]:
-    """The faults that models make: a line short, a word for a number, no element, other atoms."""
+    """Return invalid versions: a missing line, a non-number, an unknown element, an extra atom."""
     lines = text.split("\n")
     return [
         "\n".join(lines[:-1]),

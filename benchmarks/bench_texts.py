@@ -1,9 +1,9 @@
-"""What a fine-tuned model writes: share of texts that parse and have the formula, and tokens/s.
+"""Share of a fine-tuned model's texts that parse and have the requested formula, and tokens/s.
 
 python benchmarks/bench_texts.py --model MODEL --crystals val.parquet --config config.yaml ...
 
-Each way of sampling draws its texts once (no second attempt): unconditional, with the formulas of
-random crystals, and both held to their form by structured decoding.
+The texts are sampled without condition and with the formulas of random crystals, each with and
+without structured decoding. Each text has one attempt.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from flowllm.llm.text import Reason, composition_of
 from flowllm.seeds import derive, generator
 
 PARSED = {Reason.FORMULA_MISMATCH, Reason.COINCIDING_ATOMS}
-"""Reasons for which a text is turned away though it has the form of crystal text."""
+"""Reasons for which a text is rejected although it has the form of crystal text."""
 
 
 WAYS = ((False, False), (False, True), (True, True), (True, False))
-"""Structured or not, with the formula or not."""
+"""Sampling methods: whether decoding is structured, and whether the prompt has the formula."""
 
 
 def main() -> None:
-    """Print one line a way of sampling."""
+    """Print one line per sampling method."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--crystals", type=Path, required=True)
@@ -80,8 +80,8 @@ def main() -> None:
             tokens = sum(outcome.num_tokens for outcome in outcomes)
             print(
                 f"structured {structured!s:5} conditional {conditional!s:5} of {given.texts}: "
-                f"{parsed} parse, {as_asked} have the asked-for atoms, {accepted} are accepted; "
-                f"{tokens} tokens, {tokens / seconds:.0f}/s, {tokens / busy:.0f} a CPU-second; "
+                f"{parsed} parse, {as_asked} have the requested atoms, {accepted} are accepted; "
+                f"{tokens} tokens, {tokens / seconds:.0f}/s, {tokens / busy:.0f} per CPU-second; "
                 f"{ {reason.value: count for reason, count in reasons.items()} }",
                 flush=True,
             )
@@ -90,7 +90,7 @@ def main() -> None:
 def task(
     opened: ModelFolder, conditions: Conditions, crystal: Crystal, structured: bool, number: int
 ) -> DrawRequest:
-    """One text: of the crystal's formula where the conditions give one."""
+    """Request one text, with the crystal's formula if the conditions have one."""
     record, numbers = opened.record, crystal.atomic_numbers
     with_formula = conditions.formula is not None
     regex = None

@@ -1,10 +1,10 @@
-"""Groups of duplicates among 500 real crystals with planted duplicates, against all pairs.
+"""Groups of duplicates among 500 real crystals with added duplicates, against all pairs.
 
     python benchmarks/check_matching.py --crystals 500 --seconds 480
 
-The expected groups join whatever StructureMatcher.fit, called with its defaults on the untouched
-crystals, says is the same. Pairs of one reduced composition are all asked. Of the others, to which
-the matcher answers no by itself, as many as fit in --seconds are asked, in random order.
+The expected groups join all crystals for which StructureMatcher.fit, with its defaults and without
+any shortcut, returns true. All pairs of one reduced composition are compared. Pairs of two
+compositions never match; they are compared in random order for --seconds.
 """
 
 import argparse
@@ -25,19 +25,21 @@ from flowllm.evaluate.validity import reduced_composition
 
 
 def main() -> None:
-    """Compare the groups and print what was asked; exit with 1 where they differ."""
+    """Compare the groups, print the counts, and exit with 1 if the groups differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--crystals", type=int, default=500)
-    parser.add_argument("--seconds", type=float, default=480, help="for pairs of two compositions")
+    parser.add_argument(
+        "--seconds", type=float, default=480, help="time for pairs of two compositions"
+    )
     options = parser.parse_args()
     crystals = with_planted_duplicates(mp_20_sample("train", options.crystals))
     kinds = Counter(name.rsplit("-", 1)[1] for name in crystals)
     planted = {kind: n for kind, n in kinds.items() if kind.isalpha()}
-    print(f"{options.crystals} real crystals, planted: {planted}")
+    print(f"{options.crystals} real crystals, added: {planted}")
 
     started = time.perf_counter()
     found = fast_classes(crystals)
-    print(f"ours: {len(set(found.values()))} groups, {time.perf_counter() - started:.1f} s")
+    print(f"FlowLLM: {len(set(found.values()))} groups, {time.perf_counter() - started:.1f} s")
 
     matcher = StructureMatcher()
     structures = {name: crystal.to_structure() for name, crystal in crystals.items()}

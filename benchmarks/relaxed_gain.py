@@ -1,10 +1,10 @@
-"""How near crystals are to their relaxed state before and after the flow, the same crystals.
+"""Distances of crystals from their relaxed states, before and after the flow.
 
 python benchmarks/relaxed_gain.py RUN_DIR drafts refined
 
-RUN_DIR is a run's folder, the names are settings of it. Match rates and RMSD are
-those of the paper's table 2, and without scaling to one volume; a crystal that does not relax or
-does not match counts as not matched.
+RUN_DIR is the folder of a run, the other two arguments are names of its methods. Match rates and
+RMSD are those of the paper's table 2, and the same without scaling to equal volumes. A crystal that
+does not relax or does not match counts as not matched.
 """
 
 import argparse
@@ -27,17 +27,17 @@ MATCHERS = {
     for scaling, scale in (("scaled", True), ("unscaled", False))
     for name, by in (("default", DEFAULT), ("loose", LOOSE))
 }
-"""Scaled to one volume as in table 2, and not."""
+"""Matchers with scaling to equal volumes, as in table 2, and without."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version of the crystals.
+    """The crystals of one method.
 
     Attributes:
         generated: crystals by id.
-        relaxed: the same ones relaxed.
-        rows: rows of `schemas.RELAXED` by id, of those that relaxed.
+        relaxed: the relaxed crystals by id.
+        rows: rows of `schemas.RELAXED` by id, of the crystals that relaxed.
     """
 
     generated: dict[str, Crystal]
@@ -65,7 +65,7 @@ def distances(
     names: Sequence[str],
     matcher: StructureMatcher,
 ) -> np.ndarray:
-    """RMSD of each crystal to the other of its name, NaN where there is none or no match."""
+    """Return the RMSD between crystals of the same name, NaN if there is none or no match."""
     found = np.full(len(names), np.nan)
     for index, name in enumerate(names):
         if name in first and name in second:
@@ -75,7 +75,7 @@ def distances(
 
 
 def describe(name: str, found: np.ndarray) -> str:
-    """Match rate and mean RMSD of the matches."""
+    """Describe the match rate and the mean RMSD of the matches."""
     matched = found[np.isfinite(found)]
     rmsd = f"{matched.mean():.4f}" if len(matched) else "none"
     share = len(matched) / len(found)
@@ -83,7 +83,7 @@ def describe(name: str, found: np.ndarray) -> str:
 
 
 def relaxation(version: Version, names: Sequence[str]) -> str:
-    """Medians of what the relaxation of the crystals that relaxed took."""
+    """Describe the relaxations: counts, and medians of energy, steps and volume change."""
     rows = [version.rows[name] for name in names if name in version.rows]
     energies = [row["delta_energy_per_atom"] for row in rows]
     changes = [
@@ -103,7 +103,7 @@ def _volume(crystal: Crystal) -> float:
 
 
 def main() -> None:
-    """Print match rates, RMSD and the relaxation's size before and after."""
+    """Print match rates, RMSD and relaxations before and after the flow."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("before")
@@ -123,7 +123,7 @@ def main() -> None:
             print(describe(f"{label}, {name} to their own relaxed state", found))
         both = np.isfinite(list(own.values())).all(axis=0)
         means = ", ".join(f"{name} {found[both].mean():.4f}" for name, found in own.items())
-        print(f"{label}, RMSD of the {both.sum()} that match in both: {means}")
+        print(f"{label}, RMSD of the {both.sum()} that match in both methods: {means}")
         moved = distances(after.generated, before.relaxed, names, matcher)
         print(describe(f"{label}, {given.after} to the relaxed state of {given.before}", moved))
 

@@ -23,11 +23,14 @@ LLM_FLOW = {
     "lengths_noise": 0.0,
     "angles_noise": 0.0,
 }
-OPTIONS = PairOptions(BOUNDS, match_atoms=True, start=LlmBaseDistribution(0.0, 0.0, 0.0), seed=7)
+NO_NOISE = LlmBaseDistribution(0.0, 0.0, 0.0)
+OPTIONS = PairOptions(BOUNDS, match_atoms=True, base_distribution=NO_NOISE, seed=7)
 
 
-def open_pairs(paths: Sequence[Path], start: BaseDistribution = OPTIONS.start) -> PreparedPairs:
-    return PreparedPairs(paths, start, BOUNDS)
+def open_pairs(
+    paths: Sequence[Path], base_distribution: BaseDistribution = NO_NOISE
+) -> PreparedPairs:
+    return PreparedPairs(paths, base_distribution, BOUNDS)
 
 
 def statistics(pairs: PreparedPairs) -> Standardization:
@@ -46,7 +49,7 @@ def prototypes(max_atoms: int = 12) -> tuple[Crystal, ...]:
 
 
 def draft_of(crystal: Crystal, rng: np.random.Generator, scale: float = 0.03) -> Crystal:
-    """What a language model might write for a crystal: perturbed, then rounded like its text."""
+    """Perturb and round a crystal, as a language model might write it."""
     coords = crystal.frac_coords + rng.normal(0, scale, crystal.frac_coords.shape)
     angles = crystal.angles + rng.normal(0, 2, 3)
     return Crystal.from_arrays(

@@ -1,4 +1,4 @@
-"""What several files share of the tests `test_train_rfm`."""
+"""Settings and processes of small trainings, for the tests of the flow."""
 
 import json
 import subprocess

@@ -1,8 +1,8 @@
-"""The velocity network as appendix B writes it: one graph of edges, one edge at a time.
+"""The velocity network as appendix B describes it, with a list of edges.
 
-The plain version that `flowllm.rfm.network` must agree with: crystals of any size joined to one
-graph, each directed edge's inputs (h_i, h_j, count, lattice, sin, cos, angles) joined and put
-through one linear map. It takes its weights from a dense network and shares no code with it.
+`flowllm.rfm.network` must agree with this plain version. Crystals of any size are joined to one
+graph. The inputs of each directed edge (h_i, h_j, count, lattice, sin, cos, angles) are joined and
+mapped by one linear map. The weights are those of a dense network, without shared code.
 """
 
 import math
@@ -43,7 +43,7 @@ class ReferenceLayer(nn.Module):
 
 
 class ReferenceNetwork(nn.Module):
-    """The same function as a dense `VelocityNetwork`, from its weights."""
+    """The function of a dense `VelocityNetwork`, with its weights."""
 
     def __init__(self, dense):
         super().__init__()
@@ -64,7 +64,7 @@ class ReferenceNetwork(nn.Module):
         self.lattice_head = linear(dense.lattice_head.weight, dense.lattice_head.bias)
 
     def forward(self, elements, coords, num_atoms, lattice, gram, time):
-        """Crystals joined: elements (N,), coords (N, 3); num_atoms (B,), lattice (B, 6), ..."""
+        """Evaluate joined crystals: elements (N,), coords (N, 3), others (B, ...)."""
         crystal = torch.repeat_interleave(torch.arange(len(num_atoms)), num_atoms)
         receiver, sender = all_edges(num_atoms.tolist())
         atom_types = functional.one_hot(elements, self.element.in_features).to(coords.dtype)
@@ -84,14 +84,14 @@ class ReferenceNetwork(nn.Module):
         return torch.cat([v - v.mean(0) for v in velocities]), self.lattice_head(pooled)
 
     def sinusoids(self, displacement):
-        """Equation 16 for k = 1 ... K, one direction of the cell after the other."""
+        """Return equation 16 for k = 1 ... K, per direction of the cell."""
         k = torch.arange(1, self.frequencies + 1, dtype=displacement.dtype)
         phases = torch.cat([2 * math.pi * k * displacement[:, d : d + 1] for d in range(3)], dim=1)
         return torch.sin(phases), torch.cos(phases)
 
 
 def all_edges(num_atoms):
-    """Every ordered pair of different atoms of one crystal."""
+    """Return all ordered pairs of different atoms of the same crystal."""
     edges, offset = [], 0
     for n in num_atoms:
         atoms = torch.arange(offset, offset + n)
@@ -103,10 +103,10 @@ def all_edges(num_atoms):
 
 
 def angles_to_lattice(displacement, gram):
-    """Cosines of edge and lattice vectors, from Cartesian vectors of a Cholesky-made lattice.
+    """Return cosines of edge and lattice vectors, with Cartesian vectors by Cholesky decomposition.
 
-    A component of half a cell (to 1e-4) points nowhere; atoms nearer than 0.01 angstrom count as
-    that far apart.
+    A component of half a cell (within 1e-4) counts as zero, and distances below 0.01 angstrom count
+    as 0.01 angstrom.
     """
     shortest = displacement - torch.round(displacement)
     shortest = torch.where(shortest.abs() > 0.5 - 1e-4, 0.0, shortest)

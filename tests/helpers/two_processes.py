@@ -1,9 +1,9 @@
-"""Train in two processes on the CPU, as on two GPUs; run by tests/stages/test_train_rfm.py.
+"""Train in two processes on the CPU, as on two GPUs; started by tests/stages/test_train_rfm.py.
 
-The second process alone is asked to stop after step 5; then both train on from the checkpoint.
+Only the second process is asked to stop, after step 5. Then both resume from the checkpoint.
 
 Arguments: folder of prepared pairs, settings of the stage as JSON, file for the weights (the curve
-goes beside it), the base distribution as JSON.
+is written beside it), the base distribution as JSON.
 """
 
 import json
@@ -44,7 +44,7 @@ def main() -> None:
         loop.noting_sigterm = asked_after_step_5
     with suppress(Stopped):
         loop.train(*given)
-        raise AssertionError("nobody stopped")
+        raise AssertionError("no process stopped")
     loop.noting_sigterm = noting_sigterm
     trained = loop.train(*given)
     if fabric.is_global_zero:

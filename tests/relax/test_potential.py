@@ -1,4 +1,4 @@
-"""CHGNet behind torch-sim against chgnet itself, and what generated crystals can do to it."""
+"""CHGNet as a torch-sim model against chgnet itself, and its behavior on unphysical crystals."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.relax import chgnet as adapter
 from flowllm.relax.models import load_potential
-from flowllm.relax.relaxer import relax, single_points
+from flowllm.relax.relaxer import relax
 
 LIMITS = {"max_force": 0.1, "max_steps": 100, "max_seconds": float("inf")}
 
@@ -47,13 +47,19 @@ def textbook() -> list[Crystal]:
     ]
 
 
+def single_points(potential, crystals):
+    """Evaluate crystals without relaxing them."""
+    infinite = float("inf")
+    return relax(potential, crystals, max_force=infinite, max_steps=0, max_seconds=infinite)
+
+
 def state_of(crystals):
     structures = [crystal.to_structure() for crystal in crystals]
     return ts.initialize_state(structures, torch.device("cpu"), torch.float64)
 
 
 def check_against_chgnet(model, chgnet, crystals):
-    """Energies, forces and stresses of a batch against chgnet's own of each crystal."""
+    """Compare energies, forces and stresses of a batch with chgnet's own per crystal."""
     output = model(state_of(crystals))
     first = 0
     for place, crystal in enumerate(crystals):
@@ -81,7 +87,7 @@ def test_torch_sim_accepts_the_model(model):
 
 
 def test_the_graph_is_that_of_chgnets_converter(chgnet):
-    """Bonds and angles as sets, since their order is free."""
+    """Bonds and angles are compared as sets, because their order is arbitrary."""
     crystal = rattled(perovskite(), 0.2, 5)
     structure = crystal.to_structure()
     theirs = chgnet.graph_converter(structure)
@@ -99,7 +105,7 @@ def test_the_graph_is_that_of_chgnets_converter(chgnet):
     their_angles = {(their_bonds[a[2]], their_bonds[a[4]]) for a in theirs.bond_graph.tolist()}
     assert our_angles == their_angles
     assert len(ours.angles) == len(theirs.bond_graph)
-    # Each undirected bond is two directed ones, there and back.
+    # Each undirected bond is two directed ones of opposite directions.
     for number, bond in enumerate(ours.undirected):
         i, j, *image = our_bonds[number]
         back = our_bonds.index((j, i, *(-x for x in image)))
@@ -108,7 +114,7 @@ def test_the_graph_is_that_of_chgnets_converter(chgnet):
 
 
 def test_relaxation_takes_the_course_of_chgnets_own_relaxer(potential, chgnet):
-    """Batched FIRE against ASE's, one by one: steps, energies, final structures."""
+    """Batched FIRE against ASE's FIRE one by one: steps, energies, final structures."""
     crystals = textbook()
     relaxed = relax(potential, crystals, **LIMITS)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -129,7 +135,7 @@ def test_relaxation_takes_the_course_of_chgnets_own_relaxer(potential, chgnet):
 
 
 def test_a_batch_changes_nothing_for_its_members(potential):
-    """Alone or together with others that join and leave: the same steps and energies."""
+    """A crystal takes the same steps alone and in a batch that others join and leave."""
     crystals = textbook()
     together = relax(potential, crystals * 2, **LIMITS)
     for crystal, first, second in zip(crystals, together[:4], together[4:], strict=True):
@@ -187,9 +193,9 @@ def test_what_cannot_be_computed_has_a_reason_and_the_others_go_on(potential, re
 
 
 def test_chgnet_knows_the_elements_that_its_training_touched(potential, chgnet):
-    """Its 94 embeddings start as 64 normal numbers each, so with lengths around 8.
+    """Its 94 embeddings start as 64 normal numbers each, so with lengths of about 8.
 
-    Five have that length still, and the next shortest, neon's, is half as long again.
+    Five embeddings still have that length; the next shortest, that of neon, has 1.5 times it.
     """
     lengths = chgnet.atom_embedding.embedding.weight.detach().norm(dim=1)
     untouched = {number + 1 for number in (lengths < 10).nonzero().flatten().tolist()}
@@ -209,7 +215,7 @@ def test_nothing_but_hopeless_crystals(potential):
     assert [result.failure.reason for result in results] == list(HOPELESS)
 
 
-def test_step_limit_is_no_fault_and_time_limit_is_one(potential):
+def test_the_step_limit_is_no_failure_and_the_time_limit_is_one(potential):
     far = rattled(supercell(rocksalt(), (2, 2, 2)), 0.3, 4)
     (short,) = relax(potential, [far], **LIMITS | {"max_steps": 3})
     assert (short.converged, short.num_steps, short.failure) == (False, 5, None)
@@ -220,7 +226,7 @@ def test_step_limit_is_no_fault_and_time_limit_is_one(potential):
 
 
 class Faulty(torch.nn.Module):
-    """CHGNet that gives NaN or raises where an element is present."""
+    """CHGNet that gives NaN or raises for crystals with a given element."""
 
     def __init__(self, model, element, error=None):
         super().__init__()
@@ -241,7 +247,7 @@ def failed(potential, *arguments):
     return replace(potential, model=Faulty(potential.model, *arguments))
 
 
-def test_nan_forces_are_one_crystals_fault(potential):
+def test_nan_forces_fail_one_crystal_only(potential):
     crystals = [rocksalt(), rocksalt("K"), rattled(rocksalt(), 0.1, 1)]
     fine, bad, also_fine = relax(failed(potential, 19), crystals, **LIMITS)
     assert bad.failure.reason == "not_finite"
@@ -250,7 +256,7 @@ def test_nan_forces_are_one_crystals_fault(potential):
 
 
 class Exploding(Faulty):
-    """CHGNet that pulls the cell apart where an element is present."""
+    """CHGNet that expands the cell of crystals with a given element."""
 
     def forward(self, state):
         output = self.model(state)
@@ -263,7 +269,7 @@ def test_a_cell_that_explodes_ends_with_a_reason(potential):
     crystals = [rattled(rocksalt(), 0.1, 1), rocksalt("K"), fcc()]
     exploding = replace(potential, model=Exploding(potential.model, 19))
     fine, bad, also_fine = relax(exploding, crystals, **LIMITS)
-    assert bad.failure.reason == "isolated_atoms"  # no neighbour within the cutoff any more
+    assert bad.failure.reason == "isolated_atoms"  # no neighbor within the cutoff
     assert bad.crystal is None
     assert fine.converged
     assert also_fine.converged
@@ -279,7 +285,7 @@ def test_an_exception_ends_one_crystal_only(potential, error):
 
 
 def test_a_crystal_that_collapses_has_no_energy(potential):
-    """The network's energies at tiny distances mean nothing, so the end state is looked at."""
+    """The network's energies at tiny distances are meaningless, so the final state is checked."""
     close = crystal([1, 1], [[0, 0, 0], [0.05, 0, 0]], [5, 5, 5])
     (result,) = single_points(potential, [close])
     assert result.failure.reason == "overlapping_atoms"
@@ -287,12 +293,12 @@ def test_a_crystal_that_collapses_has_no_energy(potential):
 
 
 OTHERS = {"mace": "mace", "mattersim": "mattersim", "sevennet": "sevenn", "orb": "orb_models"}
-"""The other potentials' packages by potential.name."""
+"""Packages of the other potentials by `potential.name`."""
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_potentials_take_the_same_way_where_they_are_installed(name):
-    """Rock salt relaxes to within 3 % of its constant; an actinide beyond plutonium is refused."""
+    """Rock salt relaxes to within 3 % of its constant; an actinide beyond plutonium is rejected."""
     pytest.importorskip(OTHERS[name])
     try:
         other = load_potential(name, torch.device("cpu"))
@@ -317,5 +323,5 @@ def test_a_potential_that_is_not_installed_says_how(monkeypatch):
 
 
 def test_no_such_potential():
-    with pytest.raises(FlowllmError, match=r"potential\.name: no potential 'lj'"):
+    with pytest.raises(FlowllmError, match=r"potential\.name: unknown potential 'lj'"):
         load_potential("lj", torch.device("cpu"))

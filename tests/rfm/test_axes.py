@@ -1,4 +1,4 @@
-"""Axes in another order and turned: the same crystals, by pymatgen and by all distances."""
+"""Reordered and reversed axes describe the same crystals, by pymatgen and by all distances."""
 
 import numpy as np
 import pytest
@@ -19,14 +19,16 @@ ALL = np.stack([np.zeros(len(TARGETS), dtype=int), np.arange(len(TARGETS))], axi
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Real crystals of six atoms and drafts of them, with axes as given and drawn."""
+    """Real crystals of six atoms and drafts of them, with given axes and with random axes."""
     folder = tmp_path_factory.mktemp("axes")
     rng = np.random.default_rng(0)
     rows = [pair_row(draft_of(crystal, rng), crystal, i) for i, crystal in enumerate(TARGETS)]
     tables.write_table(folder / "shard.parquet", rows, schemas.PAIRS, {})
     prepare_shard(folder / "shard.parquet", folder / "prepared", OPTIONS)
     return [
-        PreparedPairs([folder / "prepared"], OPTIONS.start, BOUNDS, augment_axes=augment)
+        PreparedPairs(
+            [folder / "prepared"], OPTIONS.base_distribution, BOUNDS, augment_axes=augment
+        )
         for augment in (False, True)
     ]
 

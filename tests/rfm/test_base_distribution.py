@@ -1,4 +1,4 @@
-"""Base distributions: draws against the distributions they are said to come from."""
+"""Base distributions: draws are compared with the documented distributions."""
 
 import json
 
@@ -31,10 +31,10 @@ from flowllm.rfm.manifold import lattice_parameters
 FCC = Crystal.from_arrays([29, 29], [[0, 0, 0], [0.5, 0.25, 0.75]], [2.5, 3, 4], [60, 90, 120])
 
 
-def draws(start, crystal, number):
-    """Coordinates (m, n, 3), lengths and angles (m, 3) of that many draws."""
+def draws(base_distribution, crystal, number):
+    """Return coordinates (m, n, 3), lengths and angles (m, 3) of m draws."""
     rng = np.random.default_rng(0)
-    points = [draw_start(start, crystal, BOUNDS, rng) for _ in range(number)]
+    points = [draw_start(base_distribution, crystal, BOUNDS, rng) for _ in range(number)]
     lattices = torch.from_numpy(np.stack([point.lattice for point in points])).double()
     lengths, angles = (x.numpy() for x in lattice_parameters(lattices, BOUNDS))
     return np.stack([point.coords for point in points]), lengths, angles
@@ -81,7 +81,7 @@ def test_noise_has_its_deviations():
 
 
 def test_noise_never_leaves_the_manifold():
-    """Large noise at the ends of every range: coordinates wrap, lengths and angles reflect."""
+    """With large noise coordinates wrap, and lengths and angles are reflected."""
     coords, lengths, angles = draws(LlmBaseDistribution(0.3, 3.0, 20.0), FCC, 500)
     assert (coords >= 0).all()
     assert (coords < 1).all()
@@ -89,26 +89,26 @@ def test_noise_never_leaves_the_manifold():
     assert (angles > 59.999).all()
     assert (angles < 120.001).all()
     assert np.isfinite(angles).all()
-    # A normal number folded at its mean has the mean distance sigma sqrt(2 / pi).
+    # A normal number reflected at its mean has the mean distance sigma sqrt(2 / pi) from it.
     _, _, near = draws(LlmBaseDistribution(0.0, 0.0, 2.0), FCC, 4000)
     assert (near[:, 0] - 60).mean() == pytest.approx(2 * np.sqrt(2 / np.pi), rel=0.05)
     assert (120 - near[:, 2]).mean() == pytest.approx(2 * np.sqrt(2 / np.pi), rel=0.05)
 
 
-def test_simple_start_is_flowmms_base():
-    start = SimpleBaseDistribution([1.575, 1.702, 1.978], [0.244, 0.265, 0.354])
-    coords, lengths, angles = draws(start, FCC, 3000)
+def test_the_simple_base_is_flowmms_base():
+    simple = SimpleBaseDistribution([1.575, 1.702, 1.978], [0.244, 0.265, 0.354])
+    coords, lengths, angles = draws(simple, FCC, 3000)
     low, high = BOUNDS
     assert coords.shape == (3000, 2, 3)
     assert stats.kstest(coords.ravel(), stats.uniform(0, 1).cdf).pvalue > 1e-3
     assert stats.kstest(angles.ravel(), stats.uniform(low, high - low).cdf).pvalue > 1e-3
-    for column, mean, deviation in zip(lengths.T, *vars(start).values(), strict=True):
+    for column, mean, deviation in zip(lengths.T, *vars(simple).values(), strict=True):
         assert stats.kstest(column, stats.lognorm(deviation, scale=np.exp(mean)).cdf).pvalue > 1e-3
-    # The data's mean lengths are the log-normals' (FlowMM's constants for MP-20, within a percent).
+    # FlowMM's constants for MP-20 give the mean lengths of the data within one percent.
     np.testing.assert_allclose(lengths.mean(axis=0), (4.980, 5.678, 7.772), rtol=0.02)
 
 
-def test_simple_start_is_fitted_on_the_training_crystals(tmp_path):
+def test_the_simple_base_is_fitted_to_the_training_crystals(tmp_path):
     crystals = prototypes()[:20]
     paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     write_pairs(paths[0], crystals[:15], seed=0)
@@ -125,7 +125,7 @@ def test_nothing_to_fit_on_says_so(tmp_path):
         fit_simple_base_distribution([tmp_path / "a.parquet"])
 
 
-def test_rows_of_flows_become_starts_and_survive_json(tmp_path):
+def test_rows_of_flows_become_base_distributions_and_survive_json(tmp_path):
     path = tmp_path / "a.parquet"
     tables.write_table(path, [pair_row(FCC, FCC, 0)], schemas.PAIRS, {})
     llm = LlmFlow(name="a", start="llm", coords_noise=0.1, lengths_noise=0.2, angles_noise=0.3)
@@ -133,10 +133,8 @@ def test_rows_of_flows_become_starts_and_survive_json(tmp_path):
         (llm, LlmBaseDistribution),
         (SimpleFlow(name="b", start="simple"), SimpleBaseDistribution),
     ):
-        start = base_distribution_of(flow, [path])
-        assert type(start) is kind
-        assert (
-            base_distribution_from_record(json.loads(json.dumps(base_distribution_record(start))))
-            == start
-        )
+        found = base_distribution_of(flow, [path])
+        assert type(found) is kind
+        record = json.loads(json.dumps(base_distribution_record(found)))
+        assert base_distribution_from_record(record) == found
     assert base_distribution_of(llm, []) == LlmBaseDistribution(0.1, 0.2, 0.3)

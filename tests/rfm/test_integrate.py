@@ -1,4 +1,4 @@
-"""Integrators: they reach c1 along an exact field, at the order they should have."""
+"""Integrators: they reach c1 along an exact field, and their errors have the expected order."""
 
 import math
 
@@ -14,7 +14,7 @@ DTYPE = torch.float64
 
 
 def points(seed):
-    """Pairs of crystals: 5 of 4 atoms, coordinates anywhere on the torus."""
+    """Return random points of 5 pairs of crystals with 4 atoms."""
     rng = torch.Generator().manual_seed(seed)
     coords = torch.rand(2, 5, 4, 3, generator=rng, dtype=DTYPE)
     lattice = torch.randn(2, 5, 6, generator=rng, dtype=DTYPE)
@@ -36,23 +36,23 @@ def test_constant_velocity_reaches_c1_exactly(name, num_steps):
 
 @pytest.mark.parametrize("name", INTEGRATORS)
 def test_error_falls_at_the_order_of_the_method(name):
-    """A curved field with a known flow that leads to c1: halving the step, error / 2^order.
+    """For a field with a known flow, half the step size divides the error by 2^order.
 
-    Coordinates: f' = a(t) g(f - c) with g(x) = sin(2 pi x) / 2 pi, whose flow is closed:
-    tan(pi x_t) = tan(pi x_0) exp(A(t)). Lattice: l' = -2 t l + t, with flow towards 1/2.
+    Coordinates: f' = a(t) g(f - c) with g(x) = sin(2 pi x) / 2 pi, whose flow is
+    tan(pi x_t) = tan(pi x_0) exp(A(t)). Lattice: l' = -2 t l + t, whose flow leads to 1/2.
     """
     (f0, _), (l0, _) = points(1)
-    centre = 0.3
+    center = 0.3
 
     def velocity(coords, lattice, time):
         rate = (1 + time.cos())[:, None, None]
-        swirl = torch.sin(2 * math.pi * (coords - centre)) / (2 * math.pi)
+        swirl = torch.sin(2 * math.pi * (coords - center)) / (2 * math.pi)
         return rate * swirl, (-2 * lattice + 1) * time[:, None]
 
     growth = math.exp(1 + math.sin(1))
-    x0 = torus_log(torch.full_like(f0, centre), f0)
+    x0 = torus_log(torch.full_like(f0, center), f0)
     f1 = torus_exp(
-        torch.full_like(f0, centre), torch.atan(torch.tan(math.pi * x0) * growth) / math.pi
+        torch.full_like(f0, center), torch.atan(torch.tan(math.pi * x0) * growth) / math.pi
     )
     l1 = 0.5 + (l0 - 0.5) * math.exp(-1)
     errors = []
@@ -66,7 +66,7 @@ def test_error_falls_at_the_order_of_the_method(name):
 
 @pytest.mark.parametrize("name", INTEGRATORS)
 def test_lattice_stays_in_its_space(name):
-    """However far the field leads, angles stay between the bounds."""
+    """Angles stay between the bounds for large velocities, too."""
     (f0, _), (l0, _) = points(2)
 
     def velocity(coords, lattice, _):

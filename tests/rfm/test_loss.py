@@ -1,4 +1,4 @@
-"""The objective: equation 8 by a slow loop, and the statistics by their definition."""
+"""The loss against equation 8 in a plain loop, and the statistics against their definition."""
 
 import math
 
@@ -30,7 +30,7 @@ def doubled(batch: PairBatch) -> PairBatch:
 
 
 def equation_8(velocity_f, velocity_l, f0, f1, l0, l1, lambda_f, lambda_l):
-    """One crystal's term, atom by atom and component by component, as printed."""
+    """Return the term of one crystal, atom by atom and component by component, as printed."""
     n = len(f0)
     log = [[0.0] * 3 for _ in range(n)]
     for i in range(n):
@@ -66,7 +66,7 @@ def test_loss_is_equation_8_by_a_slow_loop(pairs):
     assert found == pytest.approx(expected, rel=1e-10)
 
 
-def test_standardised_outputs_become_velocities_in_the_target_units(pairs):
+def test_standardized_outputs_become_velocities_in_the_target_units(pairs):
     """A network of zero output moves lattices by their mean velocity, and no atom."""
     standardization = statistics(pairs)
     field = build_field(SIZE, BOUNDS, standardization, seed=1)
@@ -79,12 +79,12 @@ def test_standardised_outputs_become_velocities_in_the_target_units(pairs):
     coords, lattice = torch.cat(errors, dim=1).mean(dim=1).tolist()
     per_crystal = np.array(standardization.lattice_velocity_std) ** 2
     assert lattice == pytest.approx(per_crystal.mean(), rel=1e-4)
-    # The deviation counts every component once, the loss every crystal: not equal, but near.
+    # The deviation weighs components equally, the loss crystals, so both are only similar.
     assert coords == pytest.approx(standardization.coords_velocity_std**2, rel=0.5)
 
 
 def test_statistics_by_sampling_the_path(pairs):
-    """Mean and deviation of l_t over many times, and of the velocities over the pairs."""
+    """Means and deviations of l_t over many times, and of the velocities over the pairs."""
     found = statistics(pairs)
     rng = np.random.default_rng(0)
     lattices, velocities, coords = [], [], []
@@ -122,7 +122,7 @@ def test_the_constant_field_misses_by_the_velocities_own_variance(pairs):
 
 
 def test_pairs_of_one_value_are_not_divided_by_zero(tmp_path):
-    """One cubic crystal that is its own draft: all deviations are zero."""
+    """A single cubic crystal that is its own draft has deviations of zero."""
     from flow_pairs import pair_row
     from flowllm.io import schemas, tables
 

@@ -1,4 +1,4 @@
-"""The manifolds against their definitions: inverses, shortest ways, time derivatives."""
+"""The manifolds against their definitions: inverses, shortest displacements, time derivatives."""
 
 import math
 
@@ -29,7 +29,7 @@ points = arrays(np.float64, (4, 3), elements=unit)
 
 
 def on_circle(x):
-    """A torus point as points of circles in the plane, where 0 and 1 are the same."""
+    """Map a torus point to points of circles in the plane, where 0 and 1 coincide."""
     angle = 2 * math.pi * torch.as_tensor(x)
     return torch.stack([angle.cos(), angle.sin()])
 
@@ -55,7 +55,7 @@ def test_log_undoes_exp(start, tangent):
 @settings(deadline=None)
 @given(points, points)
 def test_log_is_the_shortest_of_all_ways(start, end):
-    """Ways to the point itself and to its images in the neighbouring cells."""
+    """Return the displacements to the point itself and to its images in the neighboring cells."""
     images = (end - start)[..., None] + np.arange(-2, 3)
     shortest = np.abs(images).min(-1)
     way = torus_log(torch.tensor(start), torch.tensor(end)).numpy()
@@ -73,13 +73,13 @@ def test_crossing_the_boundary(number_type):
 
 
 def test_exp_stays_below_one():
-    """The float below zero by the least amount wraps to 0, not to 1."""
+    """The largest float below zero wraps to 0, not to 1."""
     tiny = torch.tensor([-1e-12], dtype=torch.float32)
     assert torus_exp(torch.zeros(1), tiny).item() == 0.0
 
 
 def test_angles_at_60_90_and_120():
-    """Values by hand: logit(0.1 / 60.2), 0, logit(60.1 / 60.2)."""
+    """Expected values: logit(0.1 / 60.2), 0, logit(60.1 / 60.2)."""
     edge = math.log(0.1 / 60.1)
     angles = torch.tensor([60.0, 90.0, 120.0], dtype=torch.float64)
     line = angles_to_line(angles, BOUNDS)
@@ -112,7 +112,7 @@ def test_gram_matrix_against_pymatgen(angles):
 
 
 def test_target_is_equation_8_atom_by_atom():
-    """u = -(log_f1(f0) - mean over atoms), written out with math.atan2."""
+    """u = -(log_f1(f0) - mean over atoms), computed with math.atan2."""
     rng = np.random.default_rng(0)
     start, end = rng.random((5, 3)), rng.random((5, 3))
     way = np.zeros((5, 3))

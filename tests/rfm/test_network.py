@@ -1,4 +1,4 @@
-"""The dense velocity network: its symmetries, its size, and the plain edge list it must equal."""
+"""The dense velocity network: its symmetries, its size, its equality to the plain edge list."""
 
 import math
 import shutil
@@ -37,7 +37,7 @@ def field_of(dtype, size=SIZE):
 
 
 def crystals_by_size(dtype, per_size=3):
-    """Real crystals, shaken a little and grouped by number of atoms, with lattices and times."""
+    """Return real crystals with noise, grouped by number of atoms, with lattices and times."""
     groups = {}
     for crystal in prototypes():
         groups.setdefault(crystal.num_atoms, []).append(crystal)
@@ -62,7 +62,7 @@ def test_number_of_parameters_of_the_full_size():
 @pytest.mark.parametrize("num_frequencies", [SIZE.num_frequencies, 128])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_equals_the_edge_list_with_its_gradients(dtype, tolerance, num_frequencies):
-    """All crystals as one graph against the same crystals batch by batch of one size."""
+    """One graph of all crystals is compared with batches of one number of atoms."""
     field = field_of(dtype, replace(SIZE, num_frequencies=num_frequencies))
     reference = ReferenceNetwork(field.network)
     outputs, joined = [], {"elements": [], "coords": [], "n": [], "l": [], "gram": [], "time": []}
@@ -108,16 +108,16 @@ def test_equals_the_edge_list_with_its_gradients(dtype, tolerance, num_frequenci
 
 
 def close(found, expected, tolerance):
-    """Equal to `tolerance` of the largest entry: gradients of one tensor share one scale."""
+    """Compare tensors up to `tolerance` times the largest entry."""
     scale = max(expected.abs().max().item(), 1e-3)
     assert (found - expected).abs().max().item() <= tolerance * scale
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_give_the_same_with_their_gradients():
-    """Two graphs serve all numbers of crystals and of atoms: five atoms are a case of their own.
+    """Two graphs suffice for all numbers of crystals and atoms except five atoms.
 
-    Sizes of 0 and 1 do without.
+    Sizes of 0 and 1 are not compiled.
     """
     size = NetworkSize(hidden_dim=8, num_layers=1, time_dim=4, num_frequencies=2)
     eager = build_field(size, BOUNDS, SCALES, seed=1)
@@ -145,7 +145,7 @@ def test_compiled_layers_give_the_same_with_their_gradients():
 
 @pytest.mark.parametrize("shift", [(0.1, 0.2, 0.3), (0.5, 0.5, 0.5), (0.97, 0.0, 0.01)])
 def test_translations_of_all_atoms_change_nothing(shift):
-    """Also of unshaken crystals, whose atoms often lie exactly half a cell apart."""
+    """Crystals without noise are included; their atoms are often exactly half a cell apart."""
     field = field_of(torch.float64)
     for size, (elements, _, lattice, time), _ in crystals_by_size(torch.float64):
         members = [c for c in prototypes() if c.num_atoms == size][: len(time)]
@@ -177,7 +177,7 @@ def test_coordinate_velocities_have_zero_mean_and_are_not_zero():
         assert (coords.abs().max() > 1e-3) == (size > 1)
 
 
-def test_a_crystal_does_not_see_its_neighbours_in_the_batch():
+def test_a_crystal_does_not_see_its_neighbors_in_the_batch():
     field = field_of(torch.float64)
     for _, inputs, _ in crystals_by_size(torch.float64):
         together = field(*inputs)
@@ -216,7 +216,7 @@ def test_sinusoidal_embedding_is_equation_16():
 
 
 def test_edge_angles_by_hand():
-    """Cubic cell of 4 angstrom: along a, along a + b, half a cell, and no distance at all."""
+    """Cubic cell of 4 angstrom: along a, along a + b, half a cell, zero distance."""
     gram = gram_matrix(torch.full((1, 3), 4.0), torch.full((1, 3), 90.0)).double()
     x = [[0.25, 0, 0], [-0.25, 0.75, 0], [0.5, 0.25, -0.5], [0, 0, 0], [0.5, 0.5, 0.5]]
     found = edge_angles(torch.tensor([x], dtype=torch.float64), gram)

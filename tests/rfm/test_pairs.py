@@ -1,4 +1,4 @@
-"""Pairs for training: atoms matched, angles within bounds, every row counted, batches complete."""
+"""Training pairs: matched atoms, angles within bounds, counts of all rows, complete batches."""
 
 import itertools
 import threading
@@ -21,24 +21,20 @@ from flowllm.io import schemas, tables
 from flowllm.rfm import loader
 from flowllm.rfm.base_distribution import LlmBaseDistribution
 from flowllm.rfm.loader import batches_per_epoch, plan_epoch, prefetched, size_groups
-from flowllm.rfm.pairs import (
-    match_atoms,
-    prepare_shard,
-    read_counts,
-)
+from flowllm.rfm.pairs import match_atoms, prepare_shard, read_counts
 
 
 def torus_cost(start, end):
-    """Summed squares of the mean-free shortest ways: what the flow has to travel."""
+    """Return the summed squares of the shortest displacements without their mean."""
     ways = end - start - np.round(end - start)
     return float(((ways - ways.mean(axis=0)) ** 2).sum())
 
 
 def best_cost_by_trying(elements, start, end):
-    """The least cost over all permutations within elements and all translations, exactly.
+    """Return the least cost over all permutations within elements and all translations.
 
     For one direction and one permutation the best translation is the mean of the differences after
-    some of them, in ascending order, were moved by one cell.
+    the first k of them in ascending order were increased by one cell, for some k.
     """
     n = len(elements)
     best = np.inf
@@ -56,8 +52,8 @@ def best_cost_by_trying(elements, start, end):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.floats(0.0, 0.03))
-def test_match_atoms_finds_the_best_matching_of_shaken_crystals(seed, n, scale):
-    """Atoms apart by more than the shaking, in any order and anywhere in the cell."""
+def test_match_atoms_finds_the_best_matching_of_crystals_with_noise(seed, n, scale):
+    """Atoms with distances larger than the noise, in any order and with any translation."""
     rng = np.random.default_rng(seed)
     elements = np.sort(rng.integers(1, 3, n))
     grid = np.array(list(itertools.product([0.1, 0.4, 0.75], repeat=3)))
@@ -70,7 +66,7 @@ def test_match_atoms_finds_the_best_matching_of_shaken_crystals(seed, n, scale):
 
 
 def test_match_atoms_is_near_the_best_matching_of_any_points():
-    """Points without any resemblance: mostly at the least cost, in the mean 2 % above it."""
+    """Unrelated points: more than 80 % reach the least cost, and the mean is 2 % above it."""
     rng = np.random.default_rng(0)
     found, least = [], []
     for _ in range(80):
@@ -87,7 +83,7 @@ def test_match_atoms_is_near_the_best_matching_of_any_points():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 8))
 def test_match_atoms_is_never_longer_and_is_the_same_crystal(seed, n):
-    """For points without any resemblance, too."""
+    """This is true of unrelated points, too."""
     rng = np.random.default_rng(seed)
     elements = np.sort(rng.integers(1, 4, n))
     start, end = rng.random((2, n, 3))
@@ -101,14 +97,14 @@ def test_match_atoms_is_never_longer_and_is_the_same_crystal(seed, n):
 
 
 def torus_equal(points, others, elements):
-    """Whether two sets of atoms are the same, in any order within an element."""
+    """Return whether two sets of atoms are equal, in any order within an element."""
     gaps = points[:, None] - others[None]
     gaps = np.abs(gaps - np.round(gaps)).max(-1) + (elements[:, None] != elements[None])
     return sorted(gaps.argmin(1)) == list(range(len(points))) and gaps.min(1).max() < 1e-6
 
 
 def test_reduced_draft_is_matched_to_its_target(tmp_path):
-    """A draft in a skewed cell of the very target: after reduction and matching no way is left."""
+    """A draft in a skewed cell of its target coincides with it after reduction and matching."""
     lattice = Lattice.from_parameters(3.5, 4.5, 5.6, 88, 93, 95)
     coords = np.array([[0.1, 0.2, 0.3], [0.6, 0.7, 0.1], [0.35, 0.9, 0.6]])
     target = Structure(lattice, ["Li", "O", "O"], coords).get_reduced_structure()
@@ -172,40 +168,44 @@ def test_prepared_files_repeat_byte_by_byte(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def shaken_pairs(tmp_path, start):
-    """Pairs of four atoms with noise, and the group of all of them."""
+def noisy_pairs(tmp_path, base_distribution):
+    """Return pairs of four atoms with a noisy base distribution, and the group of all of them."""
     crystals = [c for c in prototypes() if c.num_atoms == 4][:5]
     write_pairs(tmp_path / "shard.parquet", crystals, seed=0, draws_each=20)
-    prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", replace(OPTIONS, start=start))
-    pairs = open_pairs([tmp_path / "a"], start)
+    prepare_shard(
+        tmp_path / "shard.parquet",
+        tmp_path / "a",
+        replace(OPTIONS, base_distribution=base_distribution),
+    )
+    pairs = open_pairs([tmp_path / "a"], base_distribution)
     return pairs, np.stack([np.zeros(len(pairs)), np.arange(len(pairs))], axis=1).astype(int)
 
 
 def test_noise_is_drawn_on_reading_and_leaves_c1_alone(tmp_path):
-    pairs, group = shaken_pairs(tmp_path, LlmBaseDistribution(0.02, 0.1, 0.0))
-    placed, shaken = pairs.batch(group), pairs.draw(group, np.random.default_rng(1))
-    way = shaken.start_coords - placed.start_coords
+    pairs, group = noisy_pairs(tmp_path, LlmBaseDistribution(0.02, 0.1, 0.0))
+    placed, noisy = pairs.batch(group), pairs.draw(group, np.random.default_rng(1))
+    way = noisy.start_coords - placed.start_coords
     way -= way.round()
     assert stats.kstest(way.numpy().ravel(), stats.norm(0, 0.02).cdf).pvalue > 1e-3
-    lengths = (shaken.start_lattice - placed.start_lattice)[:, :3].numpy().ravel()
+    lengths = (noisy.start_lattice - placed.start_lattice)[:, :3].numpy().ravel()
     assert stats.kstest(lengths, stats.norm(0, 0.1).cdf).pvalue > 1e-3
-    assert torch.equal(shaken.end_coords, placed.end_coords)
-    assert torch.equal(shaken.end_lattice, placed.end_lattice)
-    assert shaken.start_coords.dtype == shaken.start_lattice.dtype == torch.float32
+    assert torch.equal(noisy.end_coords, placed.end_coords)
+    assert torch.equal(noisy.end_lattice, placed.end_lattice)
+    assert noisy.start_coords.dtype == noisy.start_lattice.dtype == torch.float32
     again, other = (pairs.draw(group, np.random.default_rng(seed)) for seed in (1, 2))
-    assert torch.equal(again.start_coords, shaken.start_coords)
-    assert not torch.equal(other.start_coords, shaken.start_coords)
+    assert torch.equal(again.start_coords, noisy.start_coords)
+    assert not torch.equal(other.start_coords, noisy.start_coords)
 
 
 def test_a_share_of_a_group_has_the_whole_groups_noise(tmp_path):
-    pairs, group = shaken_pairs(tmp_path, LlmBaseDistribution(0.02, 0.1, 1.0))
+    pairs, group = noisy_pairs(tmp_path, LlmBaseDistribution(0.02, 0.1, 1.0))
     whole = pairs.draw(group, np.random.default_rng(1))
     share = pairs.draw(group, np.random.default_rng(1), slice(1, None, 3))
     assert torch.equal(share.start_coords, whole.start_coords[1::3])
     assert torch.equal(share.start_lattice, whole.start_lattice[1::3])
 
 
-# ---- the order of training
+# ---- order of training
 
 
 def prefetching_threads():
@@ -236,7 +236,7 @@ def test_a_prefetching_thread_s_error_comes_in_place_of_its_item():
         raise OSError("the file is gone")
 
     used = []
-    with pytest.raises(OSError, match="gone"):  # noqa: PT012  what precedes it is used
+    with pytest.raises(OSError, match="gone"):  # noqa: PT012  the items before the error are used
         for item in prefetched(items()):
             used.append(item)
     assert used == [1, 2]
@@ -308,7 +308,7 @@ def test_size_groups_hold_every_pair_once(sizes, max_rows):
 
 
 def test_reading_a_group_allocates_no_more_than_its_rows(tmp_path):
-    """The files are mapped: Arrow's own memory holds none of the pairs."""
+    """The files are memory-mapped, so Arrow allocates no memory for the pairs."""
     write_pairs(tmp_path / "shard.parquet", prototypes()[:20], seed=0, draws_each=20)
     prepare_shard(tmp_path / "shard.parquet", tmp_path / "a", OPTIONS)
     before = pa.total_allocated_bytes()

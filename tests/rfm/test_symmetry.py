@@ -1,4 +1,4 @@
-"""Kept symmetry: starts are moved onto their space group and stay on it, checked by spglib."""
+"""Kept symmetry: starts are moved onto their space group and keep it, checked by spglib."""
 
 import csv
 from collections import Counter
@@ -26,13 +26,14 @@ from flowllm.rfm.base_distribution import (
     crystal_lattice,
 )
 from flowllm.rfm.manifold import lattice_parameters, lattice_vector, target_velocity
-from flowllm.rfm.symmetry import KeptSymmetry, Operations, symmetric_start, symmetrize
+from flowllm.rfm.symmetry import Operations, symmetric_start, symmetrize
+from flowllm.rfm.symmetry_projection import SymmetryProjection
 from flowllm.stages.refine import refine_batch, refinement_input, symmetric_task
 
 CRYSTALS = [crystal for crystal in prototypes() if crystal.num_atoms <= 8]
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "mp_20_sample" / "train.csv"
 SHARP = 1e-3
-"""Angstrom: a crystal has a space group exactly, and not within the rounding of text only."""
+"""Angstrom; tolerance below the rounding of text, for a space group that is exact."""
 
 HEXAGONAL = {
     186: ("ZnO", Lattice.hexagonal(3.2495, 5.2069), [[1 / 3, 2 / 3, 0], [1 / 3, 2 / 3, 0.3821]]),
@@ -56,7 +57,7 @@ def hematite():
 
 
 def written(crystal):
-    """What the text keeps of a crystal; None where it puts two atoms at one point."""
+    """Return a crystal after the rounding of text, or None if two atoms coincide in the text."""
     found = decode(encode(crystal), max_atoms=crystal.num_atoms)
     return found if isinstance(found, Crystal) else None
 
@@ -69,7 +70,7 @@ def symmetrized(crystal):
 
 
 def kept_by(crystal):
-    return KeptSymmetry([symmetrized(crystal)[1]], BOUNDS, torch.device("cpu"))
+    return SymmetryProjection([symmetrized(crystal)[1]], BOUNDS, torch.device("cpu"))
 
 
 def space_group(crystal, tolerance=SHARP):
@@ -82,7 +83,7 @@ def num_operations(crystal, tolerance=SHARP):
 
 
 def distance(crystal, other):
-    """The largest of an atom's way in angstrom and a length's difference, translation aside."""
+    """Return the largest displacement of an atom or change of a length, without translation."""
     ways = crystal.frac_coords.astype(float) - other.frac_coords
     ways -= ways.round()
     ways -= ways.mean(axis=0)
@@ -91,7 +92,7 @@ def distance(crystal, other):
 
 
 class IdealField:
-    """The velocity that leads from wherever the crystals are to the given ones."""
+    """The velocity field from any crystals to the given ones."""
 
     lattice_mean, bounds = torch.zeros(6), BOUNDS
 
@@ -108,7 +109,7 @@ class IdealField:
 
 
 def carried(drafts, ends, keep_symmetry=True, num_steps=25):
-    """Refine drafts with the ideal field; also the operations that each of them keeps."""
+    """Refine drafts with the ideal field; return the ends and the operations of each."""
     field, rng = IdealField(ends), np.random.default_rng(0)
     tasks = [
         refinement_input(draft, field, LlmBaseDistribution(0.0, 0.0, 0.0), rng) for draft in drafts
@@ -122,7 +123,7 @@ def carried(drafts, ends, keep_symmetry=True, num_steps=25):
 
 @pytest.mark.parametrize("number", HEXAGONAL)
 def test_a_written_crystal_gets_its_group_back_and_keeps_it(number):
-    """A third is written 0.33: groups 36, 63 and 2 or so, which a projection would keep."""
+    """1/3 is written 0.33, so the text has a lower group, which a projection alone would keep."""
     crystal = hexagonal(number)
     draft = written(crystal)
     assert space_group(crystal) == number
@@ -134,9 +135,9 @@ def test_a_written_crystal_gets_its_group_back_and_keeps_it(number):
 
 
 def check_the_way_of(crystal):
-    """Written, moved and carried; the start's and the end's distances, or None.
+    """Write, symmetrize and refine a crystal; return the distances of draft and end from it.
 
-    None where the text holds a group that the crystal has not: that one is kept then.
+    Return None if the text has operations that the crystal does not have, because these are kept.
     """
     draft = written(crystal)
     if draft is None:
@@ -152,7 +153,7 @@ def check_the_way_of(crystal):
 
 
 def has_operations(crystal, operations):
-    """Whether a crystal has operations on axes and atoms to within a ten-thousandth."""
+    """Return whether a crystal has the operations on axes and atoms within 1e-4."""
     coords = crystal.frac_coords.astype(float)
     ways = coords @ operations.rotations.transpose(0, 2, 1) - coords[operations.images]
     ways = ways - ways[:, :1]
@@ -180,7 +181,7 @@ def test_neither_origin_nor_order_of_the_atoms_matters(crystal, shift, order):
 
 
 def test_no_rounding_of_training_crystals_is_locked_in():
-    """The issue's measure: a median of 0.026 angstrom of rounding, of which 0.014 were locked."""
+    """The median rounding is 0.026 angstrom, of which 0.014 would remain without the move."""
     if not SAMPLE.exists():
         pytest.skip(f"{SAMPLE} is not there")
     with SAMPLE.open() as handle:
@@ -223,7 +224,7 @@ def test_a_kept_velocity_moves_atoms_within_the_space_group(crystal):
     torch.testing.assert_close(kept.mean(dim=1), torch.zeros(1, 3), atol=1e-6, rtol=0)
     coords = start.frac_coords + kept[0].numpy()
     after = Crystal.from_arrays(start.atomic_numbers, coords, start.lengths, start.angles)
-    # It may become more symmetric, never less.
+    # The crystal may become more symmetric, never less.
     assert num_operations(after) >= operations.order
 
 
@@ -247,7 +248,7 @@ def assert_inside(lattice):
     ids=lambda c: f"{c.formula}-{space_group(c)}",
 )
 def test_no_strain_takes_a_lattice_out_of_its_group_or_bounds(crystal):
-    """Small and large strains, one after another: each end is the start of the next."""
+    """Small and large strains are applied one after another."""
     start, operations = symmetrized(crystal)
     kept = kept_by(crystal)
     lattice = symmetric_lattice(crystal)
@@ -262,7 +263,7 @@ def test_no_strain_takes_a_lattice_out_of_its_group_or_bounds(crystal):
 
 
 def test_hematite_is_held_at_the_bounds_and_not_cut_out_of_its_group():
-    """A shorter c makes two angles smaller than the bounds allow; cut, they would give group 15."""
+    """A shorter c makes two angles smaller than the bounds; clipping them would give group 15."""
     crystal = hematite()
     kept, lattice = kept_by(crystal), symmetric_lattice(crystal)
     assert space_group(crystal) == 167
@@ -275,14 +276,14 @@ def test_hematite_is_held_at_the_bounds_and_not_cut_out_of_its_group():
     assert alpha == pytest.approx(BOUNDS[0], abs=0.01)
     assert beta == pytest.approx(alpha, abs=1e-3)
     assert gamma == pytest.approx(60, abs=1e-3)
-    # And back from the bounds.
+    # The lattice can leave the bounds again.
     back = kept.lattice(lattice, lattice - way)
     assert (lattice_parameters(back, BOUNDS)[1][0, :2] > alpha + 0.1).all()
 
 
 @pytest.mark.parametrize("angle", [59.9004, 60.0, 119.9, 120.0996])
 def test_a_symmetric_lattice_inside_the_bounds_stays(angle):
-    """Also where it is nearer to them than the margin."""
+    """This is also true if it is nearer to them than the margin."""
     crystal = Crystal.from_arrays([11], [[0, 0, 0]], [4, 4, 5], [90, 90, 100])
     kept = kept_by(crystal)
     lattice = lattice_vector(
@@ -295,7 +296,7 @@ def test_one_lattice_that_is_stepped_back_does_not_touch_the_others():
     crystals = [hematite(), hematite()]
     lattices = torch.cat([symmetric_lattice(crystal) for crystal in crystals])
     operations = [symmetrized(crystal)[1] for crystal in crystals]
-    kept = KeptSymmetry(operations, BOUNDS, torch.device("cpu"))
+    kept = SymmetryProjection(operations, BOUNDS, torch.device("cpu"))
     ways = torch.tensor([[0.8, 0.8, -0.8, 0, 0, 0], [0.05, 0.05, 0, 0, 0, 0]])
     after = kept.lattice(lattices, lattices + ways)
     for i, crystal in enumerate(crystals):
@@ -307,7 +308,7 @@ def test_one_lattice_that_is_stepped_back_does_not_touch_the_others():
 
 @pytest.mark.parametrize("length", [-0.5, 0.0, float("nan")])
 def test_a_lattice_that_is_no_cell_stays_none(length):
-    """Its square would be a length again: the crystal would pass with a wrong number."""
+    """Its Gram matrix would give a positive length again, so the crystal would not fail."""
     kept, lattice = kept_by(hematite()), symmetric_lattice(hematite())
     broken = lattice.clone()
     broken[0, 2] = length
@@ -334,7 +335,7 @@ def start_of(crystal, bounds=BOUNDS):
 
 
 def test_where_no_space_group_is_found_the_start_is_as_it_was():
-    """Two atoms in one place, which spglib refuses."""
+    """spglib finds no operations for two coinciding atoms."""
     crystal = Crystal.from_arrays([11, 11], [[0, 0, 0], [0, 0, 0.005]], [4] * 3, [90] * 3)
     start = start_of(crystal)
     found = symmetric_start(crystal.atomic_numbers, start, BOUNDS)
@@ -343,7 +344,7 @@ def test_where_no_space_group_is_found_the_start_is_as_it_was():
 
 
 def test_a_start_without_a_volume_is_as_it_was():
-    """A simple base or noise may draw such angles; pymatgen silently takes others."""
+    """A simple base or noise can draw such angles; pymatgen silently uses others."""
     lengths, angles = torch.full((1, 3), 4.0), torch.full((1, 3), 120.05)
     lattice = lattice_vector(lengths, angles, BOUNDS)[0].numpy()
     start = StartPoint(np.zeros((1, 3)), lattice, reduced=False)
@@ -368,7 +369,7 @@ def found_with(monkeypatch, operations, second=(0.5, 0.5, 0.3)):
 
 
 def test_operations_that_are_no_group_are_not_used(monkeypatch):
-    """A part of a group; two atoms taken to one; atoms taken to places without any; none."""
+    """Part of a group; two atoms taken to one; atoms taken to empty positions; no operations."""
     part = {name: values[[0, 1]] for name, values in FOURFOLD.items()}
     assert found_with(monkeypatch, FOURFOLD) == (4, True)
     assert found_with(monkeypatch, part) == (1, False)
@@ -378,7 +379,7 @@ def test_operations_that_are_no_group_are_not_used(monkeypatch):
 
 
 def test_the_tolerance_of_translations_does_not_matter(monkeypatch):
-    """Those of operations found with a tolerance are rounded themselves."""
+    """The translations of operations are known within the tolerance only."""
     shifts = np.array([0, 0.004, -0.003, 0.002])[:, None]
     rounded = FOURFOLD | {"translations": FOURFOLD["translations"] + shifts}
     assert found_with(monkeypatch, rounded) == (4, True)

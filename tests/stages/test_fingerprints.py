@@ -19,7 +19,7 @@ from flowllm.evaluate.fingerprints import (
 )
 from flowllm.io import schemas
 from flowllm.io.tables import crystal_columns, read_table, write_table
-from flowllm.relax.geometry import crystal_fault
+from flowllm.relax.failures import crystal_failure
 from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import fingerprints, metrics
 
@@ -111,7 +111,7 @@ def test_cells_that_nothing_can_be_computed_in_are_said_before_any_search(crysta
 def test_a_needle_that_passes_the_checks_is_ended_from_outside(tmp_path):
     """0.01, 3 and 1,000 angstrom: CrystalNN takes minutes and 20 GB in C, deaf to alarms."""
     needle = cell((0.01, 3, 1000))
-    assert crystal_fault(needle) is None
+    assert crystal_failure(needle) is None
     crystals = {"a": rocksalt(), "needle": needle, "b": fcc(), "none": None}
     path = write_generated(tmp_path / "shard.parquet", crystals)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""prerelax: one row a generated row, times beside the table, the same bytes after a kill."""
+"""prerelax: one row per generated row, a file of times, the same bytes after a kill."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_every_row_is_relaxed_or_keeps_its_reason(undisturbed):
     statuses = ["ok", "bad_number", "isolated_atoms", "ok", "ok"]
     assert [row["status"] for row in rows] == statuses
     assert rows[1]["error"] == "line 1: 'x' is not a number"
-    assert rows[2]["error"] == "2 of 2 atoms have no neighbour within 6 angstrom"
+    assert rows[2]["error"] == "2 of 2 atoms have no neighbor within 6 angstrom"
     for row in rows:
         crystal = tables.crystal_of(row)
         assert (crystal is not None) == (row["status"] == "ok")
@@ -70,7 +70,7 @@ def test_every_row_is_relaxed_or_keeps_its_reason(undisturbed):
     assert tables.crystal_of(rows[0]).lengths[0] * 2**0.5 == pytest.approx(5.64, abs=0.1)
 
 
-def test_times_lie_beside_the_table(undisturbed):
+def test_times_are_in_a_file_beside_the_table(undisturbed):
     _, out = undisturbed
     times = tables.read_table(prerelax.times_path(out), schemas.TIMES).to_pylist()
     assert [row["id"] for row in times] == [f"base-{n:06d}" for n in range(5)]
@@ -107,7 +107,7 @@ def test_killed_and_run_again_gives_the_same_bytes(undisturbed, tmp_path):
 
 
 def mark_times(part, seconds):
-    """Set the wall times of a saved part, which are no part of the relaxed table."""
+    """Set the wall times of a saved part; the relaxed table does not contain them."""
     table = pq.read_table(part)
     place = table.schema.get_field_index("seconds")
     times = pa.array([seconds] * table.num_rows, pa.float64())

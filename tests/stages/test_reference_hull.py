@@ -1,4 +1,4 @@
-"""reference_hull: the training crystals' energies by the potential, or a file's."""
+"""reference_hull: energies of the training crystals by the potential, or of a file."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def potential():
 
 
 def test_training_crystals_are_relaxed_as_the_generated_ones_are(tmp_path, potential):
-    """The same limits as prerelax, so the same energies, and a name that gives the limits."""
+    """The limits are those of prerelax, so are the energies, and the source names the limits."""
     for changed, name in (
         ({}, CHGNET),
         (
@@ -70,7 +70,7 @@ def test_training_crystals_are_relaxed_as_the_generated_ones_are(tmp_path, poten
                 assert (row["energy_per_atom"], row["converged"]) == (energy, result.converged)
         assert {row["source"] for row in rows.values()} == {name}
         assert {row["kind"] for row in rows.values()} == {"potential"}
-        # The crystal the potential cannot evaluate is counted.
+        # The crystal that the potential cannot evaluate is counted.
         assert "row-3" not in rows
         counts = read_provenance(tmp_path / "hull" / "potential.parquet")["counts"]
         assert (counts["rows_in"], counts["rows_failed"]) == (4, 1)
@@ -80,7 +80,7 @@ def test_training_crystals_are_relaxed_as_the_generated_ones_are(tmp_path, poten
 
 
 def test_a_relaxed_training_crystal_is_on_its_own_hull(tmp_path):
-    """Prerelax and reference_hull of the same crystals: each distance is zero, none is negative."""
+    """prerelax and reference_hull of the same crystals: each distance to the hull is zero."""
     crystals = [rattled(rocksalt(), 0.1, 1), rattled(rocksalt("K", "Cl", 6.3), 0.1, 2)]
     run(tmp_path, {"a": crystals[0], "b": crystals[1]})
     rows = [generated_row(crystal, f"{n}") for n, crystal in enumerate(crystals)]
@@ -92,7 +92,7 @@ def test_a_relaxed_training_crystal_is_on_its_own_hull(tmp_path):
     stability.run(settings("stability"), **measured, out=paths["stability"])
     found = tables.read_table(paths["stability"], schemas.STABILITY).to_pylist()
     assert [row["e_above_hull"] for row in found] == pytest.approx([0, 0], abs=2e-5)
-    # Relaxed with other limits they are refused.
+    # Crystals that were relaxed with other limits are rejected.
     for limits in ({"max_force": 0.05}, {"max_steps": 40}):
         given = settings("prerelax", prerelax=limits)
         prerelax.run(given, generated=paths["generated"], out=paths["relaxed"])
@@ -135,7 +135,7 @@ ALLOTROPES = {
 
 @pytest.mark.parametrize("name", ALLOTROPES)
 def test_an_allotrope_does_not_displace_the_ground_state(tmp_path, name):
-    """It would raise the corner of the hull, and so make compounds of the element stable."""
+    """Otherwise the corner of the hull would rise and make compounds of the element stable."""
     crystal = ALLOTROPES[name]
     run(tmp_path, {"train": crystal})
     found = read_hull(tmp_path / "hull" / "potential.parquet", "potential")
@@ -158,7 +158,7 @@ def test_a_lower_training_crystal_is_the_reference(tmp_path, monkeypatch):
 
 
 def test_radioactive_elements_have_no_entry(tmp_path):
-    """Polonium and its neighbors have weights in CHGNet that no training has touched."""
+    """CHGNet's weights of polonium and its neighbors have their initial values."""
     crystals = {"PbPo": rocksalt("Pb", "Po", 6.6), "NaCl": rocksalt()}
     rows = run(tmp_path, crystals)
     assert "PbPo" not in {row["entry_id"] for row in rows}
@@ -177,7 +177,7 @@ MP_METALS = {
 
 
 def test_ground_states_are_on_the_materials_projects_scale(potential):
-    """CHGNet was fitted to its energies: elements differ by 0.03 eV/atom in the mean."""
+    """CHGNet was fitted to these energies; the mean difference of elements is 0.03 eV/atom."""
     crystals = [ground_states()[symbol].crystal for symbol in MP_METALS]
     results = relax(potential, crystals, max_force=0.1, max_steps=100, max_seconds=1e9)
     for result, energy in zip(results, MP_METALS.values(), strict=True):
@@ -185,7 +185,7 @@ def test_ground_states_are_on_the_materials_projects_scale(potential):
 
 
 def test_ground_states_against_the_shared_elemental_energies(potential):
-    """The numbers that docs/energies.md gives: ground states, CHGNet less Materials Project."""
+    """The numbers of docs/energies.md: ground states, CHGNet minus Materials Project."""
     if not ELEMENTAL.exists():
         pytest.skip("the elemental reference entries are not on this machine")
     entries = json.loads(gzip.decompress(ELEMENTAL.read_bytes()))
@@ -210,9 +210,9 @@ def test_ground_states_against_the_shared_elemental_energies(potential):
 
 
 def test_mp_20s_elements_are_on_the_same_scale(potential):
-    """The numbers that docs/energies.md gives: CHGNet less the Materials Project, same crystal.
+    """The numbers of docs/energies.md: CHGNet minus Materials Project, for the same crystals.
 
-    The latter is the element's reference plus the crystal's energy above the hull, its own data.
+    The energy of the Materials Project is the element's reference plus the energy above the hull.
     """
     if not (MP_20_SAMPLE.exists() and ELEMENTAL.exists()):
         pytest.skip("the MP-20 sample and the elemental entries are not on this machine")
@@ -236,7 +236,7 @@ def test_mp_20s_elements_are_on_the_same_scale(potential):
     assert differences[worst] == pytest.approx(0.112, abs=0.003)
 
 
-def test_nothing_to_make_a_hull_of(tmp_path):
+def test_no_crystal_with_an_energy_is_an_error(tmp_path):
     with pytest.raises(FlowllmError, match="the potential could evaluate none of 1 crystals"):
         run(tmp_path, {"row-3": LONELY})
 
@@ -252,7 +252,7 @@ def test_a_file_of_the_potentials_entries(tmp_path):
     assert row["converged"] is None
 
 
-def test_a_file_that_looks_like_dfts_is_warned_of(tmp_path, caplog):
+def test_a_file_that_looks_like_dft_causes_a_warning(tmp_path, caplog):
     source = tmp_path / "entries.json"
     entry = {"composition": {"Na+": 2, "Cl-": 2}, "energy": -14.0, "correction": 0.0}
     source.write_text(json.dumps([entry | {"entry_id": "a", "parameters": {"run_type": "GGA"}}]))

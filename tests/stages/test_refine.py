@@ -1,4 +1,4 @@
-"""refine: every base row becomes a row; over-fitted pairs are reproduced."""
+"""refine: every base row becomes a row; an overfitted flow reproduces its pairs."""
 
 import csv
 import itertools
@@ -50,7 +50,7 @@ def refine_settings(num_steps: int, batch_memory_mb: int = 100, **changes) -> St
 
 @pytest.fixture(scope="module")
 def overfitted(request, tmp_path_factory):
-    """A flow trained on pairs of two sizes until it knows them, killed on the way; the pairs."""
+    """A flow that was overfitted to pairs of two sizes, with a kill during training; the pairs."""
     folder = tmp_path_factory.mktemp("overfitted")
     rng = np.random.default_rng(3)
     targets = [c for n in (3, 6) for c in prototypes() if c.num_atoms == n][2:9]
@@ -102,12 +102,12 @@ def test_overfitting_drives_the_coordinates_error_to_near_zero(overfitted):
     record = json.loads((overfitted[0] / "model.json").read_text())
     variance = record["standardization"]["coords_velocity_std"] ** 2
     assert float(rows[-1]["val_coords_error"]) < 0.02 * variance
-    # The curve goes on where the kill cut it: every validation once.
+    # The curve continues after the kill: it has every validation once.
     assert [int(row["step"]) for row in rows] == list(range(100, 701, 100))
 
 
 def base_rows():
-    """Real crystals, one in a skewed cell, one that failed, one no cell can hold."""
+    """Return rows of real crystals, of one in a skewed cell, and of one that failed."""
     rng = np.random.default_rng(0)
     crystals = [draft_of(c, rng) for c in prototypes()[:12]]
     rows = [base_row(crystal, index) for index, crystal in enumerate(crystals)]
@@ -141,7 +141,7 @@ def test_every_base_row_becomes_a_row(overfitted, tmp_path):
 
 @pytest.mark.parametrize("integrator", ["euler", "rk4"])
 def test_kept_symmetry_holds_to_the_end(overfitted, tmp_path, integrator):
-    """A flow that knows other crystals would break most space groups; with the option none."""
+    """A flow trained on other crystals breaks most space groups, and none with the option."""
     crystals = [crystal for crystal in prototypes() if crystal.num_atoms <= 6]
     texts = [decode(encode(crystal), max_atoms=6) for crystal in crystals]
     drafts = [draft for draft in texts if isinstance(draft, Crystal)]
@@ -159,7 +159,7 @@ def test_kept_symmetry_holds_to_the_end(overfitted, tmp_path, integrator):
 
 
 def test_the_record_counts_the_starts_by_their_symmetry(overfitted, tmp_path):
-    """Salt; three atoms anywhere; two atoms at one point, of which spglib knows no group."""
+    """Rock salt, three random atoms, and two coinciding atoms, for which spglib finds no group."""
     salt = Crystal.from_arrays([11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]], [4] * 3, [90] * 3)
     coords = np.random.default_rng(0).random((3, 3))
     skew = Crystal.from_arrays([3, 8, 9], coords, [4, 5, 6.2], [70, 85, 99])
@@ -176,12 +176,12 @@ def test_the_record_counts_the_starts_by_their_symmetry(overfitted, tmp_path):
 
 
 def symmetry_order(crystal, tolerance):
-    """Number of operations of the space group, with the cell's own translations."""
+    """Return the number of operations of the space group, with the translations of the cell."""
     return len(SpacegroupAnalyzer(crystal.to_structure(), tolerance).get_symmetry_operations())
 
 
 def test_no_steps_copy_the_crystals(overfitted, tmp_path):
-    """Also the one whose angles the flow could not take."""
+    """This includes the crystal whose angles are outside the bounds of the flow."""
     rows = base_rows()
     found = refined(overfitted[0], tmp_path, rows, refine_settings(0))
     for row, given in zip(found, rows, strict=True):
@@ -190,7 +190,7 @@ def test_no_steps_copy_the_crystals(overfitted, tmp_path):
 
 
 def assert_same(rows, others):
-    """Equal but for float rounding."""
+    """Compare rows up to float rounding."""
     for a, b in zip(rows, others, strict=True):
         assert (a["id"], a["status"]) == (b["id"], b["status"])
         if a["status"] != "ok":
@@ -202,7 +202,7 @@ def assert_same(rows, others):
 
 
 def test_batches_do_not_change_the_crystals(overfitted, tmp_path):
-    """One by one, all of a size at once, and in another order."""
+    """Crystals are refined one by one, all of a size at once, and in another order."""
     rows, settings = base_rows(), refine_settings(10)
     alone = [refined(overfitted[0], tmp_path, [row], settings)[0] for row in rows]
     assert_same(alone, refined(overfitted[0], tmp_path, rows, settings))
@@ -215,22 +215,22 @@ def test_batches_fill_the_memory_and_hold_one_size():
     tasks = {10 * i: refine.RefinementInput(np.ones(n), None) for i, n in enumerate(sizes)}
     memory_mb = 2 * bytes_per_crystal(size, 20) // 10**6 + 1
     batches = list(refine._batches_by_size(tasks, memory_mb, size))
-    # Two of 20 atoms fit, all four of 5 do; one of 100 does not, and is a batch all the same.
+    # Two crystals of 20 atoms fit, and all four of 5. One of 100 does not fit, but is a batch.
     assert batches == [[0, 20, 40, 60], [10, 50], [30]]
 
 
 @pytest.mark.parametrize("num_atoms", [3, 12])
 def test_memory_of_a_batch_is_within_its_estimate(num_atoms):
-    """Bytes that torch allocates, by its own count."""
+    """The bytes are those that torch allocates, by its profiler."""
     size = NetworkSize(hidden_dim=128, num_layers=2, time_dim=32, num_frequencies=32)
     scales = Standardization([6.0] * 6, [2.0] * 6, 0.05, [0.0] * 6, [0.1] * 6)
     field = build_field(size, (59.9, 120.1), scales).requires_grad_(False)
     batch = 400 // num_atoms
     point = torch.rand(batch, num_atoms, 3), torch.rand(batch, 6) + 4
     elements, time = torch.ones(batch, num_atoms, dtype=torch.long), torch.rand(batch)
-    for autocast in (False, True):  # autocast takes the path of a GPU
+    for autocast in (False, True):  # GPUs use autocast
         with torch.inference_mode(), torch.autocast("cpu", enabled=autocast):
-            field(elements, *point, time)  # constants that are kept
+            field(elements, *point, time)  # constants that are cached
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
                 field(elements, *point, time)
         held = np.cumsum(
@@ -258,16 +258,16 @@ def test_trajectories_lead_from_the_start_to_the_refined_crystal(overfitted, tmp
         np.testing.assert_allclose(first.frac_coords, draft.frac_coords, atol=1e-6)
         np.testing.assert_allclose(first.angles, draft.angles, atol=1e-3)
         assert all(last[name] == end[name] for name in ("frac_coords", "lengths", "angles"))
-    # Without the option the same crystals.
+    # The crystals are the same without the option.
     refine.run(refine_settings(10), base=base, model=model, out=tmp_path / "plain.parquet")
     assert tables.read_table(tmp_path / "plain.parquet", schemas.GENERATED).to_pylist()[1:] == ends
 
 
-def test_noise_and_the_simple_base_start_elsewhere_the_same_way_each_time(overfitted, tmp_path):
-    """Draws are keyed by the row's id: neither order nor shard changes them."""
+def test_noise_and_the_simple_base_change_the_start_reproducibly(overfitted, tmp_path):
+    """Draws depend on the row's id, not on the order of the rows or on the shard."""
     rows = base_rows()
     found = {}
-    for kind, start in (
+    for kind, base_distribution in (
         ("plain", LlmBaseDistribution(0.0, 0.0, 0.0)),
         ("noise", LlmBaseDistribution(0.05, 0.1, 1.0)),
         ("simple", SimpleBaseDistribution([1.6, 1.7, 2.0], [0.2, 0.2, 0.2])),
@@ -275,7 +275,7 @@ def test_noise_and_the_simple_base_start_elsewhere_the_same_way_each_time(overfi
         model = tmp_path / kind
         shutil.copytree(overfitted[0], model)
         record = json.loads((model / "model.json").read_text())
-        record["start"] = base_distribution_record(start)
+        record["start"] = base_distribution_record(base_distribution)
         (model / "model.json").write_text(json.dumps(record))
         found[kind] = refined(model, tmp_path, rows, refine_settings(2))
         assert_same(found[kind], refined(model, tmp_path, rows[::-1], refine_settings(2))[::-1])
@@ -294,7 +294,7 @@ def test_same_input_same_bytes(overfitted, tmp_path):
 
 
 def test_one_crystal_that_fails_neither_hides_nor_spoils_the_others(overfitted, tmp_path):
-    """An element whose embedding is no number: its crystals fail, the rest of a batch does not."""
+    """If an element's embedding is NaN, its crystals fail, and the rest of the batch does not."""
     model = tmp_path / "flow"
     shutil.copytree(overfitted[0], model)
     before = refined(model, tmp_path, base_rows(), refine_settings(2))
@@ -317,8 +317,8 @@ def test_one_crystal_that_fails_neither_hides_nor_spoils_the_others(overfitted, 
             assert row["frac_coords"] is None
 
 
-def test_a_flow_that_leaves_the_numbers_gives_rows_with_reasons(overfitted, tmp_path):
-    """Weights made far too large: crystals that are no crystals fail, each with its reason."""
+def test_a_flow_to_unphysical_lattices_gives_rows_with_reasons(overfitted, tmp_path):
+    """With far too large velocities the lattices are no cells: each crystal fails with a reason."""
     model = tmp_path / "flow"
     shutil.copytree(overfitted[0], model)
     weights = load_file(model / "weights.safetensors")
@@ -341,8 +341,8 @@ def test_a_flow_without_its_model_says_so(tmp_path):
         refined(None, tmp_path, base_rows(), refine_settings(2))
 
 
-def test_equal_atoms_in_one_place_part_only_with_noise(overfitted, tmp_path):
-    """The field is equivariant: it moves them alike for ever."""
+def test_coinciding_atoms_of_one_element_separate_only_with_noise(overfitted, tmp_path):
+    """The field is equivariant, so it moves such atoms alike."""
     coords = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
     one = Crystal.from_arrays([11, 17, 17], coords, [4, 4, 4], [90, 90, 90])
     for noise, keep in ((0.0, False), (0.0, True), (0.05, False)):

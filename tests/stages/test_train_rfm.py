@@ -1,4 +1,4 @@
-"""train_rfm: the stage on real crystals, its loss, its resumption."""
+"""train_rfm: the stage on real crystals, its loss, its resumption after a kill."""
 
 import csv
 import json
@@ -73,7 +73,7 @@ def test_same_seed_same_weights_other_seed_other_weights(config_path, shards, tm
 
 
 def test_a_types_flow_is_trained_from_the_simple_base(config_path, shards, tmp_path):
-    """Same c1, but c0 drawn anew: other statistics, and the fitted base in the description."""
+    """c1 is the same, but c0 is drawn: other statistics, and the fitted base in model.json."""
     flow = {"name": "types", "start": "simple"}
     for name in ("llm", "types"):
         settings = small_settings(config_path, **({"flow": flow} if name == "types" else {}))
@@ -85,7 +85,7 @@ def test_a_types_flow_is_trained_from_the_simple_base(config_path, shards, tmp_p
     assert types["start"]["kind"] == "simple"
     assert types["counts"]["pairs"]["pairs"] == llm["counts"]["pairs"]["pairs"]
     assert "reduced" not in types["counts"]["pairs"]
-    # Uniform coordinates are far from the crystal's, the drafts near.
+    # Uniform coordinates are far from those of the crystal, drafts are near to them.
     stds = [record["standardization"]["coords_velocity_std"] for record in (llm, types)]
     assert stds[1] > 3 * stds[0]
     loaded, start = load_model(tmp_path / "types", torch.device("cpu"))
@@ -94,7 +94,7 @@ def test_a_types_flow_is_trained_from_the_simple_base(config_path, shards, tmp_p
 
 
 def test_bf16_trains_what_fp32_does_but_for_its_rounding(config_path, shards, tmp_path):
-    """Products in 8 bits of mantissa; weights, their average and the loss stay float32."""
+    """Products have 8 bits of mantissa; weights, their average and the loss are in float32."""
     curves = {}
     for precision in ("fp32", "bf16"):
         out = tmp_path / precision
@@ -109,7 +109,7 @@ def test_bf16_trains_what_fp32_does_but_for_its_rounding(config_path, shards, tm
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_training_is_plain_training_but_for_rounding(config_path, shards, tmp_path):
-    """Groups of one crystal and crystals of two atoms among them."""
+    """The batches include groups of one crystal and crystals of two atoms."""
     settings = small_settings(config_path, num_layers=1, hidden_dim=8, batch_size=3, max_steps=8)
     section = settings.train_rfm
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"], tmp_path, OPTIONS)
@@ -128,7 +128,7 @@ def test_compiled_training_is_plain_training_but_for_rounding(config_path, shard
 
 
 class Seen(torch.nn.Module):
-    """Notes the types of what it is given, and of a product with it."""
+    """Records the types of its inputs, and of a product with one of them."""
 
     def __init__(self):
         super().__init__()
@@ -142,7 +142,7 @@ class Seen(torch.nn.Module):
 
 
 def test_bf16_rounds_products_and_not_the_pairs(shards, tmp_path):
-    """A coordinate in bfloat16 is off by up to 1/512 of the cell."""
+    """A coordinate in bfloat16 has an error of up to 1/512 of the cell."""
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, OPTIONS)
     batch = pairs.batch(next(size_groups(pairs.num_atoms, 4)))
     seen = Seen()
@@ -156,9 +156,9 @@ def _written(path):
 
 
 def test_stopped_killed_and_resumed_gives_the_same_weights(config_path, shards, tmp_path):
-    """SIGTERM saves and ends; SIGKILL costs what came after the last validation.
+    """SIGTERM saves and ends; SIGKILL loses the steps after the last checkpoint.
 
-    The flow has noise, which a resumed run has to draw as the whole one did.
+    The flow has noise, which a resumed run must draw as the undisturbed one.
     """
     settings = small_settings(config_path, NOISY_FLOW, max_steps=120, val_steps=10)
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -186,15 +186,15 @@ def test_stopped_killed_and_resumed_gives_the_same_weights(config_path, shards, 
 
 
 def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
-    """The batch is shared out, the gradients are averaged: the same but for the sums' rounding.
+    """The batch is shared and the gradients are averaged: equal results up to rounding.
 
-    Ten pairs in batches of three: the last batch of an epoch has one, and one process none. The
-    two are stopped between validations and go on, with the whole batches' losses so far.
+    Ten pairs in batches of three: the last batch of an epoch has one pair, so one process has none.
+    Both processes are stopped between validations and resume, with the sums of the losses so far.
     """
     settings = small_settings(config_path, max_steps=6, batch_size=3, learning_rate=1e-3)
     section = settings.train_rfm
-    start = LlmBaseDistribution(0.02, 0.1, 1.0)
-    options = replace(OPTIONS, start=start)
+    base_distribution = LlmBaseDistribution(0.02, 0.1, 1.0)
+    options = replace(OPTIONS, base_distribution=base_distribution)
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, options)
     scales = statistics(pairs)
     fabric = make_fabric(section.precision)
@@ -203,7 +203,7 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
     values = {"seed": settings.seed, "version": settings.version, **settings.values}
     script = Path(__file__).parents[1] / "helpers" / "two_processes.py"
     words = [sys.executable, str(script), str(tmp_path), json.dumps(values), str(tmp_path / "two")]
-    words.append(json.dumps(base_distribution_record(start)))
+    words.append(json.dumps(base_distribution_record(base_distribution)))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(words, check=True, env=env)
     together = load_file(tmp_path / "two")
@@ -221,7 +221,7 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
 
 @dataclass
 class Ranks:
-    """Processes that speak one after the other: the last hears what all hear; means as NCCL's."""
+    """Several processes, simulated in sequence; the last one gets the result, as from NCCL."""
 
     world_size: int
     heard: list = field(default_factory=list)
@@ -234,7 +234,7 @@ class Ranks:
 @pytest.mark.parametrize("bad", [None, math.nan, math.inf])
 @pytest.mark.parametrize("world_size", [1, 2, 10, 11, 12, 14, 64])
 def test_all_processes_agree_whatever_their_number(world_size, bad):
-    """One share that is no number is enough to skip, one process to stop; errors are the mean."""
+    """One non-finite share skips the step, one process stops all; errors are the mean."""
     ranks = Ranks(world_size)
     shares = torch.rand(world_size, 2)
     if bad is not None:
@@ -248,7 +248,7 @@ def test_all_processes_agree_whatever_their_number(world_size, bad):
 
 @dataclass
 class Rank:
-    """What `share_of_batch` asks of a process."""
+    """The attributes of a process that `share_of_batch` reads."""
 
     global_rank: int
     world_size: int
@@ -257,8 +257,8 @@ class Rank:
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_pairs_are_dealt_evenly_and_once(shards, tmp_path, world_size):
-    """A batch of many groups of one or two pairs."""
-    options = replace(OPTIONS, start=LlmBaseDistribution(0.02, 0.1, 1.0))
+    """The batch has many groups of one or two pairs."""
+    options = replace(OPTIONS, base_distribution=LlmBaseDistribution(0.02, 0.1, 1.0))
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"], tmp_path, options)
     batch = list(size_groups(pairs.num_atoms, 2))
     total = len(pairs)
@@ -271,7 +271,7 @@ def test_pairs_are_dealt_evenly_and_once(shards, tmp_path, world_size):
     assert {size for _, size in parts} == {total}
 
     def moments(shares):
-        """Times and the noisy starts that go with them, in order of the times."""
+        """Return times and the noisy start lattices with these times, sorted by time."""
         rows = [
             (t.item(), *lattice.tolist())
             for (groups, times), _ in shares
@@ -283,9 +283,9 @@ def test_pairs_are_dealt_evenly_and_once(shards, tmp_path, world_size):
     assert moments(parts) == moments([(whole, size)])
 
 
-def test_each_epoch_has_noise_of_its_own(config_path, shards, tmp_path):
+def test_each_epoch_has_its_own_noise(config_path, shards, tmp_path):
     section = small_settings(config_path).train_rfm
-    options = replace(OPTIONS, start=LlmBaseDistribution(0.02, 0.1, 1.0))
+    options = replace(OPTIONS, base_distribution=LlmBaseDistribution(0.02, 0.1, 1.0))
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, options)
     batch = [np.array([[0, row]]) for row in range(len(pairs))]
     fabric = make_fabric(section.precision)
@@ -297,7 +297,7 @@ def test_each_epoch_has_noise_of_its_own(config_path, shards, tmp_path):
 
 
 def test_processes_wait_for_one_that_prepares_the_paper_s_pairs(monkeypatch):
-    """One of two nodes; an hour at a millisecond a pair, and a process may have one core."""
+    """One of two nodes; preparation takes an hour at one millisecond per pair on one core."""
     values = {
         "SLURM_STEP_NUM_NODES": "2",
         "SLURM_NODEID": "1",
@@ -330,7 +330,7 @@ def test_training_that_diverges_stops_and_says_so(config_path, shards, tmp_path)
 
 
 def spoiled(path, rows):
-    """The prepared pairs with some that are not numbers."""
+    """Return the prepared pairs with NaN in some rows."""
     content = pa.ipc.open_file(path).read_all().to_pylist()
     for row in rows:
         content[row]["start_lattice"] = [math.nan] * 6
@@ -339,8 +339,8 @@ def spoiled(path, rows):
     return open_pairs([path.with_name("bad.arrow")])
 
 
-def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(config_path, shards, tmp_path):
-    """One pair of the prepared files is not a number: its step changes nothing, others do."""
+def test_a_step_with_a_non_finite_loss_is_skipped_and_counted(config_path, shards, tmp_path):
+    """One prepared pair has NaN: its step changes nothing, the other steps do."""
     settings = small_settings(config_path, batch_size=1, max_steps=None, epochs=2, val_steps=5)
     section = settings.train_rfm
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path / "p", OPTIONS)
@@ -356,7 +356,7 @@ def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(config_path, shar
 
 
 def test_a_stretch_of_skipped_steps_later_does_not_end_training(config_path, shards, tmp_path):
-    """Its train loss is no number; what was learned before is kept."""
+    """The training loss is NaN for these steps; the weights from before are kept."""
     settings = small_settings(config_path, batch_size=1, max_steps=None, epochs=1, val_steps=1)
     section = settings.train_rfm
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path / "p", OPTIONS)
@@ -369,7 +369,7 @@ def test_a_stretch_of_skipped_steps_later_does_not_end_training(config_path, sha
 
 
 def test_training_none_of_whose_steps_counts_stops_and_says_so(config_path, shards, tmp_path):
-    """Else it would end well, with the weights that it began with."""
+    """Otherwise it would end without an error and save the initial weights."""
     settings = small_settings(config_path, max_steps=6)
     pairs, _ = train_rfm.prepare_split("train", shards["pairs"][:1], tmp_path, OPTIONS)
     bad = spoiled(tmp_path / "train-00000.arrow", rows=range(len(pairs)))

@@ -15,7 +15,7 @@ from matminer.featurizers.site.fingerprint import CrystalNNFingerprint
 from pymatgen.core import Structure
 
 from flowllm.crystal import Crystal
-from flowllm.relax.geometry import crystal_fault
+from flowllm.relax.failures import crystal_failure
 
 STRUCTURE_FEATURES = 61
 COMPOSITION_FEATURES = 132
@@ -58,8 +58,8 @@ def fingerprint(item: Item) -> dict[str, Any]:
         return {"id": name, "status": "no_crystal", "error": "there is no crystal"}
     row = _properties(item)
     # CrystalNN looks for neighbors within 13 angstrom: in a needle of 0.01 angstrom without end.
-    if (fault := crystal_fault(crystal)) is not None:
-        return {**row, "status": fault.reason, "error": fault.detail}
+    if (failure := crystal_failure(crystal)) is not None:
+        return {**row, "status": failure.reason, "error": failure.detail}
     structure = crystal.to_structure()
     try:
         with warnings.catch_warnings():

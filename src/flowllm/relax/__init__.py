@@ -1,1 +1,1 @@
-"""Interatomic potentials and relaxation."""
+"""Interatomic potentials and the relaxation of crystals."""

@@ -1,25 +1,29 @@
-"""The check around a potential: no crystal of a batch can break it for the others.
+"""A wrapper around a potential that isolates the crystals that cannot be evaluated.
 
-Before every evaluation each crystal's cell is looked at, and after it each number; what fails has a
-reason and is left out.
+The cells are checked before every evaluation and the results after it. A crystal that fails a check
+is left out with a reason; the other crystals of the batch are not affected.
 """
 
 import torch
 import torch_sim as ts
 from torch_sim.models.interface import ModelInterface
 
-from flowllm.relax.geometry import MIN_VOLUME, SEARCH_RADIUS, RelaxationFailure, cell_fault
+from flowllm.relax.failures import MIN_VOLUME, SEARCH_RADIUS, RelaxationFailure, cell_failure
 
 
 class CheckedModel(ModelInterface):
-    """A potential that no crystal of a batch can break for the others.
+    """A potential that evaluates a batch even if some of its crystals cannot be evaluated.
 
-    Crystals that cannot be evaluated get zeros, and `failures` says why, by their place in the
-    batch of the last call. States are in float64 whatever the potential computes in.
+    Crystals that cannot be evaluated get zeros. States are in float64 whatever the precision of the
+    potential.
+
+    Attributes:
+        model: the potential.
+        failures: failures of the last call, by the crystal's index in the batch.
     """
 
     def __init__(self, model: ModelInterface) -> None:
-        """Guard a potential."""
+        """Wrap a potential."""
         super().__init__()
         self.model = model
         self._device, self._dtype = model.device, torch.float64
@@ -28,9 +32,9 @@ class CheckedModel(ModelInterface):
         self.failures: dict[int, RelaxationFailure] = {}
 
     def forward(self, state: ts.SimState) -> dict[str, torch.Tensor]:
-        """Evaluate the crystals that can be; see `ModelInterface.forward`."""
-        self.failures = geometry_failures(state)
-        good = [place for place in range(state.n_systems) if place not in self.failures]
+        """Evaluate the crystals that pass the checks; see `ModelInterface.forward`."""
+        self.failures = cell_failures(state)
+        good = [index for index in range(state.n_systems) if index not in self.failures]
         output = {
             "energy": torch.zeros(state.n_systems, dtype=self._dtype, device=self._device),
             "forces": torch.zeros_like(state.positions),
@@ -41,7 +45,7 @@ class CheckedModel(ModelInterface):
         given = state if len(good) == state.n_systems else state[good]
         found = self.model(_in_dtype(given, self.model.dtype))
         self.failures |= {
-            good[place]: failure for place, failure in found.get("failures", {}).items()
+            good[index]: failure for index, failure in found.get("failures", {}).items()
         }
         systems = torch.tensor(good, device=self._device)
         output["energy"][systems] = found["energy"].to(self._dtype).reshape(-1)
@@ -51,14 +55,14 @@ class CheckedModel(ModelInterface):
         return output
 
     def _drop_failed(self, state: ts.SimState, output: dict[str, torch.Tensor]) -> None:
-        """Note the crystals with a NaN or an infinity, and zero what was found for all faulty."""
+        """Record the crystals with non-finite results, and zero the results of all failed ones."""
         bad = ~torch.isfinite(output["energy"]) | ~torch.isfinite(output["stress"]).all(dim=(1, 2))
         bad[state.system_idx[~torch.isfinite(output["forces"]).all(dim=1)]] = True
-        for place in torch.where(bad)[0].tolist():
+        for index in torch.where(bad)[0].tolist():
             failure = RelaxationFailure(
-                "not_finite", "the potential gave a number that is not finite"
+                "not_finite", "the potential gave a non-finite energy, force or stress"
             )
-            self.failures.setdefault(place, failure)
+            self.failures.setdefault(index, failure)
         failed = torch.tensor(sorted(self.failures), dtype=torch.long, device=self._device)
         output["energy"][failed] = 0.0
         output["stress"][failed] = 0.0
@@ -66,7 +70,10 @@ class CheckedModel(ModelInterface):
 
 
 def _in_dtype(state: ts.SimState, dtype: torch.dtype) -> ts.SimState:
-    """The atoms and cells of a state in another precision; torch-sim's `to` changes the given."""
+    """Copy the atoms and cells of a state in another precision.
+
+    torch-sim's `to` is not used because it changes the given state.
+    """
     return ts.SimState(
         positions=state.positions.to(dtype),
         masses=state.masses.to(dtype),
@@ -77,19 +84,19 @@ def _in_dtype(state: ts.SimState, dtype: torch.dtype) -> ts.SimState:
     )
 
 
-def geometry_failures(state: ts.SimState) -> dict[int, RelaxationFailure]:
-    """Find the crystals whose cell no potential can be evaluated in, in time and memory.
+def cell_failures(state: ts.SimState) -> dict[int, RelaxationFailure]:
+    """Find the crystals of a batch whose cells no potential can handle.
 
     Returns:
-        Faults by the crystal's place in the batch.
+        Failures by the crystal's index in the batch.
     """
     cells = state.row_vector_cell.detach()
     volumes = torch.linalg.det(cells)
     counts = torch.bincount(state.system_idx, minlength=state.n_systems)
     regular = torch.where((volumes > MIN_VOLUME)[:, None, None], cells, torch.eye(3).to(cells))
-    # Distance between opposite faces of the cell: one over the length of the reciprocal vector.
+    # The distance between opposite faces is the inverse length of the reciprocal vector.
     heights = 1 / torch.linalg.inv(regular).norm(dim=1)
     images = torch.prod(2 * torch.ceil(SEARCH_RADIUS / heights) + 1, dim=1)
-    rows = zip(volumes.tolist(), counts.tolist(), images.tolist(), strict=True)
-    found = {place: cell_fault(*row) for place, row in enumerate(rows)}
-    return {place: failure for place, failure in found.items() if failure is not None}
+    cells_in_numbers = zip(volumes.tolist(), counts.tolist(), images.tolist(), strict=True)
+    found = {index: cell_failure(*one) for index, one in enumerate(cells_in_numbers)}
+    return {index: failure for index, failure in found.items() if failure is not None}

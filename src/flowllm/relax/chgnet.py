@@ -1,13 +1,15 @@
-"""CHGNet behind torch-sim's model interface, so that torch-sim can relax crystals in batches.
+"""CHGNet with torch-sim's model interface, so that torch-sim can relax crystals in batches.
 
-The network and its weights are the chgnet package's own. What is written here is how a batch of
-crystals becomes the network's input: chgnet's converter makes Python objects bond by bond and
-differentiates twice with a graph of the gradient, which at inference costs most of the time. Here
-the graphs of a batch are made with array operations and one backward pass gives forces and stress.
+The network and its weights are those of the chgnet package. This module converts a batch of
+crystals to the network's input. chgnet's own converter makes Python objects bond by bond, and its
+model differentiates twice and keeps the graph of the gradient; at inference both take most of the
+time. Here array operations build the graphs of a batch, and one backward pass gives forces and
+stress.
 """
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import chgnet
 import numpy as np
@@ -17,19 +19,19 @@ from pymatgen.optimization.neighbors import find_points_in_spheres
 from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 
-from flowllm.relax.geometry import RelaxationFailure
+from flowllm.relax.failures import RelaxationFailure
 
 _WEIGHTS = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
-"""In the chgnet package: version 0.3.0, fitted to MPtrj."""
+"""Path inside the chgnet package of version 0.3.0, which is fitted to MPtrj."""
 
 _TOLERANCE = 1e-8
-"""Angstrom, of the cutoff and of an atom's distance to itself; as in chgnet's converter."""
+"""Angstrom; tolerance on the cutoff and on an atom's distance to itself, as in chgnet."""
 
 MIN_DISTANCE = 0.01
-"""Angstrom; two atoms nearer than this are one place, and their bond has no direction."""
+"""Angstrom; two atoms nearer than this overlap, and their bond has no usable direction."""
 
 MAX_ANGLES = 100_000
-"""Angles a crystal, about 1.5 GB in the network; MP-20 crystals have some hundreds."""
+"""Limit on the angles per crystal, about 1.5 GB in the network; MP-20 crystals have hundreds."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ class NeighborGraph:
     """Bonds and angles of one crystal.
 
     Attributes:
-        edges: int64 (num_edges, 2), center and neighbour of every directed bond.
-        images: int64 (num_edges, 3), the cell the neighbour is in.
-        undirected: int64 (num_edges,), the undirected bond of each directed one.
-        representatives: int64 (num_undirected,), one directed bond of each undirected one.
-        angles: int64 (num_angles, 5): center, undirected and directed first bond, undirected and
+        edges: int64 (num_edges, 2), center and neighbor of each directed bond.
+        images: int64 (num_edges, 3), the periodic image that the neighbor is in.
+        undirected: int64 (num_edges,), index of the undirected bond of each directed one.
+        representatives: int64 (num_undirected,), index of one directed bond of each undirected one.
+        angles: int64 (num_angles, 5), center, undirected and directed first bond, undirected and
             directed second bond.
     """
 
@@ -61,11 +63,11 @@ NO_NEIGHBORS = NeighborGraph(
 class CHGNetModel(ModelInterface):
     """CHGNet 0.3.0 (Deng et al. 2023) as a torch-sim model: energies, forces and stresses.
 
-    States are in float64, the network computes in float32 as it was trained.
+    States are in float64. The network computes in float32, the precision of its training.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Load the weights that the chgnet package ships."""
+        """Load the weights that the chgnet package contains."""
         super().__init__()
         self._device = device
         self._dtype = torch.float64
@@ -75,21 +77,21 @@ class CHGNetModel(ModelInterface):
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.network = CHGNet.from_dict(state["model"], mlp_out_bias=False, version="0.3.0")
         self.network.to(device).eval().requires_grad_(False)
-        # eV per atom of each element, added to what the network gives.
-        self.element_energies = self.network.composition_model.fc.weight.view(-1)
+        # Energies in eV per atom of each element, added to the output of the network.
+        self.element_energies = self.network.get_parameter("composition_model.fc.weight").view(-1)
         self.cutoff = float(self.network.graph_converter.atom_graph_cutoff)
         self.bond_cutoff = float(self.network.graph_converter.bond_graph_cutoff)
 
-    def forward(self, state: SimState) -> dict[str, torch.Tensor]:
-        """Compute a batch.
+    def forward(self, state: SimState) -> dict[str, Any]:
+        """Evaluate a batch.
 
         Args:
-            state: n_systems crystals with n_atoms atoms in all.
+            state: n_systems crystals with n_atoms atoms in total.
 
         Returns:
             `energy` (n_systems,) in eV, `forces` (n_atoms, 3) in eV/angstrom, `stress`
-            (n_systems, 3, 3) in eV/angstrom^3, and `failures`, by place in the batch, of the
-            crystals that cannot be evaluated, whose numbers mean nothing.
+            (n_systems, 3, 3) in eV/angstrom^3, and `failures` (`RelaxationFailure` by index in the
+            batch) of the crystals that cannot be evaluated, whose numbers are meaningless.
         """
         counts = torch.bincount(state.system_idx, minlength=state.n_systems)
         cells = state.row_vector_cell.to(torch.float32)
@@ -122,15 +124,16 @@ class CHGNetModel(ModelInterface):
     def _graphs(
         self, state: SimState, counts: torch.Tensor
     ) -> tuple[list[NeighborGraph], dict[int, RelaxationFailure]]:
-        """Bonds and angles of each crystal; a crystal with a failure has none."""
+        """Find the bonds and angles of each crystal; a crystal with a failure has none."""
         positions = state.positions.detach().cpu().numpy()
         points = np.split(positions, np.cumsum(counts.cpu().numpy())[:-1])
         cells = state.row_vector_cell.detach().cpu().numpy()
-        graphs, failures = [], {}
-        for place, (atoms, cell) in enumerate(zip(points, cells, strict=True)):
+        graphs: list[NeighborGraph] = []
+        failures: dict[int, RelaxationFailure] = {}
+        for index, (atoms, cell) in enumerate(zip(points, cells, strict=True)):
             found = neighbor_graph(atoms, cell, self.cutoff, self.bond_cutoff)
             if isinstance(found, RelaxationFailure):
-                failures[place] = found
+                failures[index] = found
                 found = NO_NEIGHBORS
             graphs.append(found)
         return graphs, failures
@@ -144,7 +147,7 @@ class CHGNetModel(ModelInterface):
         cells: torch.Tensor,
         strain: torch.Tensor,
     ) -> BatchedGraph:
-        """Join the crystals' graphs and expand bonds and angles in the network's basis."""
+        """Join the crystals' graphs and expand bonds and angles in the network's basis sets."""
         strained_cells = cells + cells @ strain
         positions = positions + (positions[:, None] @ strain[state.system_idx])[:, 0]
         graph = _joined(graphs, counts.cpu().numpy())
@@ -178,7 +181,10 @@ class CHGNetModel(ModelInterface):
 
 
 def _joined(graphs: list[NeighborGraph], counts: np.ndarray) -> NeighborGraph:
-    """The graphs of a batch as one, atoms (`counts` a crystal) and bonds numbered through."""
+    """Join the graphs of a batch; `counts` are the numbers of atoms per crystal.
+
+    Atoms and bonds are numbered consecutively through the batch.
+    """
     first_atom = np.cumsum(counts) - counts
     num_edges = np.array([len(graph.edges) for graph in graphs])
     num_bonds = np.array([len(graph.representatives) for graph in graphs])
@@ -209,7 +215,7 @@ def neighbor_graph(
         bond_cutoff: angstrom.
 
     Returns:
-        The graph, or why there is none that the network could be given.
+        The graph, or the reason why the network cannot evaluate the crystal.
     """
     points = np.ascontiguousarray(positions)
     centers, neighbors, images, distances = find_points_in_spheres(
@@ -221,7 +227,7 @@ def neighbor_graph(
         tol=_TOLERANCE,
     )
     others = np.flatnonzero((centers != neighbors) | (distances > _TOLERANCE))
-    # Sorted by center, for the angles; stable, so that the order is the same on every run.
+    # Angles need bonds sorted by center; a stable sort gives the same order on every run.
     order = others[np.argsort(centers[others], kind="stable")]
     distances = distances[order]
     edges = np.stack([centers[order], neighbors[order]], axis=1).astype(np.int64)
@@ -246,10 +252,18 @@ def _graph_failure(
     num_atoms: int,
     cutoff: float,
 ) -> RelaxationFailure | None:
-    """Why bonds of these lengths are nothing to compute with, if so."""
-    lonely = num_atoms - len(np.unique(edges[:, 0]))
-    if lonely:
-        detail = f"{lonely} of {num_atoms} atoms have no neighbour within {cutoff:g} angstrom"
+    """Return the reason why the network cannot evaluate a crystal with these bonds, or None.
+
+    Args:
+        edges: center and neighbor of each directed bond (num_edges, 2).
+        distances: lengths of these bonds (num_edges,), angstrom.
+        short_centers: centers of the bonds that form angles (num_short,).
+        num_atoms: atoms of the crystal.
+        cutoff: angstrom, of the bonds.
+    """
+    isolated = num_atoms - len(np.unique(edges[:, 0]))
+    if isolated:
+        detail = f"{isolated} of {num_atoms} atoms have no neighbor within {cutoff:g} angstrom"
         return RelaxationFailure("isolated_atoms", detail)
     if distances.min() < MIN_DISTANCE:
         detail = f"two atoms are {distances.min():.2g} angstrom apart, limit {MIN_DISTANCE:g}"
@@ -266,7 +280,11 @@ def _graph_failure(
 def _undirected(
     edges: np.ndarray, images: np.ndarray, num_atoms: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Number the bonds without direction: (i, j, image) and (j, i, -image) are one bond."""
+    """Number the undirected bonds; (i, j, image) and (j, i, -image) are the same bond.
+
+    Returns:
+        `representatives` and `undirected` of `NeighborGraph`.
+    """
     base = 2 * int(np.abs(images).max(initial=0)) + 1
     weights = base ** np.arange(3)
     shift = images @ weights
@@ -281,7 +299,15 @@ def _undirected(
 
 
 def _pairs_of_one_center(centers: np.ndarray, num_atoms: int) -> tuple[np.ndarray, np.ndarray]:
-    """All ordered pairs of different bonds with the same center; `centers` is sorted."""
+    """Return all ordered pairs of different bonds with the same center.
+
+    Args:
+        centers: center of each bond (num_bonds,), sorted.
+        num_atoms: atoms of the crystal.
+
+    Returns:
+        Indices of the first and of the second bond, each (num_pairs,).
+    """
     degrees = np.bincount(centers, minlength=num_atoms)
     starts = np.concatenate([[0], np.cumsum(degrees)])[:-1]
     repeats = degrees[centers]

@@ -1,4 +1,4 @@
-"""Ground states of the elements: the corners of a potential's hull."""
+"""Ground states of the elements, the corners of a potential's convex hull."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ _FILE = Path(__file__).with_name("ground_states.yaml")
 
 @dataclass(frozen=True)
 class GroundState:
-    """The lowest crystal of an element by DFT.
+    """The crystal of lowest DFT energy of an element.
 
     Attributes:
-        entry_id: its id in the Materials Project.
-        crystal: its primitive cell.
+        entry_id: id in the Materials Project.
+        crystal: primitive cell.
     """
 
     entry_id: str

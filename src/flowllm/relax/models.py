@@ -1,7 +1,7 @@
-"""Machine-learned potentials by name, all behind torch-sim's model interface.
+"""Machine-learned potentials by name, all with torch-sim's model interface.
 
-CHGNet comes with the package. The others are optional extras: their networks are torch-sim's
-wrappers around each project's own package, loaded with the weights that project publishes.
+CHGNet is always installed. The others are optional extras: torch-sim wraps each project's own
+package, loaded with the weights that the project publishes.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,19 +14,19 @@ from torch_sim.models.interface import ModelInterface
 from flowllm.errors import FlowllmError
 
 _IN_MATERIALS_PROJECT = frozenset([*range(1, 84), *range(89, 95)])
-"""The 89 elements, by atomic number, of the data these networks were fitted to: none from polonium
-to radium, none beyond plutonium. CHGNet has weights for polonium to radium too, but they are those
-that it started its training with (tests/relax/test_potential.py)."""
+"""Atomic numbers of the 89 elements in the training data of these networks. The data has no element
+from polonium to radium and none beyond plutonium. CHGNet has weights for polonium to radium, but
+they still have their initial values (tests/relax/test_potential.py)."""
 
 
 @dataclass(frozen=True)
 class LoadedPotential:
-    """A potential that is ready to evaluate crystals.
+    """A loaded potential.
 
     Attributes:
-        model: as torch-sim takes it; its output may hold `failures`, a `RelaxationFailure` by place
-            in the batch for each crystal it cannot evaluate.
-        known_elements: atomic numbers it was fitted to.
+        model: torch-sim model; its output may contain `failures`, a `RelaxationFailure` by index in
+            the batch for each crystal that it cannot evaluate.
+        known_elements: atomic numbers that it was fitted to.
     """
 
     model: ModelInterface
@@ -85,7 +85,7 @@ _LOADERS: dict[str, Callable[[torch.device], LoadedPotential]] = {
     "sevennet": _sevennet,
     "orb": _orb,
 }
-"""How each potential is loaded; its packages are imported only then."""
+"""Loaders by the potential's name; each imports its packages only when it is called."""
 
 LABELS = {
     "chgnet": "CHGNet 0.3.0",
@@ -94,35 +94,36 @@ LABELS = {
     "sevennet": "SevenNet-0 11Jul2024",
     "orb": "ORB v3 conservative inf MPA",
 }
-"""What a potential's energies are called in tables and reports."""
+"""Names of the potentials in tables and reports, by their names in the configuration."""
 
 
 def load_potential(name: str, device: torch.device) -> LoadedPotential:
-    """Load the potential of a name.
+    """Load a potential by its name in the configuration.
 
     Raises:
-        FlowllmError: there is no such potential, its package is not installed, or its weights
-            cannot be fetched.
+        FlowllmError: the name is unknown, the potential's package is not installed, or its weights
+            cannot be downloaded.
     """
     if name not in _LOADERS:
-        raise FlowllmError(f"potential.name: no potential {name!r}; there are {sorted(_LOADERS)}")
-    with _naming_what_is_missing(name):
+        known = ", ".join(sorted(_LOADERS))
+        raise FlowllmError(f"potential.name: unknown potential {name!r}; choose one of {known}")
+    with _explaining_load_errors(name):
         return _LOADERS[name](device)
 
 
 @contextmanager
-def _naming_what_is_missing(name: str) -> Iterator[None]:
-    """Say what to do where a package or its weights are missing."""
+def _explaining_load_errors(name: str) -> Iterator[None]:
+    """Turn the errors of a missing package or missing weights into a `FlowllmError`."""
     try:
         yield
     except ImportError as error:
         raise FlowllmError(
             f"potential.name: {name} needs packages that are not installed ({error}); "
-            "docs/energies.md tells how to install it"
+            "docs/energies.md describes how to install them"
         ) from error
-    # The packages fetch their weights on first use, each in its way.
+    # Each package downloads its weights on first use, and raises its own errors.
     except (OSError, RuntimeError) as error:
         raise FlowllmError(
-            f"potential.name: {name} could not be loaded ({error}); its weights are fetched on "
-            "first use, so load it once on a machine with internet access"
+            f"potential.name: {name} could not be loaded ({error}); its weights are "
+            "downloaded on first use, so load it once on a machine with internet access"
         ) from error

@@ -1,8 +1,8 @@
-"""Relaxation of a batch of crystals whatever they are: each ends relaxed, or with a reason.
+"""Batched relaxation of arbitrary crystals: each ends relaxed, or failed with a reason.
 
-torch-sim's FIRE with the Frechet cell filter moves the atoms and the cells of a batch; what has
-finished makes room for what waits. What `checked_model` rejects is taken out with its reason while
-the others go on.
+torch-sim's FIRE with the Frechet cell filter moves the atoms and the cells of a batch. Waiting
+crystals replace those that have finished. A crystal that `checked_model` rejects leaves the batch
+with its reason, and the others continue.
 """
 
 import time
@@ -21,37 +21,37 @@ from torch_sim.optimizers import FrechetCellFIREState, frechet_cell_fire
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.relax.checked_model import CheckedModel
-from flowllm.relax.geometry import RelaxationFailure
+from flowllm.relax.failures import RelaxationFailure
 from flowllm.relax.models import LoadedPotential
 from flowllm.runtime.log import log
 
 CPU_BATCH_LOAD = 10_000.0
-"""Load of a batch on the CPU, about 16 MP-20 crystals: an evaluation took 42 ms a crystal alone, 28
-ms in batches of 16 and 35 ms in batches of 32, whose activations no cache holds (one thread, busy
-machine). On a GPU torch-sim measures what fits."""
+"""Load of a batch on the CPU (see `_load`), about 16 MP-20 crystals. An evaluation took 42 ms per
+crystal alone, 28 ms in batches of 16, and 35 ms in batches of 32, whose activations exceed the
+caches (one thread, busy machine). On a GPU torch-sim measures the batch size that fits."""
 
 MIN_FINAL_DISTANCE = 0.5
-"""Angstrom; a relaxed crystal with nearer atoms has left what the potential was fitted to, and its
-energy means nothing (the same bound as structural validity's)."""
+"""Angstrom; a relaxed crystal with nearer atoms is outside the potential's training data, so its
+energy is meaningless (the same bound as that of structural validity)."""
 
 _DT_START = 0.1
-"""FIRE's first time step, ASE's default."""
+"""First time step of FIRE, the default of ASE."""
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """What became of one crystal.
+    """Result of the relaxation of one crystal.
 
     Attributes:
-        crystal: the relaxed crystal, None where it failed.
-        failure: why it failed, None where it did not.
+        crystal: the relaxed crystal, None if it failed.
+        failure: the reason of the failure, None if there was none.
         initial_energy_per_atom: eV.
         final_energy_per_atom: eV.
         max_force: largest force on an atom at the end, eV/angstrom.
-        num_steps: recorded energies as chgnet's relaxer counts them: optimiser steps plus 2, since
-            it records the first state before them and the last state once more.
+        num_steps: number of energies that chgnet's relaxer records, which is the number of
+            optimizer steps plus 2: it also records the first state, and the last state twice.
         converged: whether the forces on atoms and cell are below the threshold.
-        seconds: wall time of its share of the batches it was in.
+        seconds: the crystal's share of the wall time of its batches.
     """
 
     crystal: Crystal | None = None
@@ -65,14 +65,14 @@ class Relaxation:
 
     @property
     def delta_energy_per_atom(self) -> float | None:
-        """Initial less final energy, eV per atom; None for a crystal that failed."""
+        """Initial minus final energy, eV per atom; None for a crystal that failed."""
         if self.initial_energy_per_atom is None or self.final_energy_per_atom is None:
             return None
         return self.initial_energy_per_atom - self.final_energy_per_atom
 
     @property
     def delta_energy_per_cell(self) -> float | None:
-        """The same for the whole cell, eV."""
+        """Initial minus final energy, eV per cell; None for a crystal that failed."""
         if self.delta_energy_per_atom is None or self.crystal is None:
             return None
         return self.delta_energy_per_atom * self.crystal.num_atoms
@@ -80,7 +80,7 @@ class Relaxation:
 
 @dataclass(frozen=True)
 class _Limits:
-    """When a relaxation ends: eV/angstrom, optimiser steps, seconds."""
+    """Limits that end a relaxation: eV/angstrom, optimizer steps, seconds."""
 
     max_force: float
     max_steps: int
@@ -89,7 +89,7 @@ class _Limits:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is to be relaxed, with what, and what has come of it by place among the crystals."""
+    """A list of crystals to relax, and the results so far by the crystal's index in the list."""
 
     model: CheckedModel
     crystals: Sequence[Crystal]
@@ -100,7 +100,16 @@ class _Work:
 
 @dataclass
 class _Running:
-    """A crystal in the batch."""
+    """State of one crystal in the batch.
+
+    Attributes:
+        index: index in the list of crystals.
+        num_atoms: number of atoms.
+        load: see `_load`.
+        initial_energy: eV per cell.
+        steps: optimizer steps so far.
+        seconds: share of the wall time so far.
+    """
 
     index: int
     num_atoms: int
@@ -110,25 +119,8 @@ class _Running:
     seconds: float = 0.0
 
 
-def _nothing(_: int) -> None:
-    """Nobody to tell of progress."""
-
-
-def single_points(
-    potential: LoadedPotential,
-    crystals: Sequence[Crystal],
-    advance: Callable[[int], None] = _nothing,
-) -> list[Relaxation]:
-    """Evaluate crystals as they are: `relax` without a step, the crystals come back as given."""
-    infinite = float("inf")
-    return relax(
-        potential,
-        crystals,
-        max_force=infinite,
-        max_steps=0,
-        max_seconds=infinite,
-        advance=advance,
-    )
+def _ignore_progress(_: int) -> None:
+    """Do nothing."""
 
 
 def relax(
@@ -138,21 +130,21 @@ def relax(
     max_force: float,
     max_steps: int,
     max_seconds: float,
-    advance: Callable[[int], None] = _nothing,
+    advance: Callable[[int], None] = _ignore_progress,
 ) -> list[Relaxation]:
     """Relax cells and positions by FIRE.
 
     Args:
-        potential: gives energies, forces and stresses.
-        crystals: any crystals; one that cannot be relaxed is given back with its failure.
-        max_force: eV/angstrom; the threshold on the forces on atoms and on the cell.
-        max_steps: optimiser steps a crystal.
-        max_seconds: wall time a crystal; of a batch's time it is charged its share of the atoms.
+        potential: source of energies, forces and stresses.
+        crystals: any crystals; the result of one that cannot be relaxed has a failure.
+        max_force: eV/angstrom, threshold on the forces on atoms and on the cell.
+        max_steps: optimizer steps per crystal.
+        max_seconds: wall time per crystal, whose share of a batch's time is its share of the atoms.
         advance: called with the number of crystals that have just finished.
 
     Returns:
-        One `Relaxation` a crystal, in the given order. A crystal that is not converged after
-        `max_steps` is no failure.
+        One `Relaxation` per crystal, in the given order. A crystal that is not converged after
+        `max_steps` has no failure.
     """
     limits = _Limits(max_force, max_steps, max_seconds)
     work = _Work(CheckedModel(potential.model), crystals, limits, advance, results={})
@@ -166,7 +158,7 @@ def relax(
 
 
 def _known_failure(potential: LoadedPotential, crystal: Crystal) -> RelaxationFailure | None:
-    """What can be said of a crystal before anything is computed."""
+    """Return the failure that is known before any evaluation, or None."""
     unknown = sorted(set(crystal.atomic_numbers.tolist()) - potential.known_elements)
     if unknown:
         symbols = ", ".join(Element.from_Z(number).symbol for number in unknown)
@@ -175,13 +167,13 @@ def _known_failure(potential: LoadedPotential, crystal: Crystal) -> RelaxationFa
 
 
 def _relax_or_halve(work: _Work, indices: list[int]) -> None:
-    """Relax together; where that raises, relax the halves, down to the failing crystal."""
+    """Relax crystals together; on an exception relax the halves, down to the failing crystal."""
     if not indices:
         return
     try:
         _relax_together(work, indices)
-    # Whatever one crystal makes the potential raise (out of memory, a library's assertion) must
-    # not take the others with it; the reason becomes its row.
+    # One crystal can make the potential raise any exception (out of memory, an assertion in a
+    # library). The other crystals must still be relaxed; the failing one gets the reason.
     except Exception as error:
         left = [index for index in indices if index not in work.results]
         reason = f"{type(error).__name__}: {str(error)[:200]}"
@@ -189,14 +181,14 @@ def _relax_or_halve(work: _Work, indices: list[int]) -> None:
             work.results[left[0]] = Relaxation(failure=RelaxationFailure("failed", reason))
             work.advance(1)
             return
-        log.warning("relaxation: %s; %d crystals are relaxed in halves", reason, len(left))
+        log.warning("relaxation: %s; relaxing the %d crystals in two halves", reason, len(left))
         middle = len(left) // 2
         _relax_or_halve(work, left[:middle])
         _relax_or_halve(work, left[middle:])
 
 
 def _relax_together(work: _Work, indices: list[int]) -> None:
-    """Relax the crystals of the given indices in one batch that is filled up as it empties."""
+    """Relax the crystals of the given indices in one batch; waiting ones replace finished ones."""
     model, crystals = work.model, work.crystals
     init, step = frechet_cell_fire(model, dt_start=_DT_START)
     queue = deque(indices)
@@ -208,7 +200,7 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
         taken = _take(queue, crystals, limit - sum(one.load for one in running), not running)
         if taken:
             fresh = _at_rest(init(_state_of([crystals[index] for index in taken], model)))
-            failures = {len(running) + place: failure for place, failure in model.failures.items()}
+            failures = {len(running) + new: failure for new, failure in model.failures.items()}
             state = fresh if state is None else ts.concatenate_states([state, fresh])
             running += [
                 _Running(index, crystals[index].num_atoms, _load(crystals[index]), float(energy))
@@ -224,34 +216,34 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
             one.seconds += elapsed * one.num_atoms / state.n_atoms
         finished = _finished(work, state, running, failures)
         if finished:
-            for place, result in finished.items():
-                work.results[running[place].index] = result
-            kept = [place for place in range(len(running)) if place not in finished]
-            running = [running[place] for place in kept]
+            for system, result in finished.items():
+                work.results[running[system].index] = result
+            kept = [system for system in range(len(running)) if system not in finished]
+            running = [running[system] for system in kept]
             state = state[kept] if kept else None
             work.advance(len(finished))
 
 
 def _batch_limit(model: CheckedModel, example: Crystal) -> float:
-    """Largest load of a batch: fixed on the CPU, what torch-sim finds to fit on a GPU."""
+    """Return the largest load of a batch: fixed on the CPU, measured by torch-sim on a GPU."""
     if model.device.type == "cpu":
         return CPU_BATCH_LOAD
-    copies = determine_max_batch_size(_state_of([example], model), model)
-    return 0.8 * copies * _load(example)  # cells shrink on the way and neighbours become more
+    copies: int = determine_max_batch_size(_state_of([example], model), model)
+    return 0.8 * copies * _load(example)  # a margin: cells shrink and gain neighbors
 
 
 def _load(crystal: Crystal) -> float:
-    """What a crystal takes in memory and time: atoms times atoms per nm^3, so its neighbours."""
+    """Return a measure of memory and time: atoms times atoms per nm^3, so the neighbor pairs."""
     return 1000 * crystal.num_atoms**2 / max(_volume(crystal), 1e-9)
 
 
 def _volume(crystal: Crystal) -> float:
-    """Volume of the cell in cubic angstrom."""
+    """Return the volume of the cell in cubic angstrom."""
     return float(crystal.to_structure().lattice.volume)
 
 
 def _take(queue: deque[int], crystals: Sequence[Crystal], room: float, alone: bool) -> list[int]:
-    """Take crystals off the queue while there is room; if `alone`, the first whatever its load."""
+    """Take crystals off the queue while their load fits; if `alone`, take the first in any case."""
     taken: list[int] = []
     while queue:
         load = _load(crystals[queue[0]])
@@ -263,16 +255,17 @@ def _take(queue: deque[int], crystals: Sequence[Crystal], room: float, alone: bo
 
 
 def _state_of(crystals: Sequence[Crystal], model: ModelInterface) -> ts.SimState:
-    """The crystals as one torch-sim state."""
+    """Make one torch-sim state of the crystals."""
     structures = [crystal.to_structure() for crystal in crystals]
     return ts.initialize_state(structures, model.device, model.dtype)
 
 
 def _at_rest(state: FrechetCellFIREState) -> FrechetCellFIREState:
-    """Start with zero velocities instead of torch-sim's NaN.
+    """Replace torch-sim's NaN velocities of a new state by zeros.
 
-    A NaN makes its step treat the whole batch as new, which would let a crystal that joins disturb
-    those under way. Zero velocities halve the first time step, so it is doubled: ASE's course.
+    A NaN makes torch-sim's step treat the whole batch as new, so that a crystal that joins would
+    disturb the others. Zero velocities halve the first time step, which is therefore doubled to
+    follow ASE's FIRE.
     """
     state.velocities = torch.zeros_like(state.velocities)
     state.cell_velocities = torch.zeros_like(state.cell_velocities)
@@ -286,21 +279,22 @@ def _finished(
     running: list[_Running],
     failures: Mapping[int, RelaxationFailure],
 ) -> dict[int, Relaxation]:
-    """Results of the crystals that have come to an end, by their place in the batch."""
+    """Return the results of the crystals that have finished, by their index in the batch."""
     atom_forces = state.forces.norm(dim=1)
-    max_forces = torch.zeros(state.n_systems).to(atom_forces)
-    max_forces = max_forces.scatter_reduce(0, state.system_idx, atom_forces, "amax").tolist()
+    zeros = torch.zeros(state.n_systems).to(atom_forces)
+    max_forces = zeros.scatter_reduce(0, state.system_idx, atom_forces, "amax").tolist()
     cell_forces = state.cell_forces.norm(dim=2).amax(dim=1).tolist()
-    limits, finished = work.limits, {}
-    for place, one in enumerate(running):
-        converged = max(max_forces[place], cell_forces[place]) < limits.max_force
-        if place in failures:
-            finished[place] = Relaxation(failure=failures[place], seconds=one.seconds)
+    limits = work.limits
+    finished: dict[int, Relaxation] = {}
+    for system, one in enumerate(running):
+        converged = max(max_forces[system], cell_forces[system]) < limits.max_force
+        if system in failures:
+            finished[system] = Relaxation(failure=failures[system], seconds=one.seconds)
         elif converged or one.steps >= limits.max_steps:
-            finished[place] = _result(work, state, place, one, max_forces[place], converged)
+            finished[system] = _result(work, state, system, one, max_forces[system], converged)
         elif one.seconds > limits.max_seconds:
             detail = f"stopped after {one.steps} steps at max_seconds {limits.max_seconds:g}"
-            finished[place] = Relaxation(
+            finished[system] = Relaxation(
                 failure=RelaxationFailure("too_slow", detail), seconds=one.seconds
             )
     return finished
@@ -309,16 +303,16 @@ def _finished(
 def _result(
     work: _Work,
     state: FrechetCellFIREState,
-    place: int,
+    system: int,
     one: _Running,
     max_force: float,
     converged: bool,
 ) -> Relaxation:
-    """Take a crystal out of the batch: its record, or the failure of what it has become."""
+    """Return the relaxed crystal with its energies, or the failure of its final state."""
     crystal = work.crystals[one.index]
     if one.steps:
         try:
-            crystal = _crystal_of(state, place)
+            crystal = _crystal_of(state, system)
         except FlowllmError as error:
             return Relaxation(
                 failure=RelaxationFailure("no_volume", str(error)), seconds=one.seconds
@@ -332,7 +326,7 @@ def _result(
     return Relaxation(
         crystal=crystal,
         initial_energy_per_atom=one.initial_energy / one.num_atoms,
-        final_energy_per_atom=float(state.energy[place]) / one.num_atoms,
+        final_energy_per_atom=float(state.energy[system]) / one.num_atoms,
         max_force=max_force,
         num_steps=one.steps + 2,
         converged=converged,
@@ -340,10 +334,10 @@ def _result(
     )
 
 
-def _crystal_of(state: FrechetCellFIREState, place: int) -> Crystal:
-    """One crystal of a batch as our record."""
-    atoms = state.system_idx == place
-    cell = state.row_vector_cell[place].cpu().numpy()
+def _crystal_of(state: FrechetCellFIREState, system: int) -> Crystal:
+    """Return one crystal of a batch."""
+    atoms = state.system_idx == system
+    cell = state.row_vector_cell[system].cpu().numpy()
     lengths = np.linalg.norm(cell, axis=1)
     cosines = np.clip((cell @ cell.T) / np.outer(lengths, lengths), -1, 1)
     angles = np.degrees(np.arccos(cosines[[1, 0, 0], [2, 2, 1]]))
@@ -354,7 +348,7 @@ def _crystal_of(state: FrechetCellFIREState, place: int) -> Crystal:
 
 
 def _nearest_distance(crystal: Crystal) -> float:
-    """Smallest distance between two atoms, images included, in angstrom."""
+    """Return the smallest distance between two atoms, periodic images included, in angstrom."""
     structure = crystal.to_structure()
     nearest = min(structure.lattice.abc)
     if crystal.num_atoms > 1:

@@ -1,1 +1,1 @@
-"""The flow-matching half: manifolds, network, pair batches, integration."""
+"""Riemannian flow matching: manifolds, network, loss, training pairs, training, integration."""

@@ -1,9 +1,9 @@
-"""Other descriptions of crystals: the axes of their cells in another order, some turned.
+"""Equivalent descriptions of crystals: the axes of a cell in another order, some of them reversed.
 
-Which axis of a cell is the first, and which way it points, is a choice of the description: there
-are 6 x 8 of them. They give the same crystal or, where the new axes are left-handed, its mirror
-image, which has the same energy. The network does not know that they are one (appendix B treats
-permutations of atoms and translations alike, and no more); training on all of them teaches it.
+The order and the directions of a cell's axes are a choice, with 6 x 8 possibilities. All describe
+the same crystal or, where the new axes are left-handed, its mirror image, which has the same
+energy. The network is equivariant to permutations of atoms and to translations only (appendix B),
+so training on all descriptions teaches it that they are equivalent.
 """
 
 from dataclasses import dataclass
@@ -20,40 +20,40 @@ _ORDERS = np.array(list(permutations(range(3))))
 
 @dataclass(frozen=True)
 class Axes:
-    """New axes of B cells: the old ones in an order, turned or not.
+    """New axes of B cells: the old axes in another order, each reversed or not.
 
     Attributes:
-        orders: of which old axis each new one is, int64 (B, 3).
-        signs: the new axes' directions, 1 or -1 (B, 3).
+        orders: index of the old axis of each new axis, int64 (B, 3).
+        signs: direction of each new axis, 1 or -1 (B, 3).
     """
 
     orders: Tensor
     signs: Tensor
 
     def coords(self, coords: Tensor) -> Tensor:
-        """Fractional coordinates (B, n, 3) by the new axes, in [0, 1)."""
+        """Return fractional coordinates (B, n, 3) along the new axes, in [0, 1)."""
         along = coords.gather(2, self.orders[:, None].expand_as(coords))
         return torus_exp(along * self.signs[:, None], along.new_zeros(()))
 
     def lattice(self, lattice: Tensor) -> Tensor:
-        """Lattices l (B, 6) by the new axes, where the angles' bounds lie even about 90 degrees.
+        """Return lattices l (B, 6) with the new axes.
 
-        Where one of the two axes of an angle is turned, the angle becomes its supplement, which is
-        its negative on the line that the angles are mapped to.
+        The bounds of the angles must be symmetric about 90 degrees. If one of the two axes of an
+        angle is reversed, the angle becomes its supplement, whose logit is the negative.
         """
-        # The angle of an axis is that between the other two.
-        turned = self.signs.prod(dim=1, keepdim=True) * self.signs
+        # The angle with the index of an axis is the angle between the other two axes.
+        angle_signs = self.signs.prod(dim=1, keepdim=True) * self.signs
         lengths, angles = (part.gather(1, self.orders) for part in lattice.split(3, dim=1))
-        return torch.cat([lengths, turned * angles], dim=1)
+        return torch.cat([lengths, angle_signs * angles], dim=1)
 
 
 def random_axes(count: int, rng: np.random.Generator, share: slice = slice(None)) -> Axes:
-    """Draw axes of `count` cells, each description as likely as the others.
+    """Draw axes of cells uniformly from the 48 possibilities.
 
     Args:
         count: number of cells.
-        rng: decides.
-        share: the part of the cells whose axes are wanted.
+        rng: random generator; it advances by the draws of all `count` cells.
+        share: the cells whose axes are returned.
     """
     orders, signs = rng.integers(len(_ORDERS), size=count), rng.choice([-1, 1], size=(count, 3))
     mine = _ORDERS[orders[share]], signs[share].astype(np.float32)

@@ -1,12 +1,12 @@
-"""Base distributions p0: from where the flow sets out to a crystal (paper, sections 4.3 and 5.3).
+"""Base distributions p0, from which the flow starts (paper, sections 4.3 and 5.3).
 
 `LlmBaseDistribution` is the language model's crystal, with or without Gaussian noise (appendix F).
-`SimpleBaseDistribution` keeps its atoms only and draws all else from FlowMM's base, for
-FlowLLM-Types. Pairs are prepared and crystals are refined with the same one: it is saved with the
-trained flow.
+`SimpleBaseDistribution` keeps the atoms of that crystal and draws the rest from FlowMM's base, for
+FlowLLM-Types. A trained flow is saved with its base distribution, so that crystals are refined from
+the base distribution that the flow was trained with.
 
-A draw of c0 has two steps. `place` is done once a pair, when atoms are matched; `shake` adds the
-noise, and is drawn anew whenever a pair is trained on, so that each epoch has noise of its own.
+A draw of c0 has two steps. `place` is done once per pair, before atoms are matched. `add_noise` is
+done every time that a pair is trained on, so that each epoch has its own noise.
 """
 
 import math
@@ -28,11 +28,11 @@ from flowllm.io.tables import read_table
 from flowllm.rfm.manifold import AngleBounds, lattice_parameters, lattice_vector
 
 Normals = tuple[np.ndarray, np.ndarray]
-"""Standard normal numbers for the coordinates (..., n, 3) and the lattice (..., 6)."""
+"""Standard normal numbers of coordinates (..., n, 3) and lattices (..., 6)."""
 
 
 class RejectedCrystalError(Exception):
-    """A crystal that the flow cannot start from or lead to; holds the short reason."""
+    """A crystal that the flow cannot start from or lead to; the message is the short reason."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class StartPoint:
     Attributes:
         coords: f0 (n, 3), float64 in [0, 1).
         lattice: l0 (6,), float32, see `manifold.lattice_vector`.
-        reduced: whether the crystal's cell had to be reduced.
+        reduced: whether the crystal's cell was Niggli-reduced.
     """
 
     coords: np.ndarray
@@ -52,10 +52,10 @@ class StartPoint:
 
 @dataclass(frozen=True)
 class LlmBaseDistribution:
-    """The language model's crystal plus zero-mean Gaussian noise.
+    """The language model's crystal plus Gaussian noise of zero mean.
 
-    Noise also parts atoms of one element that the text puts in one place: an equivariant field
-    moves such atoms alike, so that without it they would stay together to the end.
+    Noise also separates atoms of one element at the same position: an equivariant field moves such
+    atoms alike, so without noise they would have the same position at t = 1.
 
     Attributes:
         coords_noise: standard deviation, fractions of the cell.
@@ -68,7 +68,7 @@ class LlmBaseDistribution:
     angles_noise: float
 
     def place(self, crystal: Crystal, bounds: AngleBounds, rng: np.random.Generator) -> StartPoint:
-        """Return the crystal of the language model itself.
+        """Return the language model's crystal, without noise.
 
         Raises:
             RejectedCrystalError: its angles cannot be brought within the bounds.
@@ -80,18 +80,19 @@ class LlmBaseDistribution:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether shaking changes anything."""
+        """Whether `add_noise` changes a draw."""
         return any((self.coords_noise, self.lengths_noise, self.angles_noise))
 
-    def shake(
+    def add_noise(
         self, coords: np.ndarray, lattice: np.ndarray, normals: Normals, bounds: AngleBounds
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Add noise to f0 (..., n, 3) and l0 (..., 6), from standard normal numbers.
+        """Add noise, made of standard normal numbers, to f0 (..., n, 3) and l0 (..., 6).
 
-        Noise would carry a length below zero or an angle out of bounds now and then; it is
-        reflected at zero, and at the outermost whole degrees (60 and 120), which text can hold.
+        Noise can make a length negative or move an angle out of bounds. Lengths are therefore
+        reflected at zero, and angles at the outermost whole degrees within the bounds (60 and 120),
+        which are the outermost angles of text.
         """
-        shaken = coords + (self.coords_noise * normals[0]).astype(coords.dtype)
+        noisy = coords + (self.coords_noise * normals[0]).astype(coords.dtype)
         if self.lengths_noise or self.angles_noise:
             parameters = lattice_parameters(torch.from_numpy(lattice).double(), bounds)
             lengths, angles = (x.numpy() for x in parameters)
@@ -100,7 +101,7 @@ class LlmBaseDistribution:
             if self.angles_noise:
                 angles = _reflect(angles, math.ceil(bounds[0]), math.floor(bounds[1]))
             lattice = _lattice(lengths, angles, bounds)
-        return np.mod(shaken, 1.0), lattice
+        return np.mod(noisy, 1.0), lattice
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class SimpleBaseDistribution:
 
     Attributes:
         log_lengths_mean: means of the logarithms of the three lengths in angstrom.
-        log_lengths_std: their standard deviations.
+        log_lengths_std: standard deviations of these logarithms.
     """
 
     log_lengths_mean: list[float]
@@ -120,7 +121,7 @@ class SimpleBaseDistribution:
     def place(self, crystal: Crystal, bounds: AngleBounds, rng: np.random.Generator) -> StartPoint:
         """Draw c0 with the atoms of a crystal.
 
-        An angle that is uniform on the bounds is a logistic number on the line, whatever they are.
+        The logit of an angle that is uniform between the bounds has the logistic distribution.
         """
         del bounds
         coords = rng.random((crystal.num_atoms, 3))
@@ -128,28 +129,31 @@ class SimpleBaseDistribution:
         lattice = np.concatenate([lengths, rng.logistic(size=3)])
         return StartPoint(coords, lattice.astype(np.float32), reduced=False)
 
-    def shake(
+    def add_noise(
         self, coords: np.ndarray, lattice: np.ndarray, normals: Normals, bounds: AngleBounds
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Leave the draw as it is."""
+        """Return the draw unchanged."""
         del normals, bounds
         return coords, lattice
 
 
 BaseDistribution = LlmBaseDistribution | SimpleBaseDistribution
 
-_KINDS: dict[str, type[LlmBaseDistribution] | type[SimpleBaseDistribution]] = {
+_CLASSES: dict[str, type[LlmBaseDistribution] | type[SimpleBaseDistribution]] = {
     "llm": LlmBaseDistribution,
     "simple": SimpleBaseDistribution,
 }
 
 
 def base_distribution_of(flow: Flow, shards: Iterable[Path]) -> BaseDistribution:
-    """The base distribution that a row of `flows` names.
+    """Make the base distribution of a row of `flows`.
 
     Args:
         flow: the row.
-        shards: training pairs, whose training crystals a simple base is fitted on.
+        shards: training pairs; a simple base is fitted to their training crystals.
+
+    Raises:
+        FlowllmError: a simple base has no training crystal to be fitted to.
     """
     if isinstance(flow, LlmFlow):
         return LlmBaseDistribution(flow.coords_noise, flow.lengths_noise, flow.angles_noise)
@@ -157,10 +161,10 @@ def base_distribution_of(flow: Flow, shards: Iterable[Path]) -> BaseDistribution
 
 
 def fit_simple_base_distribution(shards: Iterable[Path]) -> SimpleBaseDistribution:
-    """Fit the log-normal lengths on the training crystals of pairs: moments of the logarithms.
+    """Fit the log-normal lengths to the training crystals of pairs, by moments of the logarithms.
 
     Raises:
-        FlowllmError: no pair holds a crystal.
+        FlowllmError: no pair has a training crystal.
     """
     count, sums, squares = 0, np.zeros(3), np.zeros(3)
     for shard in shards:
@@ -171,55 +175,62 @@ def fit_simple_base_distribution(shards: Iterable[Path]) -> SimpleBaseDistributi
         sums += logarithms.sum(axis=0)
         squares += (logarithms**2).sum(axis=0)
     if count == 0:
-        raise FlowllmError("train_rfm: no pair can be used to fit the simple base on (not_ok)")
+        raise FlowllmError(
+            "train_rfm: no pair can be used to fit the simple base; see the column error of the "
+            "shards, and sample_pairs in the configuration"
+        )
     mean = sums / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return SimpleBaseDistribution(mean.tolist(), deviation.tolist())
 
 
 def standard_normals(rng: np.random.Generator, *shape: int) -> Normals:
-    """Draw the numbers that crystals of `shape` (..., number of atoms) are shaken with."""
+    """Draw the normal numbers of the noise for crystals of `shape` (..., number of atoms)."""
     return rng.standard_normal((*shape, 3)), rng.standard_normal((*shape[:-1], 6))
 
 
 def draw_start(
-    start: BaseDistribution, crystal: Crystal, bounds: AngleBounds, rng: np.random.Generator
+    base_distribution: BaseDistribution,
+    crystal: Crystal,
+    bounds: AngleBounds,
+    rng: np.random.Generator,
 ) -> StartPoint:
     """Draw c0 for one crystal of the language model.
 
     Raises:
-        RejectedCrystalError: the flow cannot start from it.
+        RejectedCrystalError: the flow cannot start from the crystal.
     """
-    placed = start.place(crystal, bounds, rng)
+    placed = base_distribution.place(crystal, bounds, rng)
     normals = standard_normals(rng, crystal.num_atoms)
-    return StartPoint(*start.shake(placed.coords, placed.lattice, normals, bounds), placed.reduced)
+    coords, lattice = base_distribution.add_noise(placed.coords, placed.lattice, normals, bounds)
+    return StartPoint(coords, lattice, placed.reduced)
 
 
-def base_distribution_record(start: BaseDistribution) -> dict[str, Any]:
-    """What the model's description tells of its base distribution."""
-    kind = next(name for name, cls in _KINDS.items() if isinstance(start, cls))
-    return {"kind": kind, **vars(start)}
+def base_distribution_record(base_distribution: BaseDistribution) -> dict[str, Any]:
+    """Return the record of a base distribution in `model.json`."""
+    kind = next(name for name, cls in _CLASSES.items() if isinstance(base_distribution, cls))
+    return {"kind": kind, **vars(base_distribution)}
 
 
 def base_distribution_from_record(record: Mapping[str, Any]) -> BaseDistribution:
-    """The inverse of `base_distribution_record`."""
+    """Make a base distribution of its record; the inverse of `base_distribution_record`."""
     values = dict(record)
-    return _KINDS[values.pop("kind")](**values)
+    return _CLASSES[values.pop("kind")](**values)
 
 
 def angles_within(crystal: Crystal, bounds: AngleBounds) -> bool:
-    """Whether all three angles lie in the open interval that the logit maps."""
+    """Return whether all three angles are in the open interval that the logit maps."""
     return bool(np.all((crystal.angles > bounds[0]) & (crystal.angles < bounds[1])))
 
 
 def bring_angles_within(crystal: Crystal, bounds: AngleBounds) -> Crystal:
-    """Return the crystal itself, or its Niggli-reduced cell where an angle is out of bounds.
+    """Return the crystal itself, or its Niggli-reduced cell if an angle is out of bounds.
 
-    Reduction is another choice of cell for the same crystal: atoms keep their order and number,
-    coordinates change with the basis.
+    Reduction only chooses another cell of the same crystal: the atoms keep their order and number,
+    and their coordinates change with the basis.
 
     Raises:
-        RejectedCrystalError: reduction fails or does not bring the angles within the bounds.
+        RejectedCrystalError: the reduction fails or does not bring the angles within the bounds.
     """
     if angles_within(crystal, bounds):
         return crystal
@@ -233,16 +244,20 @@ def bring_angles_within(crystal: Crystal, bounds: AngleBounds) -> Crystal:
 
 
 def crystal_lattice(crystal: Crystal, bounds: AngleBounds) -> np.ndarray:
-    """The lattice vector l of a crystal (6,), float32; the logit is taken in float64."""
+    """Return the lattice vector l of a crystal (6,), float32; the logit is taken in float64."""
     return _lattice(crystal.lengths, crystal.angles, bounds)
 
 
 def _lattice(lengths: np.ndarray, angles: np.ndarray, bounds: AngleBounds) -> np.ndarray:
-    parts = (torch.from_numpy(x).double() for x in (lengths, angles))
-    return lattice_vector(*parts, bounds).float().numpy()
+    """Return lattice vectors (..., 6), float32, of lengths and angles, each (..., 3)."""
+    parts = torch.from_numpy(lengths).double(), torch.from_numpy(angles).double()
+    lattice: np.ndarray = lattice_vector(*parts, bounds).float().numpy()
+    return lattice
 
 
 def _reflect(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Fold numbers into [low, high] as mirrors at both ends would."""
-    period = np.mod(values - low, 2 * (high - low))
-    return low + np.minimum(period, 2 * (high - low) - period)
+    """Reflect numbers at both ends into [low, high]."""
+    period = 2 * (high - low)
+    phase = np.mod(values - low, period)
+    reflected: np.ndarray = low + np.minimum(phase, period - phase)
+    return reflected

@@ -8,20 +8,20 @@ from torch import Tensor
 from flowllm.rfm.manifold import torus_exp
 
 Point = tuple[Tensor, Tensor]
-"""Coordinates (B, n, 3) and lattices (B, 6), of points or of tangents."""
+"""Coordinates (B, n, 3) and lattices (B, 6), of points or tangents."""
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Point]
-"""From coordinates, lattices and times (B,) to their velocities."""
+"""Velocity field: from coordinates, lattices and times (B,) to tangents."""
 
 
 @dataclass(frozen=True)
 class Integrator:
-    """An explicit Runge-Kutta method by its Butcher tableau.
+    """An explicit Runge-Kutta method, given by its Butcher tableau.
 
     Attributes:
-        stages: coefficients of the earlier stages' velocities, a row a stage; a row's sum is
-            the stage's share of the step.
-        weights: of the stages in the step.
+        stages: one row per stage, the coefficients of the earlier stages' velocities; the sum of a
+            row is the stage's fraction of the step.
+        weights: weights of the stages' velocities in the step.
     """
 
     stages: Sequence[Sequence[float]]
@@ -36,11 +36,11 @@ INTEGRATORS = {
         stages=[[], [1 / 2], [0.0, 1 / 2], [0.0, 0.0, 1.0]], weights=[1 / 6, 1 / 3, 1 / 3, 1 / 6]
     ),
 }
-"""By their names in the configuration; orders 1, 2, 2 and 4."""
+"""Integrators by their names in the configuration; their orders are 1, 2, 2 and 4."""
 
 
 def anneal(velocity: Velocity, slope: float) -> Velocity:
-    """Multiply the coordinates' velocity by 1 + slope * t (FlowMM's anti-annealing)."""
+    """Multiply the velocity of the coordinates by 1 + slope * t (anti-annealing, FlowMM)."""
 
     def annealed(coords: Tensor, lattice: Tensor, time: Tensor) -> Point:
         coords_velocity, lattice_velocity = velocity(coords, lattice, time)
@@ -58,7 +58,7 @@ def integrate(
     record: Callable[[int, Tensor, Tensor], None] | None = None,
     constrain: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Point:
-    """Follow the velocity from t = 0 to t = 1 in steps of equal length.
+    """Integrate a velocity field from t = 0 to t = 1 in steps of equal length.
 
     On the flat torus and in lattice space a step is the exponential map of the weighted velocity.
 
@@ -66,10 +66,10 @@ def integrate(
         velocity: the field.
         coords: f0 (B, n, 3).
         lattice: l0 (B, 6).
-        num_steps: number of steps; each evaluates the field once a stage.
-        integrator: the method.
-        record: called with the number of steps done and the point, from 0 steps on.
-        constrain: from the lattices before and after a step to those that it ends with.
+        num_steps: number of steps; each evaluates the field once per stage.
+        integrator: the Runge-Kutta method.
+        record: called with the number of finished steps and the point, first with 0 steps.
+        constrain: maps the lattices before and after a step to the lattices to continue from.
 
     Returns:
         Coordinates in [0, 1) and lattices at t = 1.
@@ -78,12 +78,12 @@ def integrate(
     for index in range(num_steps):
         if record is not None:
             record(index, coords, lattice)
-        found: list[Point] = []
+        tangents: list[Point] = []
         for coefficients in integrator.stages:
-            at = _move((coords, lattice), found, coefficients, step)
+            point = _move((coords, lattice), tangents, coefficients, step)
             time = (index + sum(coefficients)) * step
-            found.append(velocity(*at, coords.new_full((len(coords),), time)))
-        coords, moved = _move((coords, lattice), found, integrator.weights, step)
+            tangents.append(velocity(*point, coords.new_full((len(coords),), time)))
+        coords, moved = _move((coords, lattice), tangents, integrator.weights, step)
         lattice = moved if constrain is None else constrain(lattice, moved)
     if record is not None:
         record(num_steps, coords, lattice)
@@ -91,7 +91,7 @@ def integrate(
 
 
 def _move(point: Point, tangents: Sequence[Point], weights: Sequence[float], step: float) -> Point:
-    """The point reached from `point` by the step along the weighted tangents."""
+    """Return the point that the step along the weighted tangents reaches."""
     coords, lattice = point
     for (coords_velocity, lattice_velocity), weight in zip(tangents, weights, strict=True):
         if weight:

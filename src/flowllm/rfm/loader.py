@@ -1,14 +1,15 @@
-"""Batches of prepared pairs: mapped files, shuffled by shard and buffer, bucketed by size.
+"""Batches of prepared pairs: memory-mapped files, shuffled in buffers, grouped by number of atoms.
 
-An epoch's order is drawn from a seed as row numbers only, so that a resumed run finds its batch
-without reading the pairs before it. Nothing but the rows of a batch is copied out of the files.
+The order of an epoch consists of row numbers drawn from a seed, so a resumed run finds its batch
+without reading the pairs before it. Only the rows of a batch are copied from the files.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,17 +22,17 @@ from flowllm.rfm.base_distribution import BaseDistribution, standard_normals
 from flowllm.rfm.manifold import AngleBounds
 
 BUFFER_ROWS = 100_000
-"""Whole shards are shuffled together until they hold this many pairs."""
+"""Minimum number of pairs that are shuffled together; a buffer consists of whole shards."""
 
 T = TypeVar("T")
 
 Group = np.ndarray
-"""Rows of pairs with one number of atoms: (m, 2) of shard and row in it."""
+"""Pairs with the same number of atoms, int64 (m, 2): the shard, and the row in the shard."""
 
 
 @dataclass
 class PairBatch:
-    """Pairs of one number of atoms n; not frozen, since Fabric converts a batch's precision.
+    """Pairs with the same number of atoms n; not frozen, because Fabric converts its precision.
 
     Attributes:
         elements: atomic numbers, int64 (B, n).
@@ -56,7 +57,7 @@ class PairBatch:
 
 
 class _Shard:
-    """One prepared file, its columns as flat arrays that the system reads when touched."""
+    """One prepared file; its columns are flat memory-mapped arrays, read on access."""
 
     def __init__(self, path: Path) -> None:
         with naming_damage(path, "not a readable Arrow file"):
@@ -72,25 +73,26 @@ class _Shard:
         self.end_lattice = _flat(table, "end_lattice", "values").reshape(-1, 6)
 
 
-def _flat(table: pa.Table, column: str, what: str) -> np.ndarray:
-    """The flat values or the offsets of a list column, without a copy where it has rows."""
+def _flat(table: pa.Table, column: str, what: Literal["values", "offsets"]) -> np.ndarray:
+    """Return the flat values or the offsets of a list column, without a copy unless it is empty."""
     chunks = table.column(column).chunks
     if not chunks:
         return np.zeros(1 if what == "offsets" else 0, dtype=np.int32)
-    return getattr(chunks[0], what).to_numpy()
+    array: np.ndarray = getattr(chunks[0], what).to_numpy()
+    return array
 
 
 class PreparedPairs:
-    """All prepared files of a split.
+    """The prepared files of a split.
 
     Attributes:
-        num_atoms: numbers of atoms of the pairs, one array a shard.
+        num_atoms: numbers of atoms of the pairs, one array per shard.
     """
 
     def __init__(
         self,
         paths: Sequence[Path],
-        start: BaseDistribution,
+        base_distribution: BaseDistribution,
         bounds: AngleBounds,
         *,
         augment_axes: bool = False,
@@ -99,11 +101,13 @@ class PreparedPairs:
 
         Args:
             paths: prepared files.
-            start: base distribution that they were prepared for; its noise is added on reading.
-            bounds: of the angles' logit.
-            augment_axes: whether each drawn pair has axes drawn at random.
+            base_distribution: base distribution that they were prepared for; its noise is added
+                when pairs are drawn.
+            bounds: degrees, of the logit of the angles.
+            augment_axes: whether each drawn pair gets random axes.
         """
-        self._start, self._bounds, self._augment_axes = start, bounds, augment_axes
+        self._base_distribution, self._bounds = base_distribution, bounds
+        self._augment_axes = augment_axes
         self._shards = [_Shard(path) for path in paths]
         self.num_atoms = [shard.num_atoms for shard in self._shards]
 
@@ -111,20 +115,25 @@ class PreparedPairs:
         return sum(map(len, self.num_atoms))
 
     def draw(self, group: Group, rng: np.random.Generator, share: slice = slice(None)) -> PairBatch:
-        """Read the pairs of a group, shake their c0, and describe them by other axes if so asked.
+        """Read the pairs of a group, add noise to their c0, and augment their axes if configured.
 
         Args:
             group: the pairs.
-            rng: decides noise and axes.
-            share: the part of the pairs that is wanted, drawn as in the whole group.
+            rng: random generator of noise and axes; it advances by the draws of the whole group.
+            share: the pairs to return, with the same noise and axes as in the whole group.
         """
         batch = self.batch(group[share])
-        if self._start.is_noisy:
+        if self._base_distribution.is_noisy:
             normals = standard_normals(rng, len(group), batch.elements.shape[1])
             mine = normals[0][share], normals[1][share]
-            start = batch.start_coords.numpy(), batch.start_lattice.numpy()
-            coords, lattice = map(torch.from_numpy, self._start.shake(*start, mine, self._bounds))
-            batch = replace(batch, start_coords=coords, start_lattice=lattice)
+            coords, lattice = self._base_distribution.add_noise(
+                batch.start_coords.numpy(), batch.start_lattice.numpy(), mine, self._bounds
+            )
+            batch = replace(
+                batch,
+                start_coords=torch.from_numpy(coords),
+                start_lattice=torch.from_numpy(lattice),
+            )
         if self._augment_axes:
             axes = random_axes(len(group), rng, share)
             batch = PairBatch(
@@ -135,7 +144,7 @@ class PreparedPairs:
         return batch
 
     def batch(self, group: Group) -> PairBatch:
-        """Read the pairs of a group as they were prepared."""
+        """Read the pairs of a group, without noise or augmentation."""
         order = np.argsort(group[:, 0], kind="stable")
         parts = [
             self._read(self._shards[shard], group[order][group[order, 0] == shard, 1])
@@ -147,6 +156,7 @@ class PreparedPairs:
 
     @staticmethod
     def _read(shard: _Shard, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Copy rows with the same number of atoms: the columns in the order of `PairBatch`."""
         atoms = shard.offsets[rows, None] + np.arange(shard.num_atoms[rows[0]])
         return (
             shard.elements[atoms],
@@ -157,32 +167,36 @@ class PreparedPairs:
         )
 
 
-def prefetched(items: Iterator[T]) -> Iterator[T]:
-    """The same items in the same order, the next one made by a thread beside the use of the last.
+def prefetched(items: Iterator[T]) -> Generator[T]:
+    """Yield the items in order, while a thread computes the item after the yielded one.
 
-    An error of the thread is raised in place of its item. The thread ends with the items, or when
-    this iterator is closed, after the item that it is at.
+    An exception in the thread is raised in place of its item. When this generator is closed, the
+    thread finishes its current item and ends.
     """
-    end = object()
+
+    def take_one() -> list[T]:
+        return list(islice(items, 1))
+
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
-            yield item
+        next_one = thread.submit(take_one)
+        while one := next_one.result():
+            next_one = thread.submit(take_one)
+            yield one[0]
 
 
 def plan_epoch(
     num_atoms: Sequence[np.ndarray], batch_size: int, rng: np.random.Generator
 ) -> Iterator[list[Group]]:
-    """Deal every pair of an epoch to one batch, most batches of one number of atoms.
+    """Assign every pair of an epoch to one batch; most batches have one number of atoms.
 
-    Shards come in random order, a buffer's worth is shuffled together, and pairs are dealt by size.
-    What is left of each size at the end is joined, in order of size, to batches of several groups.
+    Shards are read in random order into buffers. The pairs of a buffer are shuffled and cut into
+    batches by number of atoms. The pairs of each size that remain at the end are joined, in order
+    of size, to batches of several groups.
 
     Args:
-        num_atoms: numbers of atoms, one array a shard.
-        batch_size: pairs a batch.
-        rng: decides the order.
+        num_atoms: numbers of atoms, one array per shard.
+        batch_size: pairs per batch.
+        rng: random generator of the order.
 
     Yields:
         The groups of one batch.
@@ -205,7 +219,7 @@ def plan_epoch(
 
 
 def size_groups(num_atoms: Sequence[np.ndarray], max_rows: int) -> Iterator[Group]:
-    """All pairs once, in order of size, in groups of at most `max_rows`."""
+    """Yield all pairs once, in order of size, in groups of at most `max_rows`."""
     rows = np.concatenate([_rows_of(shard, len(sizes)) for shard, sizes in enumerate(num_atoms)])
     sizes = np.concatenate(list(num_atoms))
     for size in np.unique(sizes):
@@ -214,32 +228,33 @@ def size_groups(num_atoms: Sequence[np.ndarray], max_rows: int) -> Iterator[Grou
 
 
 def batches_per_epoch(num_atoms: Sequence[np.ndarray], batch_size: int) -> int:
-    """Number of batches `plan_epoch` yields."""
+    """Return the number of batches that `plan_epoch` yields."""
     _, counts = np.unique(np.concatenate(list(num_atoms)), return_counts=True)
     rest = int((counts % batch_size).sum())
     return int((counts // batch_size).sum()) + -(-rest // batch_size)
 
 
 def _buffers(num_atoms: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[list[int]]:
-    """Shards in random order, as many at a time as fill the buffer."""
+    """Yield the shards in random order, each time as many as fill a buffer."""
     buffer: list[int] = []
-    held = 0
+    num_rows = 0
     for shard in rng.permutation(len(num_atoms)).tolist():
         buffer.append(shard)
-        held += len(num_atoms[shard])
-        if held >= BUFFER_ROWS:
+        num_rows += len(num_atoms[shard])
+        if num_rows >= BUFFER_ROWS:
             yield buffer
-            buffer, held = [], 0
+            buffer, num_rows = [], 0
     if buffer:
         yield buffer
 
 
 def _rows_of(shard: int, count: int) -> Group:
+    """Return all rows of a shard of `count` rows."""
     return np.stack([np.full(count, shard), np.arange(count)], axis=1)
 
 
 def _joined_batches(waiting: dict[int, Group], batch_size: int) -> Iterator[list[Group]]:
-    """Cut the sizes' left-over groups, in order of size, into batches."""
+    """Join the remaining groups of all sizes, in order of size, to batches."""
     batch: list[Group] = []
     room = batch_size
     for size in sorted(waiting):

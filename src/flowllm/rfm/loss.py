@@ -1,4 +1,4 @@
-"""The training objective, equation 8, and the statistics that standardise the network."""
+"""The training loss, equation 8, and the statistics that standardize the network."""
 
 import math
 
@@ -11,15 +11,16 @@ from flowllm.rfm.manifold import geodesic, target_velocity
 from flowllm.rfm.network import Standardization
 
 MIN_STD = 1e-3
-"""Below this a deviation is not divided by: the pairs hold one value only."""
+"""Lower bound of standard deviations, for components that have one value in all pairs."""
 
 _GROUP_ROWS = 4096
+"""Pairs that the statistics read at once."""
 
 
 class FlowLoss(nn.Module):
     """Both squared errors of equation 8, summed over the crystals of a batch.
 
-    A module, so that a distributed strategy sees one forward pass a step.
+    It is a module, so that a distributed strategy sees one forward pass per step.
     """
 
     def __init__(self, field: nn.Module) -> None:
@@ -29,25 +30,29 @@ class FlowLoss(nn.Module):
     def forward(self, batches: list[PairBatch], times: list[Tensor]) -> Tensor:
         """Return the sums over all crystals of |v_f - u_f|^2 / 3n and |v_l - u_l|^2 / 6, (2,).
 
-        Velocities and targets are in their own units (cell fractions, angstrom, the angles' line):
-        the network's standardised output is scaled back first, so this is equation 8 as printed.
+        Velocities and targets are in their own units (fractions of the cell, angstrom, logit of the
+        angles). The network's standardized output is scaled back first, as equation 8 is printed.
 
         Args:
-            batches: groups of pairs, each of one number of atoms.
+            batches: groups of pairs, each with one number of atoms.
             times: t (B,) of each group.
         """
-        if not batches:  # fewer pairs than processes: zero, that every process has gradients
-            anything = torch.stack([p.sum() for p in self.field.parameters()]).sum()
-            return anything * self.field.lattice_mean.new_zeros(2)
+        if not batches:
+            # A process without pairs returns zeros that depend on all parameters, because DDP needs
+            # gradients from every process.
+            total = torch.stack([p.sum() for p in self.field.parameters()]).sum()
+            return total * total.new_zeros(2)
         parts = [squared_errors(self.field, *x) for x in zip(batches, times, strict=True)]
         return torch.stack([torch.stack(part).sum(-1) for part in parts]).sum(0)
 
 
 class ConstantField(nn.Module):
-    """The best field that looks at nothing: no move of atoms, the lattices' mean velocity.
+    """The best constant field: atoms do not move, all lattices have the mean velocity.
 
-    What a trained field's validation loss is to be compared with.
+    Its validation loss is the baseline for that of a trained field.
     """
+
+    lattice_velocity: Tensor
 
     def __init__(self, standardization: Standardization) -> None:
         super().__init__()
@@ -57,7 +62,7 @@ class ConstantField(nn.Module):
     def forward(
         self, elements: Tensor, coords: Tensor, lattice: Tensor, time: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return velocities (B, n, 3) and (B, 6); arguments as of `VelocityField`."""
+        """Return velocities (B, n, 3) and (B, 6); for the arguments see `VelocityField`."""
         del elements, time
         return torch.zeros_like(coords), self.lattice_velocity.expand_as(lattice)
 
@@ -68,17 +73,17 @@ def squared_errors(field: nn.Module, batch: PairBatch, time: Tensor) -> tuple[Te
     target = target_velocity(start[0], batch.end_coords, start[1], batch.end_lattice)
     coords, lattice = geodesic(*start, target, time)
     found = field(batch.elements, coords, lattice, time)
-    # In the pairs' own precision: what a field finds in bfloat16 is widened by the subtraction.
+    # The subtraction converts a field's bfloat16 output to the precision of the pairs.
     coords_error = (found[0] - target[0]).square().mean(dim=(-2, -1))
     return coords_error, (found[1] - target[1]).square().mean(dim=-1)
 
 
 def standardization_of(pairs: PreparedPairs, rng: np.random.Generator) -> Standardization:
-    """Compute the means and deviations over one draw of all pairs, in one pass and float64.
+    """Compute means and standard deviations over one draw of all pairs, in one pass and float64.
 
-    The lattice input is l_t = (1 - t) l0 + t l1 with t uniform, so its first moments are
-    (E l0 + E l1) / 2 and (E l0^2 + E l0 l1 + E l1^2) / 3. The pairs' coordinates' velocity has zero
-    mean by construction.
+    The lattice input is l_t = (1 - t) l0 + t l1 with t uniform, so its first two moments are
+    (E l0 + E l1) / 2 and (E l0^2 + E l0 l1 + E l1^2) / 3. The target velocity of coordinates has
+    zero mean by construction.
     """
     lattice_sums = np.zeros((4, 6))
     coords_sum, num_components = 0.0, 0
@@ -103,4 +108,6 @@ def standardization_of(pairs: PreparedPairs, rng: np.random.Generator) -> Standa
 
 
 def _deviation(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    return np.maximum(np.sqrt(np.maximum(square - mean**2, 0)), MIN_STD)
+    """Return standard deviations from first and second moments, at least `MIN_STD`."""
+    deviation: np.ndarray = np.maximum(np.sqrt(np.maximum(square - mean**2, 0)), MIN_STD)
+    return deviation

@@ -1,4 +1,4 @@
-"""The trained flow as a folder: weights.safetensors, model.json, training_curve.csv."""
+"""The folder of a trained flow: weights.safetensors, model.json, training_curve.csv."""
 
 import csv
 import json
@@ -28,24 +28,27 @@ WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
 CURVE = "training_curve.csv"
 
+_DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, FlowllmError)
+"""Errors of reading files that are damaged or were written by another program."""
+
 
 def save_model(
     folder: Path,
     field: VelocityField,
     weights: Mapping[str, Tensor],
-    start: BaseDistribution,
+    base_distribution: BaseDistribution,
     description: Mapping[str, Any],
     curve: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write the model's folder, in place of an older one.
+    """Write the folder of a flow, and replace an older one.
 
     Args:
         folder: the model's folder.
-        field: whose size, bounds and statistics are recorded.
+        field: the velocity field, whose size, bounds and statistics are recorded.
         weights: state of `field` to save (the averaged weights of the best step).
-        start: the base distribution it was trained from, and is to be used from.
-        description: what else `model.json` is to tell: counts, steps, losses.
-        curve: rows of the training curve.
+        base_distribution: the base distribution that it was trained with.
+        description: further content of `model.json`: counts, steps, losses.
+        curve: rows of the training curve, at least one.
     """
     with atomic_folder(folder) as temporary:
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -54,7 +57,7 @@ def save_model(
             "network": asdict(field.network.size),
             "angle_bounds": list(field.bounds),
             "standardization": asdict(standardization_of_field(field)),
-            "start": base_distribution_record(start),
+            "start": base_distribution_record(base_distribution),
             **description,
         }
         (temporary / DESCRIPTION).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
@@ -62,10 +65,10 @@ def save_model(
 
 
 def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, BaseDistribution]:
-    """Load the flow, in float32 and evaluation mode, and the base distribution it starts from.
+    """Load a flow, in float32 and evaluation mode, and its base distribution.
 
     Raises:
-        FlowllmError: a file is missing or does not hold what it should.
+        FlowllmError: a file is missing or damaged, or has other content than train_rfm writes.
     """
     try:
         record = json.loads((folder / DESCRIPTION).read_text())
@@ -75,41 +78,38 @@ def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, BaseD
             (low, high),
             Standardization(**record["standardization"]),
         )
-        check_safetensors(folder / WEIGHTS, "delete the folder and run train_rfm again")
+        check_safetensors(folder / WEIGHTS, "the weights are damaged")
         field.load_state_dict(load_file(folder / WEIGHTS))
-        start = base_distribution_from_record(record["start"])
-    except FileNotFoundError as error:
+        base_distribution = base_distribution_from_record(record["start"])
+    except (*_DAMAGE, FileNotFoundError) as error:
         raise FlowllmError(
             f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"
         ) from error
     except OSError as error:
         raise FlowllmError(explain(error, folder)) from error
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise FlowllmError(
-            f"{folder}: not a model of train_rfm ({error}); delete it and run train_rfm again"
-        ) from error
     field.to(device).requires_grad_(False).eval()
-    return field, start
+    return field, base_distribution
 
 
 def build_field(
     size: NetworkSize, bounds: AngleBounds, standardization: Standardization, seed: int = 0
 ) -> VelocityField:
-    """Build the velocity field with weights drawn from a seed of its own."""
+    """Build a velocity field with weights drawn from a seed; the global seed stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VelocityField(size, bounds, standardization)
 
 
 def standardization_of_field(field: VelocityField) -> Standardization:
-    """The statistics that a field holds."""
+    """Return the statistics of a field."""
     names = Standardization.__dataclass_fields__
     return Standardization(**{name: getattr(field, name).tolist() for name in names})
 
 
 def _write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the training curve as CSV with the columns of its first row."""
     with path.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        # Times have a fixed width: the folder's digest is made of its files' sizes.
+        # Times have a fixed width, because the digest of the folder depends on the files' sizes.
         writer.writerows({**row, "seconds": f"{row['seconds']:010.1f}"} for row in rows)

@@ -1,15 +1,16 @@
 """The velocity network of the paper's appendix B, computed densely.
 
-A batch holds crystals of one number of atoms n, so nothing is padded and every sum over neighbours
-is a product with a constant 0/1 matrix. Against the plain edge list of the paper (which the tests
-keep as the reference, `tests/helpers/reference_network.py`) two things are done once instead of
-twice or n times, with the same result:
+A batch contains crystals with the same number of atoms n, so nothing is padded and every sum over
+neighbors is a product with a constant 0/1 matrix. The result is that of the paper's list of edges,
+which the tests use as the reference (`tests/helpers/reference_network.py`). Two parts need fewer
+operations; `docs/method.md` has the measured gain (3.0 times in training, 2.5 in sampling):
 
-- The first linear map of the edge network acts on (h_i, h_j, lattice, count, displacement), joined.
-  A linear map of joined parts is the sum of maps of the parts: node parts are computed once a node,
-  lattice and count once a crystal, only the displacement's once an edge.
-- Of the displacement's features, cosines are even and sines and edge angles are odd in
-  f_j - f_i. So edges ij and ji share both halves: even + odd for one, even - odd for the other.
+- The first linear map of the edge network acts on the concatenation of h_i, h_j, lattice, count and
+  displacement. This map is the sum of one map per part. The maps of h_i and h_j are computed once
+  per node, those of lattice and count once per crystal, and only that of the displacement once per
+  edge.
+- Cosines of the displacement f_j - f_i are even in it, sines and edge angles are odd. So edges ij
+  and ji share both sums: even + odd is that of one edge, even - odd is that of the other.
 
 Shapes: B crystals, n atoms, P = n (n - 1) / 2 pairs i < j, H hidden width, K frequencies.
 """
@@ -32,18 +33,22 @@ from flowllm.rfm.manifold import (
 )
 
 MAX_ATOMS = 100
-"""Numbers of atoms the network tells apart (one-hot in the public code)."""
+"""Largest number of atoms that the network can embed (a one-hot vector in the public code)."""
 
 LATTICE_DIM = 6
+"""Components of a lattice vector l."""
+
 TIE = 1e-4
-"""Displacements this near half a cell have two equally near images, and no direction."""
+"""Fraction of the cell; a component of a displacement that is this near to half a cell has two
+equally near images, and counts as zero in the direction."""
+
 MIN_DISTANCE = 1e-2
-"""Angstrom; atoms nearer than this have a shorter direction vector, going to zero with it."""
+"""Angstrom; at smaller distances the direction vector shrinks to zero with the distance."""
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """Hyper-parameters of the network, as in the configuration's `train_rfm`."""
+    """Hyperparameters of the network, as in section `train_rfm` of the configuration."""
 
     hidden_dim: int
     num_layers: int
@@ -52,10 +57,10 @@ class NetworkSize:
 
 
 def bytes_per_crystal(size: NetworkSize, num_atoms: int) -> int:
-    """Memory that one crystal of a batch takes at most, without gradients, in float32.
+    """Return an upper bound of the memory per crystal of a batch, without gradients, in float32.
 
-    What is held at once an edge: sines and cosines with their phases, and four activations;
-    an atom: eight.
+    At once an edge needs its phases, sines and cosines, and four activations; an atom needs eight
+    activations.
     """
     edges = num_atoms * (num_atoms - 1)
     numbers = edges * (6 * size.num_frequencies + 4 * size.hidden_dim)
@@ -64,17 +69,17 @@ def bytes_per_crystal(size: NetworkSize, num_atoms: int) -> int:
 
 @dataclass(frozen=True)
 class Standardization:
-    """Means and standard deviations that inputs and outputs are scaled by (appendix B).
+    """Means and standard deviations that scale inputs and outputs (appendix B).
 
-    Coordinates have one deviation for all components and no mean: the mean is zero, and any other
-    scaling would break the symmetries.
+    Coordinate velocities have one deviation for all components and no mean: their mean is zero, and
+    any other scaling would break the equivariance.
 
     Attributes:
-        lattice_mean: of the path's lattice l_t (6).
-        lattice_std: of the same (6).
-        coords_velocity_std: of the target velocities of coordinates.
-        lattice_velocity_mean: of the target velocities of lattices (6).
-        lattice_velocity_std: of the same (6).
+        lattice_mean: mean of the lattice l_t along the path (6).
+        lattice_std: standard deviation of l_t (6).
+        coords_velocity_std: standard deviation of the target velocities of coordinates.
+        lattice_velocity_mean: mean of the target velocities of lattices (6).
+        lattice_velocity_std: standard deviation of the target velocities of lattices (6).
     """
 
     lattice_mean: list[float]
@@ -91,8 +96,8 @@ class PairFeatures:
     Attributes:
         even: cosines (B, P, 3 K).
         odd: sines and edge angles (B, P, 3 K + 3).
-        spread: (2 P, 2 n), see `_incidence`.
-        gather: (n, 2 P).
+        spread: matrix from nodes to edges (2 P, 2 n), see `_incidence`.
+        gather: matrix from edges to nodes (n, 2 P), see `_incidence`.
     """
 
     even: Tensor
@@ -102,11 +107,12 @@ class PairFeatures:
 
 
 def sinusoidal_embedding(displacement: Tensor, num_frequencies: int) -> tuple[Tensor, Tensor]:
-    """Equation 16: sin(2 pi k x) and cos(2 pi k x) of displacements (..., 3), each (..., 3 K).
+    """Return sin(2 pi k x) and cos(2 pi k x) of displacements (..., 3), each (..., 3 K).
 
-    k runs from 1 to K: the term k = 0 is the constant (0, 1), which the linear map's bias holds.
+    This is equation 16 with k from 1 to K. The term k = 0 is the constant (0, 1), which the bias of
+    the linear map contains.
     """
-    # x in [-1/2, 1/2] first: 2 pi k x for k = 128 loses as many digits as x has before the point.
+    # Reducing x to [-1/2, 1/2] keeps the precision of 2 pi k x for large k.
     x = displacement - displacement.round()
     k = torch.arange(1, num_frequencies + 1, dtype=x.dtype, device=x.device)
     phases = (2 * math.pi * x.unsqueeze(-1) * k).flatten(-2)
@@ -114,10 +120,10 @@ def sinusoidal_embedding(displacement: Tensor, num_frequencies: int) -> tuple[Te
 
 
 def edge_angles(displacement: Tensor, gram: Tensor) -> Tensor:
-    """Cosines of the angles between edges and the three lattice vectors.
+    """Return the cosines of the angles between edges and the three lattice vectors.
 
-    The edge is the shortest displacement on the torus. A component of half a cell points both ways
-    and counts as zero, else rounding would decide its sign (half cells are common in crystals).
+    The edge is the shortest displacement on the torus. A component of half a cell has no sign and
+    counts as zero; otherwise rounding would decide its sign (half cells are common in crystals).
 
     Args:
         displacement: f_j - f_i (B, P, 3).
@@ -137,7 +143,7 @@ def edge_angles(displacement: Tensor, gram: Tensor) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _pair_indices(num_atoms: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Atoms i and j of the pairs i < j, each (P,)."""
+    """Return the atoms i and j of the pairs i < j, each (P,)."""
     with torch.inference_mode(mode=False):
         pairs = torch.triu_indices(num_atoms, num_atoms, offset=1, device=device)
         return pairs[0], pairs[1]
@@ -145,15 +151,16 @@ def _pair_indices(num_atoms: int, device: torch.device) -> tuple[Tensor, Tensor]
 
 @lru_cache(maxsize=256)
 def _incidence(num_atoms: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """0/1 matrices that spread node terms to edges and sum messages at their receivers.
+    """Return 0/1 matrices that copy node terms to edges and sum messages at their receivers.
 
-    Edges are all ij with i < j, then all ji; i receives from j in ij.
+    The edges are all ij with i < j, then all ji; in edge ij node i receives from node j.
 
     Returns:
-        (2 P, 2 n) from the nodes' receiver terms and sender terms, and (n, 2 P) to the receivers.
+        The matrix from the nodes' receiver terms and sender terms to the edges (2 P, 2 n), and the
+        matrix from the edges to their receivers (n, 2 P).
     """
     first, second = _pair_indices(num_atoms, device)
-    with torch.inference_mode(mode=False):  # kept, so they must also serve training
+    with torch.inference_mode(mode=False):  # cached tensors must also work in training
         receiver, sender = torch.cat([first, second]), torch.cat([second, first])
         at_receiver = functional.one_hot(receiver, num_atoms).to(dtype)
         at_sender = functional.one_hot(sender, num_atoms).to(dtype)
@@ -161,13 +168,13 @@ def _incidence(num_atoms: int, device: torch.device, dtype: torch.dtype) -> tupl
 
 
 class MessageLayer(nn.Module):
-    """One round of messages, equations 11 to 13, on layer-normed node states."""
+    """One round of message passing, equations 11 to 13, on layer-normalized node states."""
 
     def __init__(self, size: NetworkSize) -> None:
         super().__init__()
         hidden, waves = size.hidden_dim, 3 * size.num_frequencies
         self.norm = nn.LayerNorm(hidden)
-        # The parts of the edge network's first map, and the node network's map of h.
+        # Parts of the first map of the edge network, and the node network's map of h.
         self.from_nodes = nn.Linear(hidden, 3 * hidden, bias=False)  # receiver, sender, update
         self.from_crystal = nn.Linear(hidden + LATTICE_DIM, hidden)  # count and lattice
         self.from_even = nn.Linear(waves, hidden, bias=False)
@@ -178,7 +185,7 @@ class MessageLayer(nn.Module):
         self._initialize(hidden, 3 * hidden + LATTICE_DIM + 2 * waves + 3)
 
     def _initialize(self, hidden: int, edge_inputs: int) -> None:
-        """Draw each part as torch draws the one linear map that it is part of."""
+        """Draw the weights of each part as torch draws those of the whole linear map."""
         edge_bound, node_bound = edge_inputs**-0.5, (2 * hidden) ** -0.5
         parts = (self.from_crystal, self.from_even, self.from_odd)
         with torch.no_grad():
@@ -195,7 +202,7 @@ class MessageLayer(nn.Module):
 
         Args:
             nodes: h (B, n, H).
-            crystal: embedded count and standardised lattice (B, H + 6).
+            crystal: embedded count and standardized lattice (B, H + 6).
             pairs: features of the displacements.
         """
         normed = self.norm(nodes)
@@ -206,12 +213,16 @@ class MessageLayer(nn.Module):
         return nodes + functional.silu(self.node_out(hidden))  # equation 13
 
     def _messages(self, edges: Tensor) -> Tensor:
-        """What follows the edge network's first map, equation 11; overwrites it where it may."""
-        free = not torch.is_grad_enabled()
-        return functional.silu(self.edge_out(functional.silu(edges, inplace=free)), inplace=free)
+        """Apply the edge network after its first map, equation 11.
+
+        Without gradients `edges` is overwritten, which saves memory.
+        """
+        inplace = not torch.is_grad_enabled()
+        hidden = functional.silu(edges, inplace=inplace)
+        return functional.silu(self.edge_out(hidden), inplace=inplace)
 
     def _summed_messages(self, receiver: Tensor, sender: Tensor, pairs: PairFeatures) -> Tensor:
-        """Summed messages (B, n, H), equation 12."""
+        """Return the summed messages (B, n, H), equation 12."""
         even, odd = self.from_even(pairs.even), self.from_odd(pairs.odd)
         edges = torch.cat([even + odd, even - odd], dim=-2)
         ends = torch.cat([receiver, sender], dim=-2)
@@ -220,7 +231,7 @@ class MessageLayer(nn.Module):
 
 
 class VelocityNetwork(nn.Module):
-    """Appendix B's graph network: standardised inputs to standardised velocities."""
+    """The graph network of appendix B, from standardized inputs to standardized velocities."""
 
     def __init__(self, size: NetworkSize) -> None:
         super().__init__()
@@ -240,12 +251,12 @@ class VelocityNetwork(nn.Module):
     def forward(
         self, elements: Tensor, coords: Tensor, lattice: Tensor, gram: Tensor, time: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return standardised velocities: coordinates' (B, n, 3) of zero mean, lattice's (B, 6).
+        """Return standardized velocities of coordinates (B, n, 3), zero mean, and lattices (B, 6).
 
         Args:
             elements: atomic numbers, int64 (B, n), n at most `MAX_ATOMS`.
             coords: fractional coordinates (B, n, 3).
-            lattice: standardised l (B, 6).
+            lattice: standardized l (B, 6).
             gram: scalar products of the lattice vectors (B, 3, 3).
             time: t (B,).
         """
@@ -255,15 +266,16 @@ class VelocityNetwork(nn.Module):
         moment = self.time(time.unsqueeze(-1)).unsqueeze(-2).expand(-1, num_atoms, -1)
         nodes = self.embed(torch.cat([self.element(elements), moment], dim=-1))  # equation 10
         pairs = self._pairs(coords, gram)
-        # torch compiles anew for each size that is 0 or 1, until it gives up on all sizes.
-        few = min(len(elements), num_atoms * (num_atoms - 1) // 2) < 2
+        # torch compiles again for each size of 0 or 1, and stops compiling after several times.
+        is_small = min(len(elements), num_atoms * (num_atoms - 1) // 2) < 2
         for layer in self.layers:
-            nodes = (layer.forward if few else layer)(nodes, crystal, pairs)
+            nodes = (layer.forward if is_small else layer)(nodes, crystal, pairs)
         nodes = self.norm(nodes)
         pooled = torch.cat([nodes.mean(dim=-2), nodes.sum(dim=-2)], dim=-1)
         return remove_mean(self.coords_head(nodes)), self.lattice_head(pooled)  # 14 and 15
 
     def _pairs(self, coords: Tensor, gram: Tensor) -> PairFeatures:
+        """Return the features of all pairs of atoms."""
         first, second = _pair_indices(coords.shape[-2], coords.device)
         displacement = coords[:, second] - coords[:, first]
         sines, cosines = sinusoidal_embedding(displacement, self.size.num_frequencies)
@@ -272,18 +284,24 @@ class VelocityNetwork(nn.Module):
         return PairFeatures(cosines, torch.cat([sines, angles], dim=-1), *incidence)
 
     def compile_layers(self) -> None:
-        """Let torch compile the layers, for all numbers of crystals and of atoms together.
+        """Compile the layers by torch.compile, for all numbers of crystals and atoms.
 
-        It makes one graph for the first layer and one for the others, and both once more where the
-        first batch has two sizes that happen to be equal (five atoms have twice as many pairs).
-        Single crystals, and crystals of one or two atoms, go through the plain layers.
+        torch compiles one graph for the first layer and one for the others. It compiles both again
+        if two sizes of the first batch are equal by chance (a crystal of five atoms has ten pairs).
+        Single crystals, and crystals of one or two atoms, use the layers without compilation.
         """
         for layer in self.layers:
             layer.compile(dynamic=True)
 
 
 class VelocityField(nn.Module):
-    """The velocity v(c_t, t) in the units of the target: the network between its scalings."""
+    """The velocity v(c_t, t) in the units of the target: the network and its scalings."""
+
+    lattice_mean: Tensor
+    lattice_std: Tensor
+    coords_velocity_std: Tensor
+    lattice_velocity_mean: Tensor
+    lattice_velocity_std: Tensor
 
     def __init__(
         self, size: NetworkSize, bounds: AngleBounds, standardization: Standardization
@@ -297,7 +315,7 @@ class VelocityField(nn.Module):
     def forward(
         self, elements: Tensor, coords: Tensor, lattice: Tensor, time: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the velocities of coordinates (B, n, 3), zero mean, and of lattices (B, 6).
+        """Return the velocities of coordinates (B, n, 3), zero mean, and lattices (B, 6).
 
         Args:
             elements: atomic numbers, int64 (B, n).

@@ -1,7 +1,8 @@
-"""From sampled pairs (c0, c1) to training pairs: c0 placed, atoms matched, compact files.
+"""Preparation of sampled pairs (c0, c1) for training: c0 is placed, and atoms are matched.
 
-Each shard of `schemas.PAIRS` becomes one Arrow file that the loader maps into memory. Every row is
-a pair of its own: a crystal drawn many times has as many drafts c0 (the authors' code keeps one).
+Each shard of `schemas.PAIRS` becomes one Arrow file that the loader maps into memory. Every row
+becomes one pair: a crystal that was drawn several times has several drafts c0 (the public code
+keeps one).
 """
 
 from collections import Counter
@@ -37,10 +38,10 @@ PREPARED = pa.schema(
         pa.field("end_lattice", pa.list_(pa.float32(), 6)),  # l1
     ]
 )
-"""What training reads; flat lists, since an Arrow file of them is read without copying."""
+"""Columns of a prepared file; flat lists are read from an Arrow file without copying."""
 
 _FORBIDDEN = 1e3
-"""Cost of matching two different elements; any real matching costs less (3/4 an atom)."""
+"""Cost of matching two different elements; a valid matching costs at most 3/4 per atom."""
 
 _COLUMNS = [
     *("id", "status", "atomic_numbers", "frac_coords", "lengths", "angles"),
@@ -49,21 +50,22 @@ _COLUMNS = [
 
 
 def match_atoms(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Reorder and shift the end's atoms to reduce the start's distance to them.
+    """Reorder and shift the atoms of the end to reduce their distance from the start.
 
-    The distance is the summed squared way on the torus. It is reduced by a local search over
-    assignments within each element and one common translation: from several first translations,
-    assignment (Hungarian) and best shift take turns until neither gains. The result is never longer
-    than without matching, because the first translation is that of the given order. It need not be
-    the shortest: of 160 pairs of six random points, of one to three elements, 34 had a shorter one.
+    The distance is the summed squared displacement on the torus. A local search reduces it over the
+    assignments within each element and one common translation: from several first translations, it
+    alternates the Hungarian assignment and the best translation until neither reduces the distance.
+    The result is never longer than without matching, because one first translation is the best one
+    for the given order. It is not always the shortest: of 160 pairs of six random points with one
+    to three elements, 34 had a shorter one.
 
     Args:
-        elements: atomic numbers (n,), the same order in start and end.
+        elements: atomic numbers (n,), of start and end.
         start: f0 (n, 3).
         end: f1 (n, 3).
 
     Returns:
-        The end's coordinates (n, 3), atom i the partner of the start's atom i, in [0, 1).
+        Coordinates of the end (n, 3) in [0, 1); atom i is the partner of atom i of the start.
     """
     different = elements[:, None] != elements[None, :]
     best_cost, best_end = np.inf, end
@@ -71,63 +73,69 @@ def match_atoms(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.
         cost, moved = _alternate(start, end, shift, different)
         if cost < best_cost - 1e-12:
             best_cost, best_end = cost, moved
-    return np.mod(best_end, 1.0)
+    matched: np.ndarray = np.mod(best_end, 1.0)
+    return matched
 
 
 def _first_shifts(elements: np.ndarray, start: np.ndarray, end: np.ndarray) -> Iterator[np.ndarray]:
-    """The mean way in the given order, none, and those that bring an atom onto one of its likes."""
-    yield _wrap(start - end).mean(axis=0)
+    """Yield the first translations of `match_atoms`.
+
+    These are the mean displacement in the given order, zero, and for each element those that move
+    an atom of the end onto the first atom of the element in the start.
+    """
+    yield _wrapped(start - end).mean(axis=0)
     yield np.zeros(3)
     for element in np.unique(elements):
-        likes = np.flatnonzero(elements == element)
-        yield from start[likes[0]] - end[likes]
+        atoms = np.flatnonzero(elements == element)
+        yield from start[atoms[0]] - end[atoms]
 
 
 def _alternate(
     start: np.ndarray, end: np.ndarray, shift: np.ndarray, different: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """Improve a shift and its assignment in turns; cost and the moved, reordered end."""
+    """Alternate assignment and translation; return the cost and the shifted, reordered end."""
     cost, moved = np.inf, end
     while True:
-        ways = _wrap(start[:, None] - end[None] - shift)
-        costs = (ways**2).sum(-1) + _FORBIDDEN * different
+        displacements = _wrapped(start[:, None] - end[None] - shift)
+        costs = (displacements**2).sum(-1) + _FORBIDDEN * different
         rows, columns = linear_sum_assignment(costs)
-        residual = ways[rows, columns]
+        residual = displacements[rows, columns]
         new_shift = shift + residual.mean(axis=0)
-        new_cost = float((_wrap(residual - residual.mean(axis=0)) ** 2).sum())
+        new_cost = float((_wrapped(residual - residual.mean(axis=0)) ** 2).sum())
         if new_cost >= cost - 1e-12:
             return cost, moved
         cost, shift = new_cost, new_shift
         moved = end[columns] + shift
 
 
-def _wrap(difference: np.ndarray) -> np.ndarray:
-    """Shortest representative of differences on the torus, in [-1/2, 1/2]."""
-    return difference - np.round(difference)
+def _wrapped(displacement: np.ndarray) -> np.ndarray:
+    """Return the shortest equivalent displacements on the torus, in [-1/2, 1/2]."""
+    shortest: np.ndarray = displacement - np.round(displacement)
+    return shortest
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How pairs are prepared.
+    """Options of the preparation.
 
     Attributes:
-        angle_bounds: degrees, the open interval of the angles' logit.
-        match_atoms: reduce the distance from c0's atoms to c1's, see `match_atoms`.
-        start: the base distribution that c0 is drawn from.
-        seed: the configuration's, for draws keyed by the pair's id.
+        angle_bounds: degrees, the open interval of the logit of the angles.
+        match_atoms: whether to reduce the distance from c0 to c1, see `match_atoms`.
+        base_distribution: the base distribution of c0.
+        seed: seed of the configuration; draws also depend on the pair's id.
     """
 
     angle_bounds: AngleBounds
     match_atoms: bool
-    start: BaseDistribution
+    base_distribution: BaseDistribution
     seed: int
 
 
 def prepare_pair(row: Mapping[str, Any], options: PairOptions) -> tuple[dict[str, Any], bool]:
-    """Turn one row of `schemas.PAIRS` into one of `PREPARED`.
+    """Convert one row of `schemas.PAIRS` to one of `PREPARED`.
 
     Returns:
-        The row, and whether c0's cell had to be reduced.
+        The row, and whether the cell of c0 was Niggli-reduced.
 
     Raises:
         RejectedCrystalError: the flow cannot use this pair.
@@ -138,7 +146,7 @@ def prepare_pair(row: Mapping[str, Any], options: PairOptions) -> tuple[dict[str
     if draft.num_atoms > MAX_ATOMS:
         raise RejectedCrystalError("too_many_atoms")
     rng = generator(options.seed, "train_rfm", "start", row["id"])
-    start = options.start.place(draft, options.angle_bounds, rng)
+    start = options.base_distribution.place(draft, options.angle_bounds, rng)
     end = bring_angles_within(target, options.angle_bounds)
     end_coords = end.frac_coords.astype(np.float64)
     if options.match_atoms:
@@ -158,11 +166,11 @@ def prepare_shard(shard: Path, prepared: Path, options: PairOptions) -> Counter[
 
     Args:
         shard: Parquet file of `schemas.PAIRS`.
-        prepared: Arrow file to write; the counts lie in its schema's metadata.
-        options: how.
+        prepared: Arrow file to write; the metadata of its schema contains the counts.
+        options: options of the preparation.
 
     Returns:
-        Counts: `pairs`, `reduced`, and one a reason.
+        Counts: `pairs`, `reduced`, and one per reason.
 
     Raises:
         FlowllmError: the shard is missing or has other columns.
@@ -186,16 +194,17 @@ def prepare_shard(shard: Path, prepared: Path, options: PairOptions) -> Counter[
 
 
 def _write_prepared(path: Path, rows: list[dict[str, Any]], counts: Counter[str]) -> None:
+    """Write a prepared file, with the counts in the metadata of its schema."""
     metadata = {name: str(count) for name, count in counts.items()}
     table = pa.Table.from_pylist(rows, schema=PREPARED).replace_schema_metadata(metadata)
     with atomic_path(path) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
-        # One record batch a file, so that each column is one flat array in memory.
+        # One record batch per file makes each column one flat array in memory.
         for batch in table.combine_chunks().to_batches():
             writer.write_batch(batch)
 
 
 def read_counts(prepared: Path) -> Counter[str]:
-    """Counts of a prepared file, as `prepare_shard` returned them."""
+    """Return the counts of a prepared file; see `prepare_shard`."""
     with (
         naming_damage(prepared, "not a readable Arrow file"),
         pa.memory_map(str(prepared)) as source,
@@ -205,5 +214,5 @@ def read_counts(prepared: Path) -> Counter[str]:
 
 
 def count_rows(shards: list[Path]) -> int:
-    """Number of rows in Parquet shards, from their footers."""
+    """Return the number of rows in Parquet shards, from their footers."""
     return sum(tables.count_rows(shard) for shard in shards)

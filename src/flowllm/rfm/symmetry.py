@@ -1,30 +1,22 @@
-"""The space group of a start point: the start is moved onto it, and velocities keep it.
+"""The space group of a start point, and the move of the start onto it.
 
-A field that treats all descriptions of a crystal alike keeps the space group of c0: it moves an
-atom and its images alike, and an atom on a fixed point of an operation stays there. The network
-treats permutations and translations alike, but not rotations of the cell (appendix B): its velocity
-at a symmetric crystal has a part that breaks the symmetry, and after training on few pairs that
-part is not small. It is projected out here, as ASE's FixSymmetry does with forces.
-
-Text rounds a crystal, so that its atoms and cell fulfill the operations only within a tolerance.
-The projection removes every motion that breaks the symmetry, also the one that would undo the
-rounding. Therefore the start itself is first moved onto the group (`symmetrize`).
+A flow that keeps the space group of its start needs the operations of the group (this module) and
+the projection of velocities (`symmetry_projection`). Text rounds a crystal, so its atoms and cell
+have the operations only within a tolerance. The projection removes every motion that breaks the
+symmetry, including the one that would correct the rounding. Therefore the start is first moved onto
+the group (`symmetrize`).
 
 An operation (R, t) maps fractional coordinates f to R f + t and takes atom i to atom p(i).
-Equivariant velocities have v_p(i) = R v_i, and an invariant lattice has R^T G R = G for its Gram
-matrix G. A mean over the group projects onto either.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import spglib
 import torch
 from pymatgen.core import Lattice
-from torch import Tensor
 
-from flowllm.crystal import MIN_SQUARED_VOLUME, Crystal, lattice_has_volume
+from flowllm.crystal import Crystal, lattice_has_volume
 from flowllm.rfm.base_distribution import (
     RejectedCrystalError,
     StartPoint,
@@ -32,38 +24,28 @@ from flowllm.rfm.base_distribution import (
     bring_angles_within,
     crystal_lattice,
 )
-from flowllm.rfm.manifold import (
-    AngleBounds,
-    gram_matrix,
-    lattice_parameters,
-    lattice_vector,
-)
+from flowllm.rfm.manifold import AngleBounds, gram_parameters, lattice_parameters
 
 TOLERANCE = 0.1
-"""Angstrom within which operations map atoms onto atoms: text rounds coordinates to 0.01 of a cell,
-lengths to 0.1 angstrom."""
+"""Angstrom; tolerance on the distance from an atom's image to an atom. Text rounds coordinates to
+0.01 of the cell and lengths to 0.1 angstrom."""
 
 ANGLE_TOLERANCE = 1.5
-"""Degrees within which operations map the cell's angles onto each other: text rounds each of the
-three by up to 0.5. Of 972 crystals written as text, spglib's default (-1, from `TOLERANCE`) found
-135 with fewer operations than before, this one 115, and both 21 with more."""
-
-ANGLE_MARGIN = 1e-3
-"""Degrees by which a lattice that is stepped back stays inside the open bounds of the angles."""
+"""Degrees; tolerance on the angles of the cell, each of which text rounds by up to 0.5. Of 972
+crystals written as text, 115 had fewer operations than before with this tolerance, and 135 with
+spglib's default (-1, derived from `TOLERANCE`); 21 had more with both."""
 
 _EXACT = 1e-6
-"""Angstrom and square angstrom that an operation may miss by after the move; rounding is 1e-14."""
-
-_BISECTIONS = 30
+"""Angstrom and square angstrom; tolerance on the operations after the move (rounding is 1e-14)."""
 
 
 @dataclass(frozen=True)
 class Operations:
-    """The operations of a space group, by what they do to one cell's axes and atoms.
+    """The operations of a space group, by their action on the axes and atoms of one cell.
 
     Attributes:
-        rotations: R of fractional coordinates, integers (g, 3, 3).
-        images: the atom p(i) that each operation takes each atom to, (g, n).
+        rotations: R on fractional coordinates, integers (g, 3, 3).
+        images: index p(i) of the atom that each operation takes each atom to, (g, n).
     """
 
     rotations: np.ndarray
@@ -71,17 +53,17 @@ class Operations:
 
     @classmethod
     def identity(cls, num_atoms: int) -> "Operations":
-        """The group that keeps everything as it is."""
+        """Return the group that contains only the identity."""
         return cls(np.eye(3, dtype=int)[None], np.arange(num_atoms)[None])
 
     @property
     def order(self) -> int:
-        """Number of operations, the cell's own translations not counted."""
+        """Number of operations, without the translations of the lattice."""
         return len(self.rotations)
 
     @property
     def coords_mean(self) -> np.ndarray:
-        """Mean over the group of what it makes of coordinates' velocities, (3 n, 3 n)."""
+        """Mean over the operations of their action on velocities of coordinates, (3 n, 3 n)."""
         num_atoms = self.images.shape[1]
         by_atoms = np.zeros((num_atoms, num_atoms, 3, 3))
         for rotation, image in zip(self.rotations, self.images, strict=True):
@@ -90,15 +72,14 @@ class Operations:
 
     @property
     def gram_mean(self) -> np.ndarray:
-        """Mean over the group of what it makes of Gram matrices, (9, 9)."""
-        mean = np.einsum("gki,glj->ijkl", self.rotations, self.rotations) / self.order
+        """Mean over the operations of their action on Gram matrices, (9, 9)."""
+        mean: np.ndarray = np.einsum("gki,glj->ijkl", self.rotations, self.rotations) / self.order
         return mean.reshape(9, 9)
 
     def is_group(self) -> bool:
-        """Whether both means are projections, as those over a group are.
+        """Return whether both means are projections, which the means over a group are.
 
-        What a mean leaves unchanged is left unchanged by each of its operations, so that the means
-        of operations without this property would shrink velocities instead of projecting them.
+        If the operations are no group, their means shrink velocities instead of projecting them.
         """
         means = (self.coords_mean, self.gram_mean)
         return all(np.allclose(mean @ mean, mean, atol=1e-9) for mean in means)
@@ -106,14 +87,14 @@ class Operations:
 
 @dataclass(frozen=True)
 class Symmetrized:
-    """A crystal moved onto its space group.
+    """A crystal that was moved onto its space group.
 
     Attributes:
-        coords: fractional coordinates (n, 3), which may leave [0, 1); their mean is that of before.
+        coords: fractional coordinates (n, 3), possibly outside [0, 1); the move keeps their mean.
         lengths: angstrom (3,).
         angles: degrees (3,).
-        operations: the group, the identity alone where none was found.
-        is_determined: whether a group was found, be it the identity alone.
+        operations: the space group, or only the identity if no group was found.
+        is_determined: whether a group was found, possibly that of the identity alone.
     """
 
     coords: np.ndarray
@@ -128,8 +109,8 @@ def symmetrize(
 ) -> Symmetrized:
     """Find the space group of a crystal within the tolerance and move the crystal onto it.
 
-    Where the angles span no volume, or spglib finds no operations, or operations that are no group
-    or that the moved crystal does not have, the crystal stays as it is, with the identity alone.
+    The crystal stays as it is, with the identity alone, in these cases: its angles span no volume;
+    spglib finds no operations; the operations are no group; the moved crystal does not have them.
 
     Args:
         elements: atomic numbers (n,).
@@ -139,26 +120,47 @@ def symmetrize(
     """
     unmoved = Symmetrized(coords, lengths, angles, Operations.identity(len(elements)), False)
     if not lattice_has_volume(angles):
-        return unmoved  # pymatgen would make another cell of it
+        return unmoved  # pymatgen would silently make another cell
     cell = Lattice.from_parameters(*lengths.tolist(), *angles.tolist()).matrix
-    found = spglib.get_symmetry(
-        (cell, coords, elements), symprec=TOLERANCE, angle_tolerance=ANGLE_TOLERANCE
-    )
+    gram = cell @ cell.T
+    found = _find_operations(elements, coords, cell)
     if found is None:
         return unmoved
-    gram = cell @ cell.T
-    images = _images(elements, coords, gram, found["rotations"], found["translations"])
-    if images is None:
+    operations, translations = found
+    moved = coords + _mean_residuals(_residuals(coords, operations, translations), operations)
+    moved_gram = (operations.gram_mean @ gram.ravel()).reshape(3, 3)
+    if not operations.is_group():
         return unmoved
-    operations = Operations(found["rotations"], images)
-    gram = (operations.gram_mean @ gram.ravel()).reshape(3, 3)
-    translations = found["translations"]
-    misses = _misses(coords, operations, translations)
-    moved = coords + _mean_miss(misses, operations)
-    if not operations.is_group() or not _is_exact(moved, gram, operations, translations):
+    if not _is_symmetric(moved, moved_gram, operations, translations):
         return unmoved
-    parameters = (x.numpy() for x in _gram_parameters(torch.from_numpy(gram)))
-    return Symmetrized(moved, *parameters, operations, True)
+    moved_lengths, moved_angles = gram_parameters(torch.from_numpy(moved_gram))
+    return Symmetrized(moved, moved_lengths.numpy(), moved_angles.numpy(), operations, True)
+
+
+def _find_operations(
+    elements: np.ndarray, coords: np.ndarray, cell: np.ndarray
+) -> tuple[Operations, np.ndarray] | None:
+    """Find the operations of a crystal within the tolerance, by spglib.
+
+    Args:
+        elements: atomic numbers (n,).
+        coords: fractional coordinates (n, 3).
+        cell: rows are the lattice vectors (3, 3), angstrom.
+
+    Returns:
+        The operations and their translations t (g, 3), or None if there are none or if an operation
+        takes two atoms to the same atom.
+    """
+    found = spglib.get_symmetry(
+        (cell, coords, elements),  # type: ignore[arg-type]  # its stub allows lists only
+        symprec=TOLERANCE,
+        angle_tolerance=ANGLE_TOLERANCE,
+    )
+    if found is None:
+        return None
+    rotations, translations = found["rotations"], found["translations"]
+    images = _images(elements, coords, cell @ cell.T, rotations, translations)
+    return None if images is None else (Operations(rotations, images), translations)
 
 
 def _images(
@@ -168,56 +170,49 @@ def _images(
     rotations: np.ndarray,
     translations: np.ndarray,
 ) -> np.ndarray | None:
-    """The atom that each operation takes each atom nearest to (g, n); None where two share one."""
+    """Return the nearest atom to the image of each atom (g, n), or None if two atoms share one."""
     images = np.empty((len(rotations), len(elements)), dtype=int)
     different = elements[:, None] != elements
     for number, (rotation, translation) in enumerate(zip(rotations, translations, strict=True)):
-        ways = (coords @ rotation.T + translation)[:, None] - coords
-        ways -= ways.round()
-        distances = ((ways @ gram) * ways).sum(-1)
-        distances[different] = np.inf
-        images[number] = distances.argmin(-1)
+        displacements = (coords @ rotation.T + translation)[:, None] - coords
+        displacements -= displacements.round()
+        squared_distances = ((displacements @ gram) * displacements).sum(-1)
+        squared_distances[different] = np.inf
+        images[number] = squared_distances.argmin(-1)
     is_permutation = (np.sort(images, axis=-1) == np.arange(len(elements))).all()
     return images if is_permutation else None
 
 
-def _misses(coords: np.ndarray, operations: Operations, translations: np.ndarray) -> np.ndarray:
-    """The ways R f_i + t - f_p(i) by which atoms miss their images (g, n, 3).
+def _residuals(coords: np.ndarray, operations: Operations, translations: np.ndarray) -> np.ndarray:
+    """Return the displacements R f_i + t - f_p(i) from atoms to images of atoms, (g, n, 3).
 
-    The mean over the atoms is taken off: it is the error of t, which the tolerance leaves too.
+    The mean over the atoms is subtracted. It is the error of t, which is known within the tolerance
+    only.
     """
-    moved = coords @ operations.rotations.transpose(0, 2, 1) + translations[:, None]
-    ways = moved - coords[operations.images]
-    ways -= ways.round()
-    return ways - ways.mean(axis=1, keepdims=True)
+    mapped = coords @ operations.rotations.transpose(0, 2, 1) + translations[:, None]
+    residuals = mapped - coords[operations.images]
+    residuals -= residuals.round()
+    centered: np.ndarray = residuals - residuals.mean(axis=1, keepdims=True)
+    return centered
 
 
-def _mean_miss(misses: np.ndarray, operations: Operations) -> np.ndarray:
-    """The mean way from each atom to where the operations take it to from elsewhere (n, 3)."""
-    means = np.zeros(misses.shape[1:])
-    for way, image in zip(misses, operations.images, strict=True):
-        means[image] += way / operations.order
+def _mean_residuals(residuals: np.ndarray, operations: Operations) -> np.ndarray:
+    """Return the mean residual at each atom over the operations that map an atom to it, (n, 3)."""
+    means = np.zeros(residuals.shape[1:])
+    for residual, image in zip(residuals, operations.images, strict=True):
+        means[image] += residual / operations.order
     return means
 
 
-def _is_exact(
+def _is_symmetric(
     coords: np.ndarray, gram: np.ndarray, operations: Operations, translations: np.ndarray
 ) -> bool:
-    """Whether the atoms and the cell fulfill every operation."""
-    misses = _misses(coords, operations, translations)
-    distances = np.einsum("gix,xy,giy->gi", misses, gram, misses)
+    """Return whether the atoms and the cell have every operation up to rounding."""
+    residuals = _residuals(coords, operations, translations)
+    squared_distances = np.einsum("gix,xy,giy->gi", residuals, gram, residuals)
     rotations = operations.rotations
     strains = rotations.transpose(0, 2, 1) @ gram @ rotations - gram
-    return bool(distances.max() < _EXACT**2 and np.abs(strains).max() < _EXACT)
-
-
-def _gram_parameters(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths (..., 3) and angles (..., 3) in degrees of Gram matrices (..., 3, 3)."""
-    lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-    a, b, c = lengths.unbind(-1)
-    opposite = torch.stack([gram[..., 1, 2], gram[..., 0, 2], gram[..., 0, 1]], dim=-1)
-    cosines = opposite / torch.stack([b * c, a * c, a * b], dim=-1)
-    return lengths, cosines.acos().rad2deg()
+    return bool(squared_distances.max() < _EXACT**2 and np.abs(strains).max() < _EXACT)
 
 
 @dataclass(frozen=True)
@@ -225,7 +220,7 @@ class SymmetricStart:
     """A start point with its space group.
 
     Attributes:
-        point: the start, moved onto the group.
+        point: the start point, moved onto the group.
         operations: the group, in the cell of `point`.
         is_determined: see `Symmetrized`.
     """
@@ -238,22 +233,22 @@ class SymmetricStart:
 def symmetric_start(elements: np.ndarray, start: StartPoint, bounds: AngleBounds) -> SymmetricStart:
     """Move a start point onto its space group.
 
-    The symmetric cell may have an angle outside the bounds although the start has none: hematite
+    The symmetric cell can have an angle outside the bounds even if the start has none: hematite
     written with the lengths 5.03, 5.03, 5.0 and three angles of 60 degrees gets 59.8, 59.8 and 60.
-    It is Niggli-reduced then, as a cell of the language model with such an angle is.
+    In this case the cell is Niggli-reduced, as that of a language model's crystal is.
 
     Args:
         elements: atomic numbers (n,).
-        start: where the flow would start without symmetry.
-        bounds: of the angles' logit, degrees.
+        start: the start point without symmetry.
+        bounds: degrees, of the logit of the angles.
 
     Raises:
-        RejectedCrystalError: no cell of the symmetric crystal with angles within the bounds is
-            found.
+        RejectedCrystalError: the Niggli-reduced cell of the symmetric crystal has an angle outside
+            the bounds, too.
     """
     lattice = torch.from_numpy(start.lattice).double()
-    lengths, angles = (x.numpy() for x in lattice_parameters(lattice, bounds))
-    found = symmetrize(elements, start.coords, lengths, angles)
+    lengths, angles = lattice_parameters(lattice, bounds)
+    found = symmetrize(elements, start.coords, lengths.numpy(), angles.numpy())
     if found.operations.order == 1:
         return SymmetricStart(start, found.operations, found.is_determined)
     crystal, is_reduced = _crystal_of(elements, found), start.reduced
@@ -269,73 +264,5 @@ def symmetric_start(elements: np.ndarray, start: StartPoint, bounds: AngleBounds
 
 
 def _crystal_of(elements: np.ndarray, found: Symmetrized) -> Crystal:
+    """Return a symmetrized crystal as a `Crystal`."""
     return Crystal.from_arrays(elements, found.coords, found.lengths, found.angles)
-
-
-class KeptSymmetry:
-    """The projections of a batch of crystals of one number of atoms, in float64."""
-
-    def __init__(
-        self, groups: Sequence[Operations], bounds: AngleBounds, device: torch.device
-    ) -> None:
-        """Join the projections of B crystals; `bounds` are of the angles' logit."""
-        coords, gram = ([g.coords_mean for g in groups], [g.gram_mean for g in groups])
-        self._coords = torch.from_numpy(np.stack(coords)).to(device)
-        self._gram = torch.from_numpy(np.stack(gram)).to(device)
-        self._bounds = bounds
-
-    def velocity(self, coords_velocity: Tensor) -> Tensor:
-        """The equivariant part of coordinates' velocities (B, n, 3)."""
-        flat = coords_velocity.double().flatten(1).unsqueeze(-1)
-        return (self._coords @ flat).view_as(coords_velocity).to(coords_velocity.dtype)
-
-    def lattice(self, previous: Tensor, lattice: Tensor) -> Tensor:
-        """Make the lattices after a step symmetric: each becomes the mean of its images.
-
-        The mean may have an angle outside the bounds though none of the lattice is. Then as much
-        of the step is made as stays inside: Gram matrices between two invariant ones are
-        invariant, whereas a cut of single angles would break the group. A lattice that is no
-        cell (a length below zero, no volume) remains as it is in all later steps, so that the
-        crystal fails with that reason.
-
-        Args:
-            previous: invariant lattices before the step (B, 6), inside the bounds.
-            lattice: lattices after it (B, 6).
-        """
-        before, after = self._mean_image(previous), self._mean_image(lattice)
-        inside = self._is_inside(after, 0.0)
-        share = inside.to(after.dtype)
-        if not inside.all():
-            share = torch.where(inside, share, self._largest_share(before, after))
-        gram = before + share[:, None, None] * (after - before)
-        kept = lattice_vector(*_gram_parameters(gram), self._bounds).to(lattice.dtype)
-        kept = torch.where((share > 0)[:, None], kept, previous)
-        kept = torch.where(self._is_cell(lattice)[:, None], kept, lattice)
-        return torch.where(self._is_cell(previous)[:, None], kept, previous)
-
-    def _mean_image(self, lattice: Tensor) -> Tensor:
-        """The invariant Gram matrices (B, 3, 3) nearest to lattices (B, 6)."""
-        gram = gram_matrix(*lattice_parameters(lattice.double(), self._bounds))
-        return (self._gram @ gram.flatten(1).unsqueeze(-1)).view_as(gram)
-
-    def _is_inside(self, gram: Tensor, margin: float) -> Tensor:
-        """Whether all angles of Gram matrices lie within the bounds (B,); false for NaN."""
-        _, angles = _gram_parameters(gram)
-        low, high = self._bounds
-        return ((angles > low + margin) & (angles < high - margin)).all(-1)
-
-    def _largest_share(self, before: Tensor, after: Tensor) -> Tensor:
-        """The share of a step (B,) up to which the angles stay inside, by bisection."""
-        low, high = before.new_zeros(len(before)), before.new_ones(len(before))
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            between = before + middle[:, None, None] * (after - before)
-            inside = self._is_inside(between, ANGLE_MARGIN)
-            low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
-        return low
-
-    def _is_cell(self, lattice: Tensor) -> Tensor:
-        """Whether lattices (B, 6) have positive lengths and a volume (B,); false for NaN."""
-        lengths, angles = lattice_parameters(lattice.double(), self._bounds)
-        volume = torch.linalg.det(gram_matrix(torch.ones_like(angles), angles))
-        return (lengths > 0).all(-1) & (volume > MIN_SQUARED_VOLUME)

@@ -1,4 +1,4 @@
-"""The training loop of the velocity field: straight, resumable at the exact step."""
+"""Training of the velocity field, resumable at the exact step."""
 
 import math
 import time
@@ -7,9 +7,8 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
@@ -17,20 +16,28 @@ from torch import Tensor, nn
 from flowllm.config.sections.flow import TrainRfm
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_path
-from flowllm.rfm.loader import PreparedPairs, batches_per_epoch, prefetched, size_groups
+from flowllm.rfm.loader import PreparedPairs, batches_per_epoch, prefetched
 from flowllm.rfm.loss import ConstantField, FlowLoss
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
-from flowllm.rfm.shared_steps import Share, agree, planned_batches, shares_of_batches
+from flowllm.rfm.shared_steps import (
+    Share,
+    agree,
+    planned_batches,
+    shares_of_batches,
+    validation_errors,
+)
 from flowllm.runtime.checkpoints import load_checkpoint
 from flowllm.runtime.early_stopping import BestWeights
 from flowllm.runtime.log import Progress, log
 from flowllm.runtime.signals import Stopped, noting_sigterm
 from flowllm.runtime.tensorboard import event_log
-from flowllm.seeds import derive, generator
+from flowllm.seeds import derive
 
 CHECKPOINT_SECONDS = 300.0
-"""A checkpoint at least this often, besides the one of every validation."""
+"""Longest time between two checkpoints; every validation saves one, too."""
+
+Error = TypeVar("Error", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,18 @@ class Trained:
     Attributes:
         field: the velocity field, with its last weights.
         weights: averaged weights of the best validation.
-        summary: steps, epochs, losses and counts, for the model's description.
+        summary: steps, losses and counts, for `model.json`.
         curve: rows of the training curve.
     """
 
     field: VelocityField
     weights: dict[str, Tensor]
     summary: dict[str, Any]
-    curve: list[dict[str, Any]]
+    curve: list[dict[str, float]]
 
 
 def learning_rate(step: int, num_steps: int, settings: TrainRfm) -> float:
-    """Cosine from `learning_rate` at the first step to `min_learning_rate` at the end."""
+    """Return the rate of a step: a cosine from `learning_rate` down to `min_learning_rate`."""
     low, high = settings.min_learning_rate, settings.learning_rate
     return low + (high - low) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
@@ -59,7 +66,11 @@ def learning_rate(step: int, num_steps: int, settings: TrainRfm) -> float:
 def average_weights(
     average: Iterable[Tensor], current: Iterable[Tensor], step: int, decay: float
 ) -> None:
-    """Move averaged weights towards the current ones; decay min(decay, (1 + n) / (10 + n))."""
+    """Update the exponential moving average of the weights, in place.
+
+    The decay after n steps is min(decay, (1 + n) / (10 + n)), so that the average forgets the first
+    weights.
+    """
     weight = 1 - min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         for kept, new in zip(average, current, strict=True):
@@ -76,22 +87,22 @@ def train(
     events: Path,
     fabric: Fabric,
 ) -> Trained:
-    """Train the velocity field on the pairs, from the checkpoint where there is one.
+    """Train the velocity field, and resume from the checkpoint if there is one.
 
     Args:
-        settings: the configuration's `train_rfm`.
-        seed: the configuration's seed.
+        settings: section `train_rfm` of the configuration.
+        seed: seed of the configuration.
         pairs: training pairs.
-        val_pairs: pairs of the validation loss.
+        val_pairs: validation pairs.
         standardization: statistics of the training pairs.
-        checkpoint: file of the state, rewritten while training runs.
-        events: folder of TensorBoard's event files.
+        checkpoint: file of the state, rewritten during training.
+        events: folder of the TensorBoard event files.
         fabric: devices and precision.
 
     Raises:
         FlowllmError: the validation loss is not finite, all steps before the first validation had
             a non-finite loss, or the checkpoint is damaged.
-        Stopped: SIGTERM came; the state was saved.
+        Stopped: the process received SIGTERM; the state was saved.
     """
     training = FlowTraining(settings, seed, pairs, val_pairs, standardization, fabric)
     training.load(checkpoint)
@@ -101,28 +112,28 @@ def train(
 
 @dataclass
 class State:
-    """Progress of a training; with weights and optimizer all that a resume needs.
+    """Progress of a training. A checkpoint also has the weights and the optimizer.
 
     Attributes:
-        step: optimizer steps done, skipped ones included.
-        skipped: steps without an update, since their loss was not finite.
-        seconds: wall time of training, over all its processes' lives.
+        step: finished optimizer steps, skipped ones included.
+        skipped: steps without an update, because their loss was not finite.
+        seconds: wall time of training, over all runs that resumed it.
         curve: one row per validation.
     """
 
     step: int = 0
     skipped: int = 0
     seconds: float = 0.0
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
 
 
 class FlowTraining:
     """The training of one velocity field.
 
     Attributes:
-        num_steps: optimizer steps, unless early stopping ends it before.
+        num_steps: optimizer steps; early stopping may end training before.
         state: progress.
-        best: averaged weights of the lowest validation loss, and the early stopping.
+        best: averaged weights of the lowest validation loss, and early stopping.
     """
 
     def __init__(
@@ -134,10 +145,10 @@ class FlowTraining:
         standardization: Standardization,
         fabric: Fabric,
     ) -> None:
-        """Build the network, its average and the optimizer; arguments as of `train`."""
+        """Build the network, its average and the optimizer; for the arguments see `train`."""
         self._settings, self._seed, self._fabric = settings, seed, fabric
         self._pairs, self._val_pairs = pairs, val_pairs
-        self._weights = (settings.lambda_f, settings.lambda_l)
+        self._lambdas = (settings.lambda_f, settings.lambda_l)
         size = NetworkSize(
             settings.hidden_dim, settings.num_layers, settings.time_dim, settings.num_frequencies
         )
@@ -158,14 +169,14 @@ class FlowTraining:
         if settings.max_steps is not None:
             self.num_steps = min(self.num_steps, settings.max_steps)
         self.state, self.best = State(), BestWeights(settings.patience)
-        # Sums of the errors (coordinates, lattice) since the last validation, and their number.
+        # Sums of the errors (coordinates, lattice) since the last validation, and the step count.
         self._sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
         constant = ConstantField(standardization).to(fabric.device)
-        self._constant_loss = self._weighted(self._validation_errors(constant))
-        log.info("train_rfm: validation loss %.4g of the best constant field", self._constant_loss)
+        self._constant_loss = self._weighted(*self._validation_errors(constant))
+        log.info("train_rfm: the best constant field has validation loss %.4g", self._constant_loss)
 
     def run(self, checkpoint: Path, events: Path) -> None:
-        """Take the remaining steps; arguments and errors as of `train`."""
+        """Take the remaining steps; for arguments and errors see `train`."""
         state, fabric = self.state, self._fabric
         progress = Progress("train_rfm: steps", self.num_steps, state.step)
         clock = _Clock(state.seconds)
@@ -180,13 +191,13 @@ class FlowTraining:
                     break
                 stopping = self._step(share, asked_to_stop())
                 state.seconds = clock.total()
-                validate = state.step % self._settings.val_steps == 0
-                if validate or state.step == self.num_steps:
+                is_last = state.step == self.num_steps
+                is_validated = is_last or state.step % self._settings.val_steps == 0
+                if is_validated:
                     self._validate()
                     write_events(state.curve[-1])
-                    self._check_loss()
-                    validate = True
-                if validate or stopping or clock.is_save_due():
+                    self._keep_best_weights()
+                if is_validated or stopping or clock.is_save_due():
                     state.seconds = clock.total()
                     self.save(checkpoint)
                     clock.note_save()
@@ -195,11 +206,11 @@ class FlowTraining:
                     fabric.barrier()
                     raise Stopped(
                         f"train_rfm: stopped by SIGTERM, saved after step {state.step} of "
-                        f"{self.num_steps}; run the same again to go on"
+                        f"{self.num_steps}; run the same command again to resume"
                     )
 
     def _step(self, share: Share, stop: bool) -> bool:
-        """Take one optimizer step, or skip it where the loss is not finite.
+        """Take one optimizer step, or skip it if the loss is not finite.
 
         Args:
             share: this process's part of the batch.
@@ -214,18 +225,16 @@ class FlowTraining:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         errors = self._loss_module(*parts) * (fabric.world_size / total)
-        loss = self._weighted(errors)
+        loss = self._weighted(errors[0], errors[1])
         agreed = agree(errors, loss, stop, fabric)
         if agreed.finite:
-            # The weights' sum divides the gradient, as in the public code, whose clip value this
-            # is; the loss that is reported stays equation 8.
-            fabric.backward(loss / sum(self._weights))
+            # The public code divides the loss by lambda_f + lambda_l, and the clip value is that of
+            # the public code. The reported loss is equation 8 without this division.
+            fabric.backward(loss / sum(self._lambdas))
             fabric.clip_gradients(self._loss_module, self._optimizer, clip_val=settings.clip_value)
             self._optimizer.step()
-            average_weights(
-                *(self._average.parameters(), self._field.parameters()),
-                *(state.step, settings.ema_decay),
-            )
+            current = self._field.parameters()
+            average_weights(self._average.parameters(), current, state.step, settings.ema_decay)
             self._sums += torch.cat([agreed.errors, self._sums.new_ones(1)])
         else:
             state.skipped += 1
@@ -234,61 +243,67 @@ class FlowTraining:
         return agreed.stopping
 
     def _validate(self) -> None:
-        """Add a row to the curve and keep the averaged weights where they are the best so far."""
+        """Add a row to the training curve.
+
+        Raises:
+            FlowllmError: every step so far was skipped.
+        """
         state = self.state
         if state.skipped == state.step:
             raise FlowllmError(
-                f"train_rfm: all {state.step} steps were skipped, since their loss is no "
-                "number; lower train_rfm.learning_rate, or look for what is no number in "
-                "the pairs"
+                f"train_rfm: all {state.step} steps were skipped, because their loss is not "
+                "finite; lower train_rfm.learning_rate or check the pairs for NaN"
             )
         errors = self._validation_errors(self._average)
-        trained = (self._sums[:2] / self._sums[2]).tolist()  # NaN where all steps were skipped
+        trained = (self._sums[:2] / self._sums[2]).tolist()  # NaN if all steps were skipped
         self._sums.zero_()
-        last = state.step - 1
         state.curve.append(
             {
                 "step": state.step,
                 "epoch": state.step / self._steps_per_epoch,
-                "train_loss": self._weighted(trained),
+                "train_loss": self._weighted(*trained),
                 "train_coords_error": trained[0],
                 "train_lattice_error": trained[1],
-                "val_loss": self._weighted(errors),
+                "val_loss": self._weighted(*errors),
                 "val_coords_error": errors[0],
                 "val_lattice_error": errors[1],
-                "learning_rate": learning_rate(last, self.num_steps, self._settings),
+                "learning_rate": learning_rate(state.step - 1, self.num_steps, self._settings),
                 "seconds": state.seconds,
             }
         )
 
-    def _check_loss(self) -> None:
-        """Compare the last validation loss with the best one.
+    def _keep_best_weights(self) -> None:
+        """Keep the averaged weights if the last validation loss is the lowest so far.
 
         Raises:
-            FlowllmError: it is not finite.
+            FlowllmError: the last validation loss is not finite.
         """
         state, row = self.state, self.state.curve[-1]
         if not math.isfinite(row["val_loss"]):
             raise FlowllmError(
                 f"train_rfm: the validation loss is {row['val_loss']} at step {state.step} "
-                f"({state.skipped} steps skipped for a loss that is no number); "
+                f"({state.skipped} steps were skipped, because their loss is not finite); "
                 "lower train_rfm.learning_rate"
             )
         self.best.update(state.step, row["val_loss"], self._average.state_dict)
         log.info(
             "train_rfm: step %d, train loss %.4g, validation loss %.4g (best %.4g)",
-            *(state.step, row["train_loss"], row["val_loss"], self.best.loss),
+            state.step,
+            row["train_loss"],
+            row["val_loss"],
+            self.best.loss,
         )
 
-    def _weighted(self, errors: Any) -> Any:
-        """Equation 8: the sum of the errors (coordinates, lattice), weighted."""
-        return self._weights[0] * errors[0] + self._weights[1] * errors[1]
+    def _weighted(self, coords_error: Error, lattice_error: Error) -> Error:
+        """Return the loss, equation 8: the weighted sum of both errors."""
+        return self._lambdas[0] * coords_error + self._lambdas[1] * lattice_error
 
     def _validation_errors(self, field: nn.Module) -> list[float]:
-        return validation_errors(field, self._val_pairs, self._seed, self._settings, self._fabric)
+        """Return mean squared errors (coordinates, lattice) over the validation pairs."""
+        return validation_errors(field, self._val_pairs, self._settings, self._seed, self._fabric)
 
     def save(self, checkpoint: Path) -> None:
-        """Write the state of the training to a file; one process of several writes."""
+        """Write the checkpoint, in the first process only."""
         if not self._fabric.is_global_zero:
             return
         state, best = self.state, self.best
@@ -312,7 +327,7 @@ class FlowTraining:
             torch.save(content, temporary)
 
     def load(self, checkpoint: Path) -> None:
-        """Resume from a file that `save` wrote, where there is one.
+        """Resume from a checkpoint if there is one.
 
         Raises:
             FlowllmError: the file is damaged.
@@ -336,7 +351,7 @@ class FlowTraining:
         log.info("train_rfm: resumed at step %d of %d", self.state.step, self.num_steps)
 
     def result(self) -> Trained:
-        """Return the trained field, its best averaged weights and what is said of them."""
+        """Return the trained field, its best averaged weights and the summary."""
         summary = {
             "steps": self.state.step,
             "steps_per_epoch": self._steps_per_epoch,
@@ -351,7 +366,7 @@ class FlowTraining:
 
 
 class _Clock:
-    """Wall time of a training over all its processes' lives, and when its state is due."""
+    """Wall time of a training over all runs that resumed it, and since the last checkpoint."""
 
     def __init__(self, seconds_before: float) -> None:
         self._start = self._last_save = time.perf_counter()
@@ -365,25 +380,3 @@ class _Clock:
 
     def note_save(self) -> None:
         self._last_save = time.perf_counter()
-
-
-def validation_errors(
-    field: nn.Module,
-    pairs: PreparedPairs,
-    seed: int,
-    settings: TrainRfm,
-    fabric: Fabric,
-) -> list[float]:
-    """Mean squared errors (coordinates, lattice) over all pairs, each at one fixed time."""
-    module = FlowLoss(field)
-    rng = generator(seed, "train_rfm", "validation_times")
-    sums = torch.zeros(2, dtype=torch.float64, device=fabric.device)
-    groups = list(size_groups(pairs.num_atoms, settings.batch_size))
-    times = [torch.from_numpy(rng.random(len(group), dtype=np.float32)) for group in groups]
-    mine = slice(fabric.global_rank, None, fabric.world_size)
-    with torch.no_grad(), fabric.autocast():
-        for index in range(len(groups))[mine]:
-            noise = generator(seed, "train_rfm", "validation_noise", index)
-            batch = pairs.draw(groups[index], noise).to(fabric.device)
-            sums += module([batch], [times[index].to(fabric.device)]).double()
-    return (fabric.all_reduce(sums, reduce_op="sum") / len(pairs)).tolist()

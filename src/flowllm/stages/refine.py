@@ -26,7 +26,8 @@ from flowllm.rfm.integrate import INTEGRATORS, anneal, integrate
 from flowllm.rfm.manifold import AngleBounds, lattice_parameters
 from flowllm.rfm.model import load_model
 from flowllm.rfm.network import MAX_ATOMS, NetworkSize, VelocityField, bytes_per_crystal
-from flowllm.rfm.symmetry import KeptSymmetry, Operations, SymmetricStart, symmetric_start
+from flowllm.rfm.symmetry import Operations, SymmetricStart, symmetric_start
+from flowllm.rfm.symmetry_projection import SymmetryProjection
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import Progress
 from flowllm.runtime.malloc import keep_freed_memory
@@ -220,7 +221,7 @@ def refine_batch(
             frames.append((step, _crystals(tasks, coords, *parameters)))
 
     groups = [task.operations for task in tasks if task.operations is not None]
-    kept = KeptSymmetry(groups, bounds, device) if groups else None
+    kept = SymmetryProjection(groups, bounds, device) if groups else None
 
     def velocity(coords: Tensor, lattice: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         coords_velocity, lattice_velocity = field(elements, coords, lattice, time)

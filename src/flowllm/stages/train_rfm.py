@@ -117,7 +117,9 @@ def prepare_split(
             f"{shards[0].parent}: no pair can be used to train the flow ({dict(counts)}); see the "
             "column error of the shards, and sample_pairs in the configuration"
         )
-    opened = PreparedPairs(prepared, options.start, options.angle_bounds, augment_axes=augment_axes)
+    opened = PreparedPairs(
+        prepared, options.base_distribution, options.angle_bounds, augment_axes=augment_axes
+    )
     return opened, counts
 
 

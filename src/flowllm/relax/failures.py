@@ -1,6 +1,7 @@
-"""Cells that nothing can be computed in, in time and memory: numbers alone, without a network.
+"""Failures of relaxations, and the checks that find them from a crystal's cell alone.
 
-The relaxer asks before every evaluation, and the fingerprints before they look for neighbors.
+A cell fails where no potential and no neighbor search can handle it in reasonable time and memory.
+The relaxer checks the cells before every evaluation, the fingerprints before the neighbor search.
 """
 
 from dataclasses import dataclass
@@ -10,55 +11,56 @@ import numpy as np
 from flowllm.crystal import Crystal
 
 MAX_IMAGES = 20_000
-"""Cells within `SEARCH_RADIUS` of a cell; above it the cell is too flat or too small to search."""
+"""Limit on the periodic images within `SEARCH_RADIUS`: above it the cell is too flat or too small
+for a neighbor search."""
 
 SEARCH_RADIUS = 6.0
-"""Angstrom, the longest cutoff among the potentials."""
+"""Angstrom; the longest cutoff among the potentials."""
 
 MAX_DENSITY = 1.0
 """Atoms per cubic angstrom; diamond has 0.18."""
 
 MAX_VOLUME_PER_ATOM = 1000.0
-"""Cubic angstrom; solid caesium has 110."""
+"""Cubic angstrom; solid cesium has 110."""
 
 MIN_VOLUME = 1e-9
-"""Cubic angstrom, below which a cell has no volume."""
+"""Cubic angstrom; a cell with a smaller volume counts as one without volume."""
 
 
 @dataclass(frozen=True)
 class RelaxationFailure:
-    """Why a crystal has no energy, or no fingerprint.
+    """Reason why a crystal has no energy, or no fingerprint.
 
     Attributes:
-        reason: short name, the row's status.
-        detail: the same in full.
+        reason: short name, the status of the row.
+        detail: explanation, the error of the row.
     """
 
     reason: str
     detail: str
 
 
-def crystal_fault(crystal: Crystal) -> RelaxationFailure | None:
-    """Return the failure of a crystal's cell, None where there is none."""
+def crystal_failure(crystal: Crystal) -> RelaxationFailure | None:
+    """Return the failure of a crystal's cell, or None if the cell can be handled."""
     with np.errstate(all="ignore"):
         try:
             matrix = crystal.to_structure().lattice.matrix
             volume = float(np.linalg.det(matrix))
-            # Distance between opposite faces: one over the length of the reciprocal vector.
+            # The distance between opposite faces is the inverse length of the reciprocal vector.
             heights = 1 / np.linalg.norm(np.linalg.inv(matrix), axis=0)
             images = float(np.prod(2 * np.ceil(SEARCH_RADIUS / heights) + 1))
         except (OverflowError, ValueError, np.linalg.LinAlgError) as error:
             return RelaxationFailure("no_volume", f"the cell has no volume ({error})")
-    return cell_fault(volume, crystal.num_atoms, images)
+    return cell_failure(volume, crystal.num_atoms, images)
 
 
-def cell_fault(volume: float, num_atoms: int, num_images: float) -> RelaxationFailure | None:
-    """Return the failure of one cell, None where there is none.
+def cell_failure(volume: float, num_atoms: int, num_images: float) -> RelaxationFailure | None:
+    """Return the failure of one cell, or None if the cell can be handled.
 
     Args:
         volume: cubic angstrom.
-        num_atoms: atoms in the cell.
-        num_images: cells within the search radius.
+        num_atoms: atoms per cell.
+        num_images: periodic images within `SEARCH_RADIUS`.
     """
     if not MIN_VOLUME < volume < float("inf"):
         return RelaxationFailure("no_volume", f"the cell's volume is {volume:.3g} cubic angstrom")
