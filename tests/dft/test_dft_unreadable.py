@@ -1,4 +1,4 @@
-"""dft_collect: whatever lies under a result's name costs its own row, in bounded time and space."""
+"""dft_collect: an unreadable result affects only its own row, in bounded time and space."""
 
 import bz2
 import gzip
@@ -198,16 +198,16 @@ def test_a_bad_result_is_a_row_that_says_what_it_is(tmp_path, name):
 
 
 SAID = {
-    "a folder": "vasprun.xml is a folder, not a file",
-    "a pipe": "vasprun.xml is a pipe, not a file",
-    "a dangling link": "vasprun.xml is a link to nowhere, which is not there",
+    "a folder": "vasprun.xml is a folder, not a regular file",
+    "a pipe": "vasprun.xml is a pipe, not a regular file",
+    "a dangling link": "vasprun.xml is a link to nowhere, which does not exist",
     "a link to itself": "vasprun.xml: Too many levels of symbolic links",
-    "a link to a device": "vasprun.xml is a device, not a file",
+    "a link to a device": "vasprun.xml is a device, not a regular file",
     "zeros": "vasprun.xml.gz begins with b'",
-    "zstandard": "vasprun.xml.zst is packed by zstandard; unpack it, or pack it with gzip, bzip2",
+    "zstandard": "vasprun.xml.zst is packed by zstandard, which is not supported. Unpack it, or pack",
     "zip": "vasprun.xml.zip is packed by zip",
-    "a link in an archive": "error.1/vasprun.xml is a link or a device, not a file",
-    "energy of 400 digits": "no step has an energy that is a finite number",
+    "a link in an archive": "error.1/vasprun.xml is a link or a device, not a regular file",
+    "energy of 400 digits": "no step has a finite energy",
     "tiny cell": "cubic angstrom per atom",
 }
 

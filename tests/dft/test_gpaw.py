@@ -18,7 +18,7 @@ from energy_rows import hull_row, relaxed_row, settings
 from flowllm.crystal import Crystal
 from flowllm.dft import results
 from flowllm.dft.results import read_run
-from flowllm.dft.runs import AskedRun, RunProblem
+from flowllm.dft.runs import RequestedRun, RunProblem
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 from flowllm.stages import dft_collect, dft_inputs, stability
@@ -120,7 +120,7 @@ RESULT = {
 def test_a_result_is_compared_with_the_inputs_beside_it(tmp_path, changes, status):
     (tmp_path / "gpaw.json").write_text(json.dumps(RESULT))
     (tmp_path / "gpaw_result.json").write_text(json.dumps(RESULT | changes))
-    asked = AskedRun("GPAWStatic", ["Si.PBE"])
+    asked = RequestedRun("GPAWStatic", ["Si.PBE"])
     if status is None:
         assert read_run(tmp_path, asked).energy == -5.0
     else:
@@ -131,8 +131,8 @@ def test_a_result_is_compared_with_the_inputs_beside_it(tmp_path, changes, statu
 
 def test_gpaws_result_in_a_folder_of_vasps(tmp_path):
     (tmp_path / "gpaw_result.json").write_text(json.dumps(RESULT))
-    with pytest.raises(RunProblem, match="is GPAW's, expected is a run with MPRelaxSet") as caught:
-        read_run(tmp_path, AskedRun("MPRelaxSet", ["Si"]))
+    with pytest.raises(RunProblem, match="is from GPAW, expected a run with MPRelaxSet") as caught:
+        read_run(tmp_path, RequestedRun("MPRelaxSet", ["Si"]))
     assert caught.value.status == "other_settings"
 
 

@@ -1,4 +1,4 @@
-"""vasprun.xml whole, cut short anywhere, and restarted: never an energy of an unfinished step."""
+"""vasprun.xml complete, truncated anywhere, and restarted: no energy of an unfinished step."""
 
 import gzip
 import io
@@ -43,8 +43,8 @@ def test_a_finished_relaxation(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "max_steps", "energy", "shortfall"),
     [
-        ([3], 99, -151.0, "step 2 of 3, the electronic loop hit its limit after it"),
-        ([2, 3], 99, -150.0, "step 1 of 3, the electronic loop hit its limit after it"),
+        ([3], 99, -151.0, "step 2 of 3, the electronic loop of a later step reached its limit"),
+        ([2, 3], 99, -150.0, "step 1 of 3, the electronic loop of a later step reached its limit"),
         ([1, 2], 99, -151.5, None),
         # The last of the allowed steps ends the relaxation all the same.
         ([], 3, -151.5, None),
@@ -77,17 +77,17 @@ def cut_cases() -> tuple[str, bytes]:
     return text, gzip.compress(text.encode("ISO-8859-1"))
 
 
-def check_cut(path: Path, whole_steps: int) -> None:
-    """What a relaxation with so many whole steps left must give."""
+def check_cut(path: Path, complete_steps: int) -> None:
+    """Check the result of a relaxation of which `complete_steps` steps are left."""
     path.parent.mkdir(exist_ok=True)
-    if whole_steps == 0:
+    if complete_steps == 0:
         with pytest.raises(RunProblem, match="before its first ionic step") as caught:
             read_vasp([path])
         assert caught.value.status == "unfinished"
         return
     run = read_vasp([path])
-    assert run.energy == ENERGIES[min(whole_steps, 2) - 1]
-    assert run.num_steps == whole_steps
+    assert run.energy == ENERGIES[min(complete_steps, 2) - 1]
+    assert run.num_steps == complete_steps
     assert not run.converged_ionic
     assert run.shortfall
 
@@ -97,7 +97,7 @@ def check_cut(path: Path, whole_steps: int) -> None:
 )
 @given(st.floats(0, 1, exclude_max=True))
 @example(0.0)
-def test_any_place_to_cut_gives_the_whole_steps_before_it(tmp_path, share):
+def test_truncated_text_gives_the_complete_steps_before_it(tmp_path, share):
     """Plain text cut at any byte; what is left is told by counting closing tags."""
     text, _ = cut_cases()
     # VASP's last line is the closing tag of the file: without it the run is not finished.
@@ -140,7 +140,7 @@ def test_cut_at_the_very_end_of_a_step(tmp_path, step, offset):
 
 
 def test_the_real_file_cut_in_its_middle_and_after_its_step(tmp_path):
-    """15 MB with bands and densities; a static run whose one step is whole lacks nothing."""
+    """15 MB with bands and densities; a static run is finished when its one step is complete."""
     text = vasprun_text()
     with pytest.raises(RunProblem, match="before its first ionic step"):
         read(tmp_path, text[: len(text) // 2])
@@ -151,13 +151,13 @@ def test_the_real_file_cut_in_its_middle_and_after_its_step(tmp_path):
 
 def test_another_functional_is_not_taken_from_an_unfinished_run(tmp_path):
     text = relaxation(ENERGIES).replace('name="GGA">--', 'name="GGA">PS')
-    with pytest.raises(RunProblem, match="a PBEsol run") as caught:
+    with pytest.raises(RunProblem, match="the functional is PBEsol") as caught:
         read(tmp_path, text[: after_step(text, 2) + 40])
     assert caught.value.status == "wrong_functional"
 
 
 def archive(path: Path, text: str) -> None:
-    """What custodian keeps of a run before it mends it: error.1/vasprun.xml among others."""
+    """Write what custodian keeps before it changes inputs: error.1/vasprun.xml and others."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in (("INCAR", b"ALGO = Fast"), ("vasprun.xml", text.encode())):
             member = tarfile.TarInfo(f"{path.name.removesuffix('.tar.gz')}/{name}")
@@ -197,8 +197,8 @@ def test_a_restart_without_a_step_leaves_the_earlier_runs_energy(tmp_path, earli
     run = read_vasp(find_vasp_outputs(tmp_path))
     assert run.energy == ENERGIES[2 if "relax" in earlier else 1]
     assert not run.converged_ionic
-    assert "vasprun.xml was cut short" in run.shortfall
-    assert f"; taken instead: {earlier}" in run.shortfall
+    assert "vasprun.xml was truncated" in run.shortfall
+    assert f"; used instead: {earlier}" in run.shortfall
 
 
 def test_an_earlier_run_is_not_asked_where_the_newest_has_a_step(tmp_path):
@@ -216,6 +216,6 @@ def test_archives_that_are_none_or_cut_short_leave_the_newest_problem(tmp_path):
     (tmp_path / "error.2.tar.gz").write_text("no archive")
     with tarfile.open(tmp_path / "error.1.tar.gz", "w:gz"):
         pass  # nothing in it
-    with pytest.raises(RunProblem, match=r"vasprun\.xml was cut short") as caught:
+    with pytest.raises(RunProblem, match=r"vasprun\.xml was truncated") as caught:
         read_vasp(find_vasp_outputs(tmp_path))
     assert caught.value.status == "unfinished"

@@ -45,7 +45,7 @@ def relaxation(
     """The vasprun.xml of a relaxation.
 
     Args:
-        energies: eV of the cell, one a step.
+        energies: eV per cell, one per step.
         bad: numbers from 1 of the steps whose electronic loop hits its limit.
         max_steps: NSW.
         ediffg: eV; larger than the steps of these tests, so that the last ends the relaxation.
@@ -113,7 +113,7 @@ def made_run(
     *,
     potcars: Sequence[str] = ("PAW_PBE Fe_pv 06Sep2000", "PAW_PBE O 08Apr2002"),
     mesh: Sequence[int] = (8, 8, 8),
-    held: Sequence[str] = (),
+    fixed: Sequence[str] = (),
     cell: str | None = None,
     **settings: Any,
 ) -> str:
@@ -123,7 +123,7 @@ def made_run(
         steps: its ionic steps.
         potcars: titles.
         mesh: k-points along each axis.
-        held: selective dynamics of each atom, e.g. `T T F`.
+        fixed: selective dynamics of each atom, e.g. `T T F`.
         cell: three lines of lattice vectors in place of FeO's.
         settings: INCAR tags that differ from `IRON_OXIDE`; None leaves one out.
     """
@@ -132,7 +132,7 @@ def made_run(
     parameters |= {"LHFCALC": False, "AEXX": 0.0, "HFSCREEN": 0.0, "LDAU": incar.get("LDAU", False)}
     a = IRON_CELL
     cell = cell or _rows([(0, a, a), (a, 0, a), (a, a, 0)])
-    structure = _structure(cell, held)
+    structure = _structure(cell, fixed)
     parts = [
         '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling>\n <generator>',
         '  <i name="version" type="string">5.4.4  </i>\n </generator>',
@@ -181,13 +181,13 @@ def _atominfo(potcars: Sequence[str]) -> str:
     )
 
 
-def _structure(cell: str, held: Sequence[str]) -> str:
+def _structure(cell: str, fixed: Sequence[str]) -> str:
     volume = 2 * IRON_CELL**3
     text = f'  <crystal>\n   <varray name="basis" >\n{cell}   </varray>\n'
     text += f'   <i name="volume"> {volume:.8f} </i>\n  </crystal>\n'
     text += f'  <varray name="positions" >\n{_rows([(0, 0, 0), (0.5, 0.5, 0.5)])}  </varray>\n'
-    if held:
-        flags = "".join(f'   <v type="logical" > {flag} </v>\n' for flag in held)
+    if fixed:
+        flags = "".join(f'   <v type="logical" > {flag} </v>\n' for flag in fixed)
         text += f'  <varray name="selective" type="logical" >\n{flags}  </varray>\n'
     return text
 

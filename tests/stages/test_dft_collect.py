@@ -77,7 +77,7 @@ def test_a_run_with_another_u_than_the_sets_is_not_corrected():
 
 
 def collect(tmp_path, contents: dict[str, bytes | None], formula="Li20Cl20", **changes):
-    """Run the stage over one folder a content, and return its rows by id."""
+    """Run the stage on one folder per content, and return its rows by id."""
     root = tmp_path / "dft_inputs"
     rows = []
     for name, content in contents.items():
@@ -166,7 +166,7 @@ def test_a_relaxation_under_way_has_an_upper_bound(tmp_path):
     cut = text[: text.index(STEP_END) + 100]
     rows = collect(tmp_path, {"cut": cut.encode(), "whole": text.encode()})
     assert (rows["cut"]["status"], rows["whole"]["status"]) == ("unconverged_ionic", "ok")
-    assert rows["cut"]["error"] == "vasprun.xml: step 1 of 1, it was cut short"
+    assert rows["cut"]["error"] == "vasprun.xml: step 1 of 1, the file is truncated"
     assert (rows["cut"]["converged_electronic"], rows["cut"]["converged_ionic"]) == (True, False)
     for name, energy in (("cut", -150.0), ("whole", -151.0)):
         corrected = (energy - 20 * 0.614) / 40

@@ -143,7 +143,7 @@ def test_entries_without_their_calculation_keep_a_correction_that_every_rule_giv
     "run_type", ["R2SCAN", "r2SCAN", "SCAN", "PBEsol", "HSE06", "GGA+U+vdW", "LDA"]
 )
 @pytest.mark.parametrize("where", ["parameters", "data"])
-def test_entries_of_other_functionals_are_refused(tmp_path, run_type, where):
+def test_entries_of_other_functionals_are_rejected(tmp_path, run_type, where):
     good = [of_2023(STRUCTURES[name], -50.0, name) for name in ("NaCl", "MgS")]
     bad = [of_2023(STRUCTURES["NaCl"], -90.0, f"bad-{n}") for n in range(2)]
     for entry in bad:
@@ -328,7 +328,7 @@ def test_an_api_that_does_not_give_all_is_an_error(tmp_path, server, change, mes
 
 
 @pytest.mark.parametrize(
-    ("key", "message"), [("", "set MP_API_KEY to your key"), ("wrong", "403 .*is MP_API_KEY right")]
+    ("key", "message"), [("", "set MP_API_KEY to your key"), ("wrong", "403 .*Check MP_API_KEY")]
 )
 @pytest.mark.usefixtures("server")
 def test_without_a_right_key_it_says_so(tmp_path, monkeypatch, key, message):
@@ -344,7 +344,7 @@ def test_matbench_discoverys_file_is_fetched_once_and_checked(tmp_path, server):
     assert server.asked == ["/file"]
 
 
-def test_another_file_than_matbench_discoverys_is_refused(tmp_path, server):
+def test_another_file_than_matbench_discoverys_is_rejected(tmp_path, server):
     server.file = gzip.compress(b"[]")
     with pytest.raises(FlowllmError, match=r"MD5 .* expected"):
         run(tmp_path, "matbench_discovery")

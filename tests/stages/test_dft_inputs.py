@@ -196,7 +196,7 @@ def test_a_run_that_was_cut_short_goes_on_and_its_result_is_kept(tmp_path, unfin
 
 
 def test_slurm_runs_the_array(tmp_path):
-    """One task a line of the list, in a real SLURM, with a program in VASP's place."""
+    """One task per line of the list, in a real SLURM, with a program in place of VASP."""
     if missing := missing_programs():
         pytest.skip(f"not installed: {', '.join(missing)} (packages: see .ci/run)")
     out, _ = run(tmp_path / "run")
@@ -353,7 +353,7 @@ def test_folders_follow_the_umask(tmp_path, mask):
 FAILURES = [
     (errno.ENOSPC, "free space or inodes there"),
     (errno.EDQUOT, "free space or inodes there, or raise the quota (also of files)"),
-    (errno.EROFS, "make it writable, or choose a run_dir that is"),
+    (errno.EROFS, "make it writable, or choose a writable run_dir"),
     (errno.EACCES, "make it writable"),
     (errno.EMLINK, "lower dft_inputs.folders_per_directory"),
 ]
@@ -412,12 +412,12 @@ def test_no_inodes_are_left(few_inodes):
 def test_a_file_in_a_folders_place(tmp_path):
     (tmp_path / "dft_inputs").mkdir()
     (tmp_path / "dft_inputs" / "00000").write_text("in the way")
-    with pytest.raises(FlowllmError, match="move away what is in its place"):
+    with pytest.raises(FlowllmError, match="move away the file in its place"):
         run(tmp_path)
     (tmp_path / "dft_inputs" / "00000").unlink()
     (tmp_path / "dft_inputs" / "00000").mkdir()
     (tmp_path / "dft_inputs" / "00000" / "base-000000").write_text("in the way")
-    with pytest.raises(FlowllmError, match=r"base-000000.*move away what is in its place"):
+    with pytest.raises(FlowllmError, match=r"base-000000.*move away the file in its place"):
         run(tmp_path)
 
 
@@ -433,7 +433,7 @@ def test_results_of_other_inputs_are_not_overwritten(tmp_path):
     folder = out.parent / rows[0]["path"]
     run(tmp_path, input_set="MPStaticSet")  # nothing computed there yet: replaced
     (folder / "vasprun.xml").write_text("<modeling/>")
-    with pytest.raises(FlowllmError, match=r"base-000000 holds other inputs and vasprun\.xml"):
+    with pytest.raises(FlowllmError, match=r"base-000000 contains other inputs and vasprun\.xml"):
         run(tmp_path)
     assert (folder / "vasprun.xml").exists()
 
