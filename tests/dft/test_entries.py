@@ -183,7 +183,7 @@ def test_every_form_of_a_correction_is_pymatgens(tmp_path, with_correction):
             del raw["correction"]
         entry = read_one(tmp_path, **{k: v for k, v in raw.items() if k != "entry_id"})
         assert entry.energy_per_atom == pytest.approx(given_entry.energy_per_atom, abs=1e-9)
-    # Before 2020 there was no list.
+    # Entries made before 2020 have no list.
     del raw["energy_adjustments"]
     assert read_one(tmp_path, **raw | {"correction": -1.0}).energy_per_atom == -15.0 / 4
 

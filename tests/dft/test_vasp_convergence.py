@@ -22,7 +22,7 @@ NEAR = [Step(-17.0), Step(-17.0005, force=0.3)]
 
 
 def outcar(energy: float, line: str = "") -> str:
-    """The two lines of an OUTCAR that count."""
+    """Return the two lines of an OUTCAR that are read."""
     return f"  free  energy   TOTEN  =       {energy:.8f} eV\n\n{line}  General timing\n"
 
 
@@ -58,7 +58,7 @@ CASES = {
 
 
 def task_ran(root: Path, folder: Path) -> bool:
-    """Whether the array's task for a folder calls VASP."""
+    """Run the array's task for a folder, and return whether it called VASP."""
     (root / "folders.txt").write_text(f"{folder.relative_to(root)}\n")
     (folder / "POTCAR").write_text("made by the user")
     environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": "1"}
@@ -92,7 +92,7 @@ def test_converged_is_the_same_for_the_collection_and_the_array(tmp_path, name):
 @pytest.mark.parametrize("line", [CONVERGED_LINE, ""])
 @pytest.mark.parametrize("steps", [FAR, NEAR])
 def test_outcar_decides(tmp_path, steps, line, leg, packed):
-    """By conjugate gradients VASP compares with the last minimum, not with the last step."""
+    """With conjugate gradients, VASP compares with the last minimum, not with the last step."""
     folder = tmp_path / "00000"
     folder.mkdir()
     (folder / "POSCAR").write_text("x")

@@ -26,7 +26,7 @@ def read(tmp_path: Path, content: str | bytes, name: str = "vasprun.xml") -> Dft
 
 
 def after_step(text: str, number: int) -> int:
-    """Where a step's closing tag ends."""
+    """Return the position after the closing tag of a step."""
     place = 0
     for _ in range(number):
         place = text.index(STEP_END, place) + len(STEP_END)
@@ -46,7 +46,7 @@ def test_a_finished_relaxation(tmp_path):
         ([3], 99, -151.0, "step 2 of 3, the electronic loop of a later step reached its limit"),
         ([2, 3], 99, -150.0, "step 1 of 3, the electronic loop of a later step reached its limit"),
         ([1, 2], 99, -151.5, None),
-        # The last of the allowed steps ends the relaxation all the same.
+        # The relaxation converged in the last allowed step.
         ([], 3, -151.5, None),
     ],
 )
@@ -72,7 +72,7 @@ def test_an_energy_that_is_no_number_is_passed_over(tmp_path, overflow):
 
 @cache
 def cut_cases() -> tuple[str, bytes]:
-    """A relaxation of three steps whose third did not converge electronically, and zipped."""
+    """Return a relaxation whose third step did not converge electronically, plain and gzipped."""
     text = relaxation(ENERGIES, bad=[3])
     return text, gzip.compress(text.encode("ISO-8859-1"))
 
@@ -98,7 +98,7 @@ def check_cut(path: Path, complete_steps: int) -> None:
 @given(st.floats(0, 1, exclude_max=True))
 @example(0.0)
 def test_truncated_text_gives_the_complete_steps_before_it(tmp_path, share):
-    """Plain text cut at any byte; what is left is told by counting closing tags."""
+    """Plain text is truncated at any byte; the closing tags give the number of steps."""
     text, _ = cut_cases()
     # VASP's last line is the closing tag of the file: without it the run is not finished.
     kept = text[: int(share * text.rindex("</modeling>"))]
@@ -112,7 +112,7 @@ def test_truncated_text_gives_the_complete_steps_before_it(tmp_path, share):
 )
 @given(st.floats(0, 1, exclude_max=True) | st.floats(0.9, 1, exclude_max=True))
 def test_any_place_to_cut_a_gzip_file(tmp_path, share):
-    """The bytes that can still be unzipped hold the steps that count."""
+    """The bytes that can still be unpacked determine the number of steps."""
     _, zipped = cut_cases()
     kept = zipped[: 2 + int(share * (len(zipped) - 2))]
     unzipped = zlib_text(kept)
@@ -125,7 +125,7 @@ def test_any_place_to_cut_a_gzip_file(tmp_path, share):
 
 
 def zlib_text(zipped: bytes) -> str:
-    """What zlib itself makes of the beginning of a gzip file."""
+    """Unpack the beginning of a gzip file with zlib."""
     return zlib.decompressobj(wbits=31).decompress(zipped).decode("ISO-8859-1")
 
 
@@ -183,7 +183,7 @@ def test_the_newest_result_comes_first(tmp_path):
 
 @pytest.mark.parametrize("earlier", ["vasprun.xml.relax1.gz", "vasprun.xml.cut1", "error.1.tar.gz"])
 def test_a_restart_without_a_step_leaves_the_earlier_runs_energy(tmp_path, earlier):
-    """The second attempt was killed in its first step; the first had two, or was finished."""
+    """The second attempt was killed in its first step; the first has two steps, or is finished."""
     text = relaxation(ENERGIES)
     before = text if "relax" in earlier else text[: after_step(text, 2) + 9]
     if earlier.endswith(".tar.gz"):

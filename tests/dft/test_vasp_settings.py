@@ -69,7 +69,7 @@ def test_other_settings_are_named_with_what_was_expected(tmp_path, settings, sai
         read(tmp_path, **settings)
     assert caught.value.status == "other_settings"
     assert said in str(caught.value)
-    # Where the manifest names no set, as in a hand-made one, the folder's INCAR is compared.
+    # Where the manifest names no input set, the INCAR in the folder is compared.
     structure = Structure(Lattice.cubic(2 * IRON_CELL), ["Fe", "O"], [[0] * 3, [0.5] * 3])
     (tmp_path / "INCAR").write_text(str(MPRelaxSet(structure).incar))
     if "mesh" not in settings:

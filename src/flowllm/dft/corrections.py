@@ -3,8 +3,8 @@
 pymatgen corrects an anion depending on its oxidation state, and `strict_anions` selects the states
 that qualify. pymatgen's versions before May 2024 have the rule `no_check` only (pull request 3803),
 and the Materials Project's entries of 2023 are corrected by that rule: CoSb3 has a correction of
--0.144 eV/atom, but none by `require_bound`. This module therefore corrects both entries and results,
-with the same guess of oxidation states.
+-0.144 eV/atom, but none by `require_bound`. This module therefore corrects entries and results
+alike, with the same guess of oxidation states.
 
 Source: Wang et al., Scientific Reports 11, 15496 (2021).
 """
@@ -85,7 +85,8 @@ def _nominal_correction(composition: Composition, strict_anions: StrictAnions) -
 def _expected_hubbards(composition: Composition) -> Mapping[str, float]:
     """Return the U values in eV that the input sets assign to a composition."""
     anion = max(composition.elements, key=lambda element: element.X)
-    return _compatibility("no_check").u_settings.get(anion.symbol, {})
+    hubbards: Mapping[str, float] = _compatibility("no_check").u_settings.get(anion.symbol, {})
+    return hubbards
 
 
 @lru_cache

@@ -99,8 +99,9 @@ def _checked_values(result: Mapping[str, Any]) -> tuple[Structure, float, bool]:
 
 def _is_element(number: object) -> bool:
     """Return whether a value is the atomic number of an element that crystals can have."""
-    is_number = isinstance(number, int) and not isinstance(number, bool)
-    return is_number and 1 <= number <= MAX_ATOMIC_NUMBER
+    if isinstance(number, bool) or not isinstance(number, int):
+        return False
+    return 1 <= number <= MAX_ATOMIC_NUMBER
 
 
 def _numbers(result: Mapping[str, Any], key: str, shape: tuple[int, int]) -> np.ndarray:

@@ -20,14 +20,16 @@ from pymatgen.core import SETTINGS, Structure
 from pymatgen.core.periodic_table import Element
 from pymatgen.io.pwscf import PWInput
 from pymatgen.io.vasp import Kpoints, Poscar
-from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet, MPStaticSet, VaspInputSet
+from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet, MPStaticSet
 
 from flowllm.config.sections.energies import DftInputs
 from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder
 
-VASP_SETS: dict[str, type[VaspInputSet]] = {
+VaspSet = MPRelaxSet | MPScanRelaxSet | MPStaticSet
+
+VASP_SETS: dict[str, type[VaspSet]] = {
     "MPRelaxSet": MPRelaxSet,
     "MPScanRelaxSet": MPScanRelaxSet,
     "MPStaticSet": MPStaticSet,
@@ -141,7 +143,7 @@ def write_folder(crystal: Crystal, input_set: str, section: DftInputs, folder: P
 
 
 def _vasp_files(
-    structure: Structure, input_set: type[VaspInputSet], folder: Path
+    structure: Structure, input_set: type[VaspSet], folder: Path
 ) -> tuple[dict[str, str], list[str]]:
     """Return the text of each file, and one pseudopotential per species.
 
@@ -202,7 +204,9 @@ def _espresso_files(structure: Structure, section: DftInputs) -> tuple[dict[str,
 
 def _kpoints(structure: Structure, section: DftInputs) -> list[int]:
     """Return the k-points per axis for a density in reciprocal space, as MPRelaxSet does."""
-    mesh = Kpoints.automatic_density_by_vol(structure, section.kpoint_density)
+    # pymatgen's annotation is int; the density is only multiplied.
+    density = section.kpoint_density
+    mesh = Kpoints.automatic_density_by_vol(structure, density)  # type: ignore[arg-type]
     return [int(number) for number in mesh.kpts[0]]
 
 

@@ -68,7 +68,7 @@ converged() {
         { if ($0 !~ /^ *$/) last_line = $0 }
 
         END {
-            if (last_line !~ /<\/modeling>/) exit 1                     # VASP did not close the file
+            if (last_line !~ /<\/modeling>/) exit 1                     # file not closed by VASP
             if (!has_settings) exit 0
             if (nelm > 0 && loops >= nelm) exit 1                       # electronic loop
             if (nsw <= 0 || ibrion == -1 || (ibrion == 0 && nsw == 1)) exit 0   # static run
@@ -92,8 +92,8 @@ unpack() {
     esac
 }
 
-# Print 1 if the OUTCAR with the suffix $1 states convergence, 0 if it does not, and nothing if there
-# is no OUTCAR.
+# Print 1 if the OUTCAR with the suffix $1 states convergence, 0 if it does not, and nothing where
+# there is no OUTCAR.
 outcar_convergence() {
     for file in "OUTCAR$1" "OUTCAR$1".{gz,bz2,xz}; do
         [ -s "$file" ] || continue

@@ -218,19 +218,18 @@ def _warn(tally: _Tally, collect: DftCollect) -> None:
             tally.source,
             tally.uncorrected.share_of(tally.num_entries),
         )
-    if tally.without_run_type.count:
-        log.warning(
-            "dft_hull: %s: %s have no parameters.run_type. They are read as GGA or GGA+U energies "
-            "with the correction in the file",
-            tally.source,
-            tally.without_run_type.share_of(tally.num_entries),
-        )
-    if tally.not_covered.count:
-        log.warning(
-            "dft_hull: %s: %s have U values that MP2020 does not cover, and are skipped",
-            tally.source,
-            tally.not_covered.share_of(tally.num_entries),
-        )
+    groups = (
+        (
+            tally.without_run_type,
+            "have no parameters.run_type. They are read as GGA or GGA+U energies with the "
+            "correction in the file",
+        ),
+        (tally.not_covered, "have U values that MP2020 does not cover, and are skipped"),
+    )
+    for group, message in groups:
+        if group.count:
+            found = group.share_of(tally.num_entries)
+            log.warning("dft_hull: %s: %s %s", tally.source, found, message)
     if tally.changed.count:
         log.info(
             "dft_hull: %s: %s have another correction by strict_anions %s than in the source",

@@ -7,6 +7,7 @@ finished and converged, the energy is an upper bound of the relaxed crystal's en
 
 import codecs
 import gzip
+import io
 import lzma
 import math
 import re
@@ -149,7 +150,7 @@ def _member(archive: tarfile.TarFile, name: str) -> BoundedReader:
         if Path(member.name).name not in (NAME, f"{NAME}.gz") or member.isdir():
             continue
         handle = archive.extractfile(member) if member.isreg() else None
-        if handle is None:
+        if not isinstance(handle, io.BufferedReader):
             raise RunProblem("unreadable", f"{inside} is a link or a device, not a regular file")
         return unpacked(handle, member.size, inside)
     raise RunProblem("unreadable", f"{name} contains no {NAME}")
