@@ -246,14 +246,19 @@ def _has_files(folder: Path, files: Mapping[str, str]) -> bool:
 
 @contextmanager
 def _explaining_write_errors(path: Path) -> Iterator[None]:
-    """Replace an OSError by a message with the folder, the reason and a remedy.
+    """Replace an OSError by a message with the folder, the reason and a remedy of this stage.
+
+    `atomic_folder` raises a general FlowllmError with the OSError as its cause.
 
     Raises:
         FlowllmError: the disk, the quota or the inodes are used up, or the path cannot be written.
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, FlowllmError) as raised:
+        error = raised if isinstance(raised, OSError) else raised.__cause__
+        if not isinstance(error, OSError):
+            raise
         remedy = _REMEDIES.get(error.errno or 0, "check the file system")
         # A file in the place of a folder is the cause wherever there is one.
         files = (place for place in (path, *path.parents) if place.exists() and not place.is_dir())
