@@ -1,4 +1,4 @@
-"""MP2020 by one rule: oxidation states of any composition, anions, results and references."""
+"""The MP2020 correction: oxidation states of any composition, and the rules for anions."""
 
 import gzip
 import json
@@ -64,13 +64,13 @@ def test_mixed_anions_are_corrected_whatever_the_formulas_size(formula, correcti
 
 
 def test_skutterudites_depend_on_the_rule():
-    """Antimony at -1/3: 0.144 eV/atom by the rule of 2020, nothing by the present default."""
+    """Antimony at -1/3: -0.144 eV/atom by the rule of 2020, 0 by the current default."""
     structure = skutterudite("Co", "Sb")
     loose = mp2020_correction(structure, GGA, "no_check")
     assert loose == pytest.approx(12 * ANTIMONY, abs=1e-3)
     assert loose / len(structure) == pytest.approx(-0.144, abs=1e-3)
     assert mp2020_correction(structure, GGA, "require_bound") == 0
-    # Rhodium is guessed at +3, so that antimony is at -1: an anion by both rules.
+    # The guess for rhodium is +3, so that antimony is at -1: an anion by both rules.
     structure = skutterudite("Rh", "Sb", 9.23)
     for rule in ("require_bound", "no_check"):
         assert mp2020_correction(structure, GGA, rule) == pytest.approx(12 * ANTIMONY, abs=1e-3)
@@ -101,7 +101,7 @@ def test_where_the_rules_agree(formula, agree, corrected):
 
 
 def test_real_vasp_results_of_another_group():
-    """104 energies with MP2020's correction, by pymatgen of that group's."""
+    """104 energies of another group, corrected by its version of pymatgen."""
     if not GOLDEN.exists():
         pytest.skip("the real VASP results are not on this machine")
     with gzip.open(GOLDEN, "rt") as handle:

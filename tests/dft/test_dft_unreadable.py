@@ -1,4 +1,4 @@
-"""dft_collect: whatever lies under a result's name costs its own row, in bounded time and space."""
+"""dft_collect: an unreadable result affects only its own row, in bounded time and space."""
 
 import bz2
 import gzip
@@ -34,11 +34,11 @@ GPAW = {
     "converged": True,
 }
 WELL = "well"
-"""The id of a good run beside the bad one: its row has to be there."""
+"""Id of a good run beside the bad one, whose row must not change."""
 
 
 def collect(tmp_path: Path, name: str = "bad") -> dict:
-    """Run the stage over the folders `bad` and `well`, and return the row of a name."""
+    """Run the stage on the folders `bad` and `well`, and return the row of `name`."""
     root = tmp_path / "dft_inputs"
     well = root / "00000" / WELL
     well.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def bad_folder(tmp_path: Path) -> Path:
 
 
 def tar(members: dict[str, bytes | tuple[bytes, str]]) -> bytes:
-    """An archive; a pair is a kind of link or device, and what it leads to."""
+    """Return an archive; a pair is the type of a link or device, and its target."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         for name, content in members.items():
@@ -86,7 +86,7 @@ def gpaw(**changes) -> bytes:
 
 
 def make(name: str, how):
-    """Write the result `name` of a folder by `how`."""
+    """Return a function that writes the result `name` of a folder with `how`."""
     return lambda folder: how(folder / name)
 
 
@@ -198,16 +198,16 @@ def test_a_bad_result_is_a_row_that_says_what_it_is(tmp_path, name):
 
 
 SAID = {
-    "a folder": "vasprun.xml is a folder, not a file",
-    "a pipe": "vasprun.xml is a pipe, not a file",
-    "a dangling link": "vasprun.xml is a link to nowhere, which is not there",
+    "a folder": "vasprun.xml is a folder, not a regular file",
+    "a pipe": "vasprun.xml is a pipe, not a regular file",
+    "a dangling link": "vasprun.xml is a link to nowhere, which does not exist",
     "a link to itself": "vasprun.xml: Too many levels of symbolic links",
-    "a link to a device": "vasprun.xml is a device, not a file",
+    "a link to a device": "vasprun.xml is a device, not a regular file",
     "zeros": "vasprun.xml.gz begins with b'",
-    "zstandard": "vasprun.xml.zst is packed by zstandard; unpack it, or pack it with gzip, bzip2",
+    "zstandard": "vasprun.xml.zst is packed by zstandard, which is not supported. Unpack it",
     "zip": "vasprun.xml.zip is packed by zip",
-    "a link in an archive": "error.1/vasprun.xml is a link or a device, not a file",
-    "energy of 400 digits": "no step has an energy that is a finite number",
+    "a link in an archive": "error.1/vasprun.xml is a link or a device, not a regular file",
+    "energy of 400 digits": "no step has a finite energy",
     "tiny cell": "cubic angstrom per atom",
 }
 
@@ -231,7 +231,7 @@ def test_results_are_unpacked_by_what_they_are(tmp_path, pack, suffix, named):
 
 @pytest.mark.parametrize("kind", ["xz", "bz2", "gz"])
 def test_archives_are_unpacked_by_what_they_are(tmp_path, kind):
-    """Absolute paths and `..` lead nowhere: nothing of an archive is written to disk."""
+    """Absolute paths and `..` have no effect: no member of an archive is written to disk."""
     folder, text = bad_folder(tmp_path), gzip.compress(RUN.encode())
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=f"w:{kind}") as archive:
@@ -255,7 +255,7 @@ def test_a_link_to_a_result_elsewhere_is_followed(tmp_path):
 
 @pytest.mark.parametrize("filling", [b"\0", b" ", b"<modeling>" + b"<i/>" * 1000])
 def test_unpacking_has_a_limit(tmp_path, monkeypatch, filling):
-    """100 MB of zeros, blanks or tags in 100 kB; the limit is lowered for the time it takes."""
+    """100 MB of zeros, blanks or tags in 100 kB; a lower limit makes the test fast."""
     monkeypatch.setattr(bounded, "RATIO_FREE_BYTES", 1 << 22)
     size = 100 << 20
     folder = bad_folder(tmp_path)
@@ -294,7 +294,7 @@ def test_no_room_to_unpack_stops_the_stage_with_a_cure(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_permission_is_a_row(tmp_path, monkeypatch):
-    """As the tests' user may be root, who may list any folder, the error is made."""
+    """The error is simulated, because root may list any folder."""
 
     folder = bad_folder(tmp_path)
     iterdir = Path.iterdir
@@ -326,7 +326,7 @@ def test_whatever_is_in_the_folders_place(tmp_path, kind):
 
 
 def test_deep_folders_and_hidden_ones(tmp_path):
-    """A result 1,500 folders deep is foreign; what dft_inputs left hidden is not."""
+    """A result 1,500 folders deep is foreign; a hidden folder of dft_inputs is not."""
     bad = bad_folder(tmp_path)
     hidden = bad.parent / ".bad.node.4242.tmp"
     hidden.mkdir()
@@ -345,7 +345,7 @@ def test_deep_folders_and_hidden_ones(tmp_path):
         assert collect(tmp_path)["status"] == "missing"
     finally:
         os.chdir(here)
-        # shutil.rmtree, with which pytest clears up, is recursive.
+        # shutil.rmtree, with which pytest cleans up, is recursive.
         subprocess.run(["rm", "-rf", str(bad / "d")], check=True)
     record = json.loads((tmp_path / "_dft.parquet.provenance.json").read_text())
     assert record["counts"]["foreign_folders"] == 2
@@ -356,7 +356,7 @@ def test_deep_folders_and_hidden_ones(tmp_path):
 )
 @given(data=st.data())
 def test_any_damage_to_a_result_costs_its_row_alone(tmp_path, data):
-    """Bytes replaced, cut out and put in, of a result, packed or not."""
+    """Bytes are replaced, removed and inserted, in plain and packed results."""
     name, text = data.draw(
         st.sampled_from(
             [
@@ -398,7 +398,7 @@ def test_any_damage_to_a_result_costs_its_row_alone(tmp_path, data):
 
 
 def values() -> st.SearchStrategy:
-    """Any JSON value."""
+    """Return a strategy for any JSON value."""
     plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
     return st.recursive(
         plain,

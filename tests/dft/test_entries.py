@@ -1,4 +1,4 @@
-"""Reference entries from JSON: the layouts in use, streaming, and what is refused."""
+"""Reference entries from JSON: layouts, streaming, and rejected files."""
 
 import contextlib
 import gzip
@@ -20,7 +20,7 @@ from pymatgen.entries.computed_entries import (
     TemperatureEnergyAdjustment,
 )
 
-from flowllm.dft import entries as module
+from flowllm.dft import json_stream
 from flowllm.dft.entries import read_entries
 from flowllm.errors import FlowllmError
 
@@ -67,7 +67,7 @@ def layouts() -> dict[str, str]:
 def test_every_layout_gives_pymatgens_corrected_energies(
     tmp_path, monkeypatch, layout, zipped, chunk
 ):
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(json_stream, "_CHUNK_CHARACTERS", chunk)
     text = layouts()[layout]
     path = tmp_path / ("entries.json.gz" if zipped else "entries.json")
     path.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
@@ -104,12 +104,12 @@ def test_the_materials_projects_elemental_entries():
         (b"[] []", "more text after the end"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"energy":' * 100_000, "nested too deeply"),
-        (b"\xff\xfe\x00", "not text"),
+        (b"\xff\xfe\x00", "not UTF-8 text"),
         (b"\x1f\x8b\x08\x00\x00", "entries.json"),
         (pickle.dumps([1]), "a pickle is not read"),
     ],
 )
-def test_what_is_no_file_of_entries_is_refused(tmp_path, content, message):
+def test_a_file_without_entries_is_rejected(tmp_path, content, message):
     path = tmp_path / "entries.json"
     path.write_bytes(content)
     with pytest.raises(FlowllmError, match=message) as caught:
@@ -169,7 +169,7 @@ def test_an_entry_that_cannot_be_read_is_named(tmp_path, raw, message):
 
 @pytest.mark.parametrize("with_correction", [True, False])
 def test_every_form_of_a_correction_is_pymatgens(tmp_path, with_correction):
-    """A list of adjustments of each class, with its sum or without, an empty list, or a number."""
+    """A list of adjustments of each class, with or without its sum, an empty list, or a number."""
     adjustments = [
         CompositionEnergyAdjustment(-0.614, 2, name="Cl"),
         ConstantEnergyAdjustment(0.25),
@@ -183,7 +183,7 @@ def test_every_form_of_a_correction_is_pymatgens(tmp_path, with_correction):
             del raw["correction"]
         entry = read_one(tmp_path, **{k: v for k, v in raw.items() if k != "entry_id"})
         assert entry.energy_per_atom == pytest.approx(given_entry.energy_per_atom, abs=1e-9)
-    # Before 2020 there was no list.
+    # Entries made before 2020 have no list.
     del raw["energy_adjustments"]
     assert read_one(tmp_path, **raw | {"correction": -1.0}).energy_per_atom == -15.0 / 4
 
@@ -202,8 +202,8 @@ def test_the_calculation_is_read_where_the_entry_tells_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["2023-02-07-ppd-mp.pkl", "ppd.pkl.gz", "ppd.pickle"])
-def test_a_pickle_is_refused_by_its_name(tmp_path, name):
-    with pytest.raises(FlowllmError, match="runs whatever code it holds"):
+def test_a_pickle_is_rejected_by_its_name(tmp_path, name):
+    with pytest.raises(FlowllmError, match="runs any code that it contains"):
         list(read_entries(tmp_path / name))
 
 

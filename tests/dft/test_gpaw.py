@@ -1,4 +1,4 @@
-"""The DFT leg on an open code: inputs, a real GPAW calculation, collection, stability.
+"""The DFT stages with GPAW: inputs, a real calculation, collection, stability.
 
 The calculation runs where a Python with GPAW is found (Debian: apt install gpaw gpaw-data), about a
 minute.
@@ -18,18 +18,18 @@ from energy_rows import hull_row, relaxed_row, settings
 from flowllm.crystal import Crystal
 from flowllm.dft import results
 from flowllm.dft.results import read_run
-from flowllm.dft.runs import AskedRun, RunProblem
+from flowllm.dft.runs import RequestedRun, RunProblem
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 from flowllm.stages import dft_collect, dft_inputs, stability
 
-# Open MPI looks for ssh even for a single process; a machine without it names anything that exists.
+# Open MPI needs a launcher even for one process; `sh` replaces ssh, which may be missing.
 ENVIRONMENT = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "OMPI_MCA_plm_rsh_agent": "sh"}
 SILICON = Crystal.from_arrays([14, 14], [[0, 0, 0], [0.25] * 3], [3.84] * 3, [60] * 3)
 
 
 def python_with_gpaw() -> str:
-    """An interpreter that can import GPAW; skips where there is none."""
+    """Return an interpreter that can import GPAW, or skip the test."""
     for candidate in (sys.executable, shutil.which("python3", path="/usr/bin")):
         command = [candidate, "-c", "import gpaw"] if candidate else ["false"]
         if subprocess.run(command, capture_output=True, check=False).returncode == 0:
@@ -67,16 +67,16 @@ def test_the_dft_leg_from_inputs_to_stability(tmp_path):
         assert row["converged_electronic"]
         assert row["corrected_energy_per_atom"] == row["raw_energy_per_atom"]
         assert tables.crystal_of(row).formula == crystal.formula
-    # Both codes count from atoms that are spherical and without spin, so that the Materials
-    # Project's VASP energies are near: silicon -5.425 eV/atom; rock salt -3.38, its formation
-    # energy of -2.1 without the correction of 0.614 for each Cl, on Na -1.32 and Cl -1.85.
+    # Energies of both codes are relative to spherical atoms without spin, so that the Materials
+    # Project's VASP energies are close: silicon -5.425 eV/atom; rock salt -3.38, which is its
+    # formation energy of -2.1 without the correction of 0.614 per Cl, with Na -1.32, Cl -1.85.
     assert rows["silicon"]["raw_energy_per_atom"] == pytest.approx(-5.425, abs=0.1)
     assert rows["salt"]["raw_energy_per_atom"] == pytest.approx(-3.38, abs=0.1)
     check_hulls(tmp_path, out)
 
 
 def check_hulls(tmp_path: Path, out: Path) -> None:
-    """A hull by GPAW takes them, one by VASP does not."""
+    """Check that a hull of GPAW accepts the energies, and a hull of VASP rejects them."""
     entries = [("Si", -5.0), ("Na", -1.0), ("Cl", -1.5)]
     for source in ("DFT by GPAW", "DFT, correction MP2020"):
         hull = [hull_row(formula, energy, "dft", source) for formula, energy in entries]
@@ -120,7 +120,7 @@ RESULT = {
 def test_a_result_is_compared_with_the_inputs_beside_it(tmp_path, changes, status):
     (tmp_path / "gpaw.json").write_text(json.dumps(RESULT))
     (tmp_path / "gpaw_result.json").write_text(json.dumps(RESULT | changes))
-    asked = AskedRun("GPAWStatic", ["Si.PBE"])
+    asked = RequestedRun("GPAWStatic", ["Si.PBE"])
     if status is None:
         assert read_run(tmp_path, asked).energy == -5.0
     else:
@@ -131,8 +131,8 @@ def test_a_result_is_compared_with_the_inputs_beside_it(tmp_path, changes, statu
 
 def test_gpaws_result_in_a_folder_of_vasps(tmp_path):
     (tmp_path / "gpaw_result.json").write_text(json.dumps(RESULT))
-    with pytest.raises(RunProblem, match="is GPAW's, expected is a run with MPRelaxSet") as caught:
-        read_run(tmp_path, AskedRun("MPRelaxSet", ["Si"]))
+    with pytest.raises(RunProblem, match="is from GPAW, expected a run with MPRelaxSet") as caught:
+        read_run(tmp_path, RequestedRun("MPRelaxSet", ["Si"]))
     assert caught.value.status == "other_settings"
 
 

@@ -1,4 +1,4 @@
-"""A relaxation is converged by VASP's word or by EDIFFG, for dft_collect and for job_array.sh."""
+"""A relaxation is converged by OUTCAR or by EDIFFG, for dft_collect and for job_array.sh."""
 
 import gzip
 import os
@@ -16,14 +16,14 @@ from vasp_runs import Step, made_run  # isort: skip
 SCRIPT = Path(results.__file__).with_name("job_array.sh")
 STOPPED = Path(__file__).parents[3] / "shared/data/cases/vasp/feo-U5.3-stopped-after-3"
 
-WORD = " reached required accuracy - stopping structural energy minimisation\n"
+CONVERGED_LINE = " reached required accuracy - stopping structural energy minimisation\n"
 FAR = [Step(-17.0), Step(-17.5, force=2.7)]
 NEAR = [Step(-17.0), Step(-17.0005, force=0.3)]
 
 
-def outcar(energy: float, word: str = "") -> str:
-    """The two lines of an OUTCAR that count."""
-    return f"  free  energy   TOTEN  =       {energy:.8f} eV\n\n{word}  General timing\n"
+def outcar(energy: float, line: str = "") -> str:
+    """Return the two lines of an OUTCAR that are read."""
+    return f"  free  energy   TOTEN  =       {energy:.8f} eV\n\n{line}  General timing\n"
 
 
 CASES = {
@@ -41,8 +41,8 @@ CASES = {
     "stress above EDIFFG": ([Step(-17.0, stress=-4.0)], {"EDIFFG": -0.02}, None),
     "stress of a fixed cell": ([Step(-17.0, stress=9.0)], {"EDIFFG": -0.02, "ISIF": 2}, True),
     "only the cell moves": ([Step(-17.0, force=1.0)], {"EDIFFG": -0.02, "ISIF": 6}, True),
-    "held atoms": (FAR, {"EDIFFG": -0.02, "held": ["F F F", "F F F"]}, True),
-    "one atom moves": (FAR, {"EDIFFG": -0.02, "held": ["F F F", "T F F"]}, None),
+    "fixed atoms": (FAR, {"EDIFFG": -0.02, "fixed": ["F F F", "F F F"]}, True),
+    "one atom moves": (FAR, {"EDIFFG": -0.02, "fixed": ["F F F", "T F F"]}, None),
     "NSW reached": (FAR, {"NSW": 2}, None),
     "NSW reached, met": (NEAR, {"NSW": 2}, True),
     "static": (FAR[1:], {"NSW": 0, "IBRION": -1}, True),
@@ -58,7 +58,7 @@ CASES = {
 
 
 def task_ran(root: Path, folder: Path) -> bool:
-    """Whether the array's task for a folder calls VASP."""
+    """Run the array's task for a folder, and return whether it called VASP."""
     (root / "folders.txt").write_text(f"{folder.relative_to(root)}\n")
     (folder / "POTCAR").write_text("made by the user")
     environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": "1"}
@@ -89,28 +89,28 @@ def test_converged_is_the_same_for_the_collection_and_the_array(tmp_path, name):
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
 @pytest.mark.parametrize("leg", ["", ".relax2"])
-@pytest.mark.parametrize("word", [WORD, ""])
+@pytest.mark.parametrize("line", [CONVERGED_LINE, ""])
 @pytest.mark.parametrize("steps", [FAR, NEAR])
-def test_vasps_word_decides(tmp_path, steps, word, leg, packed):
-    """By conjugate gradients VASP compares with the last minimum, not with the last step."""
+def test_outcar_decides(tmp_path, steps, line, leg, packed):
+    """With conjugate gradients, VASP compares with the last minimum, not with the last step."""
     folder = tmp_path / "00000"
     folder.mkdir()
     (folder / "POSCAR").write_text("x")
     for name, text in (
         (f"vasprun.xml{leg}", made_run(steps)),
-        (f"OUTCAR{leg}", outcar(-17.0) + outcar(float(steps[-1].energy), word)),
+        (f"OUTCAR{leg}", outcar(-17.0) + outcar(float(steps[-1].energy), line)),
     ):
         content = gzip.compress(text.encode()) if packed else text.encode()
         (folder / f"{name}{packed}").write_bytes(content)
     run = read_run(folder)
-    assert run.converged_ionic == bool(word)
-    assert bool(word) or "OUTCAR" in run.shortfall
-    assert task_ran(tmp_path, folder) == (not word)
+    assert run.converged_ionic == bool(line)
+    assert bool(line) or "OUTCAR" in run.shortfall
+    assert task_ran(tmp_path, folder) == (not line)
 
 
 def test_another_runs_outcar_does_not_decide(tmp_path):
     (tmp_path / "vasprun.xml").write_text(made_run(FAR))
-    (tmp_path / "OUTCAR").write_text(outcar(-99.0, WORD))
+    (tmp_path / "OUTCAR").write_text(outcar(-99.0, CONVERGED_LINE))
     run = read_run(tmp_path)
     assert run.shortfall.endswith("the last step changed the energy by -0.5 eV (EDIFFG = 0.001)")
     (tmp_path / "OUTCAR").unlink()

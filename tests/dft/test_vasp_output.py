@@ -1,4 +1,4 @@
-"""vasprun.xml whole, cut short anywhere, and restarted: never an energy of an unfinished step."""
+"""vasprun.xml complete, truncated anywhere, and restarted: no energy of an unfinished step."""
 
 import gzip
 import io
@@ -26,7 +26,7 @@ def read(tmp_path: Path, content: str | bytes, name: str = "vasprun.xml") -> Dft
 
 
 def after_step(text: str, number: int) -> int:
-    """Where a step's closing tag ends."""
+    """Return the position after the closing tag of a step."""
     place = 0
     for _ in range(number):
         place = text.index(STEP_END, place) + len(STEP_END)
@@ -43,10 +43,10 @@ def test_a_finished_relaxation(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "max_steps", "energy", "shortfall"),
     [
-        ([3], 99, -151.0, "step 2 of 3, the electronic loop hit its limit after it"),
-        ([2, 3], 99, -150.0, "step 1 of 3, the electronic loop hit its limit after it"),
+        ([3], 99, -151.0, "step 2 of 3, the electronic loop of a later step reached its limit"),
+        ([2, 3], 99, -150.0, "step 1 of 3, the electronic loop of a later step reached its limit"),
         ([1, 2], 99, -151.5, None),
-        # The last of the allowed steps ends the relaxation all the same.
+        # The relaxation converged in the last allowed step.
         ([], 3, -151.5, None),
     ],
 )
@@ -72,22 +72,22 @@ def test_an_energy_that_is_no_number_is_passed_over(tmp_path, overflow):
 
 @cache
 def cut_cases() -> tuple[str, bytes]:
-    """A relaxation of three steps whose third did not converge electronically, and zipped."""
+    """Return a relaxation whose third step did not converge electronically, plain and gzipped."""
     text = relaxation(ENERGIES, bad=[3])
     return text, gzip.compress(text.encode("ISO-8859-1"))
 
 
-def check_cut(path: Path, whole_steps: int) -> None:
-    """What a relaxation with so many whole steps left must give."""
+def check_cut(path: Path, complete_steps: int) -> None:
+    """Check the result of a relaxation of which `complete_steps` steps are left."""
     path.parent.mkdir(exist_ok=True)
-    if whole_steps == 0:
+    if complete_steps == 0:
         with pytest.raises(RunProblem, match="before its first ionic step") as caught:
             read_vasp([path])
         assert caught.value.status == "unfinished"
         return
     run = read_vasp([path])
-    assert run.energy == ENERGIES[min(whole_steps, 2) - 1]
-    assert run.num_steps == whole_steps
+    assert run.energy == ENERGIES[min(complete_steps, 2) - 1]
+    assert run.num_steps == complete_steps
     assert not run.converged_ionic
     assert run.shortfall
 
@@ -97,8 +97,8 @@ def check_cut(path: Path, whole_steps: int) -> None:
 )
 @given(st.floats(0, 1, exclude_max=True))
 @example(0.0)
-def test_any_place_to_cut_gives_the_whole_steps_before_it(tmp_path, share):
-    """Plain text cut at any byte; what is left is told by counting closing tags."""
+def test_truncated_text_gives_the_complete_steps_before_it(tmp_path, share):
+    """Plain text is truncated at any byte; the closing tags give the number of steps."""
     text, _ = cut_cases()
     # VASP's last line is the closing tag of the file: without it the run is not finished.
     kept = text[: int(share * text.rindex("</modeling>"))]
@@ -112,7 +112,7 @@ def test_any_place_to_cut_gives_the_whole_steps_before_it(tmp_path, share):
 )
 @given(st.floats(0, 1, exclude_max=True) | st.floats(0.9, 1, exclude_max=True))
 def test_any_place_to_cut_a_gzip_file(tmp_path, share):
-    """The bytes that can still be unzipped hold the steps that count."""
+    """The bytes that can still be unpacked determine the number of steps."""
     _, zipped = cut_cases()
     kept = zipped[: 2 + int(share * (len(zipped) - 2))]
     unzipped = zlib_text(kept)
@@ -125,7 +125,7 @@ def test_any_place_to_cut_a_gzip_file(tmp_path, share):
 
 
 def zlib_text(zipped: bytes) -> str:
-    """What zlib itself makes of the beginning of a gzip file."""
+    """Unpack the beginning of a gzip file with zlib."""
     return zlib.decompressobj(wbits=31).decompress(zipped).decode("ISO-8859-1")
 
 
@@ -140,7 +140,7 @@ def test_cut_at_the_very_end_of_a_step(tmp_path, step, offset):
 
 
 def test_the_real_file_cut_in_its_middle_and_after_its_step(tmp_path):
-    """15 MB with bands and densities; a static run whose one step is whole lacks nothing."""
+    """15 MB with bands and densities; a static run is finished when its one step is complete."""
     text = vasprun_text()
     with pytest.raises(RunProblem, match="before its first ionic step"):
         read(tmp_path, text[: len(text) // 2])
@@ -151,13 +151,13 @@ def test_the_real_file_cut_in_its_middle_and_after_its_step(tmp_path):
 
 def test_another_functional_is_not_taken_from_an_unfinished_run(tmp_path):
     text = relaxation(ENERGIES).replace('name="GGA">--', 'name="GGA">PS')
-    with pytest.raises(RunProblem, match="a PBEsol run") as caught:
+    with pytest.raises(RunProblem, match="the functional is PBEsol") as caught:
         read(tmp_path, text[: after_step(text, 2) + 40])
     assert caught.value.status == "wrong_functional"
 
 
 def archive(path: Path, text: str) -> None:
-    """What custodian keeps of a run before it mends it: error.1/vasprun.xml among others."""
+    """Write what custodian keeps before it changes inputs: error.1/vasprun.xml and others."""
     with tarfile.open(path, "w:gz") as tar:
         for name, content in (("INCAR", b"ALGO = Fast"), ("vasprun.xml", text.encode())):
             member = tarfile.TarInfo(f"{path.name.removesuffix('.tar.gz')}/{name}")
@@ -183,7 +183,7 @@ def test_the_newest_result_comes_first(tmp_path):
 
 @pytest.mark.parametrize("earlier", ["vasprun.xml.relax1.gz", "vasprun.xml.cut1", "error.1.tar.gz"])
 def test_a_restart_without_a_step_leaves_the_earlier_runs_energy(tmp_path, earlier):
-    """The second attempt was killed in its first step; the first had two, or was finished."""
+    """The second attempt was killed in its first step; the first has two steps, or is finished."""
     text = relaxation(ENERGIES)
     before = text if "relax" in earlier else text[: after_step(text, 2) + 9]
     if earlier.endswith(".tar.gz"):
@@ -197,8 +197,8 @@ def test_a_restart_without_a_step_leaves_the_earlier_runs_energy(tmp_path, earli
     run = read_vasp(find_vasp_outputs(tmp_path))
     assert run.energy == ENERGIES[2 if "relax" in earlier else 1]
     assert not run.converged_ionic
-    assert "vasprun.xml was cut short" in run.shortfall
-    assert f"; taken instead: {earlier}" in run.shortfall
+    assert "vasprun.xml was truncated" in run.shortfall
+    assert f"; used instead: {earlier}" in run.shortfall
 
 
 def test_an_earlier_run_is_not_asked_where_the_newest_has_a_step(tmp_path):
@@ -216,6 +216,6 @@ def test_archives_that_are_none_or_cut_short_leave_the_newest_problem(tmp_path):
     (tmp_path / "error.2.tar.gz").write_text("no archive")
     with tarfile.open(tmp_path / "error.1.tar.gz", "w:gz"):
         pass  # nothing in it
-    with pytest.raises(RunProblem, match=r"vasprun\.xml was cut short") as caught:
+    with pytest.raises(RunProblem, match=r"vasprun\.xml was truncated") as caught:
         read_vasp(find_vasp_outputs(tmp_path))
     assert caught.value.status == "unfinished"

@@ -1,15 +1,15 @@
-"""A run on another energy scale than its inputs' has a status of its own, and no energy."""
+"""A run with other settings than its inputs has a status of its own, and no energy."""
 
 import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp.sets import MPRelaxSet
 
 from flowllm.dft.results import read_run
-from flowllm.dft.runs import AskedRun, RunProblem
+from flowllm.dft.runs import RequestedRun, RunProblem
 
 from vasp_runs import IRON_CELL, Step, made_run  # isort: skip
 
-ASKED = AskedRun("MPRelaxSet", ["Fe_pv", "O"])
+ASKED = RequestedRun("MPRelaxSet", ["Fe_pv", "O"])
 DONE = [Step(-17.0), Step(-17.0005)]
 
 
@@ -49,7 +49,7 @@ OTHER = [
     ({"LDAUTYPE": 1}, "LDAUTYPE = 1, expected 2"),
     ({"LDAU": False}, "U of Fe = none, expected 5.3 eV"),
     ({"LDAU": None, "LDAUU": None, "LDAUL": None, "LDAUJ": None}, "U of Fe = none"),
-    ({"LDAUL": [2]}, "not one number per element (Fe, O)"),
+    ({"LDAUL": [2]}, "does not have one number per element (Fe, O)"),
     ({"ISPIN": 1}, "ISPIN = 1, expected 2"),
     ({"LASPH": False}, "LASPH = off, expected on"),
     ({"PREC": "Normal"}, "PREC = normal, expected Accurate"),
@@ -69,12 +69,12 @@ def test_other_settings_are_named_with_what_was_expected(tmp_path, settings, sai
         read(tmp_path, **settings)
     assert caught.value.status == "other_settings"
     assert said in str(caught.value)
-    # Where the manifest names no set, as in a hand-made one, the folder's INCAR is compared.
+    # Where the manifest names no input set, the INCAR in the folder is compared.
     structure = Structure(Lattice.cubic(2 * IRON_CELL), ["Fe", "O"], [[0] * 3, [0.5] * 3])
     (tmp_path / "INCAR").write_text(str(MPRelaxSet(structure).incar))
     if "mesh" not in settings:
         with pytest.raises(RunProblem) as caught:
-            read_run(tmp_path, AskedRun(None, ["Fe_pv", "O"]))
+            read_run(tmp_path, RequestedRun(None, ["Fe_pv", "O"]))
         assert caught.value.status == "other_settings"
 
 
@@ -96,7 +96,7 @@ def test_all_differences_are_named(tmp_path):
         {"potcars": ("PAW_GGA Fe_pv 05Jan2001", "PAW_PBE O 08Apr2002")},
     ],
 )
-@pytest.mark.parametrize("asked", [ASKED, AskedRun()])
+@pytest.mark.parametrize("asked", [ASKED, RequestedRun()])
 def test_another_functional(tmp_path, settings, asked):
     with pytest.raises(RunProblem) as caught:
         read(tmp_path, asked, **settings)
@@ -105,25 +105,25 @@ def test_another_functional(tmp_path, settings, asked):
 
 def test_a_gga_run_in_a_folder_of_the_newer_set(tmp_path):
     with pytest.raises(RunProblem, match="METAGGA = not set, expected R2SCAN") as caught:
-        read(tmp_path, AskedRun("MPScanRelaxSet", ["Fe_pv", "O"]), ENCUT=680.0)
+        read(tmp_path, RequestedRun("MPScanRelaxSet", ["Fe_pv", "O"]), ENCUT=680.0)
     assert caught.value.status == "other_settings"
 
 
 def test_a_vasp_run_in_a_folder_of_another_code(tmp_path):
-    with pytest.raises(RunProblem, match=r"vasprun\.xml is VASP's, expected .* GPAWStatic"):
-        read(tmp_path, AskedRun("GPAWStatic", ["Fe.PBE", "O.PBE"]))
+    with pytest.raises(RunProblem, match=r"vasprun\.xml is from VASP, expected .* GPAWStatic"):
+        read(tmp_path, RequestedRun("GPAWStatic", ["Fe.PBE", "O.PBE"]))
 
 
 def test_without_inputs_nothing_is_compared(tmp_path):
     (tmp_path / "INCAR").write_bytes(b"\xff\x00 no INCAR")
-    assert read(tmp_path, AskedRun(), ENCUT=400.0, LDAUU=[4.0, 0.0]).energy == -17.0005
+    assert read(tmp_path, RequestedRun(), ENCUT=400.0, LDAUU=[4.0, 0.0]).energy == -17.0005
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"ISIF": 2}, "ISIF = 2 held a part of the crystal"),
-        ({"held": ["T T T", "F F F"]}, "selective dynamics held atoms"),
+        ({"ISIF": 2}, "ISIF = 2 fixes a part of the crystal"),
+        ({"fixed": ["T T T", "F F F"]}, "selective dynamics fixes atoms"),
         ({"EDIFFG": 0.01}, "EDIFFG = 0.01 is looser than 0.001"),
         ({"EDIFFG": -0.5}, "EDIFFG = -0.5 is looser"),
     ],
@@ -132,4 +132,4 @@ def test_less_relaxed_than_the_set_asks_is_an_upper_bound(tmp_path, settings, sa
     run = read(tmp_path, **settings)
     assert not run.converged_ionic
     assert said in run.shortfall
-    assert read(tmp_path, AskedRun(), **settings).converged_ionic
+    assert read(tmp_path, RequestedRun(), **settings).converged_ionic

@@ -1,4 +1,4 @@
-"""VASP results: relaxations of known steps, made here or of the real file in ../shared."""
+"""VASP results: relaxations of known steps, made here or from the real file in ../shared."""
 
 import gzip
 import re
@@ -12,14 +12,14 @@ import pytest
 
 VASPRUN = Path(__file__).parents[3] / "shared" / "data" / "vasp" / "vasprun.xml.gz"
 ENERGY = -153.0123588
-"""eV of the cell Li20Cl20, in the file's one ionic step."""
+"""eV per cell Li20Cl20, in the one ionic step of the file."""
 
 STEP_END = "</calculation>"
 
 
 @cache
 def vasprun_text() -> str:
-    """A real run of Li20Cl20, with the van der Waals term taken out of its list of settings."""
+    """Return a real run of Li20Cl20, without the van der Waals term in its list of settings."""
     if not VASPRUN.exists():
         pytest.skip(f"{VASPRUN} is not on this machine")
     text = gzip.decompress(VASPRUN.read_bytes()).decode("ISO-8859-1")
@@ -30,7 +30,7 @@ def vasprun_text() -> str:
 
 @cache
 def _slim_parts() -> tuple[str, str, str]:
-    """What stands before the one ionic step, the step without bands and densities, the rest."""
+    """Return the text before the ionic step, the step without bands and densities, the rest."""
     text = re.sub(r"  <(eigenvalues|dos|projected)>.*?\n  </\1>\n", "", vasprun_text(), flags=re.S)
     start, end = text.index(" <calculation>"), text.index(STEP_END) + len(STEP_END)
     return text[:start], text[start:end] + "\n", text[end:].lstrip("\n")
@@ -42,10 +42,10 @@ def relaxation(
     max_steps: int = 99,
     ediffg: float = 1.1,
 ) -> str:
-    """The vasprun.xml of a relaxation.
+    """Return the vasprun.xml of a relaxation.
 
     Args:
-        energies: eV of the cell, one a step.
+        energies: eV per cell, one per step.
         bad: numbers from 1 of the steps whose electronic loop hits its limit.
         max_steps: NSW.
         ediffg: eV; larger than the steps of these tests, so that the last ends the relaxation.
@@ -102,7 +102,7 @@ IRON_OXIDE = {
     "LDAUU": [5.3, 0.0],
     "LDAUJ": [0.0, 0.0],
 }
-"""What MPRelaxSet gives rock salt FeO, and VASP's default EDIFFG for it."""
+"""Settings of MPRelaxSet for rock salt FeO, and VASP's default EDIFFG for them."""
 
 IRON_CELL = 2.15
 """Half of the lattice constant of rock salt, angstrom."""
@@ -113,17 +113,17 @@ def made_run(
     *,
     potcars: Sequence[str] = ("PAW_PBE Fe_pv 06Sep2000", "PAW_PBE O 08Apr2002"),
     mesh: Sequence[int] = (8, 8, 8),
-    held: Sequence[str] = (),
+    fixed: Sequence[str] = (),
     cell: str | None = None,
     **settings: Any,
 ) -> str:
-    """The vasprun.xml of a relaxation of rock salt FeO, two atoms, as VASP writes it.
+    """Return the vasprun.xml of a relaxation of rock salt FeO, two atoms, as VASP writes it.
 
     Args:
         steps: its ionic steps.
         potcars: titles.
         mesh: k-points along each axis.
-        held: selective dynamics of each atom, e.g. `T T F`.
+        fixed: selective dynamics of each atom, e.g. `T T F`.
         cell: three lines of lattice vectors in place of FeO's.
         settings: INCAR tags that differ from `IRON_OXIDE`; None leaves one out.
     """
@@ -132,7 +132,7 @@ def made_run(
     parameters |= {"LHFCALC": False, "AEXX": 0.0, "HFSCREEN": 0.0, "LDAU": incar.get("LDAU", False)}
     a = IRON_CELL
     cell = cell or _rows([(0, a, a), (a, 0, a), (a, a, 0)])
-    structure = _structure(cell, held)
+    structure = _structure(cell, fixed)
     parts = [
         '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling>\n <generator>',
         '  <i name="version" type="string">5.4.4  </i>\n </generator>',
@@ -150,7 +150,7 @@ def made_run(
 
 
 def _tags(tags: Mapping[str, Any]) -> str:
-    """Lines of INCAR tags."""
+    """Return lines of INCAR tags."""
     lines = []
     for name, value in tags.items():
         if isinstance(value, list):
@@ -181,13 +181,13 @@ def _atominfo(potcars: Sequence[str]) -> str:
     )
 
 
-def _structure(cell: str, held: Sequence[str]) -> str:
+def _structure(cell: str, fixed: Sequence[str]) -> str:
     volume = 2 * IRON_CELL**3
     text = f'  <crystal>\n   <varray name="basis" >\n{cell}   </varray>\n'
     text += f'   <i name="volume"> {volume:.8f} </i>\n  </crystal>\n'
     text += f'  <varray name="positions" >\n{_rows([(0, 0, 0), (0.5, 0.5, 0.5)])}  </varray>\n'
-    if held:
-        flags = "".join(f'   <v type="logical" > {flag} </v>\n' for flag in held)
+    if fixed:
+        flags = "".join(f'   <v type="logical" > {flag} </v>\n' for flag in fixed)
         text += f'  <varray name="selective" type="logical" >\n{flags}  </varray>\n'
     return text
 

@@ -1,4 +1,4 @@
-"""dft_collect: a real vasprun.xml, damaged ones, and the MP2020 correction's golden values."""
+"""dft_collect: a real vasprun.xml, damaged ones, and known values of the correction."""
 
 import gzip
 
@@ -39,19 +39,19 @@ def rocksalt_cell(cation: str, anion: str, a: float) -> Structure:
     ],
 )
 def test_corrections_of_plain_gga_runs(structure, correction):
-    """Wang et al. 2021; the entry without a run type would get none of them."""
+    """Values of Wang et al. 2021; without a run type, pymatgen would not correct the entry."""
     run = finished_run(structure, -10.0, "GGA")
     corrected = corrected_energy(run, "MP2020", "require_bound")
     assert corrected == pytest.approx(-10.0 + correction, abs=1e-3)
     assert corrected_energy(run, "none", "require_bound") == -10.0
-    # The public codes leave plain GGA runs as they are.
+    # The public codes do not correct GGA runs without U.
     assert corrected_energy(run, "MP2020_plus_u_only", "require_bound") == -10.0
 
 
 def test_correction_of_a_plus_u_run():
     structure = rocksalt_cell("Fe", "O", 4.3)
     run = finished_run(structure, -10.0, "GGA+U", is_hubbard=True, hubbards={"Fe": 5.3, "O": 0.0})
-    # 4 O and 4 Fe of an oxide.
+    # Corrections of 4 O, and of 4 Fe in an oxide.
     expected = -10.0 + 4 * -0.687 + 4 * -2.256
     for scheme in ("MP2020", "MP2020_plus_u_only"):
         corrected = corrected_energy(run, scheme, "require_bound")
@@ -59,7 +59,7 @@ def test_correction_of_a_plus_u_run():
 
 
 def test_strict_anions_decides_on_fractional_anions():
-    """Nitrogen at -1/3 in lithium azide: an anion by its sign, but none of the fit's."""
+    """Nitrogen at -1/3 in lithium azide: an anion by its sign, but not one of the fit."""
     coords = [[0, 0, 0], [0.5, 0.5, 0.2], [0.5, 0.5, 0.5], [0.5, 0.5, 0.8]]
     run = finished_run(Structure(Lattice.cubic(5.0), ["Li", "N", "N", "N"], coords), -10.0, "GGA")
     assert corrected_energy(run, "MP2020", "require_bound") == pytest.approx(-10.0)
@@ -77,7 +77,7 @@ def test_a_run_with_another_u_than_the_sets_is_not_corrected():
 
 
 def collect(tmp_path, contents: dict[str, bytes | None], formula="Li20Cl20", **changes):
-    """Run the stage over one folder a content, and return its rows by id."""
+    """Run the stage on one folder per content, and return its rows by id."""
     root = tmp_path / "dft_inputs"
     rows = []
     for name, content in contents.items():
@@ -106,7 +106,7 @@ def test_a_real_run_and_its_correction(tmp_path):
         row = rows[name]
         assert (row["status"], row["error"], row["run_type"]) == ("ok", None, "GGA")
         assert row["raw_energy_per_atom"] == pytest.approx(-153.0123588 / 40, abs=1e-9)
-        # 20 Cl with -0.614 eV each.
+        # The correction is -0.614 eV per Cl.
         corrected = (-153.0123588 - 20 * 0.614) / 40
         assert row["corrected_energy_per_atom"] == pytest.approx(corrected, abs=1e-6)
         assert row["correction_scheme"] == "MP2020 (require_bound)"
@@ -161,12 +161,12 @@ def test_each_row_says_what_became_of_its_run(tmp_path):
 
 
 def test_a_relaxation_under_way_has_an_upper_bound(tmp_path):
-    """Its last good step's energy, corrected, and its distance to the hull with the status."""
+    """The energy is that of the last converged step; the hull distance keeps the status."""
     text = relaxation([-150.0, -151.0])
     cut = text[: text.index(STEP_END) + 100]
     rows = collect(tmp_path, {"cut": cut.encode(), "whole": text.encode()})
     assert (rows["cut"]["status"], rows["whole"]["status"]) == ("unconverged_ionic", "ok")
-    assert rows["cut"]["error"] == "vasprun.xml: step 1 of 1, it was cut short"
+    assert rows["cut"]["error"] == "vasprun.xml: step 1 of 1, the file is truncated"
     assert (rows["cut"]["converged_electronic"], rows["cut"]["converged_ionic"]) == (True, False)
     for name, energy in (("cut", -150.0), ("whole", -151.0)):
         corrected = (energy - 20 * 0.614) / 40
@@ -177,7 +177,7 @@ def test_a_relaxation_under_way_has_an_upper_bound(tmp_path):
 
 
 def check_stability_of_an_upper_bound(tmp_path):
-    """Two hulls: one above the bound, so that the crystal is stable for certain; one below it."""
+    """Check a hull above the upper bound, where the crystal is certainly stable, and one below."""
     hull, out = tmp_path / "hull.parquet", tmp_path / "stability.parquet"
     for element_energy, stable in ((-4.0, [True, True]), (-4.07, [False, True])):
         entries = [
@@ -215,7 +215,7 @@ def test_a_run_of_another_composition_is_not_taken(tmp_path):
 
 
 def test_the_manifests_inputs_are_compared(tmp_path):
-    """A run with Fe's POTCAR where the manifest has Fe_pv's, one with another cutoff, one alike."""
+    """Runs with the POTCAR Fe instead of Fe_pv, with another cutoff, and with equal inputs."""
     steps = [Step(-17.0), Step(-17.0005)]
     fe = ("PAW_PBE Fe 06Sep2000", "PAW_PBE O 08Apr2002")
     runs = {"alike": made_run(steps), "fe": made_run(steps, potcars=fe)}

@@ -52,7 +52,7 @@ def test_without_entries_it_says_what_to_do(tmp_path, text, message):
 
 
 def take(tmp_path, entries, scheme="MP2020", rule="require_bound"):
-    """The rows of dft_hull by entry id, from a file of these entries."""
+    """Run dft_hull on a file of these entries, and return its rows by entry id."""
     source, out = tmp_path / "entries.json", tmp_path / "dft.parquet"
     source.write_text(json.dumps(entries))
     given = settings(
@@ -69,7 +69,7 @@ GGA = {"run_type": "GGA", "hubbards": {}, "is_hubbard": False}
 
 
 def of_2023(structure, energy, name, **parameters):
-    """An entry as the Materials Project had it in 2023: pymatgen's form, the rule of that time."""
+    """Return an entry in the form and with the correction rule of 2023."""
     entry = ComputedStructureEntry(
         structure, energy, parameters=GGA | parameters, entry_id=name, data={"material_id": name}
     )
@@ -98,7 +98,7 @@ STRUCTURES = {
 
 @pytest.mark.parametrize("rule", ["require_bound", "require_exact", "no_check"])
 def test_a_result_is_on_the_hull_of_the_same_crystals_entry(tmp_path, rule):
-    """The entries by the rule of 2023, the results by any: corrected alike, so at distance 0."""
+    """Entries corrected by the rule of 2023 get the correction of the results, by any rule."""
     entries = [of_2023(structure, -50.0, name) for name, structure in STRUCTURES.items()]
     rows = take(tmp_path, entries, rule=rule)
     assert {row["source"] for row in rows.values()} == {f"DFT, correction MP2020 ({rule})"}
@@ -109,8 +109,8 @@ def test_a_result_is_on_the_hull_of_the_same_crystals_entry(tmp_path, rule):
     corrected = rows["CoSb3"]["energy_per_atom"] != -50.0 / 16
     assert corrected is (rule == "no_check")
     counts = read_provenance(tmp_path / "dft.parquet")["counts"]
-    # pymatgen guesses nothing for a formula of 30 atoms, so that one differs by every rule; CoSb3
-    # by the two others, and RhSb3, whose antimony is at -1, by require_exact.
+    # pymatgen makes no guess for a formula of 30 atoms, so that Ca6Al7O16Cl differs by every
+    # rule; CoSb3 differs by two, and RhSb3, whose antimony is at -1, by require_exact.
     assert counts["recorrected"] == {"no_check": 1, "require_bound": 2, "require_exact": 3}[rule]
 
 
@@ -143,7 +143,7 @@ def test_entries_without_their_calculation_keep_a_correction_that_every_rule_giv
     "run_type", ["R2SCAN", "r2SCAN", "SCAN", "PBEsol", "HSE06", "GGA+U+vdW", "LDA"]
 )
 @pytest.mark.parametrize("where", ["parameters", "data"])
-def test_entries_of_other_functionals_are_refused(tmp_path, run_type, where):
+def test_entries_of_other_functionals_are_rejected(tmp_path, run_type, where):
     good = [of_2023(STRUCTURES[name], -50.0, name) for name in ("NaCl", "MgS")]
     bad = [of_2023(STRUCTURES["NaCl"], -90.0, f"bad-{n}") for n in range(2)]
     for entry in bad:
@@ -152,7 +152,7 @@ def test_entries_of_other_functionals_are_refused(tmp_path, run_type, where):
     message = rf"{re.escape(run_type)}: 2 of 4 entries \(first: bad-0, Na4Cl4\) are not"
     with pytest.raises(FlowllmError, match=message):
         take(tmp_path, [*good, *bad])
-    # Without a correction they may be of any functional, but all of the same.
+    # Without a correction, any functional is accepted, but only one.
     with pytest.raises(FlowllmError, match="of several functionals"):
         take(tmp_path, [*good, *bad], scheme="none")
     rows = take(tmp_path, bad, scheme="none")
@@ -160,7 +160,7 @@ def test_entries_of_other_functionals_are_refused(tmp_path, run_type, where):
 
 
 def test_the_scheme_none_takes_the_calculations_energies(tmp_path):
-    """A file's corrections are not ours to keep where our results have none."""
+    """The corrections of a file are removed where the results have none."""
     row = take(tmp_path, [of_2023(STRUCTURES["NaCl"], -50.0, "a")], scheme="none")["a"]
     assert (row["energy_per_atom"], row["source"]) == (-50.0 / 8, "DFT, correction none")
 
@@ -186,7 +186,7 @@ def test_a_file_without_any_correction_is_warned_of(tmp_path, caplog):
     caplog.clear()
     take(tmp_path, [*plain, of_2023(STRUCTURES["NaCl"], -50.0, "NaCl")])
     assert "no entry has a correction" not in caplog.text
-    # Those that tell their calculation are corrected nevertheless.
+    # Entries that describe their calculation are corrected.
     raw = of_2023(STRUCTURES["NaCl"], -50.0, "NaCl") | {"correction": 0.0, "energy_adjustments": []}
     caplog.clear()
     row = take(tmp_path, [raw])["NaCl"]
@@ -222,7 +222,7 @@ DOCUMENTS.append(
         "entries": {"GGA": of_2023(STRUCTURES["CoSb3"], -50.0, "mp-5-GGA")},
     }
 )
-"""As the API gives them with the calculation, and as it would without."""
+"""Documents of the API, without the calculation (four) and with it (one)."""
 FILE = gzip.compress(
     json.dumps(
         [{"entry_id": "mp-1", "composition": {"Si": 2}, "energy": -10.8, "correction": 0.0}]
@@ -231,7 +231,7 @@ FILE = gzip.compress(
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """/thermo/ in pages of documents, /file with bytes, as the attributes of the server say."""
+    """Serve /thermo/ in pages of documents and /file, by the attributes of the server."""
 
     def do_GET(self):
         server = self.server
@@ -298,12 +298,12 @@ def test_the_materials_projects_api_page_by_page(tmp_path, server, caplog):
     with caplog.at_level(logging.DEBUG):
         rows = run(tmp_path, "mp_api")
     assert [row["entry_id"] for row in rows] == [f"mp-{n}" for n in range(1, 6)]
-    # CoSb3 by the rule for anions that our results have.
+    # CoSb3 has the correction by the rule for anions of the results.
     assert [row["energy_per_atom"] for row in rows] == [-1 / 8, -2 / 8, -3 / 8, -4 / 8, -50 / 16]
     assert rows[1]["formula"] == "Na2Cl1"
     assert rows[1]["source"] == "DFT, correction MP2020 (require_bound)"
     assert len(server.asked) == 3
-    # The key is in the header alone: not in an address, the log, or any file.
+    # The key is only in the header: not in a URL, the log, or any file.
     assert KEY not in caplog.text + "".join(server.asked)
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert written
@@ -328,7 +328,7 @@ def test_an_api_that_does_not_give_all_is_an_error(tmp_path, server, change, mes
 
 
 @pytest.mark.parametrize(
-    ("key", "message"), [("", "set MP_API_KEY to your key"), ("wrong", "403 .*is MP_API_KEY right")]
+    ("key", "message"), [("", "set MP_API_KEY to your key"), ("wrong", "403 .*Check MP_API_KEY")]
 )
 @pytest.mark.usefixtures("server")
 def test_without_a_right_key_it_says_so(tmp_path, monkeypatch, key, message):
@@ -344,7 +344,7 @@ def test_matbench_discoverys_file_is_fetched_once_and_checked(tmp_path, server):
     assert server.asked == ["/file"]
 
 
-def test_another_file_than_matbench_discoverys_is_refused(tmp_path, server):
+def test_another_file_than_matbench_discoverys_is_rejected(tmp_path, server):
     server.file = gzip.compress(b"[]")
     with pytest.raises(FlowllmError, match=r"MD5 .* expected"):
         run(tmp_path, "matbench_discovery")

@@ -1,4 +1,4 @@
-"""dft_inputs: folders as pymatgen's sets make them, a manifest row for every relaxed row."""
+"""dft_inputs: folders with the inputs of pymatgen's sets, one manifest row per relaxed row."""
 
 import errno
 import gzip
@@ -37,7 +37,7 @@ DISTANCES = [0.02, None, 0.0, 0.3, -0.01]
 
 @pytest.fixture(autouse=True)
 def _no_pseudopotentials(monkeypatch):
-    """Whoever runs the tests may have pymatgen configured with POTCARs."""
+    """Ignore POTCARs in the user's configuration of pymatgen."""
     monkeypatch.setattr("flowllm.dft.inputs.SETTINGS", {})
 
 
@@ -93,7 +93,7 @@ def test_the_folder_holds_what_pymatgens_set_makes(tmp_path):
     expected = MPRelaxSet(crystal.to_structure())
     incar = Incar.from_file(folder / "INCAR")
     assert incar == expected.incar
-    # The set's own choices for an oxide of iron: +U and a high-spin start.
+    # Values of the set for an iron oxide: +U, and high-spin initial moments.
     assert incar["LDAUU"] == [0, 5.3, 0]
     assert incar["MAGMOM"] == [0.6, 5.0, 0.6, 0.6, 0.6]
     assert Kpoints.from_file(folder / "KPOINTS").kpts == expected.kpoints.kpts
@@ -121,7 +121,7 @@ def test_gpaw_inputs(tmp_path):
     assert given["atomic_numbers"] == list(structure.atomic_numbers)
     np.testing.assert_allclose(given["cell"], structure.lattice.matrix)
     assert given["cutoff_ev"] == 520
-    # The Materials Project's mesh for the same cell, and its start: iron in high spin.
+    # Mesh and initial moments of MPRelaxSet for the same cell; iron is in high spin.
     assert given["kpoints"] == list(MPRelaxSet(structure).kpoints.kpts[0])
     assert given["magnetic_moments"] == [0.6, 5.0, 0.6, 0.6, 0.6]
     assert rows[3]["potcar_symbols"] == ["Sr.PBE", "Fe.PBE", "O.PBE"]
@@ -142,7 +142,7 @@ def test_quantum_espresso_inputs(tmp_path):
 
 
 def run_task(root, task):
-    """What SLURM does for one line of the list, with `echo` in VASP's place."""
+    """Run one line of the list as SLURM does, with `echo` in place of VASP."""
     environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": str(task)}
     command = ["bash", "job_array.sh"]
     subprocess.run(command, cwd=root, env=environment | {"VASP_COMMAND": "echo ran"}, check=True)
@@ -161,7 +161,7 @@ WHOLE = b"<modeling>\n</modeling>\n"
     ],
 )
 def test_scripts_run_each_folder_once(tmp_path, finished):
-    """The array's task for each line calls DFT in that folder; finished runs are passed over."""
+    """The array's task for a line calls DFT in that folder; finished runs are skipped."""
     out, rows = run(tmp_path)
     folders = (out.parent / "folders.txt").read_text().splitlines()
     assert folders == [row["path"] for row in rows if row["path"]]
@@ -180,7 +180,7 @@ def test_scripts_run_each_folder_once(tmp_path, finished):
     [{"vasprun.xml": b"<modeling>\n"}, {"vasprun.xml": WHOLE, "vasprun.xml.relax1": WHOLE}],
 )
 def test_a_run_that_was_cut_short_goes_on_and_its_result_is_kept(tmp_path, unfinished):
-    """Killed in its course, or between the two legs of custodian's relaxation; twice."""
+    """A run is killed twice, in its course or between the legs of custodian's relaxation."""
     out, rows = run(tmp_path)
     folder = out.parent / rows[0]["path"]
     (folder / "POTCAR").write_text("made by the user")
@@ -196,7 +196,7 @@ def test_a_run_that_was_cut_short_goes_on_and_its_result_is_kept(tmp_path, unfin
 
 
 def test_slurm_runs_the_array(tmp_path):
-    """One task a line of the list, in a real SLURM, with a program in VASP's place."""
+    """One task per line of the list, in a real SLURM, with a program in place of VASP."""
     if missing := missing_programs():
         pytest.skip(f"not installed: {', '.join(missing)} (packages: see .ci/run)")
     out, _ = run(tmp_path / "run")
@@ -238,7 +238,7 @@ def test_selection(tmp_path, changes, chosen):
 
 
 def many_rows() -> list[dict]:
-    """90 binaries and 10 elements."""
+    """Return rows of 90 binary crystals and 10 elements."""
     rows = [relaxed_row(rocksalt(), f"binary-{n:03d}", -3.4) for n in range(90)]
     return rows + [relaxed_row(fcc(), f"element-{n:03d}", -4.0) for n in range(10)]
 
@@ -258,7 +258,7 @@ def test_random_selections_repeat_and_grow(tmp_path):
 
 
 def test_n_ary_gives_each_number_of_elements_the_same_chance(tmp_path):
-    """Of 10 among 90 and 10 rows a plain draw takes 1 element on average, this one more.
+    """A uniform draw of 10 from 90 and 10 rows has 1 element on average, this one more.
 
     A simulation of 4,000 such draws has mean 4.5 and 1 to 8 in 99.8 % of them.
     """
@@ -309,7 +309,7 @@ def test_a_restarted_run_keeps_its_folder(tmp_path):
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
-    """kill -9 while the second folder is written, in a process of its own."""
+    """Kill a process with SIGKILL while it writes the second folder."""
     script = (
         "import os, pathlib\n"
         "from pathlib import Path\n"
@@ -364,7 +364,7 @@ FAILURES = [
 def test_a_folder_that_cannot_be_written_is_named_with_a_cure(
     tmp_path, monkeypatch, number, cure, where
 ):
-    """The errors that a file system gives where its disk or its inodes are used up."""
+    """Simulate the errors of a file system without space or inodes, or without permission."""
     original = getattr(Path, where)
 
     def fail(path, *args, **kwargs):
@@ -375,7 +375,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_a_cure(
     monkeypatch.setattr(Path, where, fail)
     with pytest.raises(FlowllmError, match="base-000003") as caught:
         run(tmp_path)
-    # Writing under a temporary name has a message of its own for a full disk.
+    # Writing to a temporary name has its own message for a full disk.
     assert cure in str(caught.value) or "no space left on the device" in str(caught.value)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
@@ -386,7 +386,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_a_cure(
 
 @pytest.fixture
 def few_inodes(tmp_path):
-    """A disk with room for twelve files and folders."""
+    """Mount a disk with space for twelve files and folders."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "nr_inodes=12", "tmpfs", str(folder)]
@@ -397,7 +397,7 @@ def few_inodes(tmp_path):
 
 
 def test_no_inodes_are_left(few_inodes):
-    """Bytes are free; what was written is kept, and the next run ends with all."""
+    """Without free inodes, complete folders are kept, and the next run writes the others."""
     with pytest.raises(
         FlowllmError, match=r"base-00000\d: .*[Nn]o space left on .*device"
     ) as caught:
@@ -433,7 +433,7 @@ def test_results_of_other_inputs_are_not_overwritten(tmp_path):
     folder = out.parent / rows[0]["path"]
     run(tmp_path, input_set="MPStaticSet")  # nothing computed there yet: replaced
     (folder / "vasprun.xml").write_text("<modeling/>")
-    with pytest.raises(FlowllmError, match=r"base-000000 holds other inputs and vasprun\.xml"):
+    with pytest.raises(FlowllmError, match=r"base-000000 contains other inputs and vasprun\.xml"):
         run(tmp_path)
     assert (folder / "vasprun.xml").exists()
 

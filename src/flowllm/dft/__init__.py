@@ -1,1 +1,1 @@
-"""DFT inputs and outputs."""
+"""Inputs and results of DFT codes, energy corrections, and reference entries."""

@@ -1,8 +1,8 @@
-"""Files that other programs left, read without trust: never hanging, bounded in bytes.
+"""Safe reading of files that other programs wrote: without waiting, and with a limit of bytes.
 
-A run's folder can contain anything under a result's name: a folder, a pipe, a link to nowhere, 400
-MB of zeros in a small gzip file. A reader gets the bytes of a regular file from here, unpacked by
-what the file is and not by what its name says.
+The folder of a run can contain anything under the name of a result: a folder, a pipe, a broken
+link, or 400 MB of zeros in a small gzip file. This module opens regular files only, limits the
+number of bytes, and unpacks a file by its first bytes, whatever the suffix of its name.
 """
 
 import bz2
@@ -22,20 +22,21 @@ from flowllm.dft.runs import RunProblem
 from flowllm.errors import FlowllmError
 
 MAX_BYTES = 1 << 30
-"""Largest file, unpacked. A vasprun.xml with bands and densities of a large cell has some hundred
-MB, and pymatgen needs several times a file's size in memory."""
+"""Largest unpacked file. A vasprun.xml with the bands and densities of a large cell has several
+hundred MB, and pymatgen needs several times the size of a file in memory."""
 
 MAX_RATIO = 500
-"""Unpacked bytes per packed byte. A vasprun.xml of 15 MB has 33 by gzip, 58 by bzip2 and 81 by xz;
-zeros have 1,028 by gzip, and more by the others."""
+"""Largest number of unpacked bytes per packed byte. A vasprun.xml of 15 MB reaches 33 with gzip, 58
+with bzip2 and 81 with xz. A file of zeros reaches 1,028 with gzip, and more with the others."""
 
 RATIO_FREE_BYTES = 1 << 26
-"""Unpacked bytes that are read whatever the ratio: short relaxations repeat themselves."""
+"""Unpacked bytes that are accepted at any ratio, because short relaxations are repetitive."""
 
 BLOCK_BYTES = 1 << 20
 
 PACKED_SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst", ".Z", ".lz4", ".zip", ".7z")
-"""Of names under which a result is looked for; the last five are named in an error."""
+"""Suffixes of the file names that are searched. The last five formats cannot be unpacked here and
+end in an error that names the program."""
 
 _UNPACKERS = (
     (b"\x1f\x8b", lambda packed: gzip.GzipFile(fileobj=packed)),
@@ -43,7 +44,7 @@ _UNPACKERS = (
     (b"\xfd7zXZ\x00", lzma.LZMAFile),
 )
 
-_FOREIGN = (
+_UNSUPPORTED = (
     (b"\x28\xb5\x2f\xfd", "zstandard"),
     (b"\x1f\x9d", "compress"),
     (b"\x04\x22\x4d\x18", "lz4"),
@@ -51,10 +52,11 @@ _FOREIGN = (
     (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
 )
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT)
-"""Of a temporary file; Python says of no writable folder that there is no such file."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT)
+"""Errors of a temporary file that cannot be written. Python raises ENOENT where no temporary folder
+is writable."""
 
-_KINDS = (
+_OTHER_FILE_TYPES = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -64,23 +66,23 @@ _KINDS = (
 
 
 class BoundedReader(io.BufferedIOBase):
-    """A stream of bytes that ends in a `RunProblem` where it is longer than its limit."""
+    """A stream of bytes that raises `RunProblem` where it is longer than its limit."""
 
     def __init__(self, source: io.BufferedIOBase, limit: int, name: str) -> None:
-        """Read from `source` at most `limit` bytes; `name` is what the user knows the file by."""
+        """Read at most `limit` bytes from `source`; `name` is the file name for messages."""
         self._source, self._limit, self._name = source, limit, name
         self._read_bytes = 0
 
     def readable(self) -> bool:
-        """It is read and nothing else."""
+        """Return True: the stream supports reading only."""
         return True
 
     def read1(self, size: int = -1) -> bytes:
-        """Return what there is before the source stumbles, at most one block.
+        """Return the next bytes, at most one block.
 
         Raises:
-            RunProblem: more than the limit was read (`unreadable`).
-            EOFError: a packed file is cut short here.
+            RunProblem: more bytes than the limit were read (`unreadable`).
+            EOFError: a packed file is truncated here.
         """
         block = self._source.read1(BLOCK_BYTES if size < 0 else min(size, BLOCK_BYTES))
         self._read_bytes += len(block)
@@ -88,12 +90,18 @@ class BoundedReader(io.BufferedIOBase):
             raise RunProblem(
                 "unreadable",
                 f"{self._name} has more than {self._limit >> 20} MiB unpacked, the limit for a "
-                f"file of its size (at most {MAX_BYTES >> 20} MiB, {MAX_RATIO} times the packed)",
+                f"file of its size ({MAX_RATIO} times the packed size, at most "
+                f"{MAX_BYTES >> 20} MiB)",
             )
         return block
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return `size` bytes, or all, or what there is before a packed file is cut short."""
+        """Return `size` bytes, or all; fewer where a packed file is truncated.
+
+        Raises:
+            EOFError: a packed file is truncated and has no further byte.
+            RunProblem: more bytes than the limit were read (`unreadable`).
+        """
         wanted = -1 if size is None else size
         blocks: list[bytes] = []
         while wanted:
@@ -110,7 +118,7 @@ class BoundedReader(io.BufferedIOBase):
         return b"".join(blocks)
 
     def blocks(self) -> Iterator[bytes]:
-        """All that can be read; a packed file that is cut short ends where it is."""
+        """Yield all bytes in blocks; a truncated packed file ends where it is truncated."""
         try:
             while block := self.read1():
                 yield block
@@ -120,80 +128,92 @@ class BoundedReader(io.BufferedIOBase):
 
 @contextmanager
 def opened(path: Path) -> Iterator[BoundedReader]:
-    """Give the unpacked bytes of a file; a link is followed, also out of its folder.
+    """Open the unpacked bytes of a file. Links are followed, also to other folders.
 
     Raises:
-        RunProblem: it is not a regular file, cannot be opened, is too large, or is packed by a
-            program that is not known here (`unreadable`).
+        RunProblem: the path is not a regular file, or the file cannot be opened, is too large, or
+            is packed in an unsupported format (`unreadable`).
     """
     with _open_regular(path) as packed:
         yield unpacked(packed, os.fstat(packed.fileno()).st_size, path.name)
 
 
 def unpacked(packed: io.BufferedReader, size: int, name: str) -> BoundedReader:
-    """Read through the compression that the first bytes tell of.
+    """Unpack a stream by its first bytes.
 
     Args:
-        packed: the file.
-        size: its bytes.
-        name: what the user knows it by.
+        packed: stream of the file as it is on disk.
+        size: size of the packed file in bytes.
+        name: file name for messages.
 
     Raises:
-        RunProblem: as in `opened`.
+        RunProblem: the stream is packed in an unsupported format (`unreadable`).
     """
     start = packed.peek(8)[:8]
     for magic, unpacker in _UNPACKERS:
         if start.startswith(magic):
             limit = min(MAX_BYTES, max(RATIO_FREE_BYTES, MAX_RATIO * size))
             return BoundedReader(unpacker(packed), limit, name)
-    for magic, program in _FOREIGN:
+    for magic, program in _UNSUPPORTED:
         if start.startswith(magic):
             raise RunProblem(
                 "unreadable",
-                f"{name} is packed by {program}; unpack it, or pack it with gzip, bzip2 or xz",
+                f"{name} is packed by {program}, which is not supported. Unpack it, or pack it "
+                "with gzip, bzip2 or xz",
             )
     return BoundedReader(packed, MAX_BYTES, name)
 
 
 @contextmanager
 def temporary_file(suffix: str) -> Iterator[IO[bytes]]:
-    """Give a temporary file with a name.
+    """Open a temporary file that has a name.
 
     Raises:
-        FlowllmError: there is no room for it.
+        FlowllmError: the temporary folder is full or cannot be written.
     """
     try:
         with tempfile.NamedTemporaryFile(suffix=suffix) as handle:
             yield handle
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _NO_SPACE:
             raise
         raise FlowllmError(
-            f"{tempfile.gettempdir()}: {error.strerror}; results are unpacked there, up to "
-            f"{MAX_BYTES >> 20} MiB: free some space, or set TMPDIR, and run dft_collect again"
+            f"{tempfile.gettempdir()}: {error.strerror}. DFT results are unpacked there, up to "
+            f"{MAX_BYTES >> 20} MiB per file. Free space there or set TMPDIR, then run dft_collect "
+            "again"
         ) from error
 
 
 def _open_regular(path: Path) -> io.BufferedReader:
-    """Open a file without ever waiting for it."""
+    """Open a regular file without waiting for a writer or a device.
+
+    Raises:
+        RunProblem: the path is not a regular file, or cannot be opened (`unreadable`).
+    """
     try:
-        _refuse_other_kinds(path, path.stat().st_mode)
-        # Between the two calls it can become a pipe, which would be waited for.
+        _check_is_regular(path, path.stat().st_mode)
+        # The path can become a pipe between the two calls. O_NONBLOCK returns at once then.
         handle = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb")
     except FileNotFoundError as error:
-        why = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "gone"
+        why = (
+            f"is a link to {path.readlink()}, which does not exist"
+            if path.is_symlink()
+            else "was removed while it was read"
+        )
         raise RunProblem("unreadable", f"{path.name} {why}") from error
     except OSError as error:
         raise RunProblem("unreadable", f"{path.name}: {error.strerror}") from error
     try:
-        _refuse_other_kinds(path, os.fstat(handle.fileno()).st_mode)
+        _check_is_regular(path, os.fstat(handle.fileno()).st_mode)
     except RunProblem:
         handle.close()
         raise
     return handle
 
 
-def _refuse_other_kinds(path: Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
-        raise RunProblem("unreadable", f"{path.name} is {kind}, not a file")
+def _check_is_regular(path: Path, mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    names = (name for is_type, name in _OTHER_FILE_TYPES if is_type(mode))
+    file_type = next(names, "of an unknown type")
+    raise RunProblem("unreadable", f"{path.name} is {file_type}, not a regular file")

@@ -1,9 +1,12 @@
-"""The MP2020 correction, by one rule for DFT results and for the entries they are measured against.
+"""The MP2020 correction, by one rule for DFT results and for the reference entries.
 
-pymatgen corrects an anion by its oxidation state, and `strict_anions` says by which ones. Its
-versions before May 2024 know the rule `no_check` alone (pull request 3803), and the Materials
-Project's entries of 2023 are corrected by it: CoSb3 has 0.144 eV/atom that `require_bound` does not
-give. Entries and results are therefore corrected here, with the same guess of oxidation states.
+pymatgen corrects an anion depending on its oxidation state, and `strict_anions` selects the states
+that qualify. pymatgen's versions before May 2024 have the rule `no_check` only (pull request 3803),
+and the Materials Project's entries of 2023 are corrected by that rule: CoSb3 has a correction of
+-0.144 eV/atom, but none by `require_bound`. This module therefore corrects entries and results
+alike, with the same guess of oxidation states.
+
+Source: Wang et al., Scientific Reports 11, 15496 (2021).
 """
 
 import warnings
@@ -20,11 +23,11 @@ from flowllm.dft.oxidation import guessed_oxidation_states
 StrictAnions = Literal["require_bound", "require_exact", "no_check"]
 
 RUN_TYPES = ("GGA", "GGA+U")
-"""The functionals, in pymatgen's words, whose energies MP2020 makes comparable."""
+"""Functionals, named as in pymatgen, whose energies MP2020 makes comparable."""
 
 
 def scheme_name(scheme: str, strict_anions: StrictAnions) -> str:
-    """Return the name of a correction scheme with its rule for anions."""
+    """Return the name of a correction scheme, with the rule for anions where it has one."""
     return f"{scheme} ({strict_anions})" if scheme.startswith("MP2020") else scheme
 
 
@@ -34,13 +37,13 @@ def mp2020_correction(
     strict_anions: StrictAnions,
     data: Mapping[str, Any] | None = None,
 ) -> float | None:
-    """Return the correction of a cell's energy in eV, None where the scheme does not cover it.
+    """Return the correction in eV per cell, None where the scheme does not cover the run.
 
     Args:
-        crystal: the structure; a composition does where `data` has the types of O and S.
-        parameters: run_type, and hubbards of a GGA+U run.
-        strict_anions: which oxidation states let an anion be corrected.
-        data: oxide_type and sulfide_type, where they are known.
+        crystal: the structure; a composition is enough where `data` has the types of O and S.
+        parameters: run_type, and hubbards for a GGA+U run.
+        strict_anions: rule that selects the oxidation states at which an anion is corrected.
+        data: oxide_type and sulfide_type where they are known.
     """
     composition = crystal if isinstance(crystal, Composition) else crystal.composition
     known = {**(data or {}), "oxidation_states": guessed_oxidation_states(composition)}
@@ -51,36 +54,39 @@ def mp2020_correction(
         else ComputedStructureEntry(crystal, 0.0, **given)
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no neutral assignment of oxidation states
+        # pymatgen warns where no assignment of oxidation states is neutral.
+        warnings.simplefilter("ignore")
         processed = _compatibility(strict_anions).process_entry(entry)
     return None if processed is None else float(processed.correction)
 
 
 def rules_agree(composition: Composition, strict_anions: StrictAnions) -> bool:
-    """Whether a composition's correction is the same by a rule for anions and by `no_check`."""
-    found = {
-        rule: mp2020_correction(
-            composition,
-            {"run_type": "GGA+U", "hubbards": _expected_hubbards(composition)},
-            rule,
-            {"oxide_type": "oxide", "sulfide_type": "sulfide"},
-        )
-        for rule in (strict_anions, "no_check")
-    }
-    return found[strict_anions] == found["no_check"]
+    """Return whether `strict_anions` and `no_check` give a composition the same correction."""
+    return _nominal_correction(composition, strict_anions) == _nominal_correction(
+        composition, "no_check"
+    )
 
 
 def is_corrected(composition: Composition) -> bool:
-    """Whether the scheme corrects runs of a composition in some way."""
+    """Return whether the scheme has a nonzero correction for a composition."""
+    return bool(_nominal_correction(composition, "no_check"))
+
+
+def _nominal_correction(composition: Composition, strict_anions: StrictAnions) -> float | None:
+    """Return the correction of a run with the U values of the input sets.
+
+    O and S are taken as oxide and sulfide.
+    """
     parameters = {"run_type": "GGA+U", "hubbards": _expected_hubbards(composition)}
     types = {"oxide_type": "oxide", "sulfide_type": "sulfide"}
-    return bool(mp2020_correction(composition, parameters, "no_check", types))
+    return mp2020_correction(composition, parameters, strict_anions, types)
 
 
 def _expected_hubbards(composition: Composition) -> Mapping[str, float]:
-    """Return the U values that the input sets give a composition, eV."""
+    """Return the U values in eV that the input sets assign to a composition."""
     anion = max(composition.elements, key=lambda element: element.X)
-    return _compatibility("no_check").u_settings.get(anion.symbol, {})
+    hubbards: Mapping[str, float] = _compatibility("no_check").u_settings.get(anion.symbol, {})
+    return hubbards
 
 
 @lru_cache
@@ -89,7 +95,7 @@ def _compatibility(strict_anions: StrictAnions) -> MaterialsProject2020Compatibi
 
 
 def needs_structure(composition: Composition, data: Mapping[str, Any]) -> bool:
-    """Whether the correction needs bonds: those of O and S, where their type is not known."""
+    """Return whether the correction needs a structure: bonds of O or S whose type is not known."""
     return any(
         Element(symbol) in composition and not data.get(name)
         for symbol, name in (("O", "oxide_type"), ("S", "sulfide_type"))

@@ -1,8 +1,8 @@
-"""Compute one crystal's energy with GPAW: `python3 gpaw_static.py FOLDER`.
+"""Compute the energy of one crystal with GPAW: `python3 gpaw_static.py FOLDER`.
 
-It stands alone, so that any Python with GPAW and ASE runs it (Debian: packages gpaw, gpaw-data),
-also under MPI (`mpirun gpaw python gpaw_static.py FOLDER`). It reads FOLDER/gpaw.json, which
-dft_inputs wrote, and writes FOLDER/gpaw_result.json, which dft_collect reads.
+The script does not import flowllm. It needs a Python with GPAW and ASE (Debian packages gpaw and
+gpaw-data) and also runs under MPI (`mpirun gpaw python gpaw_static.py FOLDER`). It reads
+FOLDER/gpaw.json from dft_inputs, and writes FOLDER/gpaw_result.json for dft_collect.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def main(folder: Path) -> None:
-    """Run one self-consistent calculation at the given geometry."""
+    """Run one self-consistent calculation of the crystal in `folder`, without relaxation."""
     from ase import Atoms
     from gpaw import GPAW, PW, FermiDirac, KohnShamConvergenceError, __version__
 
@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
         numbers=given["atomic_numbers"],
         cell=given["cell"],
         scaled_positions=given["frac_coords"],
-        magmoms=moments if max(moments) > 1 else None,  # else not spin-polarised
+        magmoms=moments if max(moments) > 1 else None,  # None: not spin-polarized
         pbc=True,
     )
     atoms.calc = GPAW(

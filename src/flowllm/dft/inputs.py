@@ -1,7 +1,8 @@
-"""DFT input folders for relaxed crystals, of VASP (pymatgen's sets), GPAW and Quantum ESPRESSO.
+"""DFT input folders for relaxed crystals, for VASP (pymatgen's sets), GPAW and Quantum ESPRESSO.
 
-The two open codes get the cutoff and the mesh of the configuration, and GPAW the Materials
-Project's initial magnetic moments. Their energies are on scales of their own, never on VASP's.
+GPAW and Quantum ESPRESSO use the cutoff and the density of k-points of the configuration, and GPAW
+also the Materials Project's initial magnetic moments. The energies of different codes cannot be
+compared.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from pymatgen.core import SETTINGS, Structure
 from pymatgen.core.periodic_table import Element
 from pymatgen.io.pwscf import PWInput
 from pymatgen.io.vasp import Kpoints, Poscar
-from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet, MPStaticSet, VaspInputSet
+from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet, MPStaticSet
 
 from flowllm.config.sections.energies import DftInputs
 from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal
@@ -26,31 +27,33 @@ from flowllm.errors import FlowllmError
 from flowllm.io.file_errors import explain
 from flowllm.io.files import atomic_folder
 
-VASP_SETS: dict[str, type[VaspInputSet]] = {
+VaspSet = MPRelaxSet | MPScanRelaxSet | MPStaticSet
+
+VASP_SETS: dict[str, type[VaspSet]] = {
     "MPRelaxSet": MPRelaxSet,
     "MPScanRelaxSet": MPScanRelaxSet,
     "MPStaticSet": MPStaticSet,
 }
 
-OPEN_SETS = {"gpaw": "GPAWStatic", "espresso": "EspressoRelax"}
-"""The one set of inputs that each other code has."""
+OTHER_SETS = {"gpaw": "GPAWStatic", "espresso": "EspressoRelax"}
+"""The input set of each code other than VASP."""
 
 GPAW_INPUT = "gpaw.json"
 
 _GPAW_SETUPS = frozenset(
     Element.from_Z(z).symbol for z in (*range(1, 43), *range(44, 57), *range(72, 84), 86)
 )
-"""Elements with a PBE setup in gpaw-setups 0.9.20000: no technetium, no lanthanides."""
+"""Elements with a PBE setup in gpaw-setups 0.9.20000; technetium and the lanthanides have none."""
 
 _EV_PER_RYDBERG = 13.605693
 
 
 @dataclass(frozen=True)
 class InputFolder:
-    """What was written for one crystal.
+    """The inputs that were written for one crystal.
 
     Attributes:
-        potcar_symbols: the pseudopotentials by species, in the POSCAR's order.
+        potcar_symbols: one pseudopotential per species, in the order of the POSCAR.
         structure_hash: SHA-256 of the POSCAR.
     """
 
@@ -59,33 +62,34 @@ class InputFolder:
 
 
 def input_set_of(code: str, section: DftInputs) -> str:
-    """Name of a code's set of inputs."""
-    return OPEN_SETS.get(code, section.input_set)
+    """Return the name of the input set of a code."""
+    return OTHER_SETS.get(code, section.input_set)
 
 
 def input_set_version() -> str:
-    """The version that defines the input sets: pymatgen's."""
+    """Return the version of pymatgen, which defines the input sets."""
     return f"pymatgen {package_metadata.version('pymatgen')}"
 
 
 def missing_pseudopotentials(crystal: Crystal, input_set: str) -> list[str]:
-    """Symbols of the crystal's elements for which the set has no pseudopotential."""
+    """Return the symbols of the crystal's elements for which the set has no pseudopotential."""
     symbols = {Element.from_Z(int(number)).symbol for number in set(crystal.atomic_numbers)}
     return sorted(symbols - _known_elements(input_set))
 
 
 @cache
 def _known_elements(input_set: str) -> frozenset[str]:
+    """Return the symbols of the elements for which a set has a pseudopotential."""
     if input_set in VASP_SETS:
         return frozenset(VASP_SETS[input_set].CONFIG["POTCAR"])
-    if input_set == OPEN_SETS["gpaw"]:
+    if input_set == OTHER_SETS["gpaw"]:
         return _GPAW_SETUPS
-    # Quantum ESPRESSO's are the user's own: whether one is there is seen when it runs.
+    # Users bring their own pseudopotentials for Quantum ESPRESSO, which stops where one is missing.
     return frozenset(Element.from_Z(z).symbol for z in range(1, MAX_ATOMIC_NUMBER + 1))
 
 
 def folder_name(crystal_id: str) -> str:
-    """A name for a crystal's folder: its id, or where that is no safe name, a part and a digest."""
+    """Return the name of a crystal's folder: its id, or a safe part of it and a digest."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", crystal_id):
         return crystal_id
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", crystal_id)[:80].lstrip("._-")
@@ -95,26 +99,26 @@ def folder_name(crystal_id: str) -> str:
 def write_folder(crystal: Crystal, input_set: str, section: DftInputs, folder: Path) -> InputFolder:
     """Write the inputs of one calculation.
 
-    A folder with the same inputs is left as it is, with whatever results it holds.
+    A folder that has the same inputs is not changed, so that its results are kept.
 
     Args:
         crystal: the crystal.
-        input_set: what `input_set_of` gave.
-        section: cutoff and mesh of the codes other than VASP.
-        folder: where.
+        input_set: name from `input_set_of`.
+        section: cutoff and density of k-points for the codes other than VASP.
+        folder: the folder to write.
 
     Raises:
         FlowllmError: pymatgen is configured with pseudopotentials and one is missing, the folder
-            is there with other inputs and with files that are not ours, or it cannot be written.
+            has other inputs and further files, or the folder cannot be written.
     """
     structure = crystal.to_structure()
     if input_set in VASP_SETS:
         files, pseudopotentials = _vasp_files(structure, VASP_SETS[input_set], folder)
-    elif input_set == OPEN_SETS["gpaw"]:
+    elif input_set == OTHER_SETS["gpaw"]:
         files, pseudopotentials = _gpaw_files(structure, section)
     else:
         files, pseudopotentials = _espresso_files(structure, section)
-    with naming_output_errors(folder):
+    with _explaining_write_errors(folder):
         if not _has_files(folder, files):
             with atomic_folder(folder) as temporary:
                 for name, text in files.items():
@@ -124,22 +128,30 @@ def write_folder(crystal: Crystal, input_set: str, section: DftInputs, folder: P
 
 
 def _vasp_files(
-    structure: Structure, input_set: type[VaspInputSet], folder: Path
+    structure: Structure, input_set: type[VaspSet], folder: Path
 ) -> tuple[dict[str, str], list[str]]:
-    """INCAR, KPOINTS, POSCAR, and POTCAR.spec, or POTCAR where pymatgen has them."""
+    """Return the text of each file, and one pseudopotential per species.
+
+    The files are INCAR, KPOINTS, POSCAR, and POTCAR where pymatgen has the pseudopotentials, else
+    POTCAR.spec.
+
+    Raises:
+        FlowllmError: pymatgen is configured with pseudopotentials and one is missing.
+    """
     inputs = input_set(structure)
     try:
         written = inputs.get_input_set(potcar_spec=not SETTINGS.get("PMG_VASP_PSP_DIR"))
     except FileNotFoundError as error:
         raise FlowllmError(
-            f"{folder}: a POTCAR is missing under PMG_VASP_PSP_DIR: {error}"
+            f"{folder}: a POTCAR is missing under PMG_VASP_PSP_DIR: {error}. Add it there, or "
+            "unset PMG_VASP_PSP_DIR in pymatgen's configuration to write POTCAR.spec"
         ) from error
     files = {name: str(content) for name, content in written.items() if content is not None}
     return files, list(inputs.potcar_symbols)
 
 
 def _gpaw_files(structure: Structure, section: DftInputs) -> tuple[dict[str, str], list[str]]:
-    """What `gpaw_static.py` reads."""
+    """Return gpaw.json, which `gpaw_static.py` reads, and one setup per species."""
     calculation = {
         "atomic_numbers": list(structure.atomic_numbers),
         "cell": structure.lattice.matrix.tolist(),
@@ -154,14 +166,14 @@ def _gpaw_files(structure: Structure, section: DftInputs) -> tuple[dict[str, str
 
 
 def _espresso_files(structure: Structure, section: DftInputs) -> tuple[dict[str, str], list[str]]:
-    """pw.in, a variable-cell relaxation; the pseudopotentials are looked for as {symbol}.UPF."""
+    """Return pw.in, a variable-cell relaxation, and one pseudopotential per species, SYMBOL.UPF."""
     names = {element.symbol: f"{element.symbol}.UPF" for element in structure.elements}
     cutoff = section.plane_wave_cutoff / _EV_PER_RYDBERG
     inputs = PWInput(
         structure,
         pseudo=names,
         control={"calculation": "vc-relax", "pseudo_dir": "../../pseudopotentials"},
-        # Ultrasoft pseudopotentials need the density up to eight times the cutoff.
+        # Ultrasoft pseudopotentials need a density cutoff of up to eight times the wave cutoff.
         system={
             "ecutwfc": round(cutoff, 3),
             "ecutrho": round(8 * cutoff, 3),
@@ -176,23 +188,26 @@ def _espresso_files(structure: Structure, section: DftInputs) -> tuple[dict[str,
 
 
 def _kpoints(structure: Structure, section: DftInputs) -> list[int]:
-    """Mesh of a density of k-points in reciprocal space, as the Materials Project's sets choose."""
-    mesh = Kpoints.automatic_density_by_vol(structure, section.kpoint_density)
+    """Return the k-points per axis for a density in reciprocal space, as MPRelaxSet does."""
+    # pymatgen's annotation is int; the density is only multiplied.
+    density = section.kpoint_density
+    mesh = Kpoints.automatic_density_by_vol(structure, density)  # type: ignore[arg-type]
     return [int(number) for number in mesh.kpts[0]]
 
 
 def _magnetic_moments(structure: Structure) -> list[float]:
-    """Initial moments by element as in MPRelaxSet, in Bohr magnetons."""
+    """Return the initial moment of each atom in Bohr magnetons, as in MPRelaxSet."""
     moments = MPRelaxSet.CONFIG["INCAR"]["MAGMOM"]
     return [float(moments.get(site.specie.symbol, 0.6)) for site in structure]
 
 
 def _has_files(folder: Path, files: Mapping[str, str]) -> bool:
-    """Whether a folder has the inputs already, or had them: `job_array.sh` and custodian keep what
-    they replace under `.orig`.
+    """Return whether a folder has the inputs, or had them before a restart.
+
+    `job_array.sh` and custodian keep a replaced input under the suffix `.orig`.
 
     Raises:
-        FlowllmError: it has others, and files that are not ours.
+        FlowllmError: the folder has other inputs and further files, e.g. results.
     """
     if not folder.exists():
         return False
@@ -205,21 +220,23 @@ def _has_files(folder: Path, files: Mapping[str, str]) -> bool:
         for name, text in files.items()
     ):
         return True
-    foreign = sorted(found - set(files))
-    if foreign:
+    other_files = sorted(found - set(files))
+    if other_files:
         raise FlowllmError(
-            f"{folder} holds other inputs and {', '.join(foreign[:5])}: "
-            "results of an earlier selection? Move the folder away and run dft_inputs again"
+            f"{folder} contains other inputs and {', '.join(other_files[:5])}, possibly results of "
+            "an earlier selection. Move the folder away and run dft_inputs again"
         )
     return False
 
 
 @contextmanager
-def naming_output_errors(path: Path) -> Iterator[None]:
-    """Say which folder could not be written, why, and what to do.
+def _explaining_write_errors(path: Path) -> Iterator[None]:
+    """Replace an OSError by a message with the folder, the reason and a remedy of this stage.
+
+    `atomic_folder` raises a general FlowllmError with the OSError as its cause.
 
     Raises:
-        FlowllmError: the disk, the quota or the inodes are used up, or the place cannot be written.
+        FlowllmError: the disk, the quota or the inodes are used up, or the path cannot be written.
     """
     try:
         yield

@@ -1,9 +1,11 @@
 #!/bin/bash
-# Run the calculations of folders.txt beside this script as a SLURM array, one folder a task:
-#   cd dft_inputs/SETTING && sbatch --array=1-$(wc -l < folders.txt)%100 job_array.sh
-# (in several arrays where the cluster's MaxArraySize is smaller: the first number is the first line).
-# A folder with a converged run is passed over, so the same line submits what is left.
-# Set the partition, the account and how DFT is called, then `flowllm dft_collect` reads the results.
+# Run the calculations listed in folders.txt as a SLURM array, one folder per task. Start it in the
+# folder of this script:
+#   cd dft_inputs/METHOD && sbatch --array=1-$(wc -l < folders.txt)%100 job_array.sh
+# The array index is the line in folders.txt. Where the cluster's MaxArraySize is smaller than the
+# number of lines, submit several arrays. Folders with a converged run are skipped, so the same
+# command runs what is left. Set the partition, the account and the command of the DFT code first.
+# `flowllm dft_collect` reads the results.
 #SBATCH --job-name=flowllm-dft
 #SBATCH --nodes=1
 #SBATCH --ntasks=24
@@ -16,58 +18,72 @@ set -euo pipefail
 : "${GPAW_COMMAND:=srun gpaw python}"
 : "${ESPRESSO_COMMAND:=srun pw.x -in pw.in}"
 
-# Whether a vasprun.xml (on standard input) is of a run that came to its end, by dft_collect's rule:
-# VASP closed the file, the electronic loop of the last ionic step ended before NELM, and a relaxation
-# ended by VASP's word (first argument: 1 in OUTCAR, 0 not in it, empty without OUTCAR, where EDIFFG
-# decides).
+# Succeed if the vasprun.xml on standard input is of a converged run. The rule is dft_collect's:
+# VASP closed the file, the electronic loop of the last ionic step ended before NELM steps, and a
+# relaxation converged. The first argument decides on the relaxation: 1 where OUTCAR states
+# convergence, 0 where it does not. Without OUTCAR the argument is empty, and EDIFFG decides.
 converged() {
-    LC_ALL=C awk -v word="$1" '
+    LC_ALL=C awk -v outcar="$1" '
+        # Content of a line without its tags and the spaces around it.
         function text(line) { gsub(/<[^>]*>/, "", line); gsub(/^ +| +$/, "", line); return line }
+        # Number in a line. VASP writes asterisks where a number overflows: 1e99 meets no criterion.
         function number(line) {
             line = text(line)
-            if (line !~ /^[-+]?[0-9.]+([eE][-+]?[0-9]+)?$/) return 1e99  # overflow: asterisks
+            if (line !~ /^[-+]?[0-9.]+([eE][-+]?[0-9]+)?$/) return 1e99
             return line + 0
         }
-        function size(x) { return x < 0 ? -x : x }
-        /name="NSW"/ { nsw = number($0); known = 1 }
+        function abs(x) { return x < 0 ? -x : x }
+
+        # Settings. A file without NSW has no settings to check.
+        /name="NSW"/ { nsw = number($0); has_settings = 1 }
         /name="IBRION"/ { ibrion = number($0) }
         /name="ISIF"/ { isif = number($0) }
         /name="NELM"/ { nelm = number($0) }
         /name="EDIFF"/ { ediff = number($0) }
         /name="EDIFFG"/ { ediffg = number($0); has_ediffg = 1 }
-        /<calculation>/ { inside = 1; loops = atoms = force = stress = 0 }
+
+        # An ionic step starts. All of the following is overwritten by each step.
+        /<calculation>/ { in_step = 1; loops = atoms = force = stress = 0 }
         /<scstep>/ { loops++ }
-        /<varray/ { part = $0; atom = 0 }
-        /<\/varray>/ { part = "" }
-        /<v / && part ~ /name="selective"/ { held[++atom] = text($0) !~ /T/ }
-        /<v>/ && part ~ /name="forces"/ {
+        /<varray/ { array = $0; row = 0 }
+        /<\/varray>/ { array = "" }
+        # Selective dynamics: an atom without T is fixed in all three directions.
+        /<v / && array ~ /name="selective"/ { fixed[++row] = text($0) !~ /T/ }
+        # Square of the largest force on an atom that may move, (eV/angstrom)^2.
+        /<v>/ && array ~ /name="forces"/ {
             split(text($0), f, " +"); atoms++; norm = 0
             for (i = 1; i <= 3; i++) norm += number(f[i]) ^ 2
-            if (!held[atoms] && norm > force) force = norm
+            if (!fixed[atoms] && norm > force) force = norm
         }
-        /<v>/ && part ~ /name="stress"/ {
-            split(text($0), f, " +")
-            for (i = 1; i <= 3; i++) if (size(number(f[i])) > stress) stress = size(number(f[i]))
+        # Largest component of the stress, kbar.
+        /<v>/ && array ~ /name="stress"/ {
+            split(text($0), s, " +")
+            for (i = 1; i <= 3; i++) if (abs(number(s[i])) > stress) stress = abs(number(s[i]))
         }
-        /name="volume"/ && inside { volume = number($0) }
+        /name="volume"/ && in_step { volume = number($0) }
+        # The last of these lines in a step is the energy of the step.
         /name="e_fr_energy"/ { energy = number($0) }
-        /<\/calculation>/ { inside = 0; steps++; before = last; last = energy }
-        { if ($0 !~ /^ *$/) end = $0 }
+        /<\/calculation>/ { in_step = 0; steps++; before = last; last = energy }
+
+        { if ($0 !~ /^ *$/) last_line = $0 }
+
         END {
-            if (end !~ /<\/modeling>/) exit 1
-            if (!known) exit 0
-            if (nelm > 0 && loops >= nelm) exit 1
-            if (nsw <= 0 || ibrion == -1 || (ibrion == 0 && nsw == 1)) exit 0
-            if (ibrion < 1 || ibrion > 3 || word == "0") exit 1
-            if (word == "1") exit 0
-            if (!has_ediffg) ediffg = 10 * ediff
-            if (ediffg > 0) exit !(steps > 1 && size(last - before) < ediffg)
-            moves = (isif <= 4 || isif == 8) && sqrt(force) > -ediffg
-            strained = isif >= 3 && stress * volume / 1602.176634 / atoms > -ediffg
-            exit ediffg == 0 || atoms == 0 || moves || strained
+            if (last_line !~ /<\/modeling>/) exit 1                     # file not closed by VASP
+            if (!has_settings) exit 0
+            if (nelm > 0 && loops >= nelm) exit 1                       # electronic loop
+            if (nsw <= 0 || ibrion == -1 || (ibrion == 0 && nsw == 1)) exit 0   # static run
+            if (ibrion < 1 || ibrion > 3 || outcar == "0") exit 1       # dynamics and others
+            if (outcar == "1") exit 0
+            if (!has_ediffg) ediffg = 10 * ediff                        # default of VASP
+            if (ediffg > 0) exit !(steps > 1 && abs(last - before) < ediffg)
+            force_left = (isif <= 4 || isif == 8) && sqrt(force) > -ediffg
+            # 1602.176634 kbar angstrom^3 are 1 eV.
+            stress_left = isif >= 3 && stress * volume / 1602.176634 / atoms > -ediffg
+            exit ediffg == 0 || atoms == 0 || force_left || stress_left
         }'
 }
 
+# Print a file, plain or packed, without its compression.
 unpack() {
     case $1 in
         *.bz2) bzcat "$1" ;;
@@ -76,8 +92,9 @@ unpack() {
     esac
 }
 
-# What VASP says of its relaxation, in the OUTCAR of the result whose name ends so.
-vasps_word() {
+# Print 1 if the OUTCAR with the suffix $1 states convergence, 0 if it does not, and nothing where
+# there is no OUTCAR.
+outcar_convergence() {
     for file in "OUTCAR$1" "OUTCAR$1".{gz,bz2,xz}; do
         [ -s "$file" ] || continue
         if unpack "$file" | grep -c "reached required accuracy" > /dev/null; then echo 1; else echo 0; fi
@@ -85,7 +102,7 @@ vasps_word() {
     done
 }
 
-# Under the next free number, as dft_collect finds what a run had before it was started again.
+# Rename a result to vasprun.xml.cutN with the next free number N, under which dft_collect finds it.
 keep() {
     number=1
     while compgen -G "vasprun.xml.cut$number" > /dev/null ||
@@ -109,17 +126,17 @@ elif [ -f gpaw.json ]; then
     grep -qs '"converged": true' gpaw_result.json && exit 0
     $GPAW_COMMAND "$root/gpaw_static.py" .
 else
-    # Where custodian's double relaxation left its first leg, the second is the end.
+    # After the first leg of custodian's double relaxation, the result of the second leg counts.
     leg=""
     if ls vasprun.xml.relax* > /dev/null 2>&1; then leg=.relax2; fi
     for file in "vasprun.xml$leg" "vasprun.xml$leg".{gz,bz2,xz}; do
-        if [ -f "$file" ] && unpack "$file" | converged "$(vasps_word "$leg")"; then exit 0; fi
+        if [ -f "$file" ] && unpack "$file" | converged "$(outcar_convergence "$leg")"; then exit 0; fi
     done
     if [ ! -f POTCAR ]; then
-        echo "$folder has no POTCAR: set PMG_VASP_PSP_DIR for dft_inputs, or make it from POTCAR.spec" >&2
+        echo "$folder has no POTCAR. Set PMG_VASP_PSP_DIR for dft_inputs, or make POTCAR from POTCAR.spec" >&2
         exit 1
     fi
-    # A run that did not converge goes on from its last structure; dft_collect can read what it had.
+    # A run that did not converge restarts from its last structure. Its results are kept.
     for file in vasprun.xml.relax1* vasprun.xml.relax2* vasprun.xml vasprun.xml.{gz,bz2,xz}; do
         if [ -s "$file" ]; then keep "$file"; fi
     done

@@ -1,8 +1,8 @@
-"""Where DFT reference entries come from: the Materials Project's API, or Matbench Discovery's file.
+"""Sources of DFT reference entries: the Materials Project's API, and Matbench Discovery's file.
 
-Both have GGA and GGA+U energies with the MP2020 correction. The API is asked for its thermo
-documents, a page at a time, as the mp-api package does it; the package is not needed. The key is
-read from the environment, sent in a header, and nowhere else.
+Both have GGA and GGA+U energies with the MP2020 correction. The thermo documents of the API are
+requested page by page, as the mp-api package does; the package is not required. The API key is read
+from the environment and sent in a header. No message, log or file contains it.
 """
 
 import hashlib
@@ -32,22 +32,22 @@ _FIELDS = "material_id,composition,energy_per_atom,energy_type,entries"
 MATBENCH_URL = "https://ndownloader.figshare.com/files/40344436"
 MATBENCH_MD5 = "76fc748db6b175bb80de4c276d27c235"
 MATBENCH_FILE = "2023-02-07-mp-computed-structure-entries.json.gz"
-"""All 154,718 entries of the Materials Project of that day, the paper's reference (CC BY 4.0)."""
+"""All 154,718 entries of the Materials Project of 2023-02-07, the paper's reference (CC BY 4.0)."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The key is for one host: an answer that points elsewhere is an error."""
+    """A handler that turns a redirect into an error, so that the key is sent to one host only."""
 
     def redirect_request(self, *_: Any) -> None:
-        return None
+        """Return None, which ends the request with the HTTP status of the redirect."""
 
 
 def materials_project_entries() -> Iterator[ReferenceEntry]:
-    """Yield the Materials Project's entries of today, corrected by MP2020.
+    """Yield the current entries of the Materials Project, corrected by MP2020.
 
     Raises:
-        FlowllmError: there is no key in the environment, the server refuses or cannot be reached,
-            or its answer is not what it should be.
+        FlowllmError: the environment has no key, the server rejects the request or cannot be
+            reached, or its response is incomplete or has another form.
     """
     key = os.environ.get(MP_KEY, "")
     if not key:
@@ -63,17 +63,18 @@ def materials_project_entries() -> Iterator[ReferenceEntry]:
             entries = [_entry(document) for document in page["data"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FlowllmError(
-                f"{MP_API}: unexpected answer ({type(error).__name__}: {error})"
+                f"{MP_API}: the response has an unexpected form ({type(error).__name__}: {error}). "
+                "Try again, or set dft_hull.source to matbench_discovery"
             ) from error
         if not entries:
-            raise FlowllmError(f"{MP_API}: gave {done} of {total} entries, then none; try again")
+            raise FlowllmError(f"{MP_API}: gave {done} of {total} entries, then none. Try again")
         yield from entries
         done += len(entries)
         log.info("dft_hull: %d of %d entries from the Materials Project", done, total)
 
 
 def _entry(document: dict[str, Any]) -> ReferenceEntry:
-    """Return the entry of a document; the energy alone where it comes without the calculation."""
+    """Return the entry of a thermo document; only its energy where the calculation is missing."""
     name = str(document["material_id"])
     if document.get("entries"):
         raw = document["entries"][document["energy_type"]]
@@ -83,7 +84,12 @@ def _entry(document: dict[str, Any]) -> ReferenceEntry:
 
 
 def _page(key: str, skip: int) -> dict[str, Any]:
-    """One page of thermo documents; no message names the key."""
+    """Return the page of thermo documents after the first `skip` ones.
+
+    Raises:
+        FlowllmError: the server rejects the request or cannot be reached. The exception has no
+            cause, since that could contain the key.
+    """
     check_url(MP_API)
     query = {"thermo_types": "GGA_GGA+U", "_fields": _FIELDS, "_limit": _PAGE, "_skip": skip}
     request = urllib.request.Request(  # noqa: S310 - checked above
@@ -93,19 +99,20 @@ def _page(key: str, skip: int) -> dict[str, Any]:
     try:
         opener = urllib.request.build_opener(_NoRedirects)
         with opener.open(request, timeout=_TIMEOUT_SECONDS) as response:
-            return json.load(response)
+            page: dict[str, Any] = json.load(response)
+            return page
     except urllib.error.HTTPError as error:
-        hint = f"; is {MP_KEY} right?" if error.code in (401, 403) else ""
+        hint = f". Check {MP_KEY}" if error.code in (401, 403) else ". Try again"
         raise FlowllmError(f"{MP_API}: {error.code} {error.reason}{hint}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise FlowllmError(f"{MP_API}: {error}") from None
+        raise FlowllmError(f"{MP_API}: {error}. Check the network and try again") from None
 
 
 def matbench_file(folder: Path) -> Path:
-    """Fetch Matbench Discovery's file of entries into a folder, unless it lies there already.
+    """Download Matbench Discovery's file of entries to a folder, unless the folder has it.
 
     Raises:
-        FlowllmError: it cannot be fetched, or is not the file it should be.
+        FlowllmError: the file cannot be downloaded, or its MD5 digest is wrong.
     """
     path = folder / MATBENCH_FILE
     if path.exists() and _md5(path) == MATBENCH_MD5:
@@ -117,8 +124,8 @@ def matbench_file(folder: Path) -> Path:
     if found != MATBENCH_MD5:
         part.unlink()
         raise FlowllmError(
-            f"{MATBENCH_URL}: MD5 {found}, expected {MATBENCH_MD5}; fetch {MATBENCH_FILE} by other "
-            "means and name its path in dft_hull.source"
+            f"{MATBENCH_URL}: MD5 {found}, expected {MATBENCH_MD5}. Download {MATBENCH_FILE} in "
+            "another way and set dft_hull.source to its path"
         )
     part.replace(path)
     return path

@@ -1,4 +1,4 @@
-"""What is known of one DFT run, whichever code made it."""
+"""Data of one DFT run, independent of the code that computed it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,25 +7,25 @@ from pymatgen.core import Structure
 
 
 class RunProblem(Exception):  # noqa: N818
-    """A run's energy cannot be used.
+    """The reason why the energy of a run cannot be used.
 
     Attributes:
-        status: short name, the row's status.
+        status: short name of the problem; the status of the run's row.
     """
 
     def __init__(self, status: str, detail: str) -> None:
-        """Name what is wrong and say it in full."""
+        """Set the short name of the problem and its full description."""
         super().__init__(detail)
         self.status = status
 
 
 @dataclass(frozen=True)
-class AskedRun:
-    """What the manifest says of the run that it asks for.
+class RequestedRun:
+    """The run that a row of the manifest requests.
 
     Attributes:
-        input_set: name of the set of inputs; None where the manifest does not say.
-        potcar_symbols: pseudopotentials; None where the manifest does not say.
+        input_set: name of the input set; None where the manifest does not name one.
+        potcar_symbols: pseudopotentials; None where the manifest does not name them.
     """
 
     input_set: str | None = None
@@ -37,15 +37,15 @@ class DftRun:
     """A run with an energy that converged electronically.
 
     Attributes:
-        structure: the structure that the energy is of.
-        energy: eV of the cell, uncorrected.
-        run_type: GGA or GGA+U, by VASP; or GPAW.
+        structure: the structure that the energy belongs to.
+        energy: eV per cell, uncorrected.
+        run_type: GGA or GGA+U for VASP, or GPAW.
         parameters: what the correction scheme needs to know of the run.
-        converged_electronic: the last ionic step's electronic loop reached its threshold.
-        converged_ionic: the relaxation reached its threshold, or there was none to do.
-        num_steps: whole ionic steps.
-        shortfall: why the energy is not the relaxed crystal's but an upper bound of it; None where
-            `converged_ionic`.
+        converged_electronic: the electronic loop of the last ionic step reached its threshold.
+        converged_ionic: the relaxation reached its threshold, or there was nothing to relax.
+        num_steps: number of complete ionic steps.
+        shortfall: why the energy is only an upper bound of the relaxed crystal's energy; None
+            where `converged_ionic` is true.
     """
 
     structure: Structure

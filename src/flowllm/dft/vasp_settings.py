@@ -1,9 +1,9 @@
-"""Whether a VASP run is on the energy scale of the inputs that were written for it.
+"""Comparison of a VASP run with the inputs that were written for it.
 
-Compared is what moves the energies of a crystal, or of all crystals of an element, by more than the
-hull can bear: `compare_settings` has the list and the reasons. What changes how VASP gets there
-(ALGO, LREAL, NELM, ISMEAR, SIGMA, POTIM, SYMPREC, NCORE, KPAR and others, which custodian changes
-where VASP stops) is not compared.
+The comparison covers the settings that change energies so much that a hull of different settings
+would be wrong: `compare_settings` lists them with reasons. Settings that only change how VASP
+reaches the result (ALGO, LREAL, NELM, ISMEAR, SIGMA, POTIM, SYMPREC, NCORE, KPAR and others, which
+custodian changes where VASP stops) are not compared.
 """
 
 import math
@@ -18,35 +18,36 @@ from pymatgen.io.vasp.outputs import Vasprun
 
 from flowllm.dft.bounded import opened
 from flowllm.dft.inputs import VASP_SETS
-from flowllm.dft.runs import AskedRun, RunProblem
+from flowllm.dft.runs import RequestedRun, RunProblem
 
-_FEWER_KPOINTS = 0.5
-"""Share of the input set's mesh below which a mesh is another method. The mesh is chosen for the
-initial cell, and custodian may move it by a point per axis."""
+_MIN_KPOINT_SHARE = 0.5
+"""Smallest accepted share of the input set's number of k-points. The mesh is chosen for the initial
+cell, and custodian may change it by one point per axis."""
 
-_SAME_EV = 1e-2
-"""eV by which two cutoffs, or two U, are the same; VASP writes eight decimals."""
+_TOLERANCE_EV = 1e-2
+"""eV; largest difference between two equal cutoffs or U values."""
 
-_LOOSER_ENERGY = 2.0
-"""Times the input set's EDIFFG, which goes with the number of atoms of the cell."""
+_MAX_ENERGY_FACTOR = 2.0
+"""Largest accepted EDIFFG > 0 relative to the input set's, which depends on the number of atoms."""
 
-_LOOSEST_FORCE = 0.1
-"""eV/angstrom, where the one EDIFFG is a force and the other an energy: prerelax.max_force."""
+_MAX_FORCE = 0.1
+"""eV/angstrom; largest accepted |EDIFFG| where EDIFFG is a force; the default of
+prerelax.max_force."""
 
 _NOT_SELF_CONSISTENT = (2, 3, 4)
-"""IALGO: of ALGO = Nothing, Eigenval, Subrot."""
+"""Values of IALGO for ALGO = Nothing, Eigenval and Subrot."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run was asked for.
+class ExpectedInputs:
+    """The inputs that a run should have.
 
     Attributes:
-        name: what the user knows it by: the input set or the folder's INCAR.
-        incar: its settings.
-        elements: symbols in the order of the settings that have a number per element.
-        mesh: k-points along each axis; None where it is not known.
-        potcar_symbols: of the manifest; None where it does not say.
+        name: name for messages: the input set, or the INCAR of the folder.
+        incar: settings by INCAR tag.
+        elements: symbols in the order of the settings that have one number per element.
+        mesh: k-points per axis; None where they are unknown.
+        potcar_symbols: pseudopotentials; None where they are unknown.
     """
 
     name: str
@@ -56,62 +57,68 @@ class Inputs:
     potcar_symbols: list[str] | None
 
 
-def check_settings(vasprun: Vasprun, asked: AskedRun, folder: Path, name: str) -> str | None:
+def check_settings(
+    vasprun: Vasprun, requested: RequestedRun, folder: Path, name: str
+) -> str | None:
     """Compare a run with the inputs that were written for it.
 
     Args:
         vasprun: the run.
-        asked: the manifest's row.
-        folder: the run's folder, whose INCAR counts where the manifest names no input set.
-        name: what the user knows the result by.
+        requested: the run that the manifest requests.
+        folder: folder of the run; its INCAR is compared where the manifest names no input set.
+        name: file name of the result, for messages.
 
     Returns:
-        Why the run's relaxation falls short of the input set's, so that its energy is an upper
-        bound of the relaxed crystal's; None where it does not.
+        Why the run relaxes less than the input set does, so that its energy is an upper bound of
+        the relaxed crystal's energy; None where it relaxes as much.
 
     Raises:
-        RunProblem: it has other settings (`other_settings`), with each key, what was found and
-            what was expected.
+        RunProblem: the run has other settings (`other_settings`); the message has each key with the
+            found and the expected value.
     """
-    inputs = _inputs_of(vasprun, asked, folder)
-    differences = [*_by_themselves(vasprun), *compare_settings(vasprun, inputs)]
+    inputs = _expected_inputs(vasprun, requested, folder)
+    differences = [*_unsuitable_settings(vasprun), *compare_settings(vasprun, inputs)]
     if differences:
         raise RunProblem("other_settings", f"{name}: {'; '.join(differences)}")
-    return _cut_short_by_settings(vasprun, inputs)
+    return _relaxes_less(vasprun, inputs)
 
 
-def _inputs_of(vasprun: Vasprun, asked: AskedRun, folder: Path) -> Inputs:
+def _expected_inputs(vasprun: Vasprun, requested: RequestedRun, folder: Path) -> ExpectedInputs:
+    """Return the inputs of the requested input set, else those of the INCAR in the folder."""
     structure = vasprun.initial_structure
-    if asked.input_set in VASP_SETS:
+    if requested.input_set in VASP_SETS:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pymatgen's about the set, said when it was written
-            written = VASP_SETS[asked.input_set](structure)
+            # pymatgen's warnings on the set were shown when dft_inputs wrote the inputs.
+            warnings.simplefilter("ignore")
+            written = VASP_SETS[requested.input_set](structure)
             mesh = tuple(written.kpoints.kpts[0]) if written.kpoints else None
             elements = list(written.poscar.site_symbols)
-            potcars = asked.potcar_symbols or list(written.potcar_symbols)
-            return Inputs(asked.input_set, dict(written.incar), elements, mesh, potcars)
+            potcars = requested.potcar_symbols or list(written.potcar_symbols)
+            return ExpectedInputs(requested.input_set, dict(written.incar), elements, mesh, potcars)
     elements = list(dict.fromkeys(site.specie.symbol for site in structure))
     incar = _incar_of(folder)
-    return Inputs("the folder's INCAR", incar, elements, None, asked.potcar_symbols)
+    return ExpectedInputs(
+        "the INCAR in the folder", incar, elements, None, requested.potcar_symbols
+    )
 
 
 def _incar_of(folder: Path) -> dict[str, Any]:
-    """The folder's INCAR; empty where it has none that can be read."""
+    """Return the settings of the INCAR in a folder, empty where none can be read."""
     try:
         with opened(folder / "INCAR") as source:
             return dict(Incar.from_str(source.read().decode()))
-    # It may hold anything; without one there is nothing to compare with.
+    # pymatgen raises exceptions of many types. Without an INCAR there is nothing to compare.
     except Exception:
         return {}
 
 
-def _by_themselves(vasprun: Vasprun) -> Iterator[str]:
-    """What no input set of a total energy has."""
+def _unsuitable_settings(vasprun: Vasprun) -> Iterator[str]:
+    """Yield settings that no input set for total energies has."""
     parameters, incar = vasprun.parameters, vasprun.incar
     if int(parameters.get("ICHARG", 0)) >= 10 or parameters.get("IALGO") in _NOT_SELF_CONSISTENT:
         yield "the run is not self-consistent (ICHARG or ALGO)"
     if "NELECT" in incar:
-        yield f"NELECT = {incar['NELECT']:g} is set, expected is the neutral cell"
+        yield f"NELECT = {incar['NELECT']:g} is set, expected a neutral cell"
     pressure = float(parameters.get("PSTRESS", 0.0))
     if pressure != 0.0:
         yield f"PSTRESS = {pressure:g} kbar, expected 0"
@@ -120,19 +127,24 @@ def _by_themselves(vasprun: Vasprun) -> Iterator[str]:
             yield f"{key} is on, expected off"
 
 
-def compare_settings(vasprun: Vasprun, inputs: Inputs) -> Iterator[str]:
-    """Yield each method that puts the run on another energy scale.
+def compare_settings(vasprun: Vasprun, inputs: ExpectedInputs) -> Iterator[str]:
+    """Yield each setting whose energies cannot be compared with those of the inputs.
 
-    POTCAR: energies count from the atoms of the pseudopotential, eV per atom apart between Fe and
-    Fe_pv. METAGGA, GGA and U: another functional, up to eV per atom. ENCUT and PREC: the
-    plane waves and the grids, tens of meV. LASPH: aspherical terms, tens of meV where d or f states
-    are open. ISPIN: a magnet without its moments, up to eV per atom. The mesh of k-points: tens of
-    meV in metals. The release of a POTCAR (its date) is not compared: no manifest names it.
+    | setting | reason, and the change of energy per atom |
+    |---|---|
+    | POTCAR | energies are relative to the atoms of the pseudopotential: eV between Fe and Fe_pv |
+    | METAGGA, GGA, U | another functional: up to eV |
+    | ENCUT, PREC | plane waves and grids: tens of meV |
+    | LASPH | aspherical terms: tens of meV where d or f shells are open |
+    | ISPIN | a magnetic crystal without its moments: up to eV |
+    | k-points | sampling: tens of meV in metals |
+
+    The release of a POTCAR (its date) is not compared, because the manifest does not name it.
     """
     parameters, wanted = vasprun.parameters, inputs.incar
     yield from _compare_potcars(vasprun, inputs)
     found_cutoff = float(parameters.get("ENMAX", vasprun.incar.get("ENCUT", math.nan)))
-    if "ENCUT" in wanted and not abs(found_cutoff - float(wanted["ENCUT"])) < _SAME_EV:
+    if "ENCUT" in wanted and not abs(found_cutoff - float(wanted["ENCUT"])) < _TOLERANCE_EV:
         yield _difference("ENCUT", f"{found_cutoff:g} eV", f"{float(wanted['ENCUT']):g}", inputs)
     yield from _compare_functional(vasprun, inputs)
     yield from _compare_hubbards(vasprun, inputs)
@@ -144,15 +156,17 @@ def compare_settings(vasprun: Vasprun, inputs: Inputs) -> Iterator[str]:
     if wanted.get("LASPH") and not parameters.get("LASPH"):
         yield _difference("LASPH", "off", "on", inputs)
     mesh = _mesh(vasprun.kpoints) if inputs.mesh else None
-    if mesh and math.prod(mesh) < _FEWER_KPOINTS * math.prod(inputs.mesh or ()):
-        yield _difference("k-points", _times(mesh), _times(inputs.mesh or ()), inputs)
+    if mesh and math.prod(mesh) < _MIN_KPOINT_SHARE * math.prod(inputs.mesh or ()):
+        yield _difference("k-points", _mesh_text(mesh), _mesh_text(inputs.mesh or ()), inputs)
 
 
-def _difference(key: str, found: object, expected: object, inputs: Inputs) -> str:
+def _difference(key: str, found: object, expected: object, inputs: ExpectedInputs) -> str:
+    """Return the message for one setting."""
     return f"{key} = {found}, expected {expected} ({inputs.name})"
 
 
-def _compare_potcars(vasprun: Vasprun, inputs: Inputs) -> Iterator[str]:
+def _compare_potcars(vasprun: Vasprun, inputs: ExpectedInputs) -> Iterator[str]:
+    """Yield a message where the symbols of the POTCARs differ."""
     if inputs.potcar_symbols is None:
         return
     titles = [title.split() for title in vasprun.potcar_symbols]
@@ -162,18 +176,19 @@ def _compare_potcars(vasprun: Vasprun, inputs: Inputs) -> Iterator[str]:
         yield f"POTCAR = {', '.join(found)}, expected {', '.join(expected)} (manifest)"
 
 
-def _compare_functional(vasprun: Vasprun, inputs: Inputs) -> Iterator[str]:
-    for key, plain in (("METAGGA", ("", "--", "NONE")), ("GGA", ("", "--", "PE"))):
+def _compare_functional(vasprun: Vasprun, inputs: ExpectedInputs) -> Iterator[str]:
+    """Yield a message for METAGGA and GGA where they differ."""
+    for key, defaults in (("METAGGA", ("", "--", "NONE")), ("GGA", ("", "--", "PE"))):
         found, expected = (
-            "" if str(given.get(key, "")).strip().upper() in plain else str(given[key]).upper()
+            "" if str(given.get(key, "")).strip().upper() in defaults else str(given[key]).upper()
             for given in (vasprun.incar, inputs.incar)
         )
         if found != expected:
             yield _difference(key, found or "not set", expected or "not set", inputs)
 
 
-def _compare_hubbards(vasprun: Vasprun, inputs: Inputs) -> Iterator[str]:
-    """U less J of each element, and the l that it acts on."""
+def _compare_hubbards(vasprun: Vasprun, inputs: ExpectedInputs) -> Iterator[str]:
+    """Yield messages where U - J or the shell l of an element, or LDAUTYPE, differs."""
     if not inputs.incar:
         return
     expected = _hubbards(inputs.incar, inputs.elements)
@@ -181,28 +196,30 @@ def _compare_hubbards(vasprun: Vasprun, inputs: Inputs) -> Iterator[str]:
     try:
         found = _hubbards({"LDAU": vasprun.parameters.get("LDAU")} | dict(vasprun.incar), elements)
     except ValueError:
-        yield f"LDAUU, LDAUJ and LDAUL have not one number per element ({', '.join(elements)})"
+        yield f"LDAUU, LDAUJ or LDAUL does not have one number per element ({', '.join(elements)})"
         return
     for element in sorted({*expected, *found}):
-        theirs, ours = found.get(element), expected.get(element)
-        if theirs is None or ours is None or theirs[1] != ours[1] or not _same(theirs[0], ours[0]):
-            yield _difference(f"U of {element}", _said(theirs), _said(ours), inputs)
-    kinds = [_number(given, "LDAUTYPE", 2) for given in (vasprun.incar, inputs.incar)]
-    if found and kinds[0] != kinds[1]:
-        yield _difference("LDAUTYPE", *kinds, inputs)
+        of_run, of_inputs = found.get(element), expected.get(element)
+        if not _is_same_hubbard(of_run, of_inputs):
+            yield _difference(
+                f"U of {element}", _hubbard_text(of_run), _hubbard_text(of_inputs), inputs
+            )
+    types = [_integer(given, "LDAUTYPE", 2) for given in (vasprun.incar, inputs.incar)]
+    if found and types[0] != types[1]:
+        yield _difference("LDAUTYPE", types[0], types[1], inputs)
 
 
-def _number(given: Mapping[str, Any], key: str, default: int) -> int:
-    """A whole number; VASP 5 writes some of them as lists of one."""
+def _integer(given: Mapping[str, Any], key: str, default: int) -> int:
+    """Return an integer setting; VASP 5 writes some of them as lists with one number."""
     value = given.get(key, default)
     return int(value[0] if isinstance(value, list) else value)
 
 
 def _hubbards(incar: Mapping[str, Any], elements: list[str]) -> dict[str, tuple[float, int]]:
-    """U less J in eV and l, of each element that has a U.
+    """Return U - J in eV and the shell l by element symbol, for elements with a U or J.
 
     Raises:
-        ValueError: the settings have not one number per element.
+        ValueError: a setting does not have one number per element.
     """
     if not incar.get("LDAU"):
         return {}
@@ -213,36 +230,41 @@ def _hubbards(incar: Mapping[str, Any], elements: list[str]) -> dict[str, tuple[
     return {name: (float(u) - float(j), int(shell)) for name, u, j, shell in values if u or j}
 
 
-def _same(one: float, other: float) -> bool:
-    return abs(one - other) < _SAME_EV
+def _is_same_hubbard(one: tuple[float, int] | None, other: tuple[float, int] | None) -> bool:
+    """Return whether two elements have the same shell, and U values equal within the tolerance."""
+    if one is None or other is None:
+        return False
+    return one[1] == other[1] and abs(one[0] - other[0]) < _TOLERANCE_EV
 
 
-def _said(hubbard: tuple[float, int] | None) -> str:
+def _hubbard_text(hubbard: tuple[float, int] | None) -> str:
+    """Return U and shell for messages."""
     return "none" if hubbard is None else f"{hubbard[0]:g} eV (l = {hubbard[1]})"
 
 
 def _mesh(kpoints: Kpoints) -> tuple[int, ...] | None:
-    """Divisions of an automatic mesh; None for a list of points, whose full mesh is not known."""
+    """Return the divisions of an automatic mesh, None for a list of points."""
     automatic = kpoints.style in (Kpoints.supported_modes.Gamma, Kpoints.supported_modes.Monkhorst)
     return tuple(int(number) for number in kpoints.kpts[0]) if automatic else None
 
 
-def _times(mesh: tuple[int, ...]) -> str:
+def _mesh_text(mesh: tuple[int, ...]) -> str:
+    """Return a mesh for messages, e.g. 9x9x9."""
     return "x".join(str(number) for number in mesh)
 
 
-def _cut_short_by_settings(vasprun: Vasprun, inputs: Inputs) -> str | None:
-    """Why a relaxation that met its own criterion falls short of the input set's."""
+def _relaxes_less(vasprun: Vasprun, inputs: ExpectedInputs) -> str | None:
+    """Return why a converged run relaxes less than the input set does, None where it does not."""
     if int(inputs.incar.get("ISIF", 0)) != 3 or int(vasprun.parameters.get("NSW", 0)) <= 0:
         return None
     isif = int(vasprun.parameters.get("ISIF", 2))
     if isif != 3:
-        return f"ISIF = {isif} held a part of the crystal, {inputs.name} relaxes atoms and cell"
+        return f"ISIF = {isif} fixes a part of the crystal, {inputs.name} relaxes atoms and cell"
     if "selective_dynamics" in vasprun.initial_structure.site_properties:
-        return f"selective dynamics held atoms, {inputs.name} relaxes all"
+        return f"selective dynamics fixes atoms, {inputs.name} relaxes all"
     found = float(vasprun.parameters.get("EDIFFG", 0.0))
     expected = float(inputs.incar.get("EDIFFG", 10 * float(inputs.incar.get("EDIFF", 1e-4))))
-    loosest = _LOOSER_ENERGY * expected if found > 0 and expected > 0 else _LOOSEST_FORCE
-    if abs(found) > loosest:
+    limit = _MAX_ENERGY_FACTOR * expected if found > 0 and expected > 0 else _MAX_FORCE
+    if abs(found) > limit:
         return f"EDIFFG = {found:g} is looser than {expected:g} ({inputs.name})"
     return None

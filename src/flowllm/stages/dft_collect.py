@@ -12,7 +12,7 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.dft.gpaw_output import GPAW_OUTPUT
 from flowllm.dft.results import corrected_energy, read_run, scheme_of
-from flowllm.dft.runs import AskedRun, RunProblem
+from flowllm.dft.runs import RequestedRun, RunProblem
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 from flowllm.runtime.descent import generated_digests
@@ -111,7 +111,7 @@ def _one_line(text: str) -> str:
 
 def _read(folder: Path, entry: Record, section: DftCollect) -> dict[str, Any]:
     """Columns of a run with an energy; status unconverged_ionic where it is an upper bound."""
-    found = read_run(folder, AskedRun(entry["input_set"], entry["potcar_symbols"]))
+    found = read_run(folder, RequestedRun(entry["input_set"], entry["potcar_symbols"]))
     if found.structure.composition != Composition(entry["formula"]):
         raise RunProblem(
             "wrong_composition",

@@ -7,7 +7,7 @@ from flowllm.config.sections.energies import DftCollect, DftHull
 from flowllm.config.stage_settings import StageSettings
 from flowllm.dft.corrections import scheme_name
 from flowllm.dft.entries import ReferenceEntry, read_entries
-from flowllm.dft.reference_rule import by_one_rule
+from flowllm.dft.reference_corrections import apply_correction_scheme
 from flowllm.dft.reference_sources import matbench_file, materials_project_entries
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import dft_label, entry_row
@@ -40,7 +40,7 @@ def run(settings: Settings, *, out: Path) -> None:
         found: Iterator[ReferenceEntry] = (
             read_entries(file) if file else materials_project_entries()
         )
-        entries, counts = by_one_rule(found, section, settings.dft_collect)
+        entries, counts = apply_correction_scheme(found, section, settings.dft_collect)
         label = dft_label(
             scheme_name(section.correction_scheme, settings.dft_collect.strict_anions)
         )
