@@ -168,7 +168,7 @@ def _is_same(one: Cell, other: Cell) -> bool:
     if one.counts != other.counts:
         return False
     for a, b in ((one, other), (other, one)):
-        tree = cKDTree(a.coords, boxsize=[1.0, 1.0, 1.0])
+        tree = cKDTree(a.coords, boxsize=np.ones(3))
         distances, nearest = tree.query(b.coords, distance_upper_bound=SAME_CRYSTAL)
         found = np.isfinite(distances)
         if not found.all() or (a.numbers[nearest] != b.numbers).any():
