@@ -18,6 +18,9 @@ LENGTHS = ("_cell_length_a", "_cell_length_b", "_cell_length_c")
 ANGLES = ("_cell_angle_alpha", "_cell_angle_beta", "_cell_angle_gamma")
 COORDINATES = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
 
+MAX_LENGTH = 1e4
+"""Angstrom. A longer cell edge is a mistyped number, and overflows in the reduction."""
+
 THIRDS_TOLERANCE = 1e-4
 """Relative difference within which a coordinate is 1/3 or 2/3; the same as pymatgen's."""
 
@@ -54,7 +57,8 @@ def read_lattice(block: Block) -> Lattice:
     """
     lengths = [_required_number(block, name) for name in LENGTHS]
     angles = [_required_number(block, name) for name in ANGLES]
-    if min(lengths) <= 0 or not lattice_has_volume(np.array(angles)):
+    in_range = all(0 < length <= MAX_LENGTH for length in lengths)
+    if not in_range or not lattice_has_volume(np.array(angles)):
         raise RejectedError("bad_cif", f"the lengths {lengths} and angles {angles} make no cell")
     return Lattice.from_parameters(*lengths, *angles)
 
