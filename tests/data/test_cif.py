@@ -179,6 +179,7 @@ def test_files_of_any_code_page(tmp_path, encoding):
         (SALT.replace("gamma 90", "gamma 180"), "bad_cif"),
         (SALT.replace("length_b 5.64", "length_b 0"), "bad_cif"),
         (SALT.replace("length_b 5.64", "length_b 1e999"), "bad_cif"),
+        (SALT.replace("length_b 5.64", "length_b 1e200"), "bad_cif"),
         (SALT.replace("Cl 0.5 0.5 0.5", "Cl 0.5 0.5"), "bad_cif"),
         (SALT + "_cell_length_a 6\n", "bad_cif"),
         (SALT.replace("_fract_", "_Cartn_"), "bad_cif"),

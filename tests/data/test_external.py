@@ -220,8 +220,8 @@ def test_a_crystal_of_no_atoms_is_one_bad_sample(tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("bad.pt", {"num_atoms": torch.tensor([10, -1, -1])}, "num_atoms holds what is no number"),
-        ("bad.pt", {"num_atoms": torch.tensor([2.5, 4.5, 1])}, "num_atoms holds what is no number"),
+        ("bad.pt", {"num_atoms": torch.tensor([10, -1, -1])}, "num_atoms contains a value that"),
+        ("bad.pt", {"num_atoms": torch.tensor([2.5, 4.5, 1])}, "num_atoms contains a value that"),
         ("bad.pt", {"angles": torch.zeros(2, 3)}, "num_atoms does not fit"),
         ("bad.pt", {"lengths": "long"}, "lengths is not an array of numbers"),
         ("bad.pt", {"lengths": [torch.zeros(1), torch.zeros(2)]}, "lengths is not an array"),
@@ -235,7 +235,7 @@ def test_tensors_that_are_none(tmp_path, name, change, message):
 
 def test_other_pt_files(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
-    with pytest.raises(FlowllmError, match=r"tensor\.pt: holds a Tensor, not a dictionary"):
+    with pytest.raises(FlowllmError, match=r"tensor\.pt: contains a Tensor, not a dictionary"):
         list(read_samples(tmp_path / "tensor.pt"))
     torch.save({key: value[:0] for key, value in tensors(False).items()}, tmp_path / "none.pt")
     assert list(read_samples(tmp_path / "none.pt")) == []

@@ -90,9 +90,9 @@ def test_a_csv_column_is_named_where_it_has_another_name_or_several_fit(tmp_path
         names(path, "end")
     for header in (["id", "cif", "structure"], ["id", "cif", "cif"]):
         path = write_csv(tmp_path / "two.csv", header, rows)
-        with pytest.raises(FlowllmError, match=r"may all hold the crystals; name one"):
+        with pytest.raises(FlowllmError, match=r"may contain the crystals; name one"):
             names(path)
-    with pytest.raises(FlowllmError, match=r"may all hold"):
+    with pytest.raises(FlowllmError, match=r"may contain"):
         names(path, "cif")
 
 
@@ -110,7 +110,7 @@ def test_odd_rows_of_a_csv_are_failed_samples(tmp_path):
     assert good == FORMULAS[0]
     assert "an empty cell" in bad[0]
     assert "an empty cell" in bad[1]
-    assert "more cells than the header's 2" in bad[2]
+    assert "more cells than the header, which has 2" in bad[2]
     assert names(path) == ["a", "b", "c", "d"]
 
 
@@ -176,6 +176,8 @@ def test_json_keeps_keys_ids_and_order(tmp_path):
     # Column by column, as pandas writes a table.
     path.write_text(json.dumps({"id": {"0": "a", "1": "b"}, "structure": {"4": DICTS["salt"]}}))
     assert (names(path), outcomes(path)) == (["4"], FORMULAS[:1])
+    (sample,) = read_samples(path, "structure")
+    assert sample().formula == FORMULAS[0]
     path.write_text(json.dumps([{"id": "a", "relaxed": DICTS["salt"]}, {"id": "b"}]))
     first, second = read_samples(path, "relaxed")
     assert first().formula == FORMULAS[0]

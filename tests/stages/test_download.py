@@ -210,7 +210,7 @@ def test_server_without_ranges_starts_over(tmp_path, server):
     out = tmp_path / "manifest.json"
     server.ranges, server.cut_after = False, 10_000
     with pytest.raises(
-        FlowllmError, match=r"broken off after 10000 of \d+ bytes.*10000 bytes are kept"
+        FlowllmError, match=r"the transfer ended after 10000 of \d+ bytes.*10000 bytes are kept"
     ):
         download.run(settings("mp_20", server.url), out=out)
     server.cut_after = None
@@ -239,7 +239,7 @@ def test_killed_download_goes_on(tmp_path, server):
     out = tmp_path / "run" / "manifest.json"
     program = (
         "from pathlib import Path\n"
-        "from flowllm.config.model import StageSettings\n"
+        "from flowllm.config.stage_settings import StageSettings\n"
         "from flowllm.data import sources\n"
         "from flowllm.stages import download\n"
         f"sources.CATALOGUE = Path({str(tmp_path / 'sources.yaml')!r})\n"
@@ -362,7 +362,7 @@ def test_catalogue_is_the_file_in_data_and_names_mp_20():
 def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path, server):
     """Of a redirect: data.url itself is refused by the configuration."""
     server.location = "http://me:SECRET@127.0.0.1/elsewhere"
-    with pytest.raises(FlowllmError, match="a user name or password in it") as caught:
+    with pytest.raises(FlowllmError, match=r"data\.url contains a user name or password") as caught:
         fetch.fetch(f"{server.url}/train.csv", tmp_path / "part")
     assert "SECRET" not in str(caught.value)
 
@@ -453,13 +453,13 @@ def test_folder_without_a_split_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"train\.csv: empty"),
+        ("", r"train\.csv: the file is empty"),
         ("material_id,cif\n", r"train\.csv: no row after the header"),
         ("material_id,CIF\na,b\n", r"train\.csv: column 'cif' is missing"),
         ('material_id,cif\na,"data_\n_cell_leng', r"train\.csv, line 3: not CSV.*cut off"),
         ("material_id,cif\nä,b\n".encode("latin-1"), r"train\.csv: not UTF-8"),
-        ("material_id;cif\na;b\n", r"train\.csv: its cells are separated by semicolons"),
-        ("material_id\tcif\na\tb\n", r"train\.csv: its cells are separated by tabs"),
+        ("material_id;cif\na;b\n", r"train\.csv: the cells are separated by semicolons"),
+        ("material_id\tcif\na\tb\n", r"train\.csv: the cells are separated by tabs"),
         ("material_id,cif,cif\na,b,c\n", r"train\.csv: two columns are named 'cif'"),
     ],
 )

@@ -422,8 +422,8 @@ def manifest(tmp_path) -> Path:
     ("change", "message"),
     [
         (lambda text: text.replace("v0", "w0"), r"val\.csv: checksum differs.*download. again"),
-        (lambda text: text[:-10], r"val\.csv: \d+ bytes, the manifest says \d+; delete val\.csv"),
-        (None, r"val\.csv: listed in the manifest and not there"),
+        (lambda text: text[:-10], r"val\.csv: \d+ bytes, but \d+ in the manifest; delete val\.csv"),
+        (None, r"val\.csv: listed in the manifest, but missing"),
     ],
 )
 def test_files_must_be_what_the_manifest_says(manifest, change, message):

@@ -190,7 +190,7 @@ def test_a_folder_without_samples_is_refused_before_any_job(tmp_path):
     overlay.write_text(yaml.safe_dump({"external_samples": rows}))
     words = ["--configfile", str(ROOT / "config.yaml"), str(overlay)]
     output = snakemake("-n", "--until", "import_samples", *words, check=False)
-    assert "hold no file that is read as a sample" in output
+    assert "contain no file that is read as a sample" in output
 
 
 def test_structure_prediction_is_a_branch_of_its_own():

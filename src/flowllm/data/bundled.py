@@ -1,7 +1,7 @@
-"""The crystals that pymatgen brings along: prototypes of the AFLOW library.
+"""The crystals that pymatgen contains: prototypes of the AFLOW library.
 
 Mehl et al., Computational Materials Science 136, S1 (2017), doi 10.1016/j.commatsci.2017.01.017.
-Real crystals under pymatgen's licence that need no download.
+They are real crystals under pymatgen's license and need no download.
 """
 
 import gzip
@@ -21,32 +21,32 @@ _FILE = "aflow_prototypes.json.gz"
 
 
 def origin() -> str:
-    """Where the bundled crystals come from, with the version of pymatgen."""
+    """Return the origin of the bundled crystals, with the version of pymatgen."""
     return f"pymatgen {metadata.version('pymatgen')}, {_FILE}"
 
 
 def prototypes() -> Iterator[dict[str, Any]]:
     """Yield every prototype as a row in MP-20's format, in the file's order.
 
-    The AFLOW label (stoichiometry, Pearson symbol, space group number, Wyckoff letters) stands
-    for several prototypes in a few cases; with the reduced formula it is unique.
+    A few AFLOW labels (stoichiometry, Pearson symbol, space group number, Wyckoff letters) have
+    several prototypes; with the reduced formula a label is unique.
 
     Raises:
         FlowllmError: this version of pymatgen has no such file.
     """
     from pymatgen.core import Structure
 
-    # Found without its import, which prepares a matcher for ten seconds.
+    # The module is found without its import, which takes ten seconds.
     spec = find_spec(_PACKAGE)
     path = Path(spec.origin if spec and spec.origin else _PACKAGE).with_name(_FILE)
     if not path.is_file():
         raise FlowllmError(
             f"{_PACKAGE}/{_FILE} is not in pymatgen {metadata.version('pymatgen')}; "
-            "install the pinned version, or set data.source to a folder"
+            "install the version in envs/constraints.txt, or set data.source to a folder"
         )
     for entry in json.loads(gzip.decompress(path.read_bytes())):
         label = entry["tags"]["aflow"]
-        # Only the lattice and the sites are read: the entry's own class stays out of play.
+        # Only the lattice and the sites are read, so that the entry's class is not needed.
         structure = Structure.from_dict({key: entry["snl"][key] for key in ("lattice", "sites")})
         yield {
             "material_id": f"{label}-{structure.composition.reduced_formula}",

@@ -1,4 +1,4 @@
-"""From CIF text to the crystal record: parse, primitive cell, Niggli reduction, checks."""
+"""CIF text to crystal record: parsing, primitive cell, Niggli reduction and checks."""
 
 import math
 import warnings
@@ -16,16 +16,15 @@ from flowllm.data.rejected import RejectedError
 from flowllm.errors import FlowllmError
 
 PRIMITIVE_TOLERANCE = 0.01
-"""Angstrom. Two atoms are copies of each other when a translation maps one onto the other this
-closely. pymatgen's default of 0.25 merges cells that differ by real displacements, 20 of 1,800 in
-MP-20; this is the noise of a relaxed structure."""
+"""Angstrom. Two atoms are equivalent if a translation maps one onto the other within this distance,
+which is the noise of a relaxed structure. pymatgen's default of 0.25 merges cells that differ by
+real displacements (20 of 1,800 in MP-20)."""
 
 ANGLE_TOLERANCE = 0.01
-"""Degrees by which rounding may take a Niggli cell's angle out of [60, 120]."""
-
+"""Degrees by which rounding may move an angle of a Niggli cell out of [60, 120]."""
 
 NIGGLI_TOLERANCE = 1e-5
-"""Spglib's tolerance, square angstrom: terms of the metric this close count as equal."""
+"""Square angstrom. spglib treats terms of the metric within this difference as equal."""
 
 
 def crystal_from_cif(text: str, cell: Literal["primitive", "as_given"], max_atoms: int) -> Crystal:
@@ -41,13 +40,13 @@ def crystal_from_cif(text: str, cell: Literal["primitive", "as_given"], max_atom
             close_atoms or bad_crystal.
     """
     with warnings.catch_warnings():
-        # Rounding and symmetry remarks, a few a row; what matters is checked here.
+        # Several remarks on rounding and symmetry per row; what matters is checked here.
         warnings.simplefilter("ignore")
         structure = structure_from_cif(text)
         if cell == "primitive":
-            # A hopeless one is turned away at once: the search in a large cell takes minutes.
+            # Rejected before the search for the primitive cell, which takes minutes in large cells.
             check_size(atoms_in_formula(structure), max_atoms, "the formula")
-        # Before the reduction, which takes a shift of 0.004 angstrom for a translation.
+        # Before the reduction, which treats a shift of 0.004 angstrom as a translation.
         check_distances(structure)
         structure = reduce_cell(structure, cell)
         check_distances(structure)
@@ -59,14 +58,15 @@ def crystal_from_cif(text: str, cell: Literal["primitive", "as_given"], max_atom
 
 
 def structure_from_cif(text: str) -> Structure:
-    """Return the one structure of a CIF: its cell as given, all atoms, elements without charges.
+    """Return the one structure of a CIF: the cell as given and all atoms, without charges.
 
     Raises:
-        RejectedError: see `read_structure`; also bad_cif where the CIF has not one structure.
+        RejectedError: as in `read_structure`; also bad_cif, where the CIF does not have exactly one
+            structure.
     """
     blocks = split_blocks(text)
     if len(blocks) > 1:
-        # A block with the cell alone is that of a measurement.
+        # A block with a cell but no atoms describes a measurement.
         blocks = [block for block in blocks if "_atom_site" in block.lower()]
     if len(blocks) != 1:
         raise RejectedError("bad_cif", f"{len(blocks)} structures in one CIF, expected one")
@@ -74,7 +74,7 @@ def structure_from_cif(text: str) -> Structure:
 
 
 def check_distances(structure: Structure) -> None:
-    """Refuse atoms that are closer than any two atoms are, periodic images included.
+    """Reject atoms closer than `MIN_DISTANCE`, periodic images included.
 
     Raises:
         RejectedError: close_atoms.
@@ -93,13 +93,13 @@ def check_distances(structure: Structure) -> None:
 
 
 def atoms_in_formula(structure: Structure) -> int:
-    """Number of atoms in the reduced formula; no cell of the crystal holds fewer."""
+    """Return the number of atoms in the reduced formula; no cell of the crystal has fewer."""
     counts = Counter(site.species_string for site in structure)
     return len(structure) // math.gcd(*counts.values())
 
 
 def check_size(num_atoms: int, max_atoms: int, where: str) -> None:
-    """Refuse more atoms than allowed.
+    """Reject more atoms than allowed.
 
     Raises:
         RejectedError: too_many_atoms.
@@ -113,17 +113,17 @@ def reduce_cell(structure: Structure, cell: Literal["primitive", "as_given"]) ->
 
     Args:
         structure: an ordered structure.
-        cell: primitive for the cell of smallest volume, as_given for the volume given.
+        cell: primitive for the cell of smallest volume, as_given to keep the volume.
 
     Raises:
-        RejectedError: not_reduced, where the reduction fails or its angles are out of bounds.
+        RejectedError: not_reduced, where the reduction fails or an angle is out of bounds.
     """
     try:
         if cell == "primitive":
             structure = structure.get_primitive_structure(tolerance=PRIMITIVE_TOLERANCE)
         reduced = niggli_reduced(structure)
     except Exception as error:
-        # The reduction of a degenerate lattice fails in many ways; the row says which.
+        # The reduction of a degenerate lattice fails with many kinds of error.
         raise RejectedError("not_reduced", f"{type(error).__name__}: {error}") from error
     angles = np.asarray(reduced.lattice.angles)
     if angles.min() < 60 - ANGLE_TOLERANCE or angles.max() > 120 + ANGLE_TOLERANCE:
@@ -134,17 +134,17 @@ def reduce_cell(structure: Structure, cell: Literal["primitive", "as_given"]) ->
 def niggli_reduced(structure: Structure) -> Structure:
     """Return the structure in the Niggli cell of its lattice (International Tables A, 9.2).
 
-    spglib's reduction, since pymatgen's ends by mapping the reduced cell onto the lattice with a
-    tolerance of one degree, and gives another cell for 1 in 80 of MP-20's crystals.
+    The reduction is spglib's. pymatgen's maps the reduced cell onto the lattice with a tolerance
+    of one degree and so gives another cell for 1 in 80 crystals of MP-20.
 
     Raises:
-        ValueError: the reduction does not end, or not in a cell of the same lattice.
+        ValueError: the reduction fails, or its cell is not one of the same lattice.
     """
     matrix = structure.lattice.matrix
     reduced = spglib.niggli_reduce(matrix, eps=NIGGLI_TOLERANCE)
     if reduced is None:
         raise ValueError(f"no Niggli cell for lengths {structure.lattice.abc}")
-    # The new vectors (rows) in terms of the old ones: whole numbers, determinant 1 or -1.
+    # New vectors (rows) in terms of the old ones: whole numbers, determinant 1 or -1.
     change = np.rint(reduced @ np.linalg.inv(matrix))
     if not abs(abs(np.linalg.det(change)) - 1) < 1e-6:
         raise ValueError(f"the reduction of lengths {structure.lattice.abc} changed the lattice")

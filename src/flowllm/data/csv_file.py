@@ -1,4 +1,4 @@
-"""CSV files of users: one reading, which refuses what another program would read otherwise."""
+"""CSV files of users, read strictly: what programs interpret differently is an error."""
 
 import csv
 from collections import Counter
@@ -9,23 +9,24 @@ from pathlib import Path
 from flowllm.errors import FlowllmError
 
 _MAX_FIELD = 1 << 28
+"""Characters per cell."""
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the last line and the cells of each row; the header is the first row.
+    """Yield the number of the last line and the cells of each row, the header first.
 
-    A byte order mark is left out, and so are empty lines, as in pandas.
+    A byte order mark and empty lines are left out, as in pandas.
 
     Raises:
         FlowllmError: the file is missing, empty, not UTF-8, not CSV, has another delimiter than the
-            comma, or two columns of one name; the message names the file and the line.
+            comma, or two columns with one name; the message names the file and the line.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as handle, _large_fields():
+        with path.open(newline="", encoding="utf-8-sig") as handle, large_fields():
             reader = csv.reader(handle, strict=True)
             columns = next((cells for cells in reader if cells), None)
             if columns is None:
-                raise FlowllmError(f"{path}: empty; expected CSV with a header")
+                raise FlowllmError(f"{path}: the file is empty, expected CSV with a header")
             _check_header(path, columns)
             yield reader.line_num, columns
             yield from ((reader.line_num, cells) for cells in reader if cells)
@@ -37,7 +38,8 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         ) from error
     except csv.Error as error:
         raise FlowllmError(
-            f"{path}, line {reader.line_num}: not CSV ({error}); is the file cut off? Get it again"
+            f"{path}, line {reader.line_num}: not CSV ({error}); the file may be cut off, "
+            "get it again"
         ) from error
 
 
@@ -45,7 +47,7 @@ def _check_header(path: Path, columns: list[str]) -> None:
     for delimiter, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(columns) == 1 and delimiter in columns[0]:
             raise FlowllmError(
-                f"{path}: its cells are separated by {name}; save it with commas, "
+                f"{path}: the cells are separated by {name}; save the file with commas, "
                 "and decimal points in numbers"
             )
     if double := [name for name, count in Counter(columns).items() if count > 1 and name]:
@@ -53,8 +55,8 @@ def _check_header(path: Path, columns: list[str]) -> None:
 
 
 @contextmanager
-def _large_fields() -> Iterator[None]:
-    """Let a CSV cell hold a large CIF: the module's limit of 131,072 characters is for all."""
+def large_fields() -> Iterator[None]:
+    """Raise the limit of the module csv for a cell, 131,072 characters, inside a `with` block."""
     before = csv.field_size_limit(_MAX_FIELD)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Fetching a file over HTTP, going on from what an interrupted try had received."""
+"""Download of a file over HTTP that resumes an interrupted attempt."""
 
 import http.client
 import time
@@ -16,13 +16,13 @@ from flowllm.plain_text import redacted
 from flowllm.runtime.log import Progress, log
 
 ATTEMPTS = 3
-"""Attempts in a row that bring nothing new before a fetch is given up."""
+"""Consecutive attempts without a new byte after which a fetch fails."""
 
 PAUSE_SECONDS = 2.0
-"""Pause before the second attempt; it doubles with every further one."""
+"""Pause before the second attempt; it doubles for every further attempt."""
 
 TIMEOUT_SECONDS = 60.0
-"""Longest silence of the server."""
+"""Longest time without an answer from the server."""
 
 BLOCK_BYTES = 1 << 18
 
@@ -30,11 +30,11 @@ _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 class _BrokenOffError(Exception):
-    """A transfer that another attempt may bring to its end."""
+    """A transfer that another attempt may complete."""
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects only to where a first request may go."""
+    """A handler that follows redirects only to addresses that `check_url` accepts."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -44,15 +44,15 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def check_url(url: str) -> None:
-    """Refuse an address that is not https; plain http is for this machine's own servers.
+    """Refuse an address that is not https; http is accepted for servers on this machine.
 
     Raises:
-        FlowllmError: the address has another scheme, no host, or a password; neither a password nor
-            a query is repeated.
+        FlowllmError: the address has another scheme, no host, or a password. The message contains
+            neither a password nor a query.
     """
     if has_credentials(url):
         raise FlowllmError(
-            "data.url: there is a user name or password in it, which would be recorded; take an "
+            "data.url contains a user name or password, which would be recorded; use an "
             "address without, or fetch the files yourself and set data.source to their folder"
         )
     parts = urllib.parse.urlsplit(url)
@@ -65,27 +65,27 @@ def check_url(url: str) -> None:
 
 
 def fetch(url: str, part: Path) -> None:
-    """Fetch a URL into `part`, appending to what an earlier try left there.
+    """Fetch a URL into `part`, appending to what an earlier attempt received.
 
-    The standard proxy variables (`https_proxy`, `no_proxy`, ...) are honoured. What has been
-    received stays in `part` when this raises.
+    The standard proxy variables (`https_proxy`, `no_proxy`, ...) are used. The received bytes stay
+    in `part` when this raises.
 
     Args:
         url: https address, or http on this machine.
-        part: file that receives the bytes; complete when this returns, but not checked.
+        part: file that receives the bytes; it is complete when this returns, but not checked.
 
     Raises:
-        FlowllmError: the address is refused, the server says no, or repeated attempts bring
-            nothing new.
+        FlowllmError: the address is refused, the server answers with an error, or repeated
+            attempts receive nothing new.
     """
     check_url(url)
-    # No file:, ftp: or data: handler would be of use; `check_url` refuses their addresses.
+    # `check_url` refuses addresses of the handlers file:, ftp: and data:.
     opener = urllib.request.build_opener(_CheckedRedirects)
     reason = ""
     failures = received = 0
     while failures < ATTEMPTS:
         if failures:
-            log.warning("%s", redacted(f"{url}: {reason}, trying again"))
+            log.warning("%s", redacted(f"{url}: {reason}, retrying"))
             time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
         try:
             _receive(opener, url, part)
@@ -106,7 +106,7 @@ def fetch(url: str, part: Path) -> None:
 
 def _gave_up(url: str, reason: str, part: Path) -> str:
     size = part.stat().st_size if part.exists() else 0
-    kept = f"{size} bytes are kept and the next run goes on from there. " if size else ""
+    kept = f"{size} bytes are kept and the next run resumes from there. " if size else ""
     return (
         f"{url}: {reason}. {kept}Run again, or set data.url to a mirror, "
         "or fetch the files yourself and set data.source to their folder."
@@ -114,7 +114,7 @@ def _gave_up(url: str, reason: str, part: Path) -> str:
 
 
 def _receive(opener: urllib.request.OpenerDirector, url: str, part: Path) -> None:
-    """Make one request and write what comes, after what `part` already holds."""
+    """Make one request and append the answer to `part`."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": f"flowllm/{__version__}", "Accept-Encoding": "identity"}
     if have:
@@ -131,14 +131,14 @@ def _receive(opener: urllib.request.OpenerDirector, url: str, part: Path) -> Non
         resumed = response.status == http.client.PARTIAL_CONTENT
         if resumed and _range_start(response.headers) != have:
             part.unlink(missing_ok=True)
-            raise _BrokenOffError("the server sent another range than asked for")
+            raise _BrokenOffError("the server sent another range than requested")
         start = have if resumed else 0
         total = _total_bytes(response.headers, start)
         _write(response, part, start, total)
 
 
 def _write(response: Any, part: Path, start: int, total: int | None) -> None:
-    """Write a response's body into `part` from byte `start` on, with progress."""
+    """Write the body of a response into `part` from byte `start` on, with progress."""
     progress = Progress(f"download {part.stem}, bytes", total, done=start) if total else None
     received = start
     with part.open("ab" if start else "wb") as handle:
@@ -148,25 +148,25 @@ def _write(response: Any, part: Path, start: int, total: int | None) -> None:
             if progress is not None:
                 progress.advance(len(block))
     if total is not None and received != total:
-        raise _BrokenOffError(f"broken off after {received} of {total} bytes")
+        raise _BrokenOffError(f"the transfer ended after {received} of {total} bytes")
 
 
 def _nothing_left(headers: Message, have: int, part: Path) -> None:
-    """Handle the answer that there is no byte after `have`: complete, or of another file."""
+    """Handle the answer that no byte follows `have`: the file is complete, or it is another one."""
     if headers.get("Content-Range") == f"bytes */{have}":
         return
     part.unlink()
-    raise _BrokenOffError("what was received before is of another file, starting anew")
+    raise _BrokenOffError("the bytes received before are of another file, starting again")
 
 
 def _range_start(headers: Message) -> int | None:
-    """First byte's position in `Content-Range: bytes START-END/TOTAL`."""
+    """Return START of `Content-Range: bytes START-END/TOTAL`, None where it is missing."""
     unit, _, rest = headers.get("Content-Range", "").partition(" ")
     start = rest.partition("-")[0]
     return int(start) if unit == "bytes" and start.isdecimal() else None
 
 
 def _total_bytes(headers: Message, start: int) -> int | None:
-    """Size of the whole file when `start` bytes of it were there before; None where unsaid."""
+    """Return the size of the whole file, of which `start` bytes were received before, or None."""
     length = headers.get("Content-Length", "")
     return start + int(length) if length.isdecimal() else None

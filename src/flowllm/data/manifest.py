@@ -1,7 +1,7 @@
-"""The manifest of downloaded files: what lies beside it, with size and checksum.
+"""The manifest of downloaded files: the files beside it, with size and checksum.
 
-It says nothing of when or from where the files came, so that equal data gives an equal manifest
-and all that is made from it stays the same; the run's record beside it has those facts.
+It contains neither dates nor addresses, so that equal data give an equal manifest and equal
+results; the provenance record beside it has them.
 """
 
 import json
@@ -15,7 +15,9 @@ from flowllm.data.sources import Sha256, hash_file
 from flowllm.errors import FlowllmError
 from flowllm.io.files import write_text
 
-SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 SourceFormat = Literal["mp_20", "bundled", "csv_folder", "cif_folder"]
 
@@ -24,7 +26,7 @@ class ManifestFile(Section):
     """One CSV file beside the manifest; `split` is null where the source has no split."""
 
     name: Name
-    split: Literal["train", "val", "test"] | None
+    split: Split | None
     size: NonNegativeInt
     sha256: Sha256
     rows: PositiveInt
@@ -32,7 +34,7 @@ class ManifestFile(Section):
 
 
 class Manifest(Section):
-    """What `download` has put beside its manifest."""
+    """The files that `download` has written beside its manifest."""
 
     kind: SourceFormat
     licence: str | None
@@ -45,9 +47,9 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest and check the files it lists.
+    """Read a manifest and check the files that it lists.
 
-    File names are plain names: a manifest cannot lead to a file outside its folder.
+    File names are without folders, so that a manifest cannot refer to a file outside its folder.
 
     Raises:
         FlowllmError: the manifest is missing or malformed, or a file is missing or has another
@@ -58,7 +60,9 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise FlowllmError(f"{path}: {error.strerror}; run `flowllm download` first") from error
     except (json.JSONDecodeError, ValidationError) as error:
-        raise FlowllmError(f"{path}: not a manifest of download; run it again\n{error}") from error
+        raise FlowllmError(
+            f"{path}: not a manifest of download; run `flowllm download` again\n{error}"
+        ) from error
     _check_splits(path, manifest)
     for file in manifest.files:
         _check_file(path.with_name(file.name), file)
@@ -70,17 +74,17 @@ def _check_splits(path: Path, manifest: Manifest) -> None:
     if splits != [None] and sorted(map(str, splits)) != sorted(SPLITS):
         raise FlowllmError(
             f"{path}: files have the splits {splits}, expected one of each of {list(SPLITS)}, "
-            "or one file without; run `flowllm download` again"
+            "or one file without a split; run `flowllm download` again"
         )
 
 
 def _check_file(path: Path, expected: ManifestFile) -> None:
-    mend = f"delete {path.name} and run `flowllm download` again"
+    remedy = f"delete {path.name} and run `flowllm download` again"
     if not path.is_file():
-        raise FlowllmError(f"{path}: listed in the manifest and not there; {mend}")
+        raise FlowllmError(f"{path}: listed in the manifest, but missing; {remedy}")
     size = path.stat().st_size
     if size != expected.size:
-        raise FlowllmError(f"{path}: {size} bytes, the manifest says {expected.size}; {mend}")
+        raise FlowllmError(f"{path}: {size} bytes, but {expected.size} in the manifest; {remedy}")
     sha256, _ = hash_file(path)
     if sha256 != expected.sha256:
-        raise FlowllmError(f"{path}: checksum differs from the manifest's; {mend}")
+        raise FlowllmError(f"{path}: checksum differs from the manifest's; {remedy}")

@@ -1,9 +1,9 @@
-"""Properties of crystals as text: one reading for sources, files of wishes and the command line."""
+"""Properties of crystals as text, in sources, files of requests and the command line."""
 
 import re
 
 MAX_ENERGY = 1000.0
-"""eV. What is larger has another unit, or a typing error in its exponent."""
+"""eV. A larger number has another unit, or a typing error in its exponent."""
 
 LEAST = {"formation_energy_per_atom": -MAX_ENERGY, "band_gap": 0.0, "e_above_hull": -MAX_ENERGY}
 """Lowest value of each energy."""
@@ -14,16 +14,16 @@ NUM_SPACE_GROUPS = 230
 MISSING = frozenset(
     ("", "?", ".", "-", "none", "na", "n/a", "<na>", "#n/a", "#na", "nan", "-nan", "null")
 )
-"""Words in lower case for a value that is not known: pandas' own, and CIF's."""
+"""Words of pandas and CIF for an unknown value, in lower case."""
 
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def parse_property(name: str, text: str) -> float | int | None:
-    """Return the value of a property, None where the text is a word for a missing one.
+    """Return the value of a property, None where the text is a word for an unknown value.
 
     Args:
-        name: an energy of `LEAST` in eV, or the number of a space group.
+        name: an energy of `LEAST` in eV, or `space_group_number`.
         text: a decimal number; spaces around it do not matter.
 
     Returns:
@@ -45,5 +45,5 @@ def parse_property(name: str, text: str) -> float | int | None:
         return int(number)
     if not LEAST[name] <= number <= MAX_ENERGY:
         raise ValueError(f"{word!r}, expected {LEAST[name]:g} to {MAX_ENERGY:g} eV")
-    # Not -0.0, which is a word of its own in a table.
+    # -0.0 becomes 0.0, since the two differ as text.
     return number + 0.0

@@ -1,4 +1,4 @@
-"""Rows of a source: CSV files in MP-20's format, which every kind of source is brought to."""
+"""Rows of a source: CSV files in MP-20's format, to which every kind of source is converted."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowllm.data.csv_file import read_csv
+from flowllm.data.manifest import Split
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_path
 
@@ -16,10 +17,10 @@ PROPERTY_COLUMNS = {
     "e_above_hull": "e_above_hull",
     "spacegroup.number": "space_group_number",
 }
-"""MP-20's optional columns and our names for them; the rest of its columns follow from the cif."""
+"""MP-20's optional columns and our names for them; its other columns follow from the cif."""
 
 FILE_COLUMN = "file"
-"""Where the rows come from files of their own: the file's name, for the list of rejected rows."""
+"""The file name of a row that comes from its own file, for the list of rejected rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,14 @@ class SourceRow:
     """One row of a source as text.
 
     Attributes:
-        split: train, val or test; None while the source does not say.
-        file: name of the file that a person should look at.
+        split: train, val or test; None where the source has no split.
+        file: name of the file that the row comes from.
         row: number of the data row in the CSV file, from 0 without empty lines (as pandas counts).
         cells: the row's cells by column.
-        problem: what is wrong with the row's form, None where nothing is.
+        problem: what is wrong with the row's cells, None where they fit the columns.
     """
 
-    split: str | None
+    split: Split | None
     file: str
     row: int
     cells: Mapping[str, str]
@@ -46,7 +47,7 @@ class SourceRow:
         return self.cells.get("material_id", "")
 
 
-def read_rows(path: Path, split: str | None) -> Iterator[SourceRow]:
+def read_rows(path: Path, split: Split | None) -> Iterator[SourceRow]:
     """Read a CSV file with at least the columns material_id and cif.
 
     Raises:
@@ -77,7 +78,7 @@ def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, o
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as handle,
     ):
-        # Quotes everywhere: by itself the module leaves a lone carriage return bare.
+        # All cells are quoted, since csv does not quote a single carriage return.
         writer = csv.DictWriter(handle, list(columns), lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writeheader()
         writer.writerows(rows)
@@ -93,7 +94,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 
 def _source_row(
-    path: Path, split: str | None, number: int, columns: list[str], values: list[str]
+    path: Path, split: Split | None, number: int, columns: list[str], values: list[str]
 ) -> SourceRow:
     cells = dict(zip(columns, values, strict=False))
     problem = None

@@ -1,7 +1,7 @@
-"""The files that another model's samples are read from: which they are, their order, their text.
+"""The files of another model's samples: which files they are, their order and their content.
 
-The workflow lists the same files as the stage, so that a changed one is read again; its own
-environment has neither numpy nor pymatgen, so that nothing here needs them.
+The workflow lists the same files as the stage, so that a changed file is read again. The workflow's
+environment has neither numpy nor pymatgen, so this module imports neither.
 """
 
 import gzip
@@ -23,26 +23,26 @@ XYZ = (".extxyz", ".xyz")
 PT = (".pt",)
 
 IN_FOLDERS = f"{', '.join((*CIF, *POSCAR))}, POSCAR, CONTCAR, each also with .gz"
-"""What is read of a folder, in words."""
+"""Files of a folder that are read, for messages."""
 
 ALONE = f"{', '.join((*CSV, *JSON, *JSON_LINES, *XYZ))} (each also with .gz) and .pt"
-"""What is read as one file of many samples besides those, in words."""
+"""Files of many samples that are read one by one, for messages."""
 
 MAX_BYTES = 1 << 29
-"""Bytes of text that one row of external_samples may unpack to; 80,000 structures as JSON."""
+"""Limit of the unpacked bytes per row of external_samples: 512 MiB, 80,000 structures as JSON."""
 
 _POSCAR_NAME = re.compile(r"(.*[^a-z])?(poscar|contcar)([_-][^.]*|\.?[0-9]+)?", re.IGNORECASE)
 """VASP's own names, with a number or a word before or after: POSCAR, 12.POSCAR, CONTCAR_NaCl."""
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix that says a file's format, in lower case, without `.gz`."""
+    """Return the suffix of a file's format, in lower case, without `.gz`."""
     name = path.name.lower().removesuffix(".gz")
     return Path(name).suffix
 
 
 def is_poscar(path: Path) -> bool:
-    """Whether a file's name is one of VASP's structures."""
+    """Whether a file's name is that of a structure of VASP."""
     if suffix_of(path) in POSCAR:
         return True
     known = (*CIF, *CSV, *JSON, *JSON_LINES, *XYZ, *PT)
@@ -51,14 +51,13 @@ def is_poscar(path: Path) -> bool:
 
 
 def sample_files(path: Path) -> list[Path]:
-    """Return the files of one row's samples, in their order: the file, or a folder's files.
+    """Return the files of one row's samples in their order: the file, or a folder's files.
 
-    Of a folder all CIF and POSCAR files are taken, those of folders in it too, in natural order
-    (gen_2 before gen_10). Hidden files are left out, as other systems write them beside the real
-    ones.
+    All CIF and POSCAR files of a folder and its subfolders are taken, in natural order (gen_2
+    before gen_10). Hidden files are left out, since other systems write them beside the real ones.
 
     Raises:
-        FlowllmError: the folder holds no such file, or two files of one sample.
+        FlowllmError: the folder contains no such file, or two files of one sample.
     """
     if not path.is_dir():
         return [path]
@@ -70,8 +69,8 @@ def sample_files(path: Path) -> list[Path]:
     ]
     if not found:
         raise FlowllmError(
-            f"{path}: the folder and those in it hold no file that is read as a sample "
-            f"({IN_FOLDERS}); name a file of many samples itself ({ALONE})"
+            f"{path}: the folder and its subfolders contain no file that is read as a sample "
+            f"({IN_FOLDERS}); for a file of many samples ({ALONE}), give the file itself"
         )
     found.sort(key=lambda one: natural_order(one.relative_to(path).as_posix()))
     _check_twice(path, found)
@@ -79,14 +78,14 @@ def sample_files(path: Path) -> list[Path]:
 
 
 def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Give each folder and the names in it; hidden folders are left out, and each is read once."""
+    """Yield each folder and the names in it, each folder once and without hidden ones."""
     seen: set[str] = set()
 
     def refuse(error: OSError) -> None:
         raise FlowllmError(f"{error.filename}: {error.strerror}; make the folder readable")
 
     for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)  # a link can lead to a folder that it is in
+        real = os.path.realpath(folder)  # a link can lead to its own parent folder
         if real in seen:
             folders.clear()
             continue
@@ -100,13 +99,13 @@ def _is_sample(path: Path) -> bool:
 
 
 def _check_twice(folder: Path, found: list[Path]) -> None:
-    """Refuse files that are named alike but for their format: one sample would count twice."""
+    """Refuse files whose names differ only in the format: one sample would count twice."""
     first: dict[str, Path] = {}
     for path in found:
         name = re.sub(r"\.gz$", "", path.relative_to(folder).as_posix(), flags=re.IGNORECASE)
         if suffix_of(path) in (*CIF, *POSCAR):
             name = name[: -len(suffix_of(path))]
-        # The start and the end of one run are one crystal too.
+        # POSCAR and CONTCAR are the start and the end of one relaxation.
         name = re.sub(r"poscar|contcar", "POSCAR", name, flags=re.IGNORECASE)
         other = first.setdefault(name, path)
         if other != path:
@@ -124,11 +123,11 @@ def natural_order(name: str) -> list[tuple[bool, int, str]]:
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Return a file's content, unpacked where it is gzip by its first bytes.
+    """Return a file's content, unpacked where its first bytes are those of gzip.
 
     Raises:
-        FlowllmError: it cannot be read, is no regular file, is broken gzip, or has more bytes than
-            the limit.
+        FlowllmError: the file cannot be read, is not a regular file, is broken gzip, or has more
+            bytes than the limit.
     """
     try:
         if not path.is_file():
@@ -145,8 +144,20 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     return content
 
 
+def read_text(path: Path) -> str:
+    """Return a file's text, unpacked, without a byte order mark.
+
+    Raises:
+        FlowllmError: as in `read_bytes`, or the file is not UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FlowllmError(f"{path}: not UTF-8 ({error})") from error
+
+
 def _unpacked(path: Path, packed: bytes, limit: int) -> bytes:
-    """Unpack gzip, of one member or several, no further than a byte beyond the limit."""
+    """Unpack gzip of one or several members, at most one byte more than the limit."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as unpacked:
             return unpacked.read(limit + 1)
@@ -155,7 +166,7 @@ def _unpacked(path: Path, packed: bytes, limit: int) -> bytes:
 
 
 def too_large(path: Path, limit: int) -> FlowllmError:
-    """Return the refusal of a file that has, or unpacks to, more than a limit."""
+    """Return the error for a file that has, or unpacks to, more bytes than the limit."""
     return FlowllmError(
         f"{path}: more than {limit >> 20} MiB (unpacked), the limit of one row; split the samples "
         "into several files and give each its own row of external_samples"

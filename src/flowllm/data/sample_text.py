@@ -1,4 +1,4 @@
-"""Notations of one structure besides CIF: JSON, Python's dictionaries, POSCAR. All are data."""
+"""Structures as text other than CIF: JSON, Python's dictionaries and POSCAR, parsed as data."""
 
 import ast
 import json
@@ -14,11 +14,11 @@ from pymatgen.io.vasp.inputs import Poscar
 from flowllm.errors import FlowllmError
 
 MAX_NOTATION = 1 << 22
-"""Characters of Python's notation per structure: its syntax tree takes 50 times as much memory."""
+"""Characters per structure in Python's notation, whose syntax tree takes 50 times the memory."""
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object of JSON; of a key that is given twice json would keep the last value.
+    """Build a dictionary from the pairs of a JSON object. json itself keeps the last of two values.
 
     Raises:
         FlowllmError: a key is given twice.
@@ -35,7 +35,7 @@ def read_notation(text: str) -> dict[str, Any]:
     """Read a dictionary in JSON's or in Python's notation (`str` of a dictionary).
 
     Raises:
-        FlowllmError: it is neither, or is too long.
+        FlowllmError: the text is neither, or is too long.
     """
     try:
         values = json.loads(text, object_pairs_hook=unique_keys)
@@ -47,9 +47,9 @@ def read_notation(text: str) -> dict[str, Any]:
 
 
 class _Numbers(ast.NodeTransformer):
-    """Replaces the names by which `str` of a dictionary writes non-finite numbers."""
+    """Replacement of the names that `str` of a dictionary writes for non-finite numbers."""
 
-    def visit_Name(self, node: ast.Name) -> ast.AST:
+    def visit_Name(self, node: ast.Name) -> ast.AST:  # ast calls it by this name
         return ast.Constant({"nan": math.nan, "inf": math.inf}[node.id])
 
 
@@ -59,7 +59,7 @@ def _read_python(text: str) -> object:
             f"a dictionary of {len(text):,} characters that is not JSON; limit {MAX_NOTATION:,}"
         )
     try:
-        # literal_eval builds plain values alone; a name or a call that is left is an error.
+        # literal_eval builds plain values only; it refuses any remaining name or call.
         return ast.literal_eval(_Numbers().visit(ast.parse(text.strip(), mode="eval")))
     except KeyError as error:
         raise FlowllmError(
@@ -67,16 +67,16 @@ def _read_python(text: str) -> object:
             "notation of plain values"
         ) from error
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        said = type(error).__name__
-        raise FlowllmError(f"a dictionary that is neither JSON nor Python's ({said})") from error
+        kind = type(error).__name__
+        raise FlowllmError(f"a dictionary that is neither JSON nor Python's ({kind})") from error
 
 
 def read_poscar(text: str) -> Structure:
     """Read a POSCAR or CONTCAR.
 
     Raises:
-        FlowllmError: it does not name its elements, has fewer lines than atoms, or a scale that is
-            not a number.
+        FlowllmError: the text does not name its elements, has fewer lines than atoms, or has a
+            scale that is not a number.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if len(lines) < 8:
@@ -95,9 +95,10 @@ def read_poscar(text: str) -> Structure:
 
 
 def _check_counts(lines: Sequence[str]) -> None:
-    """Refuse numbers of atoms that are not one per symbol, or more than the lines that follow.
+    """Refuse numbers of atoms that are not one per symbol, or larger than the number of lines.
 
-    Both may take several lines, as many of each; pymatgen leaves out symbols that have no number.
+    Symbols and numbers may take several lines, the same number of each. pymatgen drops symbols
+    without a number.
     """
     first = next((i for i, line in enumerate(lines[:16]) if i >= 5 and _is_counts(line)), None)
     if first is None:
@@ -117,9 +118,9 @@ def _is_counts(line: str) -> bool:
 
 
 def _positive_scale(lines: Sequence[str]) -> str:
-    """Return the factor of lengths: a negative number is a volume instead, cubic angstrom.
+    """Return the scale of lengths as text. A negative number in a POSCAR is a volume, angstrom^3.
 
-    pymatgen multiplies cartesian coordinates with the volume itself.
+    pymatgen would multiply Cartesian coordinates by the volume itself.
     """
     try:
         scale = float(lines[1])

@@ -1,4 +1,4 @@
-"""The catalogue of public data sets (`data/sources.yaml`) and the check of what was fetched."""
+"""The catalogue of public data sets (`data/sources.yaml`) and the check of fetched files."""
 
 import hashlib
 from datetime import date
@@ -17,7 +17,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Copy(Section):
-    """One known content of a file; a git blob id covers the size too."""
+    """One accepted content of a file; a git blob id covers the size too."""
 
     origin: str
     size: PositiveInt | None = None
@@ -26,7 +26,7 @@ class Copy(Section):
 
 
 class SourceFile(Section):
-    """One file of a data set: its name below the URL, and the contents that are accepted."""
+    """One file of a data set: its name below the URL, and its accepted contents."""
 
     name: Name
     rows: PositiveInt
@@ -50,7 +50,7 @@ def catalogue() -> dict[str, Source]:
 
 
 def match_copy(path: Path, copies: tuple[Copy, ...]) -> Copy | None:
-    """Return the known copy that a file is, byte for byte; None where it is none of them."""
+    """Return the accepted copy with the content of a file, None where no copy has it."""
     size = path.stat().st_size
     sha256, blob = hash_file(path)
     for copy in copies:
@@ -64,7 +64,7 @@ def match_copy(path: Path, copies: tuple[Copy, ...]) -> Copy | None:
 def hash_file(path: Path) -> tuple[str, str]:
     """Return the SHA-256 of a file's content and its git blob id, in one reading."""
     sha256 = hashlib.sha256()
-    # Git's own identifier; what protects against forgery is SHA-256 and the pinned https address.
+    # Git's identifier is SHA-1; SHA-256 and the pinned https address protect against forgery.
     blob = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):

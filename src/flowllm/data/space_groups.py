@@ -1,19 +1,19 @@
-"""Space groups by what CIFs call them: the 530 settings of Hall's table, as spglib lists them.
+"""Space groups by the names that CIFs give them: the 530 settings of Hall's table, from spglib.
 
-Hall, Acta Cryst. A37, 517 (1981); International Tables B (2010), table A1.4.2.7. A method has
-fixed axes and a fixed origin, so its operations are known; a name may belong to several.
+Hall, Acta Cryst. A37, 517 (1981); International Tables B (2010), table A1.4.2.7. A setting has
+fixed axes and a fixed origin, so its operations are known; a name may belong to several settings.
 """
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import spglib
 
+from flowllm.data.symmetry_operations import Operations
+
 _ALL = range(1, 531)
-"""Numbers of the settings."""
+"""Numbers of the settings in Hall's table."""
 
 _CUBIC_WITH_CENTER = (*range(200, 207), *range(221, 231))
 
@@ -25,8 +25,7 @@ _OLD_NAMES = {
     **dict(enumerate(("Ccca", "Ccca", "Cccb", "Cccb", "Abaa", "Abaa"), 322)),
     **dict(enumerate(("Acaa", "Acaa", "Bbcb", "Bbcb", "Bbab", "Bbab"), 328)),
 }
-"""Names by number of the method from before the glide plane e (de Wolff et al., Acta Cryst. A48,
-727 (1992))."""
+"""Names by setting from before the glide plane e (de Wolff et al., Acta Cryst. A48, 727 (1992))."""
 
 _WITH_SUFFIX = re.compile(r"(?P<name>.+?)(?::(?P<code>.+)|o(?P<origin>[12])|(?P<letter>[hrsz]))")
 
@@ -34,33 +33,18 @@ _OF_ICSD = {"s": "1", "z": "2"}
 """The ICSD's letters for the first origin choice, and for the one at a center of symmetry."""
 
 
-@dataclass(frozen=True)
-class Operations:
-    """Symmetry operations x' = R x + t of m elements on fractional coordinates.
-
-    Attributes:
-        rotations: int (m, 3, 3).
-        translations: float (m, 3), in [0, 1).
-    """
-
-    rotations: np.ndarray
-    translations: np.ndarray
-
-    def __len__(self) -> int:
-        """Return the number of operations."""
-        return len(self.rotations)
-
-
 @cache
-def operations_of(method: int) -> Operations:
-    """Return the operations of a method, a number from 1 to 530."""
-    found = spglib.get_symmetry_from_database(method)
+def operations_of(setting: int) -> Operations:
+    """Return the operations of a setting, a number from 1 to 530."""
+    found = spglib.get_symmetry_from_database(setting)
+    if found is None:
+        raise ValueError(f"setting {setting}, expected 1 to 530")
     return Operations(found["rotations"].astype(int), found["translations"] % 1)
 
 
-def number_of(method: int) -> int:
-    """Return the number of the space group that a method is one of."""
-    return _type(method).number
+def number_of(setting: int) -> int:
+    """Return the number of the space group that a setting belongs to."""
+    return _type(setting).number
 
 
 def settings_of_number(number: int) -> frozenset[int]:
@@ -69,12 +53,12 @@ def settings_of_number(number: int) -> frozenset[int]:
 
 
 def settings_of_hall(symbol: str) -> frozenset[int]:
-    """Return the method of a Hall symbol; none where the table does not have the symbol."""
+    """Return the setting of a Hall symbol, an empty set where the table does not have it."""
     return _by_hall().get(_plain_hall(symbol), frozenset())
 
 
 def settings_of_schoenflies(symbol: str) -> frozenset[int]:
-    """Return the settings of a space group's Schoenflies symbol; none where it is unknown."""
+    """Return the settings of a Schoenflies symbol, an empty set where it is unknown."""
     return _by_schoenflies().get(_plain(symbol), frozenset())
 
 
@@ -91,8 +75,9 @@ def settings_of_name(name: str) -> tuple[frozenset[int], ...]:
     `:H` or `H`, `:b1`, or ICSD's `S` and `Z`.
 
     Returns:
-        Sets of settings, of which the first that fits the cell is meant: a short monoclinic symbol
-        has the unique axis b, then c, then a. No set where the name is unknown.
+        Sets of settings in order of preference; the first set with a setting that fits the cell
+        is meant. A short monoclinic symbol has the unique axis b, then c, then a. Empty where the
+        name is unknown.
     """
     plain = _plain(name)
     if plain in _by_name():
@@ -111,19 +96,22 @@ def _plain_hall(symbol: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a symbol without what its spellings differ in."""
+    """Return a symbol in lower case, without spaces and punctuation, and with ASCII minus signs."""
     for minus in "\u2212\u2013\u00af":
         name = name.replace(minus, "-")
     return re.sub(r"[\s_()'\"]", "", name).lower()
 
 
 @cache
-def _type(method: int) -> spglib.SpaceGroupType:
-    return spglib.get_spacegroup_type(method)
+def _type(setting: int) -> spglib.SpaceGroupType:
+    found = spglib.get_spacegroup_type(setting)
+    if found is None:
+        raise ValueError(f"setting {setting}, expected 1 to 530")
+    return found
 
 
-def _choice(method: int) -> str:
-    return _type(method).choice.lower()
+def _choice(setting: int) -> str:
+    return _type(setting).choice.lower()
 
 
 @cache
@@ -138,9 +126,11 @@ def _by_schoenflies() -> dict[str, frozenset[int]]:
 
 @cache
 def _by_name() -> dict[str, tuple[frozenset[int], ...]]:
-    """Give each name the settings that it says exactly; short ones of monoclinic groups by axis."""
+    """Map full names to settings, and short monoclinic names to one set per unique axis."""
     exact = _sets((name, one) for one in _ALL for name in _names(one))
-    names = {name: (settings,) for name, settings in exact.items()}
+    names: dict[str, tuple[frozenset[int], ...]] = {
+        name: (settings,) for name, settings in exact.items()
+    }
     for axis in "bca":
         of_axis = [one for one in _ALL if _is_monoclinic(one) and _choice(one).startswith(axis)]
         short = _sets((_without_ones(one), one) for one in of_axis)
@@ -149,32 +139,32 @@ def _by_name() -> dict[str, tuple[frozenset[int], ...]]:
     return names
 
 
-def _names(method: int) -> set[str]:
-    """Return the names that fix the axes of a method."""
-    found = _type(method)
-    # The first of spglib's names of a monoclinic method is its group's, whatever the axes.
-    names = found.international.split("=")[1 if _is_monoclinic(method) else 0 :]
+def _names(setting: int) -> set[str]:
+    """Return the names that fix the axes of a setting."""
+    found = _type(setting)
+    # spglib's first name of a monoclinic setting is that of the group, whatever the axes.
+    names = found.international.split("=")[1 if _is_monoclinic(setting) else 0 :]
     plain = {_plain(name) for name in (*names, found.international_full)}
-    if method in _OLD_NAMES:
-        plain.add(_plain(_OLD_NAMES[method]))
+    if setting in _OLD_NAMES:
+        plain.add(_plain(_OLD_NAMES[setting]))
     if found.number in _CUBIC_WITH_CENTER:
-        # Before 1983 the bar was left out: Fm3m.
+        # Until 1983 these names had no bar: Fm3m.
         plain |= {name.replace("-3", "3") for name in plain}
     return plain
 
 
-def _is_monoclinic(method: int) -> bool:
-    return 3 <= number_of(method) <= 15
+def _is_monoclinic(setting: int) -> bool:
+    return 3 <= number_of(setting) <= 15
 
 
-def _without_ones(method: int) -> str:
-    """Return the short symbol of a monoclinic method: P 1 21/c 1 is P 21/c."""
-    lattice, *axes = _type(method).international_full.split()
+def _without_ones(setting: int) -> str:
+    """Return the short symbol of a monoclinic setting: P 21/c for P 1 21/c 1."""
+    lattice, *axes = _type(setting).international_full.split()
     return _plain(lattice + "".join(one for one in axes if one != "1"))
 
 
 def _sets(pairs: Iterable[tuple[str, int]]) -> dict[str, frozenset[int]]:
     sets: dict[str, frozenset[int]] = {}
-    for name, method in pairs:
-        sets[name] = sets.get(name, frozenset()) | {method}
+    for name, setting in pairs:
+        sets[name] = sets.get(name, frozenset()) | {setting}
     return sets

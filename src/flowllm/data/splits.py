@@ -1,22 +1,22 @@
-"""The split of a source that has none of its own."""
+"""The split into train, val and test of a source without a split."""
 
 from collections.abc import Iterable, Sequence
 
-from flowllm.data.manifest import SPLITS
+from flowllm.data.manifest import SPLITS, Split
 from flowllm.seeds import derive
 
 
 def assign_splits(
     material_ids: Iterable[str], shares: Sequence[float], seed: int
-) -> dict[str, str]:
+) -> dict[str, Split]:
     """Assign each material to train, val or test.
 
-    Materials are put in an order that depends on nothing but the seed and their own ids, and cut
-    by the shares: the order of the source's rows does not matter, and the shares are exact.
+    Materials are sorted by a hash of the seed and their ids, and cut by the shares. The order of
+    the source's rows does not matter, and the shares are exact.
 
     Args:
-        material_ids: names of the materials; repeated ones count once.
-        shares: of train, val and test, with sum 1.
+        material_ids: names of the materials; repeated names count once.
+        shares: fractions of train, val and test; their sum is 1.
         seed: the configuration's seed.
 
     Returns:
@@ -29,9 +29,9 @@ def assign_splits(
 
 
 def share_sizes(total: int, shares: Sequence[float]) -> list[int]:
-    """Cut a total by shares into whole numbers with that sum (largest remainders).
+    """Divide a total by shares into whole numbers with that sum (largest remainders).
 
-    A share above zero gets at least one where there are as many things as such shares.
+    Each share above zero gets at least 1 if the total allows it.
     """
     exact = [share * total for share in shares]
     sizes = [int(size) for size in exact]

@@ -6,7 +6,8 @@ from typing import Any
 
 from flowllm.config.sections.data import External
 from flowllm.config.stage_settings import StageSettings
-from flowllm.data.external import Unread, read_samples
+from flowllm.data.external import read_samples
+from flowllm.data.sample_crystals import UnparsedSample
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas
 from flowllm.io.tables import crystal_columns, write_table
@@ -55,12 +56,12 @@ def run(settings: Settings, *, shard: int, base: Path, out: Path) -> None:
         write_table(out, steps, schemas.IMPORTED, run.metadata())
 
 
-def _any_readable(found: Sequence[Unread]) -> bool:
+def _any_readable(found: Sequence[UnparsedSample]) -> bool:
     """Whether some sample of the whole file is a crystal, so that its format is understood."""
     return any(_row("", sample)["status"] == "ok" for sample in found)
 
 
-def _row(name: str, sample: Unread) -> dict[str, Any]:
+def _row(name: str, sample: UnparsedSample) -> dict[str, Any]:
     named = {"id": name, "source_name": sample.name}
     try:
         crystal = sample()
