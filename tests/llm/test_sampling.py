@@ -9,7 +9,7 @@ from crystals import caesium_chloride, rocksalt
 from flowllm.config.load import load_config
 from flowllm.io.schemas import BASE
 from flowllm.io.tables import read_table
-from flowllm.llm.engines.base import Draft, Request
+from flowllm.llm.engines.base import Draft, DraftRequest
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, PromptTokens
 from flowllm.llm.sampling import (
@@ -36,13 +36,13 @@ class Typist:
 
     cached_prompt_tokens = 0
 
-    def __init__(self, write: Callable[[Request], str]) -> None:
+    def __init__(self, write: Callable[[DraftRequest], str]) -> None:
         self.write = write
-        self.requests: list[Request] = []
-        self.waiting: list[tuple[int, Request]] = []
+        self.requests: list[DraftRequest] = []
+        self.waiting: list[tuple[int, DraftRequest]] = []
         self.closed = False
 
-    def submit(self, key: int, request: Request) -> None:
+    def submit(self, key: int, request: DraftRequest) -> None:
         self.requests.append(request)
         self.waiting.append((key, request))
 
@@ -51,7 +51,7 @@ class Typist:
         assert batch
         return [(key, self.draft(request)) for key, request in batch]
 
-    def draft(self, request: Request) -> Draft:
+    def draft(self, request: DraftRequest) -> Draft:
         return Draft(PROMPTS.answer(self.write(request)), truncated=False)
 
     def close(self) -> None:
@@ -108,8 +108,8 @@ def test_prompts_and_expressions_reach_the_engine():
         [salt_task(0, regex="x+"), DrawRequest(UNCONDITIONAL, None, None, lambda _: 7)]
     )
     first, second = typist.requests
-    assert first == Request(PROMPTS.prompt(Conditions("Na1Cl1")), 0, "x+")
-    assert second == Request(PROMPTS.prompt(UNCONDITIONAL), 7, None)
+    assert first == DraftRequest(PROMPTS.prompt(Conditions("Na1Cl1")), 0, "x+")
+    assert second == DraftRequest(PROMPTS.prompt(UNCONDITIONAL), 7, None)
 
 
 def test_prompts_are_grouped_and_long_texts_come_first():

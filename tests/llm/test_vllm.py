@@ -2,11 +2,11 @@
 
 import pytest
 
-from flowllm.llm.engines.base import Sampling
+from flowllm.llm.engines.base import SamplingOptions
 from flowllm.llm.engines.vllm import VllmEngine
 from tiny_llm import write_tiny_llm
 
-SAMPLING = Sampling(
+SAMPLING = SamplingOptions(
     temperature=0.9, top_p=0.99, max_tokens=300, end_token_id=0, allowed_tokens=(0, 5, 7)
 )
 

@@ -209,6 +209,7 @@ def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_pat
     settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
     texts = TrainingTexts(
         crystal_rows()[4:],
+        paths["val"],
         PromptTokens(settings.prompts, make_tokenizer()),
         max_tokens=settings.finetune_llm.max_tokens,
         infill_share=settings.finetune_llm.infill_share,
@@ -216,7 +217,8 @@ def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_pat
         properties_share=settings.finetune_llm.properties_share,
         translate=False,
         permute=False,
-        key=(settings.seed, "val"),
+        seed=settings.seed,
+        split="val",
     )
     batch = collate(texts.epoch(0), settings.finetune_llm.loss_on == "text", 0)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(inputs["base"]), out)
@@ -431,7 +433,15 @@ def test_a_permuted_crystal_has_its_formula_in_the_same_order():
 def training_texts(rows, prompts, **changes) -> TrainingTexts:
     shares = {"infill_share": 0.0, "formula_share": 1.0, "properties_share": 0.0}
     given = {**shares, "translate": False, "permute": False}
-    return TrainingTexts(rows, prompts, max_tokens=999, key=(0, "train"), **{**given, **changes})
+    return TrainingTexts(
+        rows,
+        Path("train.parquet"),
+        prompts,
+        max_tokens=999,
+        seed=0,
+        split="train",
+        **{**given, **changes},
+    )
 
 
 def crystal_rows() -> list[dict]:

@@ -138,8 +138,9 @@ def validation_loss(folder, model) -> float:
     settings = settings_for("finetune_llm", folder / "base")
     prompts = PromptTokens(settings.prompts, AutoTokenizer.from_pretrained(folder / "adapter"))
     section = settings.finetune_llm
-    rows = read_table(folder / "train.parquet", CRYSTALS).to_pylist()[: section.validation_rows]
-    texts = texts_of("val", rows, prompts, section, settings.seed).epoch(0)
+    path = folder / "train.parquet"
+    rows = read_table(path, CRYSTALS).to_pylist()[: section.validation_rows]
+    texts = texts_of("val", rows, path, prompts, section, settings.seed).epoch(0)
     batches = micro_batches(texts, 3, section.loss_on == "text", 0)
     return loss_per_token(model.eval(), batches)
 
