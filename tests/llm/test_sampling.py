@@ -227,7 +227,7 @@ def test_a_task_that_cannot_succeed_is_not_drawn():
     typist = Typist(lambda _: SALT)
     refusal = Rejection(Reason.TOO_MANY_ATOMS, "30 atoms, but")
     large = replace(salt_task(0), refusal=refusal)
-    outcomes = sampler(typist, 3).draw([large, salt_task(1), large])
+    outcomes = sampler(typist).draw([large, salt_task(1), large])
     assert [outcome.attempts for outcome in outcomes] == [0, 1, 0]
     assert len(typist.requests) == 1
     rows = [sample_columns(outcome, "prompt") for outcome in outcomes]
@@ -240,5 +240,5 @@ def test_a_task_that_cannot_succeed_is_not_drawn():
     def never():
         raise AssertionError("the engine was started")
 
-    idle = Sampler(never, PROMPTS, max_atoms=20, max_attempts=1)
+    idle = Sampler(never, PROMPTS, max_atoms=20, **LIMITS)
     assert idle.draw([large])[0].crystal is None

@@ -181,10 +181,8 @@ def dtype_of(config: PretrainedConfig) -> torch.dtype:
         FlowllmError: the configuration has no precision, which merge_adapter always writes.
     """
     if not isinstance(config.dtype, torch.dtype):
-        raise FlowllmError(
-            f"{Path(config.name_or_path or '') / CONFIG}: dtype is missing or no floating-point type; "
-            f"{MERGE_AGAIN}"
-        )
+        path = Path(config.name_or_path or "") / CONFIG
+        raise FlowllmError(f"{path}: dtype is missing or not a floating-point type; {MERGE_AGAIN}")
     return config.dtype
 
 
