@@ -1,5 +1,6 @@
 """Base models of other architectures than Llama: fine-tuned, merged, sampled, or refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    GPTNeoXModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -219,9 +221,22 @@ def test_gpt2s_transposed_layers_get_their_products(tmp_path):
     assert np.abs(expected - before).max() > 0.01
 
 
+@pytest.fixture
+def restored_gpt_neox() -> Iterator[None]:
+    """Undo vLLM's changes of transformers' GPT-NeoX class, with which later tests would fail."""
+    attributes, bases = dict(vars(GPTNeoXModel)), GPTNeoXModel.__bases__
+    yield
+    GPTNeoXModel.__bases__ = bases
+    for name, value in dict(vars(GPTNeoXModel)).items():
+        if name not in attributes:
+            delattr(GPTNeoXModel, name)
+        elif value is not attributes[name]:
+            setattr(GPTNeoXModel, name, attributes[name])
+
+
+@pytest.mark.usefixtures("restored_gpt_neox")
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neox"])
 def test_vllm_samples_a_model_without_num_key_value_heads(tmp_path, architecture):
-    """Last, since vLLM changes transformers' GPT-NeoX for the rest of a process."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
     rows = sampled(architecture, tmp_path, "vllm")
     assert [row["attempts"] for row in rows] == [1, 1]
