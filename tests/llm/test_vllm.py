@@ -1,4 +1,4 @@
-"""What vLLM is asked for on machines that the tests do not have: one GPU and several."""
+"""Options given to vLLM on machines with one or several GPUs, which the tests do not need."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_the_model_is_spread_over_the_jobs_gpus(tmp_path, monkeypatch, gpus, sha
     asked = {}
 
     class Recorder:
-        """Takes vLLM's place: the options are what is looked at."""
+        """Replaces vLLM and records its options."""
 
         def __init__(self, **options: object) -> None:
             asked.update(options)
