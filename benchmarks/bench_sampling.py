@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from flowllm.config.load import load_config
 from flowllm.io.schemas import CRYSTALS
 from flowllm.io.tables import crystal_of, read_table
-from flowllm.llm.engines.base import Draft, Engine, Request, Sampling
+from flowllm.llm.engines.base import Draft, DraftRequest, Engine, SamplingOptions
 from flowllm.llm.engines.vllm import VllmEngine
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import Conditions, prompt_formula
@@ -58,7 +58,7 @@ def main() -> None:
     ]
     prompts, record = opened.prompts, opened.record
     longest = max(len(prompts.prompt(task.conditions)) for task in tasks)
-    sampling = Sampling(
+    sampling = SamplingOptions(
         temperature=config.sample_pairs.temperature,
         top_p=config.sample_pairs.top_p,
         max_tokens=prompts.most_answer_tokens(record.elements, record.max_atoms),
@@ -86,12 +86,12 @@ class PlainGenerate:
 
     cached_prompt_tokens = 0
 
-    def __init__(self, model: Path, sampling: Sampling, batch_size: int) -> None:
+    def __init__(self, model: Path, sampling: SamplingOptions, batch_size: int) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
         self._sampling, self._batch_size = sampling, batch_size
-        self._waiting: list[tuple[int, Request]] = []
+        self._waiting: list[tuple[int, DraftRequest]] = []
 
-    def submit(self, key: int, request: Request) -> None:
+    def submit(self, key: int, request: DraftRequest) -> None:
         """Queue a text."""
         self._waiting.append((key, request))
 

@@ -24,7 +24,7 @@ from flowllm.crystal import Crystal
 from flowllm.io.schemas import CRYSTALS
 from flowllm.io.tables import crystal_of, read_table
 from flowllm.llm import model_folder
-from flowllm.llm.engines.base import Draft, Request
+from flowllm.llm.engines.base import Draft, DraftRequest
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import Conditions, prompt_formula
 from flowllm.llm.text import encode
@@ -119,10 +119,10 @@ class PreparedTexts:
     ) -> None:
         """Store the valid texts by prompt, and the invalid ones."""
         self._good, self._broken, self._share = good, broken, broken_share
-        self._waiting: list[tuple[int, Request]] = []
+        self._waiting: list[tuple[int, DraftRequest]] = []
         self.texts = 0
 
-    def submit(self, key: int, request: Request) -> None:
+    def submit(self, key: int, request: DraftRequest) -> None:
         """Queue a text."""
         self._waiting.append((key, request))
 
@@ -135,7 +135,7 @@ class PreparedTexts:
     def close(self) -> None:
         """Do nothing; there are no resources to free."""
 
-    def _text(self, request: Request) -> Tokens:
+    def _text(self, request: DraftRequest) -> Tokens:
         texts = self._good[request.prompt]
         if request.seed % 1000 < 1000 * self._share:
             texts = self._broken

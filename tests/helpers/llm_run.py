@@ -11,7 +11,7 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.io.schemas import CRYSTALS
 from flowllm.io.tables import crystal_columns, write_table
-from flowllm.llm.engines.base import Draft, Engine, Request
+from flowllm.llm.engines.base import Draft, DraftRequest, Engine
 from flowllm.stages import finetune_llm, merge_adapter
 from tiny_llm import write_tiny_llm
 
@@ -79,7 +79,7 @@ def crystal_table(path: Path, crystals: list[Crystal]) -> Path:
     return path
 
 
-def drafts_of(engine: Engine, requests: Sequence[Request]) -> list[Draft]:
+def drafts_of(engine: Engine, requests: Sequence[DraftRequest]) -> list[Draft]:
     """Let an engine write all texts; in the order of the requests."""
     for key, request in enumerate(requests):
         engine.submit(key, request)

@@ -1,4 +1,4 @@
-"""Base models of other architectures than Llama: fine-tuned, merged, sampled, or refused."""
+"""Base models of architectures other than Llama are fine-tuned, merged, sampled, or rejected."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -37,7 +37,7 @@ def tune(base: Path, folder: Path, **changes) -> Path:
 
 
 def sampled(architecture: str, folder: Path, backend: str) -> list[dict]:
-    """Two texts of a model that was fine-tuned beside 4-bit weights and merged."""
+    """Return two texts of a model that was fine-tuned with 4-bit weights and merged."""
     base = write_llm(architecture, folder / "base")
     adapter = tune(base, folder, quantization="nf4")
     merge_adapter.run(settings_for("merge_adapter", base), adapter=adapter, out=folder / "model")
@@ -125,7 +125,7 @@ def test_a_context_that_just_suffices_is_taken(tmp_path):
 
 
 def losing(kind: str) -> PreTrainedTokenizerFast:
-    """A tokenizer that does not give a text back."""
+    """Return a tokenizer that does not reproduce texts."""
     tokenizer = make_tokenizer()
     inner = tokenizer.backend_tokenizer
     if kind == "line breaks":

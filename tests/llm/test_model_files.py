@@ -116,7 +116,7 @@ def test_an_index_that_names_a_pickle_or_another_folder_is_refused(folder, monke
     index = {"metadata": {}, "weight_map": {"model.norm.weight": good, "lm_head.weight": name}}
     (folder / INDEX).write_text(json.dumps(index))
     said = refused(folder, monkeypatch)
-    assert said.startswith(f"{folder / INDEX}: weight_map: lm_head.weight lies in {name!r}")
+    assert said.startswith(f"{folder / INDEX}: weight_map: lm_head.weight is in {name!r}")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"weight_map": []}', '{"weight_map": {}}'])

@@ -166,7 +166,7 @@ def test_a_tokenizer_without_an_end_token_is_refused():
         PromptTokens(PROMPTS, tokenizer)
 
 
-def test_digit_splitting_is_recognised():
+def test_digit_splitting_is_recognized():
     assert splits_digits(make_tokenizer())
     assert splits_digits(metaspace_tokenizer())
     words = {"<unk>": 0, "1": 1, "2": 2, "12": 3, **{str(i): i + 10 for i in range(3, 10)}, "0": 30}

@@ -1,4 +1,4 @@
-"""Rounds of drafts and their judgement, with an engine that writes given texts."""
+"""Repeated drafts and their decoding, with an engine that returns given texts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +9,7 @@ from crystals import caesium_chloride, rocksalt
 from flowllm.config.load import load_config
 from flowllm.io.schemas import BASE
 from flowllm.io.tables import read_table
-from flowllm.llm.engines.base import Draft, Request
+from flowllm.llm.engines.base import Draft, DraftRequest
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, PromptTokens
 from flowllm.llm.sampling import (
@@ -31,18 +31,18 @@ PROMPTS = PromptTokens(load_config(CONFIGS).prompts, make_tokenizer())
 SALT, CAESIUM = encode(rocksalt()), encode(caesium_chloride())
 
 
-class Typist:
-    """An engine that writes what it is told to, two texts at a time, and remembers the requests."""
+class ScriptedEngine:
+    """An engine that returns given texts, two at a time, and records the requests."""
 
     cached_prompt_tokens = 0
 
-    def __init__(self, write: Callable[[Request], str]) -> None:
+    def __init__(self, write: Callable[[DraftRequest], str]) -> None:
         self.write = write
-        self.requests: list[Request] = []
-        self.waiting: list[tuple[int, Request]] = []
+        self.requests: list[DraftRequest] = []
+        self.waiting: list[tuple[int, DraftRequest]] = []
         self.closed = False
 
-    def submit(self, key: int, request: Request) -> None:
+    def submit(self, key: int, request: DraftRequest) -> None:
         self.requests.append(request)
         self.waiting.append((key, request))
 
@@ -51,7 +51,7 @@ class Typist:
         assert batch
         return [(key, self.draft(request)) for key, request in batch]
 
-    def draft(self, request: Request) -> Draft:
+    def draft(self, request: DraftRequest) -> Draft:
         return Draft(PROMPTS.answer(self.write(request)), truncated=False)
 
     def close(self) -> None:
@@ -61,8 +61,8 @@ class Typist:
 LIMITS = {"max_attempts": 3, "reject_close_atoms": True}
 
 
-def sampler(typist: Typist, **changes: object) -> Sampler:
-    return Sampler(lambda: typist, PROMPTS, max_atoms=4, **LIMITS | changes)
+def sampler(engine: ScriptedEngine, **changes: object) -> Sampler:
+    return Sampler(lambda: engine, PROMPTS, max_atoms=4, **LIMITS | changes)
 
 
 def salt_task(seed: int, regex: str | None = None) -> DrawRequest:
@@ -75,10 +75,10 @@ def salt_task(seed: int, regex: str | None = None) -> DrawRequest:
 def test_only_what_was_rejected_is_drawn_again_with_the_next_seed():
     # Draw 1 succeeds at its third attempt, draw 2 never, the others at once.
     bad = {100, 101, 200, 201, 202}
-    typist = Typist(lambda request: CAESIUM if request.seed in bad else SALT)
-    outcomes = sampler(typist).draw([salt_task(seed) for seed in range(4)])
-    # Rejected ones go back behind what still waits, not behind all others.
-    assert [r.seed for r in typist.requests] == [0, 100, 200, 300, 101, 201, 102, 202]
+    engine = ScriptedEngine(lambda request: CAESIUM if request.seed in bad else SALT)
+    outcomes = sampler(engine).draw([salt_task(seed) for seed in range(4)])
+    # Repeated drafts are queued after the waiting ones.
+    assert [r.seed for r in engine.requests] == [0, 100, 200, 300, 101, 201, 102, 202]
     assert [outcome.attempts for outcome in outcomes] == [1, 3, 3, 1]
     assert [outcome.crystal is not None for outcome in outcomes] == [True, True, False, True]
     reasons = [rejection.reason for rejection in outcomes[1].rejections]
@@ -94,8 +94,8 @@ def test_only_what_was_rejected_is_drawn_again_with_the_next_seed():
 def test_two_atoms_at_one_point_are_drawn_again_where_asked(reject_close_atoms):
     clash = SALT.replace("0.50 0.50 0.50", "0.00 0.00 0.00")
     assert clash != SALT
-    typist = Typist(lambda request: clash if request.seed == 0 else SALT)
-    made = sampler(typist, reject_close_atoms=reject_close_atoms)
+    engine = ScriptedEngine(lambda request: clash if request.seed == 0 else SALT)
+    made = sampler(engine, reject_close_atoms=reject_close_atoms)
     [outcome] = made.draw([salt_task(0)])
     assert outcome.text == (SALT if reject_close_atoms else clash)
     reasons = [rejection.reason for rejection in outcome.rejections]
@@ -103,35 +103,35 @@ def test_two_atoms_at_one_point_are_drawn_again_where_asked(reject_close_atoms):
 
 
 def test_prompts_and_expressions_reach_the_engine():
-    typist = Typist(lambda _: SALT)
-    sampler(typist).draw(
+    engine = ScriptedEngine(lambda _: SALT)
+    sampler(engine).draw(
         [salt_task(0, regex="x+"), DrawRequest(UNCONDITIONAL, None, None, lambda _: 7)]
     )
-    first, second = typist.requests
-    assert first == Request(PROMPTS.prompt(Conditions("Na1Cl1")), 0, "x+")
-    assert second == Request(PROMPTS.prompt(UNCONDITIONAL), 7, None)
+    first, second = engine.requests
+    assert first == DraftRequest(PROMPTS.prompt(Conditions("Na1Cl1")), 0, "x+")
+    assert second == DraftRequest(PROMPTS.prompt(UNCONDITIONAL), 7, None)
 
 
 def test_prompts_are_grouped_and_long_texts_come_first():
-    typist = Typist(lambda _: SALT)
+    engine = ScriptedEngine(lambda _: SALT)
     asked = [("Na1Cl1", 2), ("Cs1Cl1", 2), ("Ca1Ti1O3", 5), ("Na1Cl1", 2), ("Cs1Cl1", 2)]
     tasks = [
         DrawRequest(Conditions(formula), {1: atoms}, None, lambda _, i=i: i)
         for i, (formula, atoms) in enumerate(asked)
     ]
-    sampler(typist, max_attempts=1).draw(
+    sampler(engine, max_attempts=1).draw(
         [*tasks, DrawRequest(UNCONDITIONAL, None, None, lambda _: 5)]
     )
-    order = [request.seed for request in typist.requests]
+    order = [request.seed for request in engine.requests]
     assert order[0] == 2
     assert order[-1] == 5
     assert sorted(order[1:5]) == [0, 1, 3, 4]
-    prompts = [request.prompt for request in typist.requests]
+    prompts = [request.prompt for request in engine.requests]
     assert prompts[1] == prompts[2] != prompts[3] == prompts[4]
 
 
 def test_a_truncated_draft_is_rejected():
-    class Cut(Typist):
+    class Cut(ScriptedEngine):
         def draft(self, request):
             return Draft(super().draft(request).tokens[:-1], truncated=True)
 
@@ -143,8 +143,8 @@ def test_a_truncated_draft_is_rejected():
 def test_the_engine_starts_when_needed_and_is_closed():
     started = []
 
-    def start() -> Typist:
-        started.append(Typist(lambda _: SALT))
+    def start() -> ScriptedEngine:
+        started.append(ScriptedEngine(lambda _: SALT))
         return started[-1]
 
     with Sampler(start, PROMPTS, max_atoms=2, **LIMITS) as idle:
@@ -161,12 +161,12 @@ def test_the_engine_starts_when_needed_and_is_closed():
 
 
 def test_an_engine_that_does_not_close_costs_no_text(tmp_path):
-    class Stuck(Typist):
+    class Stuck(ScriptedEngine):
         def close(self) -> None:
             raise RuntimeError("engine core died")
 
-    def write(typist: Typist) -> None:
-        drawn = sampler(typist)
+    def write(engine: ScriptedEngine) -> None:
+        drawn = sampler(engine)
         run = StageRun("sample_base", 1, {}, 42, {})
 
         def make_rows(items: range) -> list[dict]:
@@ -181,7 +181,7 @@ def test_an_engine_that_does_not_close_costs_no_text(tmp_path):
         write(Stuck(lambda _: SALT))
     assert not out.exists()
     assert len(list(partial_path(out).glob("part-*"))) == 3
-    again = Typist(lambda _: SALT)
+    again = ScriptedEngine(lambda _: SALT)
     write(again)
     assert again.requests == []
     assert read_table(out, BASE).num_rows == 3
@@ -189,8 +189,8 @@ def test_an_engine_that_does_not_close_costs_no_text(tmp_path):
 
 
 def test_columns_and_counts():
-    typist = Typist(lambda request: SALT if request.seed in (0, 101) else "5.0 x")
-    drawn = sampler(typist)
+    engine = ScriptedEngine(lambda request: SALT if request.seed in (0, 101) else "5.0 x")
+    drawn = sampler(engine)
     outcomes = drawn.draw([salt_task(seed) for seed in range(3)])
     rows = [sample_columns(outcome, "prompt") for outcome in outcomes]
     assert [row["status"] for row in rows] == ["ok", "ok", "exhausted"]
@@ -223,13 +223,13 @@ def test_by_species_sorts_atoms_and_keeps_the_order_within_an_element():
 
 
 def test_a_task_that_cannot_succeed_is_not_drawn():
-    """More atoms than the model was trained on: a row with the reason, and no draft."""
-    typist = Typist(lambda _: SALT)
+    """A crystal with more atoms than in training gives a row with the reason and no draft."""
+    engine = ScriptedEngine(lambda _: SALT)
     refusal = Rejection(Reason.TOO_MANY_ATOMS, "30 atoms, but")
     large = replace(salt_task(0), refusal=refusal)
-    outcomes = sampler(typist, max_attempts=3).draw([large, salt_task(1), large])
+    outcomes = sampler(engine).draw([large, salt_task(1), large])
     assert [outcome.attempts for outcome in outcomes] == [0, 1, 0]
-    assert len(typist.requests) == 1
+    assert len(engine.requests) == 1
     rows = [sample_columns(outcome, "prompt") for outcome in outcomes]
     assert [row["status"] for row in rows] == ["too_many_atoms", "ok", "too_many_atoms"]
     assert rows[0]["error"] == "30 atoms, but"
@@ -240,5 +240,5 @@ def test_a_task_that_cannot_succeed_is_not_drawn():
     def never():
         raise AssertionError("the engine was started")
 
-    idle = Sampler(never, PROMPTS, max_atoms=20, max_attempts=1, reject_close_atoms=True)
+    idle = Sampler(never, PROMPTS, max_atoms=20, **LIMITS)
     assert idle.draw([large])[0].crystal is None

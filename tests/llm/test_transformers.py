@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from flowllm.errors import FlowllmError
-from flowllm.llm.engines.base import Request, Sampling
+from flowllm.llm.engines.base import DraftRequest, SamplingOptions
 from flowllm.llm.engines.transformers import TransformersEngine
 from flowllm.llm.engines.vllm import CPU_BATCH, VllmEngine
 from flowllm.llm.engines.vllm_hooks import SEED
@@ -16,7 +16,9 @@ from llm_run import drafts_of
 from tiny_llm import END, make_tokenizer, write_tiny_llm
 
 PROMPTS = ["A crystal.\n", "Formula Na4Cl4.\n", "Formula Cs1Cl1, and a much longer prompt.\n"]
-GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=24, end_token_id=0, allowed_tokens=None)
+GREEDY = SamplingOptions(
+    temperature=0.0, top_p=1.0, max_tokens=24, end_token_id=0, allowed_tokens=None
+)
 FREE = replace(GREEDY, temperature=1.0, top_p=0.9)
 DIGITS = tuple(sorted(make_tokenizer().convert_tokens_to_ids([*"0123456789", END])))
 NARROW = replace(FREE, allowed_tokens=DIGITS)
@@ -30,7 +32,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def requests():
     tokenizer = make_tokenizer()
-    return [Request(tuple(tokenizer(text)["input_ids"]), seed) for seed, text in enumerate(PROMPTS)]
+    return [
+        DraftRequest(tuple(tokenizer(text)["input_ids"]), seed) for seed, text in enumerate(PROMPTS)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def test_log_probabilities_agree_with_vllm(folder, requests, vllm_outputs):
 
 
 def test_a_text_depends_on_its_seed_and_not_on_its_batch(folder, requests):
-    many = [Request(requests[0].prompt, seed) for seed in range(8)]
+    many = [DraftRequest(requests[0].prompt, seed) for seed in range(8)]
     together = drafts_of(TransformersEngine(folder, sampling=FREE), many)
     in_threes = drafts_of(TransformersEngine(folder, sampling=FREE, batch_size=3), many)
     assert together == in_threes
@@ -86,8 +90,10 @@ def test_a_text_depends_on_its_seed_and_not_on_its_batch(folder, requests):
 
 @pytest.mark.parametrize("sampling", [FREE, NARROW], ids=["all tokens", "allowed tokens"])
 def test_both_engines_draw_the_same_texts(folder, requests, sampling):
-    """The same numbers, wherever a request stands: after others have ended, or alone."""
-    many = [Request(requests[i % 3].prompt, seed) for i, seed in enumerate(range(CPU_BATCH + 5))]
+    """Random numbers do not depend on the position of a request in the queue or the batch."""
+    many = [
+        DraftRequest(requests[i % 3].prompt, seed) for i, seed in enumerate(range(CPU_BATCH + 5))
+    ]
     longest = max(len(request.prompt) for request in requests)
     engine = VllmEngine(folder, gpus=0, max_prompt_tokens=longest, sampling=sampling)
     drafts, again = drafts_of(engine, many), drafts_of(engine, many[-2:])
@@ -95,13 +101,13 @@ def test_both_engines_draw_the_same_texts(folder, requests, sampling):
     assert again == drafts[-2:]
     others = drafts_of(TransformersEngine(folder, sampling=sampling), many)
     same = [ours == theirs for ours, theirs in zip(drafts, others, strict=True)]
-    # The logits' last bits differ, and now and then decide between two tokens.
+    # The last bits of the logits differ, which occasionally changes a sampled token.
     assert sum(same) >= 0.97 * len(same)
     written = {token for draft in drafts for token in draft.tokens}
     assert written == set(DIGITS) if sampling.allowed_tokens else len(written) > 50
 
 
 def test_a_form_needs_vllm(folder, requests):
-    request = Request(requests[0].prompt, 0, regex="[0-9]+")
+    request = DraftRequest(requests[0].prompt, 0, regex="[0-9]+")
     with pytest.raises(FlowllmError, match="vllm"):
         drafts_of(TransformersEngine(folder, sampling=FREE), [request])

@@ -1,12 +1,12 @@
-"""What vLLM is asked for on machines that the tests do not have: one GPU and several."""
+"""Options given to vLLM on machines with one or several GPUs, which the tests do not need."""
 
 import pytest
 
-from flowllm.llm.engines.base import Sampling
+from flowllm.llm.engines.base import SamplingOptions
 from flowllm.llm.engines.vllm import VllmEngine
 from tiny_llm import write_tiny_llm
 
-SAMPLING = Sampling(
+SAMPLING = SamplingOptions(
     temperature=0.9, top_p=0.99, max_tokens=300, end_token_id=0, allowed_tokens=(0, 5, 7)
 )
 
@@ -16,7 +16,7 @@ def test_the_model_is_spread_over_the_jobs_gpus(tmp_path, monkeypatch, gpus, sha
     asked = {}
 
     class Recorder:
-        """Takes vLLM's place: the options are what is looked at."""
+        """Replaces vLLM and records its options."""
 
         def __init__(self, **options: object) -> None:
             asked.update(options)

@@ -1,4 +1,4 @@
-"""Stage fetch_model: what is here needs no internet, what is not is said in one line."""
+"""Stage fetch_model: local models need no internet; missing models give a one-line error."""
 
 import json
 import re

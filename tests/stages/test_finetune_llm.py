@@ -136,7 +136,7 @@ def test_a_missing_base_model_says_so(inputs, tmp_path):
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_quantised_training_runs_on_the_cpu(inputs, tmp_path, quantization):
+def test_quantized_training_runs_on_the_cpu(inputs, tmp_path, quantization):
     changes = {"quantization": quantization, "learning_rate": 5e-3}
     changes |= {"max_steps": 12, "eval_steps": 4}
     rows = curve(run(inputs, tmp_path / "adapter", **changes))
@@ -150,7 +150,7 @@ def test_quantised_training_runs_on_the_cpu(inputs, tmp_path, quantization):
     ("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)]
 )
 def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(inputs, tmp_path, sent, code):
-    """Killed after a checkpoint; or asked to stop when there is none yet, and so saving one."""
+    """SIGKILL comes after a checkpoint; SIGTERM comes before the first one and writes it."""
     save_steps = 3 if sent == signal.SIGKILL else 1000
     changes = {"max_steps": 40, "save_steps": save_steps, "eval_steps": 2, "lora_dropout": 0.1}
     changes |= {"augment_translation": True, "augment_permutation": True}
@@ -191,7 +191,7 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(inputs, tmp_pat
 
 
 def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_path):
-    """Trained on other crystals than it is validated on, a model soon gets worse."""
+    """The validation crystals differ from the training crystals, so the model soon overfits."""
     changes = {"max_steps": 400, "learning_rate": 0.02, "eval_steps": 2, "patience": 3}
     crystals = small_crystals()
     paths = {
@@ -209,6 +209,7 @@ def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_pat
     settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
     texts = TrainingTexts(
         crystal_rows()[4:],
+        paths["val"],
         PromptTokens(settings.prompts, make_tokenizer()),
         max_tokens=settings.finetune_llm.max_tokens,
         infill_share=settings.finetune_llm.infill_share,
@@ -216,7 +217,8 @@ def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_pat
         properties_share=settings.finetune_llm.properties_share,
         translate=False,
         permute=False,
-        key=(settings.seed, "val"),
+        seed=settings.seed,
+        split="val",
     )
     batch = collate(texts.epoch(0), settings.finetune_llm.loss_on == "text", 0)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(inputs["base"]), out)
@@ -233,7 +235,7 @@ def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_pat
     ],
 )
 def test_two_processes_train_what_one_does(inputs, tmp_path, more):
-    """Micro-batches are shared out, dropout and all: the same but for the sums' rounding.
+    """Two processes share the micro-batches; results differ only by the rounding of sums.
 
     With 5 texts in micro-batches of 2, the two processes have work of different sizes.
     """
@@ -366,7 +368,7 @@ def test_augmented_texts_describe_the_same_crystals_anew_every_epoch(changes):
 
 
 def test_an_augmentation_depends_on_row_and_epoch_alone():
-    """Not on which other rows there are: those left out for their length change no other's."""
+    """Rows that are left out for their length do not change the augmentation of others."""
     prompts = PromptTokens(settings_for("finetune_llm", Path("x")).prompts, make_tokenizer())
     both = {"translate": True, "permute": True}
     few = training_texts(crystal_rows()[:2], prompts, **both)
@@ -431,7 +433,15 @@ def test_a_permuted_crystal_has_its_formula_in_the_same_order():
 def training_texts(rows, prompts, **changes) -> TrainingTexts:
     shares = {"infill_share": 0.0, "formula_share": 1.0, "properties_share": 0.0}
     given = {**shares, "translate": False, "permute": False}
-    return TrainingTexts(rows, prompts, max_tokens=999, key=(0, "train"), **{**given, **changes})
+    return TrainingTexts(
+        rows,
+        Path("train.parquet"),
+        prompts,
+        max_tokens=999,
+        seed=0,
+        split="train",
+        **{**given, **changes},
+    )
 
 
 def crystal_rows() -> list[dict]:

@@ -104,7 +104,7 @@ def test_a_folder_without_a_record_is_refused(merged, tmp_path):
 def test_rounded_weights_are_those_that_training_computes_with(
     tmp_path, quantization, architecture, dtype
 ):
-    """Against the model as transformers quantizes it, each layer fed with unit vectors."""
+    """Compare with the model quantized by transformers; each layer is applied to unit vectors."""
     source = str(write_llm(architecture, tmp_path / "base"))
     options = {"dtype": dtype, "device": "cpu"}
     quantized = load_base_model(source, quantization=quantization, **options)
@@ -138,15 +138,16 @@ def validation_loss(folder, model) -> float:
     settings = settings_for("finetune_llm", folder / "base")
     prompts = PromptTokens(settings.prompts, AutoTokenizer.from_pretrained(folder / "adapter"))
     section = settings.finetune_llm
-    rows = read_table(folder / "train.parquet", CRYSTALS).to_pylist()[: section.validation_rows]
-    texts = texts_of("val", rows, prompts, section, settings.seed).epoch(0)
+    path = folder / "train.parquet"
+    rows = read_table(path, CRYSTALS).to_pylist()[: section.validation_rows]
+    texts = texts_of("val", rows, path, prompts, section, settings.seed).epoch(0)
     batches = micro_batches(texts, 3, section.loss_on == "text", 0)
     return loss_per_token(model.eval(), batches)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_dequantized_merge_has_the_adapters_loss_and_an_original_one_not(tmp_path, quantization):
-    """What training validated is base as quantized, and adapter; computed here by peft alone."""
+    """Training validated the quantized base with the adapter, which peft alone computes here."""
     folder = merge(tmp_path, quantization, "dequantized", max_steps=60)
     base = load_base_model(
         str(folder / "base"), dtype=torch.float32, quantization=quantization, device="cpu"

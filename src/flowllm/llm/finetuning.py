@@ -1,8 +1,8 @@
-"""The fine-tuning loop: one straight loop, exact resume.
+"""The fine-tuning loop, which can be resumed exactly.
 
-An own loop, rather than a trainer's, so that the order of the data, the random numbers of the
-dropout and what counts in a loss are all visible and follow from the seed: a run that was killed
-and resumed ends with the same adapter as an undisturbed one.
+The project has its own loop rather than a library's trainer, so that the order of the texts, the
+random numbers of the dropout and the tokens that count in the loss are explicit and follow from the
+seed. A run that was killed and resumed ends with the same adapter as an uninterrupted one.
 """
 
 import csv
@@ -28,7 +28,13 @@ from flowllm.config.sections.llm import FinetuneLlm
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder
 from flowllm.llm.prompts import Example
-from flowllm.llm.token_loss import mean_loss, shares, sum_over_processes, summed_loss
+from flowllm.llm.token_loss import (
+    mean_loss,
+    shares,
+    sum_over_processes,
+    sum_tensors,
+    summed_loss,
+)
 from flowllm.llm.training_texts import (
     MicroBatch,
     TrainingTexts,
@@ -49,12 +55,12 @@ CURVE_COLUMNS = ("step", "epoch", "tokens", "learning_rate", "train_loss", "val_
 
 @dataclass
 class State:
-    """Where the loop stands; with the adapter and the optimiser all that a resume needs.
+    """Progress of the loop; a checkpoint also has the adapter and the optimizer.
 
     Attributes:
-        step: optimiser steps done.
-        tokens: tokens of the texts seen, padding left out.
-        curve: one row per step, columns `CURVE_COLUMNS`.
+        step: number of completed optimizer steps.
+        tokens: number of tokens trained on, without padding.
+        curve: one row per step with the columns `CURVE_COLUMNS`.
     """
 
     step: int = 0
@@ -63,12 +69,12 @@ class State:
 
 
 class Finetuning:
-    """The training of one adapter.
+    """Training of one adapter.
 
     Attributes:
-        batch_size: texts an optimiser step, over all processes.
-        num_steps: optimiser steps, where nothing stops it earlier.
-        state: its progress.
+        batch_size: texts per optimizer step, over all processes.
+        num_steps: number of optimizer steps without early stopping.
+        state: progress of the training.
         best: lowest validation loss; with `patience` also the adapter of that step.
     """
 
@@ -82,17 +88,17 @@ class Finetuning:
         pad_token_id: int,
         fabric: Fabric,
     ) -> None:
-        """Hold what is trained, and plan for how long.
+        """Prepare the optimizer and compute the number of steps.
 
         Args:
             model: base model with adapter, trained in place.
-            train_texts: at least one text.
-            val_texts: at least one text.
-            section: the settings.
-            seed: the configuration's seed.
+            train_texts: training texts, at least one.
+            val_texts: validation texts, at least one.
+            section: configuration section `finetune_llm`.
+            seed: seed of the configuration.
             pad_token_id: any token.
-            fabric: the processes that share each batch; the result depends on their number only
-                by the order of sums.
+            fabric: processes that share each batch. Their number changes only the order of
+                summation.
         """
         self.batch_size = min(section.batch_size, len(train_texts))
         self._steps_per_epoch = len(train_texts) // self.batch_size
@@ -109,7 +115,7 @@ class Finetuning:
         self._val_batches = self._in_micro_batches(val_texts.epoch(0))
 
     def padding_shares(self) -> tuple[float, float]:
-        """Share of padding in the first epoch: as it is ordered, and in a plain random order."""
+        """Return the fractions of padding in the first epoch: as ordered, and in random order."""
         lengths = lengths_of(self._texts.epoch(0))
         order = self._order(0, lengths)
         rng = generator(self._seed, "finetune_llm", "padding")
@@ -118,20 +124,20 @@ class Finetuning:
         return padding_share(order, lengths, size), padding_share(shuffled, lengths, size)
 
     def train(self, checkpoints: Path, events: Path) -> State:
-        """Train the adapter, from the last checkpoint where there is one.
+        """Train the adapter, starting from the last checkpoint if there is one.
 
-        With `patience` the adapter is in the end the one of the lowest validation loss.
+        With `patience`, the adapter of the lowest validation loss is restored at the end.
 
         Args:
-            checkpoints: folder for checkpoints.
+            checkpoints: folder of the checkpoints.
             events: folder of TensorBoard's event files.
 
         Returns:
-            The last state, with the training curve.
+            The final state, including the training curve.
 
         Raises:
-            FlowllmError: the loss is not a number, or the checkpoint is damaged.
-            Stopped: SIGTERM came; the state was saved.
+            FlowllmError: the loss is not finite, or the checkpoint is damaged.
+            Stopped: the process received SIGTERM; the state was saved.
         """
         self._load(checkpoints)
         state, section, fabric = self.state, self._section, self._fabric
@@ -156,7 +162,7 @@ class Finetuning:
                 if stopping:
                     raise Stopped(
                         f"finetune_llm: stopped by SIGTERM, saved after step {state.step} of "
-                        f"{self.num_steps}; run the same again to go on"
+                        f"{self.num_steps}; run the same command again to resume"
                     )
                 speed = (state.tokens - clock_tokens) / (time.perf_counter() - clock)
                 progress.advance(note=f"loss {row['train_loss']:.3f}, {speed:.0f} tokens/s")
@@ -167,14 +173,14 @@ class Finetuning:
         return state
 
     def kept_val_loss(self) -> float:
-        """Return the validation loss of the adapter that training ended with, nats per token."""
+        """Return the validation loss of the final adapter in nats per token."""
         kept = self.best.loss if self.best.weights else self.state.curve[-1]["val_loss"]
         return round(float(kept), 6)
 
     def _batches(self) -> Iterator[tuple[int, list[Example]]]:
-        """The texts of every step from the present one on, with their epoch.
+        """Yield the epoch and the texts of each step, from the current step on, without end.
 
-        An epoch's order depends on its number only.
+        The order of the texts in an epoch depends only on the number of the epoch.
         """
         first_epoch, done = divmod(self.state.step, self._steps_per_epoch)
         for epoch in count(first_epoch):
@@ -184,11 +190,12 @@ class Finetuning:
             done = 0
 
     def _order(self, epoch: int, lengths: Sequence[int]) -> np.ndarray:
+        """Return the indices of an epoch's texts, int64 (batches, batch_size)."""
         rng = generator(self._seed, "finetune_llm", "order", epoch)
         return order_of_epoch(lengths, self.batch_size, rng)
 
     def _step(self, epoch: int, batch: Sequence[Example]) -> dict[str, Any]:
-        """Take one optimiser step; return its row of the curve, not validated."""
+        """Take one optimizer step; return its row of the curve, without validation loss."""
         state, section = self.state, self._section
         rate = learning_rate(state.step, self.num_steps, section)
         for group in self._optimizer.param_groups:
@@ -196,8 +203,8 @@ class Finetuning:
         train_loss = self._accumulate(self._in_micro_batches(batch))
         if not math.isfinite(train_loss):
             raise FlowllmError(
-                f"finetune_llm: the loss is {train_loss} at step {state.step + 1}; "
-                "lower finetune_llm.learning_rate"
+                f"finetune_llm: the loss is {train_loss} at step {state.step + 1}. "
+                "Lower finetune_llm.learning_rate."
             )
         torch.nn.utils.clip_grad_norm_(self._parameters, section.max_grad_norm)
         self._optimizer.step()
@@ -208,9 +215,10 @@ class Finetuning:
         return dict(zip(CURVE_COLUMNS, row, strict=True))
 
     def _accumulate(self, batches: Sequence[MicroBatch]) -> float:
-        """Add up the gradients of all processes' micro-batches; return their mean loss a token.
+        """Sum the gradients of all micro-batches; return the mean loss per token.
 
-        Each micro-batch has its own seed for the dropout, so that it does not matter whose it is.
+        Each micro-batch has its own seed for the dropout, so that the result does not depend on
+        which process evaluates it.
         """
         num_targets = sum(batch.num_targets for batch in batches)
         total = 0.0
@@ -222,22 +230,22 @@ class Finetuning:
             loss = loss * (weight / num_targets)
             loss.backward()
             total += loss.item()
-        self._add_up_gradients()
+        self._sum_gradients()
         return sum_over_processes(total, self._fabric)
 
-    def _add_up_gradients(self) -> None:
-        """Give every process the sum of all gradients: one message, the adapter is small."""
+    def _sum_gradients(self) -> None:
+        """Sum the gradients over all processes in one message, since the adapter is small."""
         if self._fabric.world_size == 1:
             return
-        gradients = [parameter.grad for parameter in self._parameters]
+        gradients = [_gradient_of(parameter) for parameter in self._parameters]
         joined = torch.cat([gradient.flatten() for gradient in gradients])
-        summed = self._fabric.all_reduce(joined, reduce_op="sum")
+        summed = sum_tensors(joined, self._fabric)
         parts = summed.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def _validate(self) -> float:
-        """Return the validation loss; with `patience` note whether it is the best one so far."""
+        """Return the validation loss and update the best weights."""
         state = self.state
         loss = mean_loss(self._model, self._val_batches, self._fabric)
         log.info("finetune_llm: step %d, validation loss %.4f", state.step, loss)
@@ -245,20 +253,23 @@ class Finetuning:
         return loss
 
     def _kept_weights(self) -> dict[str, Tensor]:
-        """The adapter, which only early stopping returns to."""
+        """Return the adapter's weights; without early stopping they are not needed."""
         if self._section.patience is None:
             return {}
-        return get_peft_model_state_dict(self._model)
+        weights: dict[str, Tensor] = get_peft_model_state_dict(self._model)
+        return weights
 
     def _any_process(self, flag: bool) -> bool:
+        """Return whether the flag is set on any process."""
         return sum_over_processes(float(flag), self._fabric) > 0
 
     def _in_micro_batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        """Divide texts into padded micro-batches."""
         size, on_prompt = self._section.micro_batch_size, self._section.loss_on == "text"
         return micro_batches(examples, size, on_prompt, self._pad_token_id)
 
     def _save(self, folder: Path) -> None:
-        """Write a checkpoint, then drop the older ones."""
+        """Write a checkpoint, then delete older ones."""
         target = folder / f"checkpoint-{self.state.step:08d}"
         weights = get_peft_model_state_dict(self._model)
         if self._fabric.is_global_zero:
@@ -273,7 +284,7 @@ class Finetuning:
         self._fabric.barrier()
 
     def _state(self) -> dict[str, Any]:
-        """The progress as JSON, for a checkpoint."""
+        """Return the progress as JSON values for a checkpoint."""
         best = {
             "best_step": self.best.step,
             "best_loss": self.best.loss,
@@ -282,6 +293,11 @@ class Finetuning:
         return asdict(self.state) | best
 
     def _load(self, folder: Path) -> None:
+        """Restore the last checkpoint if there is one.
+
+        Raises:
+            FlowllmError: the checkpoint is damaged.
+        """
         found = sorted(folder.glob("checkpoint-*"))
         if not found:
             return
@@ -303,12 +319,18 @@ class Finetuning:
         log.info("finetune_llm: resuming after step %d", self.state.step)
 
 
+def _gradient_of(parameter: Tensor) -> Tensor:
+    """Return a parameter's gradient, which every parameter of the adapter has after a step."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def learning_rate(step: int, num_steps: int, section: FinetuneLlm) -> float:
-    """Return the learning rate of a step: linear warm-up, then cosine to zero.
+    """Return the learning rate of a step: linear warm-up, then a cosine decay to zero.
 
     Args:
-        step: steps done before this one.
-        num_steps: steps in all.
+        step: number of completed steps.
+        num_steps: total number of steps.
         section: peak rate and warm-up steps.
     """
     warmup = min(section.warmup_steps, num_steps)
@@ -319,9 +341,10 @@ def learning_rate(step: int, num_steps: int, section: FinetuneLlm) -> float:
 
 
 def curve_csv(curve: Sequence[Mapping[str, Any]]) -> str:
-    """Return the training curve as CSV, empty where no validation was made.
+    """Return the training curve as CSV text, with empty cells where no validation was done.
 
-    Times are left to the log and the provenance record: the folder's content repeats exactly.
+    Times are only in the log and the provenance record, so that the folder's content is exactly
+    reproducible.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, CURVE_COLUMNS, lineterminator="\n")

@@ -1,10 +1,10 @@
-"""Regular expressions that hold generated text to the form of crystal text.
+"""Regular expressions that restrict generated texts to the form of crystal text.
 
-With structured decoding the engine lets through just the tokens that continue a match. That changes
-the model's distribution, so it is an option. Numbers are bounded so that every match is a cell like
-those of the training crystals: lengths from 1 angstrom to their longest, angles 60 to 120 degrees,
-as Niggli-reduced cells have them, and such that they span a volume. Two atoms may still stand at
-one point; decoding turns these away.
+With structured decoding, the engine allows only tokens that continue a match. This changes the
+model's distribution and is therefore optional. Numbers are bounded so that every match has a cell
+like those of the training crystals: lengths from 1 angstrom to the longest length of the training
+crystals, and angles from 60 to 120 degrees that span a volume, as in Niggli-reduced cells. Two
+atoms may still have the same coordinates; decoding rejects such texts.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ _COORDINATE = r"0\.[0-9][0-9]"
 
 
 def crystal_regex(elements: Sequence[int], max_atoms: int, max_length: int) -> str:
-    """Return the expression of any crystal text.
+    """Return the expression that matches every crystal text within the given limits.
 
     Args:
         elements: atomic numbers that may occur.
-        max_atoms: the most atoms of a cell.
-        max_length: whole angstrom of the longest lattice vector, 1 to 99.
+        max_atoms: maximum number of atoms per cell.
+        max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
     """
     symbols = "|".join(element_symbol(z) for z in sorted(elements))
     atom = rf"\n({symbols})\n{_three(_COORDINATE)}"
@@ -31,7 +31,12 @@ def crystal_regex(elements: Sequence[int], max_atoms: int, max_length: int) -> s
 
 
 def cell_regex(atomic_numbers: Sequence[int], max_length: int) -> str:
-    """Return the expression of a crystal text with exactly these atoms in this order."""
+    """Return the expression that matches crystal texts with exactly these atoms in this order.
+
+    Args:
+        atomic_numbers: atomic number of each atom.
+        max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
+    """
     parts = [_lattice(max_length)]
     for z, run in groupby(int(z) for z in atomic_numbers):
         atom = rf"(\n{element_symbol(z)}\n{_three(_COORDINATE)})"
@@ -40,14 +45,16 @@ def cell_regex(atomic_numbers: Sequence[int], max_length: int) -> str:
 
 
 def _lattice(max_length: int) -> str:
+    """Return the expression of the lines of lengths and angles."""
     length = rf"({_whole_numbers(max_length)})\.[0-9]"
     return rf"{_three(length)}\n({_angles()})"
 
 
 def _angles() -> str:
-    """Expression of three angles that span a volume.
+    """Return the expression of three angles that span a volume.
 
-    Of whole degrees from 60 to 120 just the orders of (60, 60, 120), and (120, 120, 120), do not.
+    Of all triples of whole degrees from 60 to 120, only (120, 120, 120) and the permutations of
+    (60, 60, 120) span none.
     """
     low, any_below = f"({_61_TO_119})", f"({_60_TO_119})"
     triples = [[any_below] * 3]
@@ -59,7 +66,7 @@ def _angles() -> str:
 
 
 def _whole_numbers(last: int) -> str:
-    """Expression of the whole numbers from 1 to `last`, at most 99."""
+    """Return the expression of the whole numbers from 1 to `last`, which is at most 99."""
     if last < 10:
         return f"[1-{last}]"
     tens, ones = divmod(last, 10)
@@ -68,4 +75,5 @@ def _whole_numbers(last: int) -> str:
 
 
 def _three(number: str) -> str:
+    """Return the expression of three numbers separated by spaces."""
     return " ".join([number] * 3)

@@ -1,4 +1,4 @@
-"""Fetching a base language model into Hugging Face's cache, for jobs without the internet."""
+"""Download of a base model into Hugging Face's cache, for jobs without internet access."""
 
 from pathlib import Path
 
@@ -8,35 +8,41 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from flowllm.errors import FlowllmError
 
 PATTERNS = ["*.safetensors", "*.json", "*.jsonl", "*.model", "*.txt", "*.jinja"]
-"""Weights as safetensors, configuration and tokenizer; never pickled weights, never code."""
+"""Files that are downloaded: safetensors weights, configuration and tokenizer. Pickled weights and
+code are never downloaded."""
 
 
 def fetch_model(name: str) -> Path:
-    """Fetch what is not yet in the cache of a model on the Hugging Face hub.
+    """Download the files of a model on the Hugging Face hub that are not in the cache yet.
 
-    A token for gated models is read by Hugging Face's library (`HF_TOKEN`).
+    Hugging Face's library reads the token for gated models from `HF_TOKEN`.
 
     Args:
-        name: of the model, `owner/name`.
+        name: name of the model, `owner/name`.
 
     Returns:
-        Its folder in the cache, which is named after the commit.
+        The model's folder in the cache, which is named after the commit.
 
     Raises:
-        FlowllmError: there is no such model, no access to it, or it has no safetensors.
+        FlowllmError: the model does not exist, cannot be accessed, or has no safetensors weights.
     """
     try:
         folder = Path(snapshot_download(name, allow_patterns=PATTERNS))
     except HFValidationError as error:
         raise FlowllmError(
-            f"finetune_llm.base_model {name}: no such folder, and no name on the Hugging Face hub"
+            f"finetune_llm.base_model {name}: there is no such folder, and the name is not one of "
+            "the Hugging Face hub (owner/name). Correct the name or the path."
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FlowllmError(
-            f"finetune_llm.base_model {name}: cannot be fetched ({reason}); a gated model needs "
-            "its licence accepted and HF_TOKEN set, a machine without the internet a local folder"
+            f"finetune_llm.base_model {name}: cannot be downloaded ({reason}). For a gated model, "
+            "accept its license and set HF_TOKEN; on a machine without internet access, give a "
+            "local folder."
         ) from error
     if not any(folder.rglob("*.safetensors")):
-        raise FlowllmError(f"finetune_llm.base_model {name}: has no safetensors; take another")
+        raise FlowllmError(
+            f"finetune_llm.base_model {name}: the model has no safetensors weights on the Hugging "
+            "Face hub, and pickled weights are not read. Take a model with safetensors weights."
+        )
     return folder

@@ -1,7 +1,7 @@
-"""Infilling (`flowllm infill`): which element hides in a crystal, by a model trained on that task.
+"""Infilling (`flowllm infill`): which element is hidden in a crystal.
 
-Nothing is drawn: the model's probability of each element's symbol is computed, so that the answer
-repeats and shows how sure the model is.
+The model must have been trained on this task. Nothing is sampled: the model's probability of each
+element's symbol is computed, so that the answer is reproducible and shows the model's confidence.
 """
 
 from collections.abc import Sequence
@@ -23,24 +23,25 @@ def element_chances(
     hidden: int,
     elements: Sequence[int],
 ) -> list[float]:
-    """Return how likely each element is the hidden one, given that it is one of them.
+    """Return the probability that each element is the hidden one, normalized over the elements.
 
     Args:
-        model: the merged model.
-        prompts: its prompts as tokens.
+        model: merged model.
+        prompts: the prompts and the model's tokenizer.
         crystal: the crystal.
         hidden: atomic number of the element to hide.
-        elements: atomic numbers that may be the answer.
+        elements: atomic numbers of the possible answers.
     """
     asked = prompts.infilling(crystal, hidden)
     prompt = torch.tensor([asked.tokens[: asked.prompt_length]], device=model.device)
     answers = [torch.tensor(prompts.answer(element_symbol(z))) for z in elements]
     tokens = pad_sequence(answers, batch_first=True).to(model.device)
     counted = pad_sequence([torch.ones(len(answer)) for answer in answers], batch_first=True)
-    # The prompt goes through the model once; the answers share what it left in the cache.
+    # The prompt is computed once, and all answers use its cached keys and values.
     first = model(prompt, use_cache=True)
     first.past_key_values.batch_repeat_interleave(len(answers))
     later = model(tokens[:, :-1], past_key_values=first.past_key_values).logits
     logits = torch.cat([first.logits[:, -1:].expand(len(answers), -1, -1), later], dim=1)
     log_chance = logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    return (log_chance.cpu() * counted).sum(1).softmax(0).tolist()
+    chances: list[float] = (log_chance.cpu() * counted).sum(1).softmax(0).tolist()
+    return chances

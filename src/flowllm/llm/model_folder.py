@@ -1,7 +1,8 @@
-"""Opening a merged model's folder."""
+"""A merged model's folder: its record, tokenizer, weights and sampler."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from flowllm.config.sections.llm import Prompts
 from flowllm.llm.base_checks import check_sampling_context
 from flowllm.llm.base_model import load_base_model, load_config, load_tokenizer
-from flowllm.llm.engines.base import Engine, Sampling
+from flowllm.llm.engines.base import Engine, SamplingOptions
 from flowllm.llm.engines.transformers import TransformersEngine
 from flowllm.llm.engines.vllm import VllmEngine
 from flowllm.llm.model_files import MERGE_AGAIN, check_model_folder
@@ -22,19 +23,23 @@ from flowllm.runtime.log import log
 
 
 class ModelFolder:
-    """A merged model: its record, and its prompts as tokens.
+    """A merged model.
 
     Attributes:
-        record: how it was fine-tuned.
-        prompts: prompts as tokens.
+        record: record of its fine-tuning.
+        prompts: the prompts and the tokenizer.
     """
 
     def __init__(self, folder: Path, prompts: Prompts) -> None:
         """Read the record and the tokenizer.
 
+        Args:
+            folder: folder written by `merge_adapter`.
+            prompts: configured prompts.
+
         Raises:
-            FlowllmError: the folder is not one of merge_adapter's, is damaged, or its model was
-                trained on other prompts.
+            FlowllmError: the folder has no record or is damaged, or its model was trained on other
+                prompts.
         """
         self._folder = folder
         self.record: ModelRecord = read_record(folder)
@@ -43,18 +48,20 @@ class ModelFolder:
         self.prompts = PromptTokens(prompts, load_tokenizer(str(folder)))
 
     def language_model(self, device: torch.device | str) -> PreTrainedModel:
-        """Load the weights, for evaluation.
+        """Load the model in evaluation mode.
 
         Args:
-            device: where they go; auto: laid over all GPUs of this process.
+            device: device of the weights; auto distributes them over all GPUs of this process.
         """
-        return load_base_model(
+        model = load_base_model(
             str(self._folder),
             dtype=pick_dtype(self.record.precision),
             quantization="none",
             device=device,
             cure=MERGE_AGAIN,
-        ).eval()
+        )
+        model.eval()
+        return model
 
     def sampler(
         self,
@@ -68,62 +75,76 @@ class ModelFolder:
         backend: str,
         gpus: int,
     ) -> Sampler:
-        """Return what draws crystals with this model.
+        """Return a sampler of crystals; its engine starts when the first crystal is sampled.
 
         Args:
             asked: conditions of all prompts.
-            temperature: of the softmax.
-            top_p: nucleus probability.
-            max_attempts: drafts a crystal before it is given up.
-            restrict_tokens: draw only tokens that crystal text consists of.
-            reject_close_atoms: draw again what has two atoms at one point.
+            temperature: temperature of the softmax.
+            top_p: cumulative probability of the nucleus.
+            max_attempts: maximum number of drafts per crystal.
+            restrict_tokens: whether only tokens that occur in crystal text are sampled.
+            reject_close_atoms: whether drafts with two atoms at one point are rejected.
             backend: vllm or transformers.
             gpus: GPUs of the job, 0 for the CPU.
 
         Raises:
             FlowllmError: the model was not trained on such prompts, or its context is too short.
         """
-        record = self.record
-        distinct = set(asked)
-        for conditions in distinct:
-            record.check_conditions(conditions.given(), self._folder)
-        longest_prompt = max(
-            (len(self.prompts.prompt(conditions)) for conditions in distinct), default=0
+        record, prompts = self.record, self.prompts
+        max_prompt_tokens = self._max_prompt_tokens(set(asked))
+        max_tokens = prompts.most_answer_tokens(record.elements, record.max_atoms)
+        check_sampling_context(
+            load_config(str(self._folder)),
+            str(self._folder),
+            prompt=max_prompt_tokens,
+            answer=max_tokens,
+            max_atoms=record.max_atoms,
         )
-        longest_answer = self.prompts.most_answer_tokens(record.elements, record.max_atoms)
-        self._check_context(longest_prompt, longest_answer)
-        sampling = Sampling(
+        sampling = SamplingOptions(
             temperature=temperature,
             top_p=top_p,
-            max_tokens=longest_answer,
-            end_token_id=self.prompts.end_token_id,
-            allowed_tokens=self.prompts.answer_tokens() if restrict_tokens else None,
+            max_tokens=max_tokens,
+            end_token_id=prompts.end_token_id,
+            allowed_tokens=prompts.answer_tokens() if restrict_tokens else None,
         )
-
-        def start_engine() -> Engine:
-            started = time.perf_counter()
-            if backend == "transformers":
-                engine: Engine = TransformersEngine(self._folder, sampling=sampling)
-            else:
-                engine = VllmEngine(
-                    self._folder, gpus=gpus, max_prompt_tokens=longest_prompt, sampling=sampling
-                )
-            log.info("%s started in %.1f s", backend, time.perf_counter() - started)
-            return engine
-
         return Sampler(
-            start_engine,
-            self.prompts,
+            partial(start_engine, self._folder, backend, gpus, max_prompt_tokens, sampling),
+            prompts,
             max_atoms=record.max_atoms,
             max_attempts=max_attempts,
             reject_close_atoms=reject_close_atoms,
         )
 
-    def _check_context(self, prompt: int, answer: int) -> None:
-        check_sampling_context(
-            load_config(str(self._folder)),
-            str(self._folder),
-            prompt=prompt,
-            answer=answer,
-            max_atoms=self.record.max_atoms,
+    def _max_prompt_tokens(self, asked: Collection[Conditions]) -> int:
+        """Return the number of tokens of the longest prompt; check the conditions of all prompts.
+
+        Raises:
+            FlowllmError: the model was not trained on such prompts.
+        """
+        for conditions in asked:
+            self.record.check_conditions(conditions.given(), self._folder)
+        return max((len(self.prompts.prompt(conditions)) for conditions in asked), default=0)
+
+
+def start_engine(
+    model: Path, backend: str, gpus: int, max_prompt_tokens: int, sampling: SamplingOptions
+) -> Engine:
+    """Load a merged model into a sampling engine.
+
+    Args:
+        model: folder of the model.
+        backend: vllm or transformers.
+        gpus: GPUs of the job, 0 for the CPU.
+        max_prompt_tokens: length of the longest prompt.
+        sampling: options of the token sampling.
+    """
+    started = time.perf_counter()
+    engine: Engine
+    if backend == "transformers":
+        engine = TransformersEngine(model, sampling=sampling)
+    else:
+        engine = VllmEngine(
+            model, gpus=gpus, max_prompt_tokens=max_prompt_tokens, sampling=sampling
         )
+    log.info("%s started in %.1f s", backend, time.perf_counter() - started)
+    return engine

@@ -1,4 +1,4 @@
-"""What an adapter's and a merged model's folder tell of how they were made (`flowllm.json`)."""
+"""Record of a fine-tuning (`flowllm.json`) in the folders of the adapter and the merged model."""
 
 import json
 from collections.abc import Iterable
@@ -8,27 +8,30 @@ from pathlib import Path
 from flowllm.config.sections.llm import Prompts, Quantization
 from flowllm.errors import FlowllmError
 from flowllm.llm.text import Reason, Rejection
+from flowllm.runtime.device import Precision
 
 RECORD = "flowllm.json"
+"""Name of the record's file."""
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """How a language model was fine-tuned, as far as sampling from it must know.
+    """Properties of a fine-tuning that sampling depends on.
 
     Attributes:
-        base_model: name of the base model as the configuration gives it.
-        precision: of the merged weights.
-        quantization: of the base model's weights in the fine-tuning.
-        val_loss: validation loss of the adapter beside them, nats per token.
-        prompts: the prompts it was trained on; a sentence that none of them had is left out.
+        base_model: name of the base model in the configuration.
+        precision: precision of the merged weights.
+        quantization: quantization of the base model's weights during fine-tuning.
+        val_loss: validation loss of the adapter with these weights, nats per token.
+        prompts: sentences of the training prompts; sentences that no prompt had are left out.
         elements: atomic numbers of the training crystals, ascending.
-        max_atoms: the most atoms of a training crystal.
-        max_length: whole angstrom of their longest lattice vector, at most 99.
+        max_atoms: maximum number of atoms per training crystal.
+        max_length: longest lattice vector of the training crystals, rounded up to whole angstrom,
+            at most 99.
     """
 
     base_model: str
-    precision: str
+    precision: Precision
     quantization: Quantization
     val_loss: float
     prompts: dict[str, str]
@@ -37,7 +40,11 @@ class ModelRecord:
     max_length: int
 
     def check_prompts(self, prompts: Prompts, folder: Path) -> None:
-        """Check that a model is asked what it was trained on.
+        """Check that the configured prompts are those of the training.
+
+        Args:
+            prompts: configured prompts.
+            folder: folder of the model, for the message.
 
         Raises:
             FlowllmError: the prompts differ.
@@ -45,26 +52,30 @@ class ModelRecord:
         asked = prompts.model_dump()
         if differing := sorted(key for key in self.prompts if asked.get(key) != self.prompts[key]):
             raise FlowllmError(
-                f"{folder}: was trained on other prompts ({', '.join(differing)} differ); sample "
-                "with the prompts of its training, or fine-tune again"
+                f"{folder}: was trained on other prompts ({', '.join(differing)} differ). Sample "
+                "with the prompts of the training, or run finetune_llm and merge_adapter again."
             )
 
     def check_conditions(self, names: Iterable[str], folder: Path) -> None:
-        """Check that a model has been trained on the conditions that it is asked for.
+        """Check that a model was trained on prompts with the given conditions.
+
+        Args:
+            names: names of the conditions.
+            folder: folder of the model, for the message.
 
         Raises:
-            FlowllmError: it has not.
+            FlowllmError: it was not.
         """
         if unknown := sorted(set(names) - set(self.prompts)):
             raise FlowllmError(
-                f"{folder}: was trained on no prompt that gives {', '.join(unknown)}; fine-tune "
-                "with a finetune_llm.properties_share, on crystals that have these values"
+                f"{folder}: was trained on no prompt that gives {', '.join(unknown)}. Fine-tune "
+                "with a positive finetune_llm.properties_share on crystals that have these values."
             )
 
     def refusal(self, num_atoms: int) -> Rejection | None:
-        """Say why a crystal of so many atoms is not asked for: none as large was learned.
+        """Return why a crystal with this number of atoms is not sampled, None if it can be.
 
-        Each of its drafts would be rejected.
+        All drafts of a crystal that is larger than the training crystals would be rejected.
         """
         if num_atoms <= self.max_atoms:
             return None
@@ -74,28 +85,28 @@ class ModelRecord:
         )
 
     def check_infilling(self, folder: Path) -> None:
-        """Check that a model has been trained to name hidden elements.
+        """Check that a model was trained on infilling.
 
         Raises:
-            FlowllmError: it has not.
+            FlowllmError: it was not.
         """
         if "infill" not in self.prompts:
             raise FlowllmError(
-                f"{folder}: was not trained to name hidden elements; fine-tune with a "
-                "finetune_llm.infill_share"
+                f"{folder}: was not trained to name hidden elements. Fine-tune with a positive "
+                "finetune_llm.infill_share."
             )
 
 
 def write_record(folder: Path, record: ModelRecord) -> None:
-    """Write a model folder's record."""
+    """Write the record of a model's folder."""
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=2, sort_keys=True) + "\n")
 
 
 def read_record(folder: Path) -> ModelRecord:
-    """Read a model folder's record.
+    """Read the record of a model's folder.
 
     Raises:
-        FlowllmError: there is none, or it is not one of this package's.
+        FlowllmError: there is none, or it has other content.
     """
     path = folder / RECORD
     try:
@@ -103,6 +114,6 @@ def read_record(folder: Path) -> ModelRecord:
         return ModelRecord(**{**values, "elements": tuple(values["elements"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise FlowllmError(
-            f"{path}: not the record of a fine-tuned model ({error}); "
-            "run finetune_llm and merge_adapter again"
+            f"{path}: is not the record of a fine-tuned model ({error}). "
+            "Run finetune_llm and merge_adapter again."
         ) from error

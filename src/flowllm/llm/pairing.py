@@ -1,4 +1,4 @@
-"""Bringing the atoms of a draft and of its training crystal to one order."""
+"""Order of the atoms of a draft and of its training crystal."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from flowllm.crystal import Crystal
 
 
 def by_species(crystal: Crystal) -> Crystal:
-    """Return the crystal with its atoms by atomic number; within an element they keep their order.
+    """Return the crystal with its atoms sorted by atomic number, stable within an element.
 
-    Two cells of the same composition then agree in `atomic_numbers`, atom by atom.
+    Two cells of the same composition then have equal `atomic_numbers`.
     """
     order = np.argsort(crystal.atomic_numbers, kind="stable")
     return Crystal(

@@ -1,4 +1,4 @@
-"""Perplexity of crystal texts, and its increase when a crystal is described otherwise."""
+"""Perplexity of crystal texts, and its increase under transformations of the crystal."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,16 @@ from flowllm.llm.training_texts import IGNORED, collate
 def perplexities(
     model: PreTrainedModel, prompts: PromptTokens, texts: Sequence[str], batch_size: int
 ) -> np.ndarray:
-    """Return each text's perplexity after the prompt without condition, float64 (n,).
+    """Return the perplexity of each text after the unconditional prompt, float64 (n,).
 
-    2 to the cross entropy in bits a token (paper, below equation 9), and so e to that in nats. The
-    tokens are the text's and the end token.
+    The perplexity is 2 to the power of the cross entropy in bits per token (paper, below equation
+    9), which equals e to the power of the cross entropy in nats. The end token is included.
 
     Args:
-        model: in evaluation mode.
-        prompts: prompts as tokens.
+        model: model in evaluation mode.
+        prompts: the prompts and the model's tokenizer.
         texts: crystal texts.
-        batch_size: texts at once.
+        batch_size: texts per batch.
     """
     values = []
     for start in range(0, len(texts), batch_size):
@@ -39,14 +39,15 @@ def perplexities(
 
 
 def increase_under_transformation(plain: float, transformed: np.ndarray) -> float:
-    """Return the increase in perplexity under transformation (equation 9) of one crystal.
+    """Return the increase in perplexity under transformation of one crystal (equation 9).
 
     Args:
-        plain: perplexity of the crystal's text as it stands.
+        plain: perplexity of the text of the untransformed crystal.
         transformed: perplexities (k,) under random transformations.
 
     Returns:
-        The mean over the transformations, less the lowest value of all: a random sample hardly
-        holds the best transformation, which for a model trained without augmentation is none.
+        The mean over the transformations minus the lowest value of all. The untransformed crystal
+        is included in the minimum, because a random sample rarely contains the best transformation,
+        which for a model trained without augmentation is the identity.
     """
     return float(transformed.mean() - min(plain, transformed.min()))

@@ -1,8 +1,8 @@
-"""Prompts: what the language model is asked, as text and as tokens.
+"""Prompts of the language model, as text and as tokens.
 
-Training and sampling use the same tokens: a prompt and its answer are turned into tokens each for
-itself and joined, so no token spans the border, and an answer ends with the tokenizer's end token,
-which the model learns to write.
+Training and sampling use the same tokens: a prompt and its answer are tokenized separately and
+joined, so that no token spans the border. An answer ends with the tokenizer's end token, which the
+model learns to generate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,11 @@ from flowllm.errors import FlowllmError
 from flowllm.llm.text import composition_of, element_symbol, encode
 
 MAX_LENGTH_WRITTEN = 100
-"""Angstrom; cells of few atoms are shorter."""
+"""Lengths below this value in angstrom are covered by `PromptTokens.answer_tokens`. Cells of few
+atoms are shorter."""
 
 CACHED_PROMPTS = 65536
-"""More than the distinct formulas of MP-20."""
+"""Prompts whose tokens are kept; more than the distinct formulas of MP-20."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Example:
     """One training text.
 
     Attributes:
-        tokens: prompt, answer and end token.
-        prompt_length: how many of them are the prompt.
+        tokens: tokens of the prompt and the answer, and the end token.
+        prompt_length: number of tokens of the prompt.
     """
 
     tokens: tuple[int, ...]
@@ -41,15 +42,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a prompt gives of a crystal; None is left out.
+    """Conditions that a prompt gives; None is left out of the prompt.
 
     Attributes:
-        formula: in the style of the prompts.
-        elements: symbols, each once, by electronegativity.
-        formation_energy_per_atom: eV.
-        band_gap: eV.
-        e_above_hull: eV per atom.
-        space_group_number: 1 to 230.
+        formula: formula in the style of the prompts.
+        elements: symbols of the distinct elements, by electronegativity.
+        formation_energy_per_atom: formation energy in eV per atom.
+        band_gap: band gap in eV.
+        e_above_hull: energy above the convex hull in eV per atom.
+        space_group_number: number of the space group, 1 to 230.
     """
 
     formula: str | None = None
@@ -60,32 +61,32 @@ class Conditions:
     space_group_number: int | None = None
 
     def given(self) -> tuple[str, ...]:
-        """Names of what is given."""
+        """Return the names of the conditions that are not None."""
         return tuple(name for name in CONDITIONS if getattr(self, name) is not None)
 
     def only(self, names: Sequence[str]) -> "Conditions":
-        """Return just these of the conditions."""
+        """Return only the named conditions."""
         return Conditions(**{name: getattr(self, name) for name in names})
 
     def words(self, name: str) -> str:
-        """Return one condition as a prompt writes it: energies with three decimal places."""
+        """Return the text of one condition in a prompt; energies have three decimal places."""
         value = getattr(self, name)
         if isinstance(value, tuple):
             return ", ".join(value)
-        # Adding zero makes -0.0 and what rounds to it plain zero.
+        # Adding zero changes -0.0, also as a result of rounding, to 0.0.
         return f"{round(value, 3) + 0.0:.3f}" if isinstance(value, float) else str(value)
 
 
 UNCONDITIONAL = Conditions()
-"""A prompt that gives nothing."""
+"""Conditions of a prompt without any condition."""
 
 
 def conditions_of(prompts: Prompts, row: Mapping[str, Any]) -> Conditions:
-    """Return all that is known of a crystal.
+    """Return all known conditions of a crystal.
 
     Args:
-        prompts: for the formula's style.
-        row: of `schemas.CRYSTALS`.
+        prompts: configured prompts, for the style of the formula.
+        row: row of `schemas.CRYSTALS`.
     """
     numbers = np.asarray(row["atomic_numbers"])
     names = Composition(cell_formula(numbers)).as_dict()
@@ -97,8 +98,8 @@ def prompt_text(prompts: Prompts, conditions: Conditions) -> str:
     """Return the prompt as text; it ends with the line break after which the answer starts.
 
     Args:
-        prompts: the sentences.
-        conditions: what they say; the sentence of what is not given is left out.
+        prompts: configured sentences.
+        conditions: conditions; only the sentences of conditions that are not None are used.
     """
     sentences = [prompts.introduction]
     for name in conditions.given():
@@ -111,9 +112,9 @@ def infill_text(prompts: Prompts, crystal: Crystal, atomic_number: int) -> str:
     """Return the prompt that asks for one hidden element of a crystal; its symbol is the answer.
 
     Args:
-        prompts: the sentences, and the word in the symbol's place.
+        prompts: configured sentences and the word that replaces the symbol.
         crystal: the crystal.
-        atomic_number: the element to hide, in all its atoms.
+        atomic_number: atomic number of the element, which is hidden in all its atoms.
     """
     lines = encode(crystal).split("\n")
     for atom in np.flatnonzero(crystal.atomic_numbers == atomic_number):
@@ -125,7 +126,8 @@ def infill_text(prompts: Prompts, crystal: Crystal, atomic_number: int) -> str:
 def prompt_formula(prompts: Prompts, atomic_numbers: np.ndarray) -> str:
     """Return a cell's formula in the style of the prompts.
 
-    `Na Na Cl Cl` (atoms, in the order of the text), `Na2Cl2` (cell) or `NaCl` (reduced).
+    The style atoms gives `Na Na Cl Cl` (in the order of the text), the style cell `Na2Cl2`, and the
+    style reduced `NaCl`.
     """
     if prompts.formula_style == "atoms":
         return " ".join(element_symbol(int(z)) for z in atomic_numbers)
@@ -139,20 +141,26 @@ class PromptTokens:
     """Prompts and answers as tokens of one tokenizer.
 
     Attributes:
-        name: of the tokenizer, or the folder that it was loaded from.
-        end_token_id: what ends an answer.
+        prompts: configured prompts.
+        name: name of the tokenizer or the folder that it was loaded from.
+        end_token_id: token that ends an answer.
+        prompt: function that returns the tokens of the prompt with given `Conditions`.
     """
 
     def __init__(self, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Hold the sentences and the tokenizer.
+        """Check the tokenizer.
+
+        Args:
+            prompts: configured prompts.
+            tokenizer: tokenizer of the model.
 
         Raises:
             FlowllmError: the tokenizer has no end token.
         """
         if tokenizer.eos_token_id is None:
             raise FlowllmError(
-                f"the tokenizer of {tokenizer.name_or_path} has no end token (eos_token); "
-                "set one in its tokenizer_config.json"
+                f"{tokenizer.name_or_path}: its tokenizer has no end token. Set eos_token in "
+                "tokenizer_config.json."
             )
         self.prompts = prompts
         self.name: str = tokenizer.name_or_path or "the base model"
@@ -162,19 +170,20 @@ class PromptTokens:
         self.prompt = lru_cache(CACHED_PROMPTS)(self._prompt)
 
     def _prompt(self, conditions: Conditions) -> tuple[int, ...]:
-        return self._begun(prompt_text(self.prompts, conditions))
+        """Return the tokens of a prompt; used through the cache `prompt`."""
+        return self._with_start(prompt_text(self.prompts, conditions))
 
-    def _begun(self, text: str) -> tuple[int, ...]:
-        """Return the tokens of a prompt, begun as the tokenizer begins a text (Llama's <s>)."""
+    def _with_start(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a prompt with the tokenizer's start token, if any (Llama: <s>)."""
         ids = self._tokenizer(text)["input_ids"]
-        # Some tokenizers also end every text; the answer is yet to come.
+        # Some tokenizers append the end token to every text, but the answer follows the prompt.
         return tuple(ids[:-1] if ids[-1] == self.end_token_id else ids)
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Return the tokens of an answer and the end token.
 
-        SentencePiece (Llama-2) puts a space before every text. The answer stands after a line
-        break, so it is taken from behind one, and has no such space.
+        SentencePiece (Llama-2) inserts a space before every text. Since the answer follows a line
+        break, it is tokenized together with a preceding line break, which is then removed.
         """
         with_break = self._ids("\n" + text)
         count = len(self._line_break)
@@ -183,25 +192,27 @@ class PromptTokens:
         return (*ids, self.end_token_id)
 
     def example(self, conditions: Conditions, text: str) -> Example:
-        """Return one training text: prompt, answer, end token."""
+        """Return one training text: prompt, answer and end token."""
         prompt = self.prompt(conditions)
         return Example((*prompt, *self.answer(text)), len(prompt))
 
     def infilling(self, crystal: Crystal, atomic_number: int) -> Example:
-        """Return a text that asks for one hidden element of a crystal, and its symbol."""
-        prompt = self._begun(infill_text(self.prompts, crystal, atomic_number))
+        """Return a training text that asks for one hidden element; its symbol is the answer."""
+        prompt = self._with_start(infill_text(self.prompts, crystal, atomic_number))
         return Example((*prompt, *self.answer(element_symbol(atomic_number))), len(prompt))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of sampled tokens, its end token and other special tokens left out."""
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        """Return the text of sampled tokens without the end token and other special tokens."""
+        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
 
     def most_answer_tokens(self, elements: Sequence[int], max_atoms: int) -> int:
-        """Return the number of tokens that any crystal text of so many atoms fits into.
+        """Return an upper bound of the number of tokens of a crystal text, end token included.
 
         Args:
             elements: atomic numbers that may occur.
-            max_atoms: number of atoms.
+            max_atoms: maximum number of atoms.
         """
         lattice = "100.0 100.0 100.0\n120 120 120\n"
         atom = "\n0.00 0.00 0.00\n"
@@ -209,18 +220,18 @@ class PromptTokens:
         return len(self._ids(lattice)) + max_atoms * longest + 1
 
     def answer_tokens(self) -> tuple[int, ...]:
-        """Return the tokens that crystal texts of any elements and numbers consist of, and the end.
+        """Return the tokens that can occur in crystal texts, and the end token, in ascending order.
 
-        They are what the tokenizer makes of texts with every number that a crystal text can have,
-        so tokens of several digits, where it has such, are among them.
+        They come from texts with every element and number that a crystal text can have, so that
+        tokens of several digits are included if the tokenizer has them.
         """
         text = self.every_number_and_element()
-        # Single characters too: a model may spell what the tokenizer joins.
+        # Single characters are included, since a model may spell what the tokenizer joins.
         return tuple(sorted({token for part in (text, *set(text)) for token in self.answer(part)}))
 
     @staticmethod
     def every_number_and_element() -> str:
-        """Return lines of crystal text with each number and symbol that one can have."""
+        """Return lines of crystal text with every number and symbol that can occur."""
         numbers = [
             *(f"{tenths / 10:.1f}" for tenths in range(10 * MAX_LENGTH_WRITTEN)),
             *(str(degrees) for degrees in range(181)),
@@ -231,13 +242,16 @@ class PromptTokens:
         return "\n".join([*lines, *atoms])
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Return the tokens of a text without special tokens."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 def splits_digits(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer gives every digit a token of its own.
+    """Return whether the tokenizer splits numbers into single digits.
 
-    Numbers cut at changing places (1|23|4) are harder to learn; the paper's base model splits them.
+    Numbers that are split at varying places (1|23|4) are harder to learn. The tokenizer of the
+    paper's base model splits them into digits.
     """
     ids = tokenizer("1234567890", add_special_tokens=False)["input_ids"]
     pieces = tokenizer.convert_ids_to_tokens(ids)

@@ -1,4 +1,4 @@
-"""Drafts until one is the crystal that was asked for: draw, decode, draw the rejected again."""
+"""Sampling of crystals: generate drafts, decode them, and repeat the rejected ones."""
 
 import time
 from collections import Counter
@@ -11,26 +11,26 @@ import pyarrow as pa
 
 from flowllm.crystal import Crystal
 from flowllm.io.tables import crystal_columns, write_table
-from flowllm.llm.engines.base import Draft, Engine, Request
+from flowllm.llm.engines.base import Draft, DraftRequest, Engine
 from flowllm.llm.prompts import Conditions, PromptTokens
 from flowllm.llm.text import Rejection, decode
 from flowllm.runtime.provenance import StageRun
 from flowllm.runtime.resume import make_parts
 
 EXHAUSTED = "exhausted"
-"""Status of a draw none of whose drafts was accepted."""
+"""Status of a crystal for which all drafts were rejected."""
 
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """One crystal to be drawn.
+    """One crystal to be sampled.
 
     Attributes:
-        conditions: what the prompt says.
-        composition: atomic number to count that the draft must have, None for any.
-        regex: expression that holds the text to its form, None for a free text.
-        seed: from the number of the attempt (from 0) to its seed.
-        refusal: why it is not drawn, None where it is.
+        conditions: conditions of the prompt.
+        composition: required number of atoms by atomic number, None for any composition.
+        regex: expression that the text must match, None for a free text.
+        seed: function from the number of the attempt (from 0) to its seed.
+        refusal: reason why the crystal is not sampled, None if it is.
     """
 
     conditions: Conditions
@@ -42,14 +42,14 @@ class DrawRequest:
 
 @dataclass
 class Outcome:
-    """What became of a task.
+    """Result of a draw request.
 
     Attributes:
-        crystal: the accepted draft's, None where none was accepted.
-        text: of the accepted draft, or of the last one.
-        rejections: why each rejected draft was, in order.
-        num_tokens: sampled tokens of all drafts.
-        refusal: why the task was not drawn at all, None where it was.
+        crystal: crystal of the accepted draft, None if no draft was accepted.
+        text: text of the accepted draft, or of the last one.
+        rejections: reasons of the rejected drafts, in order.
+        num_tokens: number of sampled tokens of all drafts.
+        refusal: reason why the crystal was not sampled, None if it was.
     """
 
     crystal: Crystal | None = None
@@ -60,13 +60,21 @@ class Outcome:
 
     @property
     def attempts(self) -> int:
-        """Drafts that were made."""
+        """Number of drafts."""
         return len(self.rejections) + (self.crystal is not None)
 
 
 @dataclass
 class Speed:
-    """What the engine did in this process: a resumed job counts what it did itself."""
+    """Totals of the engine in this process; a resumed job does not count earlier processes.
+
+    Attributes:
+        drafts: number of generated texts.
+        tokens: number of sampled tokens.
+        prompt_tokens: number of tokens of all prompts.
+        cached_prompt_tokens: number of prompt tokens that were read from a cache.
+        seconds: time spent in `Sampler.draw`.
+    """
 
     drafts: int = 0
     tokens: int = 0
@@ -76,10 +84,10 @@ class Speed:
 
 
 class Sampler:
-    """Draws crystals with one engine; as a context manager it closes the engine at the end.
+    """Sampler of crystals with one engine; as a context manager it closes the engine at the end.
 
     Attributes:
-        speed: drafts, tokens of texts and prompts, and seconds so far.
+        speed: totals so far.
     """
 
     def __init__(
@@ -91,14 +99,14 @@ class Sampler:
         max_attempts: int,
         reject_close_atoms: bool,
     ) -> None:
-        """Hold the engine and the limits.
+        """Store the limits; the engine is started by the first call of `draw`.
 
         Args:
-            start_engine: starts what writes texts, when the first is needed.
-            prompts: prompts as tokens.
-            max_atoms: the most atoms of a crystal.
-            max_attempts: drafts a task before it is given up.
-            reject_close_atoms: whether a draft with two atoms at one point is drawn again.
+            start_engine: function that starts the engine.
+            prompts: the prompts and the tokenizer.
+            max_atoms: maximum number of atoms per crystal.
+            max_attempts: maximum number of drafts per crystal.
+            reject_close_atoms: whether drafts with two atoms at one point are rejected.
         """
         self._start_engine, self._prompts = start_engine, prompts
         self._reject_close_atoms = reject_close_atoms
@@ -107,30 +115,40 @@ class Sampler:
         self.speed = Speed()
 
     def __enter__(self) -> "Sampler":
+        """Return the sampler."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close the engine if it was started."""
         if self._engine is not None:
             self._engine.close()
 
-    def draw(self, tasks: Sequence[DrawRequest]) -> list[Outcome]:
-        """Draw all tasks; a draft is judged, and drawn again if rejected, while others are written.
+    def draw(self, requests: Sequence[DrawRequest]) -> list[Outcome]:
+        """Sample all crystals.
 
-        Tasks of one prompt go to the engine together, so that it can compute the prompt once, and
-        those of many atoms first, so that no long text is left to be written alone at the end.
+        Each draft is decoded as soon as it is finished and repeated if it is rejected, while other
+        drafts are still being generated. Requests with the same prompt are submitted together, so
+        that the engine can compute the prompt once. Requests with many atoms are submitted first,
+        so that no long text is generated alone at the end.
+
+        Args:
+            requests: the crystals.
+
+        Returns:
+            The outcomes in the order of the requests.
         """
-        outcomes = [Outcome(refusal=task.refusal) for task in tasks]
-        drawn = [i for i, task in enumerate(tasks) if task.refusal is None]
+        outcomes = [Outcome(refusal=request.refusal) for request in requests]
+        drawn = [i for i, request in enumerate(requests) if request.refusal is None]
         if not drawn:
             return outcomes
-        prompts = {i: self._prompts.prompt(tasks[i].conditions) for i in drawn}
-        in_order = sorted(drawn, key=lambda i: (-_num_atoms(tasks[i]), prompts[i]))
+        prompts = {i: self._prompts.prompt(requests[i].conditions) for i in drawn}
+        in_order = sorted(drawn, key=lambda i: (-_num_atoms(requests[i]), prompts[i]))
         engine = self._engine = self._engine or self._start_engine()
         started = time.perf_counter()
 
         def submit(i: int) -> None:
-            seed = tasks[i].seed(outcomes[i].attempts)
-            engine.submit(i, Request(prompts[i], seed, tasks[i].regex))
+            seed = requests[i].seed(outcomes[i].attempts)
+            engine.submit(i, DraftRequest(prompts[i], seed, requests[i].regex))
             self.speed.prompt_tokens += len(prompts[i])
 
         for i in in_order:
@@ -138,7 +156,7 @@ class Sampler:
         unfinished = len(drawn)
         while unfinished:
             for i, draft in engine.finished():
-                self._judge(tasks[i], draft, outcomes[i])
+                self._decode(requests[i], draft, outcomes[i])
                 if outcomes[i].crystal is None and outcomes[i].attempts < self._max_attempts:
                     submit(i)
                 else:
@@ -147,7 +165,8 @@ class Sampler:
         self.speed.cached_prompt_tokens = engine.cached_prompt_tokens
         return outcomes
 
-    def _judge(self, task: DrawRequest, draft: Draft, outcome: Outcome) -> None:
+    def _decode(self, request: DrawRequest, draft: Draft, outcome: Outcome) -> None:
+        """Decode a draft and add it to the outcome, as the crystal or as a rejection."""
         outcome.text = self._prompts.decode(draft.tokens)
         outcome.num_tokens += len(draft.tokens)
         self.speed.drafts += 1
@@ -155,7 +174,7 @@ class Sampler:
         decoded = decode(
             outcome.text,
             max_atoms=self._max_atoms,
-            composition=task.composition,
+            composition=request.composition,
             truncated=draft.truncated,
             reject_close_atoms=self._reject_close_atoms,
         )
@@ -165,13 +184,13 @@ class Sampler:
             outcome.crystal = decoded
 
 
-def _num_atoms(task: DrawRequest) -> int:
-    """Atoms that were asked for; 0 for any number."""
-    return sum(task.composition.values()) if task.composition else 0
+def _num_atoms(request: DrawRequest) -> int:
+    """Return the required number of atoms; 0 if any number is allowed."""
+    return sum(request.composition.values()) if request.composition else 0
 
 
 def sample_columns(outcome: Outcome, prompt: str) -> dict[str, Any]:
-    """Return the columns that pairs and base crystals share: the text and how it came about."""
+    """Return the columns that pairs and base crystals share: prompt, text, attempts and status."""
     status, error = "ok", None
     if outcome.refusal is not None:
         status, error = outcome.refusal.reason.value, outcome.refusal.detail
@@ -191,7 +210,7 @@ def sample_columns(outcome: Outcome, prompt: str) -> dict[str, Any]:
 
 
 def base_row(row_id: str, outcome: Outcome, prompt: str) -> dict[str, Any]:
-    """Return a row of `schemas.BASE`: the crystal as it was drawn, and how it came about."""
+    """Return a row of `schemas.BASE`: the sampled crystal and the columns of `sample_columns`."""
     crystal = outcome.crystal
     return {
         "id": row_id,
@@ -210,31 +229,34 @@ def write_samples(
     chunk_size: int,
     make_rows: Callable[[range], Sequence[Mapping[str, Any]]],
 ) -> None:
-    """Write a shard of drawn crystals in parts that a kill leaves behind, and count what came.
+    """Write a shard of sampled crystals and count its rows in the provenance record.
+
+    The shard is built from parts, which remain on disk if the job is killed.
 
     Args:
-        sampler: what `make_rows` draws with; closed at the end.
-        out: the shard.
-        run: the stage's run.
-        schema: of the shard; has the columns of `sample_columns`.
-        num_rows: rows of the shard.
-        chunk_size: rows of a part.
-        make_rows: gives the rows of some row numbers.
+        sampler: sampler that `make_rows` uses; closed at the end.
+        out: path of the shard.
+        run: run of the stage.
+        schema: schema of the shard; it has the columns of `sample_columns`.
+        num_rows: number of rows of the shard.
+        chunk_size: number of rows per part.
+        make_rows: function that returns the rows with the given numbers.
     """
     with sampler:
         table = make_parts(out, run, schema, num_rows, chunk_size, make_rows)
-    # Last of all: closing an engine may fail, and what a failed job has written is deleted.
+    # The shard is written after the engine is closed: closing it may fail, and Snakemake deletes
+    # the output of a failed job.
     write_table(out, table, schema, run.metadata())
     columns = ["status", "attempts", "rejections"]
     run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
 
 
 def sampling_counts(rows: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str, Any]:
-    """Sum up a shard for its provenance record.
+    """Return the counts of a shard for its provenance record.
 
     Args:
-        rows: all rows of the shard, at least columns status, attempts, rejections.
-        speed: what this process generated.
+        rows: all rows of the shard with at least the columns status, attempts and rejections.
+        speed: totals of this process.
     """
     rejected = Counter(reason for row in rows for reason in row["rejections"])
     drafts = sum(row["attempts"] for row in rows)

@@ -1,8 +1,8 @@
-"""Crystal text: what the language model reads and writes of a crystal, and nothing else.
+"""Crystal text: the representation of a crystal that the language model reads and generates.
 
-Line 1 holds the three lengths in angstrom with one decimal place, line 2 the three angles in whole
-degrees; then each atom has two lines, its element's symbol and its fractional coordinates with two
-decimal places (paper, section 4.1)::
+Line 1 has the three lengths in angstrom with one decimal place, line 2 the three angles in whole
+degrees. Two lines per atom follow: the symbol of its element, and its fractional coordinates with
+two decimal places (paper, section 4.1)::
 
     5.6 5.6 5.6
     90 90 90
@@ -11,10 +11,11 @@ decimal places (paper, section 4.1)::
     Cl
     0.50 0.50 0.50
 
-Decoding a generated text gives either a crystal or one named reason why there is none. One of them
-is not about the form and can be turned off: two atoms at the same point. A model with little
-training repeats coordinate lines, and the flow, which treats like atoms alike, can never separate
-two of them that start at one point. The paper's protocol does not reject such texts.
+Decoding a generated text returns either a crystal or a rejection with one reason. One of the
+reasons does not concern the form and can be turned off: two atoms at the same point. A model with
+little training repeats lines of coordinates, and the flow, which is equivariant under permutations,
+cannot separate two atoms of one element that start at the same point. The paper's protocol does not
+reject such texts.
 """
 
 import re
@@ -29,14 +30,15 @@ from pymatgen.core.periodic_table import Element
 from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal, cell_formula, lattice_has_volume
 
 MAX_LENGTH = 1000.0
-"""Angstrom. A longer cell edge is no crystal of a few atoms, and might overflow float32."""
+"""Upper limit of lengths in angstrom. Longer cells of a few atoms are not crystals, and much longer
+ones would overflow float32."""
 
-# A model writes what it likes: only plain decimal numbers are read, so no inf, nan, 1e9 or 1_0.
 _NUMBER = re.compile(r"[+-]?[0-9]{1,12}(\.[0-9]{1,12})?")
+"""Numbers that are read: decimal numbers only. Python would also accept inf, nan, 1e9 and 1_0."""
 
 
 class Reason(StrEnum):
-    """Why a text is not the crystal that was asked for."""
+    """Reasons why a text is not the requested crystal."""
 
     TRUNCATED = "truncated"
     WRONG_COUNT = "wrong_count"
@@ -50,11 +52,11 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A text that is not the crystal that was asked for.
+    """Reason why a text is not the requested crystal, with details.
 
     Attributes:
-        reason: its short name.
-        detail: the same for a person, with the line and what stands there.
+        reason: name of the reason.
+        detail: description with the line and its content.
     """
 
     reason: Reason
@@ -62,16 +64,19 @@ class Rejection:
 
 
 class _RejectedTextError(Exception):
+    """Rejection of a text while it is decoded."""
+
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.rejection = Rejection(reason, detail)
 
 
 def encode(crystal: Crystal) -> str:
-    """Write a crystal as text, its atoms in the order they have.
+    """Return the text of a crystal; the order of its atoms is kept.
 
-    Numbers are rounded as the decimal notation of the stored float32 says (ties to even), never
-    truncated. Rounded coordinates stay in [0, 1): 0.996 is written 0.00, the same point.
+    Numbers are rounded from the exact value of the stored float32 (ties to even) and never
+    truncated. Rounded coordinates stay in [0, 1): 0.996 is written as 0.00, which is the nearest
+    point of the torus.
     """
     lines = [
         " ".join(f"{length:.1f}" for length in crystal.lengths.tolist()),
@@ -90,34 +95,34 @@ def decode(
     truncated: bool = False,
     reject_close_atoms: bool = True,
 ) -> Crystal | Rejection:
-    """Read a crystal from text, or say why it cannot be one. Raises on no text whatever.
+    """Return the crystal of a text, or the reason why it is rejected. No text raises an error.
 
-    Spaces around lines do not matter; coordinates outside [0, 1) are wrapped. Angles are held to
-    what a cell can have (between 0 and 180 degrees, a positive volume); the narrower interval of
-    the flow is the flow's affair.
+    Spaces around lines are ignored, and coordinates outside [0, 1) are wrapped. Angles must be
+    between 0 and 180 degrees and span a positive volume; the narrower interval of the flow is not
+    checked here.
 
     Args:
-        text: what the model wrote, without its end token.
-        max_atoms: the most atoms a cell may have.
-        composition: atomic number to number of atoms in the cell, where a formula was asked for.
-        truncated: the text ended for want of tokens, not with the end token.
-        reject_close_atoms: reject two atoms at one point.
+        text: generated text without its end token.
+        max_atoms: maximum number of atoms per cell.
+        composition: required number of atoms per cell by atomic number, None for any.
+        truncated: whether the text reached the maximum number of tokens without its end token.
+        reject_close_atoms: whether texts with two atoms at one point are rejected.
 
     Returns:
-        The crystal, or the first reason found in the order: truncated, number of lines or values,
+        The crystal, or the first reason in this order: truncated, number of lines or values,
         numbers, elements, number of atoms, lattice, formula, coinciding atoms.
     """
     try:
         crystal = _decode(text, max_atoms, composition, truncated)
         if reject_close_atoms:
-            _check_points(crystal.frac_coords)
+            _check_coinciding_atoms(crystal.frac_coords)
     except _RejectedTextError as error:
         return error.rejection
     return crystal
 
 
 def composition_of(atomic_numbers: np.ndarray) -> dict[int, int]:
-    """Count the atoms of each element: atomic number to count, in order of atomic number."""
+    """Return the number of atoms by atomic number, in ascending order of atomic number."""
     numbers, counts = np.unique(atomic_numbers, return_counts=True)
     return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 
@@ -130,11 +135,12 @@ def element_symbol(atomic_number: int) -> str:
 
 @cache
 def _atomic_numbers() -> dict[str, int]:
+    """Return the atomic number of each symbol."""
     return {element_symbol(number): number for number in range(1, MAX_ATOMIC_NUMBER + 1)}
 
 
 def _coordinate(value: float) -> str:
-    """Two decimal places, in [0, 1)."""
+    """Return a coordinate with two decimal places, in [0, 1)."""
     text = f"{value % 1.0:.2f}"
     return "0.00" if text == "1.00" else text
 
@@ -142,6 +148,11 @@ def _coordinate(value: float) -> str:
 def _decode(
     text: str, max_atoms: int, composition: Mapping[int, int] | None, truncated: bool
 ) -> Crystal:
+    """Return the crystal of a text.
+
+    Raises:
+        _RejectedTextError: the text is not the requested crystal.
+    """
     if truncated:
         raise _RejectedTextError(Reason.TRUNCATED, "the text stopped before its end token")
     lines = text.strip().split("\n")
@@ -165,6 +176,7 @@ def _decode(
 
 
 def _three_numbers(lines: Sequence[str], line: int) -> list[float]:
+    """Return the three numbers of a line, which is counted from 0."""
     words = lines[line].split()
     if len(words) != 3:
         detail = f"line {line + 1} has {len(words)} values, expected 3: {_excerpt(lines[line])}"
@@ -177,6 +189,7 @@ def _three_numbers(lines: Sequence[str], line: int) -> list[float]:
 
 
 def _element(lines: Sequence[str], line: int) -> int:
+    """Return the atomic number of a line's symbol; lines are counted from 0."""
     symbol = lines[line].strip()
     if symbol not in _atomic_numbers():
         detail = f"line {line + 1}: {_excerpt(symbol)} is no element"
@@ -185,6 +198,7 @@ def _element(lines: Sequence[str], line: int) -> int:
 
 
 def _check_lattice(lengths: Sequence[float], angles: Sequence[float]) -> None:
+    """Reject lengths (angstrom) and angles (degrees) that are not those of a cell."""
     if min(lengths) <= 0 or max(lengths) >= MAX_LENGTH:
         detail = f"lengths {lengths} are not all between 0 and {MAX_LENGTH:.0f} angstrom"
         raise _RejectedTextError(Reason.NONPHYSICAL_LATTICE, detail)
@@ -192,8 +206,8 @@ def _check_lattice(lengths: Sequence[float], angles: Sequence[float]) -> None:
         raise _RejectedTextError(Reason.NONPHYSICAL_LATTICE, f"angles {angles} span no volume")
 
 
-def _check_points(frac_coords: np.ndarray) -> None:
-    """Reject two atoms at one point; the coordinates are wrapped already."""
+def _check_coinciding_atoms(frac_coords: np.ndarray) -> None:
+    """Reject two atoms with the same wrapped coordinates (n, 3)."""
     _, first, counts = np.unique(frac_coords, axis=0, return_index=True, return_counts=True)
     if counts.max() > 1:
         atom = int(first[counts.argmax()]) + 1
@@ -202,4 +216,5 @@ def _check_points(frac_coords: np.ndarray) -> None:
 
 
 def _excerpt(text: str) -> str:
+    """Return a quoted text, truncated to 40 characters."""
     return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -1,41 +1,59 @@
-"""Cross entropy of texts under a language model, summed over the tokens that count."""
+"""Cross entropy of texts under a language model, summed over the labeled tokens."""
 
 from collections.abc import Sequence
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from flowllm.llm.adapter import base_of
 from flowllm.llm.training_texts import IGNORED, MicroBatch
 
+LanguageModel = PreTrainedModel | PeftModel
 
-def summed_loss(model: PreTrainedModel, batch: MicroBatch, device: torch.device) -> Tensor:
-    """Return the sum of the cross entropies of all labelled tokens, in nats."""
+
+def summed_loss(model: LanguageModel, batch: MicroBatch, device: torch.device) -> Tensor:
+    """Return the sum of the cross entropies of all labeled tokens, in nats."""
     return token_losses(model, batch, device).sum()
 
 
-def token_losses(model: PreTrainedModel, batch: MicroBatch, device: torch.device) -> Tensor:
-    """Return the cross entropies of the labelled tokens in nats, float32 (n,), text after text.
+def token_losses(model: LanguageModel, batch: MicroBatch, device: torch.device) -> Tensor:
+    """Return the cross entropies of the labeled tokens in nats, float32 (n,), text after text.
 
-    The output layer, a quarter of a small model's work, sees the labelled positions alone. The
-    padding needs no mask: it stands behind the text, where no token of a causal model looks.
+    The output layer, a quarter of a small model's work, is evaluated only at the labeled positions.
+    The padding needs no mask: it follows the text, and a causal model's tokens depend only on
+    earlier ones.
+
+    Args:
+        model: the model, with or without adapter.
+        batch: padded texts and their labels.
+        device: device of the model's first layer.
     """
-    # The token at position t is predicted at position t - 1; nothing predicts the first.
+    # The token at position t is predicted at position t - 1; the first token is not predicted.
     labels = batch.labels.to(device)[:, 1:]
-    labelled = labels != IGNORED
-    choose = model.get_output_embeddings().register_forward_pre_hook(
-        # A model laid over several GPUs ends on another one than it begins on.
-        lambda _, hidden: (hidden[0][:, :-1][labelled.to(hidden[0].device)],)
+    labeled = labels != IGNORED
+    output_layer = base_of(model).get_output_embeddings()
+    assert isinstance(output_layer, nn.Module)
+    choose = output_layer.register_forward_pre_hook(
+        # The last layer of a model distributed over several GPUs is not on the first layer's GPU.
+        lambda _, hidden: (hidden[0][:, :-1][labeled.to(hidden[0].device)],)
     )
     with choose:
         logits = model(input_ids=batch.input_ids.to(device)).logits
-    return torch.nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="none")
+    return torch.nn.functional.cross_entropy(logits.float(), labels[labeled], reduction="none")
 
 
 @torch.no_grad()
-def mean_loss(model: PreTrainedModel, batches: Sequence[MicroBatch], fabric: Fabric) -> float:
-    """Return the mean loss a token over all processes' batches, in nats, without dropout."""
+def mean_loss(model: LanguageModel, batches: Sequence[MicroBatch], fabric: Fabric) -> float:
+    """Return the mean loss per token over all batches, in nats, without dropout.
+
+    Args:
+        model: the model, which is in training mode afterwards.
+        batches: batches of all processes.
+        fabric: processes that share the batches.
+    """
     model.eval()
     total = 0.0
     for number, weight in shares(len(batches), fabric):
@@ -46,16 +64,20 @@ def mean_loss(model: PreTrainedModel, batches: Sequence[MicroBatch], fabric: Fab
 
 @torch.no_grad()
 def loss_per_token(model: PreTrainedModel, batches: Sequence[MicroBatch]) -> float:
-    """Return the mean loss per token of one process's model in evaluation mode, in nats."""
+    """Return the mean loss per token of a model in evaluation mode on one process, in nats."""
     total = sum(summed_loss(model, batch, model.device).item() for batch in batches)
     return total / sum(batch.num_targets for batch in batches)
 
 
 def shares(count: int, fabric: Fabric) -> list[tuple[int, float]]:
-    """Return the numbers of this process's batches of `count`, each with its weight 1.
+    """Return the indices of this process's batches, each with the weight 1.
 
-    Filled up with the last batch at weight 0: all processes run the model equally often, as they
-    must where each holds a part of it.
+    The last batch is repeated with the weight 0 until all processes have equally many batches: they
+    must run the model equally often where each of them has a shard of it.
+
+    Args:
+        count: number of batches of all processes.
+        fabric: processes that share the batches.
     """
     rounds = -(-count // fabric.world_size)
     mine = [fabric.global_rank + i * fabric.world_size for i in range(rounds)]
@@ -65,4 +87,11 @@ def shares(count: int, fabric: Fabric) -> list[tuple[int, float]]:
 def sum_over_processes(value: float, fabric: Fabric) -> float:
     """Return the sum of a number over all processes."""
     number = torch.tensor(value, dtype=torch.float64, device=fabric.device)
-    return float(fabric.all_reduce(number, reduce_op="sum"))
+    return sum_tensors(number, fabric).item()
+
+
+def sum_tensors(tensor: Tensor, fabric: Fabric) -> Tensor:
+    """Return the elementwise sum of a tensor over all processes."""
+    summed = fabric.all_reduce(tensor, reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return summed

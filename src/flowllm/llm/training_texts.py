@@ -1,11 +1,12 @@
-"""Training texts of the language model, and the order in which they are seen.
+"""Training texts of the language model, and their order.
 
-All of it follows from the seed, the epoch and the row, so a resumed run sees what an undisturbed
-one sees.
+Both follow from the seed, the epoch and the row, so that a resumed run uses the same texts as an
+uninterrupted one.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from flowllm.config.sections.llm import FinetuneLlm
 from flowllm.crystal import Crystal
-from flowllm.io.tables import crystal_of
+from flowllm.io.tables import required_crystal
 from flowllm.llm.prompts import (
     UNCONDITIONAL,
     Conditions,
@@ -28,19 +29,21 @@ from flowllm.llm.transformations import permuted, translated
 from flowllm.seeds import generator
 
 IGNORED = -100
-"""Label of a token that the loss leaves out; torch's own convention."""
+"""Label of a token that does not count in the loss; torch's own convention."""
 
 GROUPED_BATCHES = 50
-"""Batches within which texts are sorted by length: enough to pad little, few enough to mix."""
+"""Number of batches within which texts are sorted by length.
+
+More batches reduce the padding further, but shuffle the texts less."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Padded texts that go through the model at once.
+    """Padded texts that are evaluated together.
 
     Attributes:
-        input_ids: int64 (b, t).
-        labels: int64 (b, t), the tokens that count in the loss, IGNORED elsewhere.
+        input_ids: int64 (b, t), tokens.
+        labels: int64 (b, t), the tokens that count in the loss, `IGNORED` elsewhere.
     """
 
     input_ids: Tensor
@@ -48,21 +51,22 @@ class MicroBatch:
 
     @property
     def num_targets(self) -> int:
-        """Tokens that count in the loss; nothing predicts a text's first token."""
+        """Number of tokens that count in the loss; the first token of a text is not predicted."""
         return int((self.labels[:, 1:] != IGNORED).sum())
 
 
 class TrainingTexts:
-    """The crystals of one split as examples.
+    """The crystals of one split as training texts.
 
     Attributes:
-        too_long: rows left out since prompt and crystal need more than `max_tokens` tokens.
-        longest: tokens of the longest text that these shares allow, of the rows that are left.
+        too_long: number of rows left out because prompt and crystal exceed `max_tokens`.
+        longest: tokens of the longest text that the remaining rows can have with these shares.
     """
 
     def __init__(
         self,
         rows: Sequence[Mapping[str, Any]],
+        path: Path,
         prompts: PromptTokens,
         *,
         max_tokens: int,
@@ -71,31 +75,37 @@ class TrainingTexts:
         properties_share: float,
         translate: bool,
         permute: bool,
-        key: tuple[int, str],
+        seed: int,
+        split: str,
     ) -> None:
-        """Encode the crystals.
+        """Read the crystals and leave out those whose texts are too long.
 
         Args:
             rows: rows of `schemas.CRYSTALS`.
-            prompts: prompts as tokens.
-            max_tokens: the most tokens of a text.
-            infill_share: share of examples that ask for one hidden element of the crystal.
-            formula_share: share of examples whose prompt gives the formula alone.
-            properties_share: share whose prompt gives some of all that is known of the crystal.
-            translate: whether each crystal is moved as a whole, anew every epoch.
-            permute: whether its atoms are put into another order, anew every epoch.
-            key: the seed, and a name for these texts.
+            path: file of the rows, for messages.
+            prompts: the prompts and the tokenizer.
+            max_tokens: maximum number of tokens per text.
+            infill_share: fraction of texts that ask for one hidden element of the crystal.
+            formula_share: fraction of texts whose prompt gives only the formula.
+            properties_share: fraction of texts whose prompt gives a random choice of the known
+                conditions.
+            translate: whether each crystal is translated, by another vector in every epoch.
+            permute: whether its atoms are reordered, differently in every epoch.
+            seed: seed of the configuration.
+            split: name of the split, which selects the random numbers.
+
+        Raises:
+            FlowllmError: a row has no crystal.
         """
         self._prompts = prompts
         self._infill_share = infill_share
         self._formula_share, self._properties_share = formula_share, properties_share
         self._translate, self._permute = translate, permute
-        self._seed, self._name = key
+        self._seed, self._split = seed, split
         self._rows: list[tuple[int, Conditions, Crystal]] = []
         self.too_long = self.longest = 0
         for number, row in enumerate(rows):
-            crystal = crystal_of(row)
-            assert isinstance(crystal, Crystal)
+            crystal = required_crystal(row, path)
             known = conditions_of(prompts.prompts, row)
             tokens = self._most_tokens(known, crystal)
             if tokens > max_tokens:
@@ -105,27 +115,29 @@ class TrainingTexts:
                 self._rows.append((number, known, crystal))
 
     def __len__(self) -> int:
+        """Return the number of rows that are not too long."""
         return len(self._rows)
 
     def epoch(self, epoch: int) -> list[Example]:
-        """Return one example a row; its task and what its prompt gives are drawn every epoch."""
-        draws = generator(self._seed, "finetune_llm", self._name, "conditions", epoch)
+        """Return one text per row; its task and its conditions are drawn again in every epoch."""
+        rng = generator(self._seed, "finetune_llm", self._split, "conditions", epoch)
         return [
-            self._example(known, self._augmented(crystal, number, epoch), draws)
+            self._example(known, self._augmented(crystal, number, epoch), rng)
             for number, known, crystal in self._rows
         ]
 
-    def _example(self, known: Conditions, crystal: Crystal, draws: np.random.Generator) -> Example:
-        if draws.random() < self._infill_share:
-            hidden = draws.choice(np.unique(crystal.atomic_numbers))
+    def _example(self, known: Conditions, crystal: Crystal, rng: np.random.Generator) -> Example:
+        """Draw the task and the conditions of one text."""
+        if rng.random() < self._infill_share:
+            hidden = rng.choice(np.unique(crystal.atomic_numbers))
             return self._prompts.infilling(crystal, int(hidden))
-        # Its atoms may have got another order, which a formula atom by atom shows.
+        # The augmentation may have reordered the atoms, which changes a formula atom by atom.
         formula = prompt_formula(self._prompts.prompts, crystal.atomic_numbers)
-        conditions = self._draw(replace(known, formula=formula), draws)
+        conditions = self._draw_conditions(replace(known, formula=formula), rng)
         return self._prompts.example(conditions, encode(crystal))
 
     def _most_tokens(self, known: Conditions, crystal: Crystal) -> int:
-        """Tokens of the longest example of a crystal that these shares allow."""
+        """Return the number of tokens of a crystal's longest possible text with these shares."""
         longest = known if self._properties_share else known.only(["formula"])
         examples = [self._prompts.example(longest, encode(crystal))]
         if self._infill_share:
@@ -134,45 +146,51 @@ class TrainingTexts:
         return max(len(example.tokens) for example in examples)
 
     def _augmented(self, crystal: Crystal, number: int, epoch: int) -> Crystal:
-        """Describe a crystal in the way that its row's number and the epoch draw."""
+        """Translate and permute a crystal as drawn for the number of its row and the epoch."""
         if not (self._translate or self._permute):
             return crystal
-        rng = generator(self._seed, "finetune_llm", self._name, "augmentation", epoch, number)
+        rng = generator(self._seed, "finetune_llm", self._split, "augmentation", epoch, number)
         if self._translate:
             crystal = translated(crystal, rng)
         return permuted(crystal, rng) if self._permute else crystal
 
-    def _draw(self, known: Conditions, draws: np.random.Generator) -> Conditions:
-        """Draw the formula alone, a choice of one to all that is known, or nothing."""
-        kind, names = draws.random() * (1 - self._infill_share), known.given()
-        if kind < self._formula_share:
+    def _draw_conditions(self, known: Conditions, rng: np.random.Generator) -> Conditions:
+        """Draw only the formula, a random non-empty choice of the known conditions, or none."""
+        uniform, names = rng.random() * (1 - self._infill_share), known.given()
+        if uniform < self._formula_share:
             return known.only(["formula"])
-        if kind < self._formula_share + self._properties_share:
-            count = draws.integers(1, len(names), endpoint=True)
-            return known.only(draws.choice(names, count, replace=False).tolist())
+        if uniform < self._formula_share + self._properties_share:
+            count = rng.integers(1, len(names), endpoint=True)
+            return known.only(rng.choice(names, count, replace=False).tolist())
         return UNCONDITIONAL
 
 
 def texts_of(
     split: str,
     rows: Sequence[Mapping[str, Any]],
+    path: Path,
     prompts: PromptTokens,
     section: FinetuneLlm,
     seed: int,
 ) -> TrainingTexts:
-    """Return the texts that the fine-tuning makes of a split.
+    """Return the texts of a split as the fine-tuning uses them.
 
     Args:
-        split: train or val; validation crystals stay as they are, so that the losses of all
-            choices compare.
+        split: train or val. Validation crystals are not augmented, so that validation losses with
+            and without augmentation can be compared.
         rows: rows of `schemas.CRYSTALS`.
-        prompts: prompts as tokens.
-        section: shares, augmentation and the longest text.
-        seed: the configuration's.
+        path: file of the rows, for messages.
+        prompts: the prompts and the tokenizer.
+        section: fractions of the tasks, augmentation and maximum length of a text.
+        seed: seed of the configuration.
+
+    Raises:
+        FlowllmError: a row has no crystal.
     """
     augmented = split == "train"
     return TrainingTexts(
         rows,
+        path,
         prompts,
         max_tokens=section.max_tokens,
         infill_share=section.infill_share,
@@ -180,7 +198,8 @@ def texts_of(
         properties_share=section.properties_share,
         translate=augmented and section.augment_translation,
         permute=augmented and section.augment_permutation,
-        key=(seed, split),
+        seed=seed,
+        split=split,
     )
 
 
@@ -190,15 +209,16 @@ def lengths_of(examples: Sequence[Example]) -> list[int]:
 
 
 def order_of_epoch(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a shuffled order in which neighbouring texts, and so batches, have similar lengths.
+    """Return a random order of texts in which the texts of a batch have similar lengths.
 
-    A random order is cut into stretches of some batches; each is sorted by length, with its
-    batches in random order again. An incomplete last batch is left to another epoch's order.
+    A random order is divided into groups of `GROUPED_BATCHES` batches. The texts of each group are
+    sorted by length and divided into batches; finally, all batches are shuffled. Texts of an
+    incomplete last batch are left out of the epoch.
 
     Args:
         lengths: tokens of each text.
-        batch_size: texts a batch; at most the number of texts.
-        rng: source of the order.
+        batch_size: texts per batch; at most the number of texts.
+        rng: random number generator.
 
     Returns:
         Indices of the texts, int64 (batches, batch_size).
@@ -208,14 +228,20 @@ def order_of_epoch(lengths: Sequence[int], batch_size: int, rng: np.random.Gener
     tokens = np.asarray(lengths)
     batches = []
     for start in range(0, order.size, GROUPED_BATCHES * batch_size):
-        stretch = order[start : start + GROUPED_BATCHES * batch_size]
-        ascending = stretch[np.argsort(tokens[stretch], kind="stable")]
+        group = order[start : start + GROUPED_BATCHES * batch_size]
+        ascending = group[np.argsort(tokens[group], kind="stable")]
         batches.append(ascending.reshape(-1, batch_size))
     return rng.permutation(np.concatenate(batches))
 
 
 def padding_share(batches: np.ndarray, lengths: Sequence[int], micro_batch_size: int) -> float:
-    """Share of padding among all tokens that go through the model."""
+    """Return the fraction of padding among all tokens that are evaluated.
+
+    Args:
+        batches: indices of the texts, (batches, batch_size).
+        lengths: tokens of each text.
+        micro_batch_size: texts that are padded together.
+    """
     tokens = np.asarray(lengths)[batches]
     parts = np.split(tokens, range(micro_batch_size, tokens.shape[1], micro_batch_size), axis=1)
     padded = sum((part.max(axis=1) * part.shape[1]).sum() for part in parts)
@@ -225,7 +251,7 @@ def padding_share(batches: np.ndarray, lengths: Sequence[int], micro_batch_size:
 def micro_batches(
     examples: Sequence[Example], size: int, loss_on_prompt: bool, pad_token_id: int
 ) -> list[MicroBatch]:
-    """Pad examples of similar length together, `size` at once; see `collate`."""
+    """Pad texts of similar length together, `size` texts per micro-batch; see `collate`."""
     by_length = sorted(examples, key=lambda example: len(example.tokens))
     return [
         collate(by_length[start : start + size], loss_on_prompt, pad_token_id)
@@ -234,15 +260,15 @@ def micro_batches(
 
 
 def collate(examples: Sequence[Example], loss_on_prompt: bool, pad_token_id: int) -> MicroBatch:
-    """Pad examples on the right to the longest of them.
+    """Pad texts on the right to the length of the longest.
 
-    The padding is a token that exists already, behind what a causal model's tokens see and left
-    out of the loss by its label, so that the vocabulary stays as it was and an end token of an
-    answer counts.
+    Any token can be used for padding: it follows the text, where a causal model's tokens do not
+    depend on it, and its label excludes it from the loss. The vocabulary therefore needs no extra
+    token, and the end token of an answer counts in the loss even if it is also used for padding.
 
     Args:
         examples: prompts with answers.
-        loss_on_prompt: whether the prompt's tokens count in the loss too.
+        loss_on_prompt: whether the tokens of the prompt count in the loss.
         pad_token_id: any token.
     """
     shape = (len(examples), max(len(example.tokens) for example in examples))

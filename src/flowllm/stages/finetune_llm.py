@@ -180,7 +180,7 @@ def _texts(
     name: str, path: Path, rows: Records, prompts: PromptTokens, settings: Settings
 ) -> TrainingTexts:
     section: FinetuneLlm = settings.finetune_llm
-    texts = texts_of(name, rows, prompts, section, settings.seed)
+    texts = texts_of(name, rows, path, prompts, section, settings.seed)
     if len(texts) == 0:
         raise FlowllmError(
             f"{path}: none of {len(rows)} crystals fits into finetune_llm.max_tokens "

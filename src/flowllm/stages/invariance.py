@@ -84,12 +84,12 @@ def run(settings: Settings, *, model: Path, crystals: Path, out: Path) -> None:
             name: round(float(np.mean(table.column(name).to_numpy())), 5)
             for name in schemas.INVARIANCE.names[2:]
         }
-        losses = _losses(language_model, opened, split, settings)
+        losses = _losses(language_model, opened, split, crystals, settings)
         run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0, **means, **losses)
 
 
 def _losses(
-    model: PreTrainedModel, opened: ModelFolder, split: pa.Table, settings: Settings
+    model: PreTrainedModel, opened: ModelFolder, split: pa.Table, path: Path, settings: Settings
 ) -> dict[str, float]:
     """Return the validation losses of adapter and merged model in nats per token; warn of a rise.
 
@@ -97,7 +97,7 @@ def _losses(
     """
     section: FinetuneLlm = settings.finetune_llm
     rows = split.slice(0, section.validation_rows).to_pylist()
-    texts = texts_of("val", rows, opened.prompts, section, settings.seed)
+    texts = texts_of("val", rows, path, opened.prompts, section, settings.seed)
     batches = micro_batches(
         texts.epoch(0),
         settings.invariance.batch_size,

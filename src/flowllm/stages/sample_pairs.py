@@ -48,7 +48,7 @@ def run(
     """Sample the draws `first_draw` to `first_draw + count`.
 
     A draw's training crystal, its seeds and so its row depend on the seed, the split and the number
-    of the draw, not on how draws are cut into shards; for what vLLM adds to that see `llm.engine`.
+    of the draw, not on how draws are cut into shards; for what vLLM adds to that see `llm.engines.vllm`.
 
     Args:
         settings: sections `sample_pairs` and `prompts`.

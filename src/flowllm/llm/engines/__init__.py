@@ -1,1 +1,1 @@
-"""Engines that sample texts from a language model."""
+"""Sampling engines: one interface, implemented with vLLM and with transformers."""

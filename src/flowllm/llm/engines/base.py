@@ -1,16 +1,16 @@
-"""What an engine that samples texts is given, returns, and offers."""
+"""Interface of a sampling engine: what it is given, what it returns, and its methods."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Request:
-    """One text to be written.
+class DraftRequest:
+    """One text to be generated.
 
     Attributes:
         prompt: tokens of the prompt.
-        seed: of this text's own random numbers.
+        seed: seed of this text's own random numbers.
         regex: expression that the text must match, None for a free text.
     """
 
@@ -21,11 +21,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Draft:
-    """A written text.
+    """A generated text.
 
     Attributes:
-        tokens: the sampled tokens, with the end token where it came to that.
-        truncated: whether it stopped for want of tokens.
+        tokens: sampled tokens, including the end token if it was sampled.
+        truncated: whether the text reached the maximum number of tokens without its end token.
     """
 
     tokens: tuple[int, ...]
@@ -33,15 +33,15 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
+class SamplingOptions:
+    """Options of token sampling, the same for all texts of an engine.
 
     Attributes:
-        temperature: of the softmax.
-        top_p: nucleus probability.
-        max_tokens: the most tokens of a text.
-        end_token_id: what ends a text.
-        allowed_tokens: no other is drawn; None for the whole vocabulary.
+        temperature: temperature of the softmax; 0 selects the most likely token.
+        top_p: cumulative probability of the nucleus, in (0, 1].
+        max_tokens: maximum number of tokens per text.
+        end_token_id: token that ends a text.
+        allowed_tokens: tokens that may be sampled, None for the whole vocabulary.
     """
 
     temperature: float
@@ -52,22 +52,31 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """What writes texts.
+    """A language model that generates texts.
 
     Attributes:
-        cached_prompt_tokens: tokens of prompts that were not computed again, in all texts so far.
+        cached_prompt_tokens: prompt tokens that were read from a cache instead of being computed,
+            summed over all texts so far.
     """
 
     cached_prompt_tokens: int
 
-    def submit(self, key: int, request: Request) -> None:
-        """Take on a text; the key tells it from the others being written."""
+    def submit(self, key: int, request: DraftRequest) -> None:
+        """Queue a text.
+
+        Args:
+            key: number that identifies the text; no other unfinished text may have it.
+            request: the text to be generated.
+        """
         ...
 
     def finished(self) -> list[tuple[int, Draft]]:
-        """Write on until a text is finished; the finished ones with their keys."""
+        """Generate until at least one text is finished; return the finished texts with their keys.
+
+        At least one text must be queued.
+        """
         ...
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release the model's memory and processes. The engine cannot be used afterwards."""
         ...

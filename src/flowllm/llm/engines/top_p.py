@@ -1,17 +1,19 @@
-"""Drawing a token from the nucleus (top-p), the same for both engines.
+"""Sampling of a token from the nucleus (top-p), the same for both engines.
 
-Engines usually sort all logits of a step and draw random numbers for all of them; with a small
-model that is most of the time. The nucleus nearly always lies within the few hundred largest
-logits, which are found without a sort, and one random number picks from it: the token at which the
-cumulative probability, in the order of the vocabulary, passes that number. Only a row whose
-nucleus is larger is sorted whole.
+Engines usually sort all logits of a step and draw a random number for each of them; with a small
+model this takes most of the time. The nucleus is nearly always among the few hundred largest
+logits, which are found without a sort. One random number then selects the token at which the
+cumulative probability, in the order of the vocabulary, exceeds that number. Only rows with a larger
+nucleus are sorted completely.
+
+Source: Holtzman et al., arXiv 1904.09751 (nucleus sampling).
 """
 
 import torch
 from torch import Tensor
 
 CANDIDATES = 128
-"""Largest logits that are looked at first."""
+"""Number of the largest logits among which the nucleus is searched first."""
 
 
 def draw_tokens(
@@ -22,18 +24,18 @@ def draw_tokens(
     top_p: float,
     candidates: int = CANDIDATES,
 ) -> Tensor:
-    """Draw a token a row.
+    """Sample one token per row.
 
     Args:
-        logits: (b, v), any of them -inf, not all of a row.
-        uniforms: (b,), float64 in [0, 1); the draw's randomness.
-        temperature: of the softmax; at 0 the likeliest token is taken.
-        top_p: the draw is from the fewest likeliest tokens whose probabilities reach this, in
-            (0, 1].
-        candidates: how many of the largest logits are looked at before a row is sorted whole.
+        logits: (b, v); entries may be -inf, but not all entries of a row.
+        uniforms: (b,), float64 in [0, 1); one random number per row.
+        temperature: temperature of the softmax; 0 selects the most likely token.
+        top_p: the nucleus consists of the fewest most likely tokens whose probabilities sum to at
+            least this value, in (0, 1].
+        candidates: number of the largest logits that are tried before a row is sorted completely.
 
     Returns:
-        Columns (b,) of the drawn tokens.
+        Indices (b,) of the sampled tokens.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -51,12 +53,19 @@ def draw_tokens(
 
 
 def _pick(descending: Tensor, tokens: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-    """Pick from the nucleus of likeliest tokens (b, c), given with their probabilities."""
-    # A token belongs to the nucleus if the likelier ones do not reach top_p without it.
+    """Select one token per row from the nucleus of the given tokens.
+
+    Args:
+        descending: (b, c), probabilities of the tokens, the largest first.
+        tokens: (b, c), the tokens.
+        uniforms: (b,), random numbers in [0, 1).
+        top_p: cumulative probability of the nucleus.
+    """
+    # A token belongs to the nucleus if the more likely tokens do not reach top_p without it.
     likelier = descending.cumsum(dim=-1) - descending
     kept = descending.masked_fill(likelier >= top_p, 0.0)
-    # In the vocabulary's order: were it the probabilities', two nearly equal ones that change
-    # places by rounding would change the draw.
+    # Tokens are put into the order of the vocabulary: in the order of probability, two nearly equal
+    # tokens could change places by rounding, which would change the sampled token.
     tokens, order = tokens.sort(dim=-1)
     cumulative = kept.gather(-1, order).cumsum(dim=-1)
     passed = cumulative > uniforms.unsqueeze(-1) * cumulative[:, -1:]
@@ -64,6 +73,14 @@ def _pick(descending: Tensor, tokens: Tensor, uniforms: Tensor, top_p: float) ->
 
 
 def uniforms_of(seed: int, count: int) -> Tensor:
-    """Return a text's own random numbers (count,), one a token."""
+    """Return the random numbers of one text, one per token.
+
+    Args:
+        seed: seed of the text.
+        count: maximum number of tokens of the text.
+
+    Returns:
+        (count,), float64 in [0, 1). The first numbers do not depend on `count`.
+    """
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, generator=generator, dtype=torch.float64)

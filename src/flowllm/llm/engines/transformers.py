@@ -1,7 +1,8 @@
-"""The second engine: transformers' generate, for machines without vLLM, and to check vLLM by.
+"""Sampling engine based on transformers' `generate`, for machines without vLLM and for tests.
 
-Tokens are drawn by the same numbers as vLLM's (`llm.engines.top_p`), so that both engines write the
-same text to the same seed, but for the last bits of the logits, which depend on the batch here too.
+Tokens are sampled with the same random numbers as in vLLM (`llm.engines.top_p`), so that both
+engines generate the same text from the same seed. Exceptions come from the last bits of the logits,
+which depend on the batch here too.
 """
 
 from collections.abc import Sequence
@@ -12,33 +13,40 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from flowllm.errors import FlowllmError
-from flowllm.llm.base_model import load_base_model, load_config
-from flowllm.llm.engines.base import Draft, Request, Sampling
+from flowllm.llm.base_model import dtype_of, load_base_model, load_config
+from flowllm.llm.engines.base import Draft, DraftRequest, SamplingOptions
 from flowllm.llm.engines.top_p import draw_tokens, uniforms_of
 from flowllm.llm.model_files import MERGE_AGAIN
 from flowllm.runtime.device import pick_device
 
 BATCH = 64
-"""Texts at once; a batch goes on until its longest text ends."""
+"""Texts per batch; a batch ends when its longest text ends."""
 
 
-class Draw(LogitsProcessor):
-    """Leaves of each row's logits just the token that the row's own random numbers draw."""
+class SampledToken(LogitsProcessor):
+    """Logits processor that keeps only the token sampled with the row's own random numbers."""
 
-    def __init__(self, requests: Sequence[Request], sampling: Sampling, prompt_length: int) -> None:
-        """Make each row's random numbers.
+    def __init__(
+        self, requests: Sequence[DraftRequest], sampling: SamplingOptions, prompt_length: int
+    ) -> None:
+        """Generate the random numbers of each row.
 
         Args:
-            requests: of the batch.
-            sampling: how all texts are drawn.
-            prompt_length: tokens of the padded prompts.
+            requests: requests of the batch.
+            sampling: options of the token sampling.
+            prompt_length: number of tokens of the padded prompts.
         """
         rows = [uniforms_of(request.seed, sampling.max_tokens) for request in requests]
         self._uniforms = torch.stack(rows)
         self._sampling, self._prompt_length = sampling, prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Filter scores (b, v)."""
+        """Return scores (b, v) that are -inf except for the sampled token of each row.
+
+        Args:
+            input_ids: (b, t), padded prompts and the tokens generated so far.
+            scores: (b, v), logits of the next token.
+        """
         allowed = self._sampling.allowed_tokens
         tokens = torch.arange(scores.shape[-1]) if allowed is None else torch.tensor(allowed)
         tokens = tokens.to(scores.device)
@@ -54,51 +62,58 @@ class Draw(LogitsProcessor):
 
 
 class TransformersEngine:
-    """transformers holding one model, on one GPU or the CPU.
+    """An `Engine` that runs one model with transformers, on one GPU or the CPU.
 
     Attributes:
-        cached_prompt_tokens: none, every prompt is computed.
+        cached_prompt_tokens: always 0, since every prompt is computed.
     """
 
-    def __init__(self, model: Path, *, sampling: Sampling, batch_size: int = BATCH) -> None:
+    def __init__(self, model: Path, *, sampling: SamplingOptions, batch_size: int = BATCH) -> None:
         """Load the model.
 
         Args:
-            model: a plain Hugging Face folder.
-            sampling: how all texts are drawn; temperature 0 takes the likeliest token.
-            batch_size: texts at once.
+            model: Hugging Face folder of a model without adapter or quantization.
+            sampling: options of the token sampling.
+            batch_size: texts per batch.
+
+        Raises:
+            FlowllmError: the folder is rejected by `check_model_folder`, or cannot be loaded.
         """
-        dtype = load_config(str(model)).dtype
+        dtype = dtype_of(load_config(str(model)))
         self._model = load_base_model(
             str(model), dtype=dtype, quantization="none", device=pick_device(), cure=MERGE_AGAIN
         ).eval()
         self._sampling, self._batch_size = sampling, batch_size
         self.cached_prompt_tokens = 0
-        self._waiting: list[tuple[int, Request]] = []
+        self._waiting: list[tuple[int, DraftRequest]] = []
 
-    def submit(self, key: int, request: Request) -> None:
-        """Take on a text; the key tells it from the others being written.
+    def submit(self, key: int, request: DraftRequest) -> None:
+        """Queue a text; see `Engine.submit`.
 
         Raises:
-            FlowllmError: the request asks for a form, which only vLLM holds to.
+            FlowllmError: the request has a regular expression, which only vLLM supports.
         """
         if request.regex:
-            raise FlowllmError("structured: true needs backend: vllm")
+            raise FlowllmError(
+                "structured: true requires backend: vllm, since transformers does not support "
+                "structured decoding. Set structured: false or backend: vllm."
+            )
         self._waiting.append((key, request))
 
     def finished(self) -> list[tuple[int, Draft]]:
-        """Write the next batch of texts; they come with their keys."""
+        """Generate the next batch of texts; see `Engine.finished`."""
         batch = self._waiting[: self._batch_size]
         del self._waiting[: self._batch_size]
         keys, requests = zip(*batch, strict=True)
         return list(zip(keys, self._write(requests), strict=True))
 
     def close(self) -> None:
-        """Give back the model's memory."""
+        """Release the model's memory."""
         del self._model
 
     @torch.inference_mode()
-    def _write(self, requests: Sequence[Request]) -> list[Draft]:
+    def _write(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        """Generate the texts of one batch, its prompts padded on the left."""
         end, device = self._sampling.end_token_id, self._model.device
         longest = max(len(request.prompt) for request in requests)
         input_ids = torch.full((len(requests), longest), end)
@@ -111,14 +126,14 @@ class TransformersEngine:
             attention_mask=attention_mask.to(device),
             max_new_tokens=self._sampling.max_tokens,
             do_sample=False,
-            logits_processor=LogitsProcessorList([Draw(requests, self._sampling, longest)]),
+            logits_processor=LogitsProcessorList([SampledToken(requests, self._sampling, longest)]),
             eos_token_id=end,
             pad_token_id=end,
         )
         return [self._draft(row) for row in written[:, longest:].tolist()]
 
     def _draft(self, tokens: Sequence[int]) -> Draft:
-        """Cut a row behind its end token; what stands there is padding."""
+        """Return a row's tokens up to its end token; padding follows it."""
         end = self._sampling.end_token_id
         if end not in tokens:
             return Draft(tuple(tokens), truncated=True)

@@ -1,10 +1,11 @@
-"""The sampling engine: vLLM in offline batch mode, the CPU and the CUDA build with the same code.
+"""Sampling engine based on vLLM in offline batch mode, for its CPU build and its CUDA build.
 
-What repeats: every text has its own random numbers, from its seed. The logits depend on what else
-is in the batch, in their last bits: how sums are ordered follows from the batch's composition, and
-once in many tokens that decides between two. So the same requests in the same order give the same
-texts on the same machine and build where the engine runs within the process (CPU); elsewhere a
-few texts differ, and their distribution does not.
+Reproducibility: every text has its own random numbers, which follow from its seed. The last bits of
+the logits, however, depend on the other texts of the batch, because the batch determines the order
+of summation. Occasionally this changes a sampled token, and the text diverges from there. The same
+requests in the same order therefore give the same texts only on the same machine and build, and
+only where the engine runs within the process (CPU). Elsewhere a few texts differ, but their
+distribution is the same.
 """
 
 import logging
@@ -12,52 +13,76 @@ import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from transformers import PretrainedConfig
 
-from flowllm.llm.base_model import load_config
-from flowllm.llm.engines.base import Draft, Request, Sampling
+from flowllm.llm.base_model import dtype_of, load_config
+from flowllm.llm.engines.base import Draft, DraftRequest, SamplingOptions
 from flowllm.llm.model_files import MERGE_AGAIN, check_model_folder
 from flowllm.runtime.log import log
 
 if TYPE_CHECKING:
-    from vllm import CompletionOutput, RequestOutput, SamplingParams
-
+    from vllm import CompletionOutput, SamplingParams
 
 CPU_BATCH = 128
-"""Texts at once on a CPU; more do not raise the throughput of its few cores."""
+"""Maximum number of texts per batch on a CPU. Larger batches do not increase the throughput."""
 
 CPU_BLOCK = 32
-"""Tokens of a cache block on the CPU; vLLM's 128 is longer than a prompt and would share none."""
+"""Tokens per cache block on a CPU. vLLM's default of 128 exceeds the length of a prompt, so that no
+block of it could be shared."""
+
+
+class _CpuOptions(TypedDict, total=False):
+    """Options of `vllm.LLM` that are set on a CPU only.
+
+    Attributes:
+        enforce_eager: whether compilation is skipped.
+        max_num_seqs: maximum number of texts per batch.
+        block_size: tokens per cache block.
+        kv_cache_memory_bytes: size of the cache.
+    """
+
+    enforce_eager: bool
+    max_num_seqs: int
+    block_size: int
+    kv_cache_memory_bytes: int
 
 
 class VllmEngine:
-    """vLLM holding one model.
+    """An `Engine` that runs one model with vLLM.
 
     Attributes:
-        cached_prompt_tokens: tokens of prompts that were not computed again, in all texts so far.
+        cached_prompt_tokens: prompt tokens that were read from a cache instead of being computed,
+            summed over all texts so far.
     """
 
     def __init__(
-        self, model: Path, *, gpus: int, max_prompt_tokens: int, sampling: Sampling
+        self, model: Path, *, gpus: int, max_prompt_tokens: int, sampling: SamplingOptions
     ) -> None:
         """Load the model.
 
         Args:
-            model: a plain Hugging Face folder.
-            gpus: GPUs to spread it over; 0 for the CPU.
-            max_prompt_tokens: the longest prompt.
-            sampling: how all texts are drawn.
+            model: Hugging Face folder of a model without adapter or quantization.
+            gpus: number of GPUs over which the model is distributed; 0 for the CPU.
+            max_prompt_tokens: length of the longest prompt.
+            sampling: options of the token sampling.
+
+        Raises:
+            FlowllmError: the folder is rejected by `check_model_folder`.
         """
         max_model_len = max_prompt_tokens + sampling.max_tokens
         check_model_folder(model, MERGE_AGAIN)
         if gpus and not torch.backends.cuda.is_built():
-            log.warning("this is vLLM's build for the CPU: the job's %d GPUs stay idle", gpus)
+            log.warning(
+                "The installed vLLM is its CPU build, so the %d GPUs of this job are not used. "
+                "Install flowllm[gpu] to use them.",
+                gpus,
+            )
             gpus = 0
         _set_environment(gpus)
-        # Imported after the environment is set: vLLM reads it while it is imported.
+        # vLLM reads the environment when it is imported, so it is imported only now.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM
@@ -65,11 +90,12 @@ class VllmEngine:
             from flowllm.llm.engines.vllm_hooks import CONFIG, DrawProcessor
 
             config = load_config(str(model))
+            cpu_options: _CpuOptions = {} if gpus else _cpu_options(config, max_model_len)
             self._llm = LLM(
                 model=str(model),
-                # Left to itself vLLM makes float32 weights bfloat16, which a CPU without
-                # instructions for it multiplies many times slower.
-                dtype=config.dtype,
+                # By default vLLM converts float32 weights to bfloat16, which a CPU without
+                # bfloat16 instructions multiplies many times slower.
+                dtype=dtype_of(config),  # type: ignore[arg-type]  # declared as names only
                 trust_remote_code=False,
                 tensor_parallel_size=max(1, gpus),
                 max_model_len=max_model_len,
@@ -79,58 +105,63 @@ class VllmEngine:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
-                **({} if gpus else _cpu_options(config, max_model_len)),
+                **cpu_options,
             )
         self._sampling = sampling
         self.cached_prompt_tokens = 0
 
-    def submit(self, key: int, request: Request) -> None:
-        """Take on a text; the key tells it from the others being written."""
+    def submit(self, key: int, request: DraftRequest) -> None:
+        """Queue a text; see `Engine.submit`."""
         from vllm.inputs import TokensPrompt
 
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
         self._llm.llm_engine.add_request(str(key), prompt, self._params(request))
 
     def finished(self) -> list[tuple[int, Draft]]:
-        """Write on until a text is finished; the finished ones with their keys."""
+        """Generate until at least one text is finished; see `Engine.finished`."""
+        from vllm import RequestOutput
+
         outputs: list[RequestOutput] = []
         while not outputs:
-            outputs = self._llm.llm_engine.step()
+            made = self._llm.llm_engine.step()
+            outputs = [output for output in made if isinstance(output, RequestOutput)]
         self.cached_prompt_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
         if not self._llm.llm_engine.has_unfinished_requests():
-            # What was cached differs in its last bits from what a resumed job would compute.
+            # Cached values differ in their last bits from those that a resumed job would compute.
             self._llm.reset_prefix_cache()
         return [(int(output.request_id), _draft(output.outputs[0])) for output in outputs]
 
     def close(self) -> None:
-        """Give back memory and process groups; a process holds one engine at a time."""
+        """Release memory and process groups. A process can have one engine at a time."""
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
 
-    def _params(self, request: Request) -> "SamplingParams":
+    def _params(self, request: DraftRequest) -> "SamplingParams":
+        """Convert a request to vLLM's parameters."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         from flowllm.llm.engines.vllm_hooks import SEED
 
-        structured = request.regex and StructuredOutputsParams(regex=request.regex)
+        structured = StructuredOutputsParams(regex=request.regex) if request.regex else None
         return SamplingParams(
-            temperature=0.0,  # the likeliest token: the only one that DrawProcessor leaves
+            temperature=0.0,  # selects the only token that DrawProcessor leaves
             extra_args={SEED: request.seed},
             max_tokens=self._sampling.max_tokens,
             stop_token_ids=[self._sampling.end_token_id],
-            structured_outputs=structured or None,
+            structured_outputs=structured,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
 
 def _draft(completion: "CompletionOutput") -> Draft:
+    """Convert a text from vLLM's representation."""
     return Draft(tuple(completion.token_ids), completion.finish_reason == "length")
 
 
 def _set_environment(gpus: int) -> None:
-    """Set what vLLM reads from the environment, where the user has not."""
+    """Set the environment variables that vLLM reads, except those that the user has set."""
     defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -138,9 +169,9 @@ def _set_environment(gpus: int) -> None:
     }
     if not gpus:
         defaults |= {
-            # One process: the engine's own would have to load everything again.
+            # Run within this process: a separate engine process would import everything again.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            # Else vLLM goes on with one thread, whatever there are.
+            # By default vLLM uses one thread, regardless of the number of cores.
             "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
         }
     for name, value in defaults.items():
@@ -149,10 +180,10 @@ def _set_environment(gpus: int) -> None:
 
 
 def cached_numbers(config: PretrainedConfig) -> int:
-    """Return the numbers that the cache holds of each token: keys and values of all layers.
+    """Return how many numbers the cache stores per token: keys and values of all layers.
 
-    Configurations from before grouped-query attention (GPT-2, OPT, GPT-NeoX) have no
-    `num_key_value_heads`: each attention head has keys and values of its own.
+    Configurations that predate grouped-query attention (GPT-2, OPT, GPT-NeoX) have no
+    `num_key_value_heads`: each of their attention heads has its own keys and values.
     """
     text = config.get_text_config()
     heads = text.num_attention_heads
@@ -161,12 +192,17 @@ def cached_numbers(config: PretrainedConfig) -> int:
     return int(2 * text.num_hidden_layers * key_value_heads * head_dim)
 
 
-def _cpu_options(config: PretrainedConfig, max_model_len: int) -> dict[str, object]:
-    """Options for the CPU: no compilation (it takes minutes), and a cache of just the batch's size.
+def _cpu_options(config: PretrainedConfig, max_model_len: int) -> _CpuOptions:
+    """Return the options for a CPU: no compilation, and a cache of the size of one batch.
 
-    vLLM would otherwise take a share of all memory, and refuse to start where others use it.
+    Compilation takes minutes. Without a given cache size, vLLM would reserve a fixed share of the
+    memory and refuse to start where other programs use it.
+
+    Args:
+        config: configuration of the model.
+        max_model_len: maximum number of tokens of prompt and text together.
     """
-    value_bytes = torch.finfo(config.dtype).bits // 8
+    value_bytes = torch.finfo(dtype_of(config)).bits // 8
     token_bytes = value_bytes * cached_numbers(config)
     blocks = CPU_BATCH * -(-max_model_len // CPU_BLOCK) + 1
     return {

@@ -1,8 +1,8 @@
-"""vLLM extension point: token sampling with random numbers of each text's own.
+"""vLLM extension point: token sampling with separate random numbers for each text.
 
-vLLM sorts the vocabulary, and draws a random number for each of its tokens, wherever requests carry
-seeds (on GPUs too). Here it is told to take the likeliest token, of logits in which only the
-one that `llm.engines.top_p` drew is left.
+Where requests have seeds, vLLM itself sorts the vocabulary and draws a random number for each of
+its tokens (on GPUs too). Here `llm.engines.top_p` samples the token instead: all other logits are
+set to -inf, and vLLM is asked for the most likely token.
 """
 
 from dataclasses import dataclass
@@ -14,50 +14,56 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
+from flowllm.llm.engines.base import SamplingOptions
 from flowllm.llm.engines.top_p import draw_tokens, uniforms_of
 
 SEED = "flowllm_seed"
-"""Name of a request's seed among its extra arguments."""
+"""Key of a request's seed in its extra arguments."""
 
 CONFIG = "flowllm"
-"""Name of what all requests share in vLLM's additional configuration."""
+"""Key of the `SamplingOptions` in vLLM's additional configuration."""
 
 
 @dataclass(frozen=True)
 class _Text:
-    """A text being written: its random numbers, and its tokens so far (vLLM's own list)."""
+    """A text that is being generated.
+
+    Attributes:
+        uniforms: random numbers, one per token.
+        written: tokens generated so far; vLLM's own list, which it extends.
+    """
 
     uniforms: Tensor
     written: list[int]
 
 
 class DrawProcessor(LogitsProcessor):
-    """vLLM's extension point for logits: draws each text's next token."""
+    """Logits processor of vLLM that samples the next token of each text."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002
-        """Read how tokens are drawn; the arguments are the engine's for every processor."""
-        shared = vllm_config.additional_config[CONFIG]
-        self._temperature, self._top_p = shared["temperature"], shared["top_p"]
-        self._max_tokens: int = shared["max_tokens"]
-        allowed = shared["allowed_tokens"]
+        """Read the sampling options; vLLM gives every processor the same arguments."""
+        shared = vllm_config.additional_config
+        assert isinstance(shared, dict)
+        self._sampling = SamplingOptions(**shared[CONFIG])
+        allowed = self._sampling.allowed_tokens
         self._allowed = None if allowed is None else torch.tensor(allowed, device=device)
         self._texts: dict[int, _Text] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """No: what is drawn is seldom the likeliest."""
+        """Return whether the most likely token is always kept; it is not."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow the requests as they come, go and move within the batch."""
+        """Update the texts when requests enter, leave or move within the batch."""
 
         def text_of(params: SamplingParams, _: list[int] | None, written: list[int]) -> _Text:
             assert params.extra_args is not None
-            return _Text(uniforms_of(params.extra_args[SEED], self._max_tokens), written)
+            return _Text(uniforms_of(params.extra_args[SEED], self._sampling.max_tokens), written)
 
         process_dict_updates(self._texts, batch_update, text_of)
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Leave of the logits (batch, vocabulary) just the drawn token of each row, in place."""
+        """Set all logits (b, v) to -inf except that of each row's sampled token, in place."""
         uniforms = torch.tensor(
             [self._uniform(row) for row in range(logits.shape[0])], dtype=torch.float64
         )
@@ -65,12 +71,13 @@ class DrawProcessor(LogitsProcessor):
         drawn = draw_tokens(
             choices,
             uniforms.to(logits.device),
-            temperature=self._temperature,
-            top_p=self._top_p,
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
         )
         tokens = drawn if self._allowed is None else self._allowed[drawn]
         return logits.fill_(-torch.inf).scatter_(-1, tokens.unsqueeze(-1), 0.0)
 
     def _uniform(self, row: int) -> float:
+        """Return the random number of a row's next token."""
         text = self._texts[row]
         return text.uniforms[len(text.written)].item()
