@@ -512,7 +512,7 @@ def test_drafts_are_counted_with_and_without_a_grammar():
 def test_histogram_counts_what_lies_beyond_its_ends(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
     values = pa.table({"e_above_hull": [-7.0, -0.5, 0.01, 0.99, 1.0, 55.0]})
-    result = replace(result, flags=values)
+    result = replace(result, per_crystal=values)
     figure = figures.e_hull_histogram([result], figures.looks(["FlowLLM-test"], "#0072B2"))
     heights = figure.axes[0].patches[0].get_data().values
     drawn = result.numbers["counts"]["drawn"]
@@ -523,7 +523,7 @@ def test_histogram_counts_what_lies_beyond_its_ends(run_dir):
 
 def test_a_histogram_of_nothing_says_so(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
-    result = replace(result, flags=pa.table({"e_above_hull": pa.array([None], pa.float64())}))
+    result = replace(result, per_crystal=pa.table({"e_above_hull": pa.array([None], pa.float64())}))
     figure = figures.e_hull_histogram([result], figures.looks(["FlowLLM-test"], "#0072B2"))
     said = [text.get_text() for text in figure.axes[0].texts]
     assert "no crystal was placed on the hull" in said
@@ -689,7 +689,7 @@ def test_no_metrics_is_an_error(tmp_path):
     [
         ("{", "not JSON"),
         ("{}", "expected 4"),
-        ('{"format": 3}', "format 3.* the stage metrics again"),
+        ('{"format": 3}', "format is 3.* the stage metrics again"),
     ],
 )
 def test_a_bad_metrics_file_is_named(tmp_path, text, message):
