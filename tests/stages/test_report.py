@@ -594,7 +594,7 @@ def test_settings_keep_their_look_in_every_figure():
     assert len({one.dashes for one in style.values()}) == 3
 
 
-def test_markdown_has_one_line_a_row(page_path):
+def test_markdown_has_one_line_per_row(page_path):
     text = (page_path.parent / "tables" / "proxy.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines[0].startswith("| Method | Crystals | Structural validity |")
@@ -602,7 +602,7 @@ def test_markdown_has_one_line_a_row(page_path):
     assert len(lines) == 2 + len(read_csv(page_path, "proxy"))
 
 
-def test_latex_is_escaped_and_has_one_line_a_row():
+def test_latex_is_escaped_and_has_one_line_per_row():
     table = Table(
         "a_b",
         "50 % & more",

@@ -162,9 +162,9 @@ def _result_figures(
         rendered.append(
             _render(
                 f"e_hull_{kind}",
-                f"E above hull of the relaxed crystals by {source} against the hull "
-                f"{hull_name(ours)}, in percent of all draws; the end bins include all values "
-                "beyond (the paper's figure 3a)." + SWEEP_NOTE,
+                f"E above hull of the relaxed crystals by {source} (hull: {hull_name(ours)}), in "
+                "percent of all draws; the end bins include all values beyond (the paper's figure "
+                "3a)." + SWEEP_NOTE,
                 partial(figures.e_hull_histogram, ours, styles),
             )
         )
