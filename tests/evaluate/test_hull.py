@@ -18,7 +18,7 @@ BINARY = [
     ({"A": 1, "B": 1}, -1.0),
     ({"A": 3, "B": 1}, -0.3),
 ]
-"""Per atom. The hull runs (0, 0), (1/2, -1), (1, 0) in B's share; A3B lies above it."""
+"""Per atom. The hull runs (0, 0), (1/2, -1), (1, 0) in B's share; A3B is above it."""
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_any_entries_agree_with_pymatgen_in_any_order(entries, order):
 
 
 def test_many_elements_need_no_more_than_few():
-    """A crystal of 14 elements, whose phase diagram nobody could build, against its mixture."""
+    """A crystal of 14 elements, whose phase diagram cannot be built, against its mixture."""
     symbols = ["H", "Li", "Be", "B", "C", "N", "O", "F", "Na", "Mg", "Al", "Si", "P", "S"]
     entries = [({symbol: 1}, -float(place)) for place, symbol in enumerate(symbols)]
     hull = ReferenceHull([*entries, ({"H": 1, "S": 1}, -100.0)])
-    # One H and one S make a pair of -200 eV; the other twelve stand alone with -1 to -12 eV.
+    # One H and one S make a pair of -200 eV; the other twelve are elemental with -1 to -12 eV.
     expected = (-200 - sum(range(1, 13))) / 14
     assert hull.hull_energy(dict.fromkeys(symbols, 1)) == pytest.approx(expected, abs=1e-9)

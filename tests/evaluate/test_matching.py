@@ -24,7 +24,7 @@ from flowllm.evaluate.matching import (
     DEFAULT,
     LOOSE,
     Bucket,
-    Candidate,
+    ReducedCrystal,
     equivalence_classes,
     kept_greedily,
     match_bucket,
@@ -58,7 +58,7 @@ def test_classes_do_not_depend_on_the_order():
         f"c{index:02d}": rattled(perovskite(), distance, index)
         for index, distance in enumerate(np.linspace(0, 1.5, 7))
     }
-    candidates = [Candidate(name, crystal) for name, crystal in crystals.items()]
+    candidates = [ReducedCrystal(name, crystal) for name, crystal in crystals.items()]
     rng = np.random.default_rng(0)
     expected = equivalence_classes(candidates)
     for _ in range(3):
@@ -101,7 +101,7 @@ EIGHT = {f"c{place}": sheared(angle) for place, angle in enumerate(range(90, 119
 
 
 def test_a_chain_of_matches_is_one_class_and_four_crystals_by_the_greedy_rule():
-    candidates = [Candidate(name, crystal) for name, crystal in EIGHT.items()]
+    candidates = [ReducedCrystal(name, crystal) for name, crystal in EIGHT.items()]
     assert set(equivalence_classes(candidates).values()) == {"c0"}
     assert kept_greedily(candidates) == {"c0", "c2", "c4", "c6"}
     backwards = kept_greedily(candidates[::-1])  # the rule depends on the order of the file
@@ -198,7 +198,7 @@ def test_real_elongated_cells_are_compared():
 
 def test_rms_distance_worked_by_hand():
     # One of the two atoms of rock salt moved by d, so that after the best translation both are
-    # off by d / 2; the unit is the cube root of the volume an atom, a / 2.
+    # off by d / 2; the unit is the cube root of the volume per atom, a / 2.
     salt, distance = rocksalt(a=5.64), 0.2
     structure = salt.to_structure()
     structure.translate_sites([1], [0, 0, distance], frac_coords=False)

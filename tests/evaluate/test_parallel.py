@@ -97,7 +97,7 @@ class Unready:
 
 
 def test_a_process_that_cannot_start_is_an_error():
-    with pytest.raises(FlowllmError, match=r"a worker process could not start \(exit code"):
+    with pytest.raises(FlowllmError, match=r"A worker process could not start \(exit code"):
         run(Unready(), [1])
 
 

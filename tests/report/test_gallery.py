@@ -84,13 +84,13 @@ def test_cif_is_the_relaxed_crystal(run):
 def test_scene_of_caesium_chloride():
     drawn = scene(caesium_chloride(a=4.0).to_structure())
     symbols = [drawn["kinds"][kind][0] for *_, kind in drawn["atoms"]]
-    assert sorted(symbols) == ["Cl"] + ["Cs"] * 8  # the corners, and the centre
+    assert sorted(symbols) == ["Cl"] + ["Cs"] * 8  # the corners, and the center
     assert drawn["atoms"][symbols.index("Cl")][:3] == [0, 0, 0]
     assert drawn["size"] == pytest.approx(2 * np.sqrt(3), abs=1e-3)
     assert len(drawn["edges"]) == 12
     for edge in drawn["edges"]:
         assert np.linalg.norm(np.subtract(edge[:3], edge[3:])) == pytest.approx(4, abs=1e-3)
-    # Each bond joins the centre and a corner: 8 of them, and no metal to metal.
+    # Each bond joins the center and a corner: 8 of them, and no metal to metal.
     assert len(drawn["bonds"]) == 8
     for pair in drawn["bonds"]:
         ends = [drawn["atoms"][index][:3] for index in pair]

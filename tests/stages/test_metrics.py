@@ -360,7 +360,7 @@ def test_a_stability_table_without_its_rule_is_refused(tmp_path):
     run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), 0.1)], {})
     rows = read_table(run.stability, schemas.STABILITY)
     write_table(run.stability, rows, schemas.STABILITY, {})
-    with pytest.raises(FlowllmError, match="does not say its thresholds"):
+    with pytest.raises(FlowllmError, match="does not state the thresholds"):
         run_metrics(run)
 
 

@@ -22,7 +22,7 @@ from flowllm.io import schemas
 from flowllm.io.tables import write_table
 from flowllm.report import counting_tables, figures, forms
 from flowllm.report.metrics_files import first_of_each_sweep, read_results
-from flowllm.report.process_tables import draft_table, fate_table, merging_table, speed_table
+from flowllm.report.process_tables import draft_table, merging_table, outcome_table, speed_table
 from flowllm.report.protocol_text import energy_name, hull_name
 from flowllm.report.provenance import (
     draft_counts,
@@ -288,7 +288,7 @@ def test_crystals_that_did_not_converge_are_counted(tmp_path):
     draws = [Draw(salt, salt, -0.1), Draw(salt, salt, -0.1, converged=False), Draw()]
     run = write_run(tmp_path, draws, {})
     metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
-    (row,) = fate_table(read_results([run.out])).rows
+    (row,) = outcome_table(read_results([run.out])).rows
     assert row["not_converged"] == 1
     assert row["fingerprints"] != "–"
 
@@ -313,9 +313,9 @@ def test_samples_of_another_model_say_where_they_are_from(run_dir):
         **result.numbers,
         "sampling": {"base": {}, "setting": {}, "external": {"name": "O", "file": "o.pt"}},
     }
-    (row,) = fate_table([replace(result, numbers=numbers)]).rows
+    (row,) = outcome_table([replace(result, numbers=numbers)]).rows
     assert row["origin"] == "another model, o.pt"
-    (row,) = fate_table([result]).rows
+    (row,) = outcome_table([result]).rows
     assert row["origin"] == "base tau0.7, τ 0.7, P 0.9, flow llm, 50 steps"
 
 
@@ -334,7 +334,7 @@ def test_rows_without_a_language_model_or_a_flow_are_said(run_dir):
     assert "FlowMM-like: compositions of the training set, FlowMM's uniform base, no" in caption
     assert "CrystalLLM: the language model's crystals, not refined." in caption
     assert "FlowLLM-test" not in caption
-    origins = [row["origin"] for row in fate_table(results[1:]).rows]
+    origins = [row["origin"] for row in outcome_table(results[1:]).rows]
     assert origins == ["base train_compositions, flow types, 750 steps", "base tau0.7, no flow"]
 
 
@@ -512,8 +512,8 @@ def test_drafts_are_counted_with_and_without_a_grammar():
 def test_histogram_counts_what_lies_beyond_its_ends(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
     values = pa.table({"e_above_hull": [-7.0, -0.5, 0.01, 0.99, 1.0, 55.0]})
-    result = replace(result, flags=values)
-    figure = figures.e_hull_histogram([result], figures.looks(["FlowLLM-test"], "#0072B2"))
+    result = replace(result, per_crystal=values)
+    figure = figures.e_hull_histogram([result], figures.line_styles(["FlowLLM-test"], "#0072B2"))
     heights = figure.axes[0].patches[0].get_data().values
     drawn = result.numbers["counts"]["drawn"]
     assert heights.sum() == pytest.approx(100 * 6 / drawn)
@@ -523,8 +523,8 @@ def test_histogram_counts_what_lies_beyond_its_ends(run_dir):
 
 def test_a_histogram_of_nothing_says_so(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
-    result = replace(result, flags=pa.table({"e_above_hull": pa.array([None], pa.float64())}))
-    figure = figures.e_hull_histogram([result], figures.looks(["FlowLLM-test"], "#0072B2"))
+    result = replace(result, per_crystal=pa.table({"e_above_hull": pa.array([None], pa.float64())}))
+    figure = figures.e_hull_histogram([result], figures.line_styles(["FlowLLM-test"], "#0072B2"))
     said = [text.get_text() for text in figure.axes[0].texts]
     assert "no crystal was placed on the hull" in said
     assert figure.axes[0].get_ylim()[0] == 0
@@ -588,13 +588,13 @@ def test_of_a_sweep_the_histograms_show_the_first(run_dir):
 
 
 def test_settings_keep_their_look_in_every_figure():
-    style = figures.looks(["a", "b", "a", "c"], "#D55E00")
+    style = figures.line_styles(["a", "b", "a", "c"], "#D55E00")
     assert style["a"].color == "#D55E00"
-    assert len({look.color for look in style.values()}) == 3
-    assert len({look.line_style for look in style.values()}) == 3
+    assert len({one.color for one in style.values()}) == 3
+    assert len({one.dashes for one in style.values()}) == 3
 
 
-def test_markdown_has_one_line_a_row(page_path):
+def test_markdown_has_one_line_per_row(page_path):
     text = (page_path.parent / "tables" / "proxy.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines[0].startswith("| Method | Crystals | Structural validity |")
@@ -602,7 +602,7 @@ def test_markdown_has_one_line_a_row(page_path):
     assert len(lines) == 2 + len(read_csv(page_path, "proxy"))
 
 
-def test_latex_is_escaped_and_has_one_line_a_row():
+def test_latex_is_escaped_and_has_one_line_per_row():
     table = Table(
         "a_b",
         "50 % & more",
@@ -652,8 +652,8 @@ def test_snakemakes_own_report_has_the_captions(copied_run, tmp_path):
     text = (tmp_path / "all.html").read_text()
     for caption in (
         "estimates, not DFT. This run",
-        "with the line of stability; as the paper",
-        "Everyone in one table",
+        "with the threshold of stability; as the paper",
+        "All methods in one table",
         "The whole report as one page",
     ):
         assert caption in text
@@ -689,7 +689,7 @@ def test_no_metrics_is_an_error(tmp_path):
     [
         ("{", "not JSON"),
         ("{}", "expected 4"),
-        ('{"format": 3}', "format 3.* the stage metrics again"),
+        ('{"format": 3}', "format is 3.* the stage metrics again"),
     ],
 )
 def test_a_bad_metrics_file_is_named(tmp_path, text, message):

@@ -1,1 +1,1 @@
-"""Hull, validity, matching and the metrics built on them."""
+"""Evaluation of crystals: hull, validity, matching, and the metrics built on them."""

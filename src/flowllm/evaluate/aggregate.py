@@ -1,7 +1,7 @@
-"""The numbers of one method, from the flags of its crystals: what metrics/*/{method}.json holds.
+"""Numbers of one method, aggregated over its crystals: the content of metrics/*/{method}.json.
 
-Every rate is over all that was drawn, whatever became of it, unless `of` says otherwise. Nothing
-here depends on when, where or by how many workers it was computed.
+The denominator of every rate is all draws, failed ones included, unless `of` names another. The
+numbers do not depend on the time, the machine or the number of workers.
 """
 
 from collections import Counter
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flowllm.config.sections.evaluation import Metrics
+from flowllm.crystal import MIN_DISTANCE
 from flowllm.evaluate.coverage import (
     COMPOSITION_CUTOFF,
     STRUCTURE_CUTOFF,
@@ -22,18 +23,18 @@ from flowllm.evaluate.coverage import (
     drawn_for_distances,
     property_distance,
 )
-from flowllm.evaluate.matching import DEFAULT, LOOSE, BucketMatches
+from flowllm.evaluate.matching import DEFAULT, LENGTH_UNIT, LOOSE, BucketMatches
 from flowllm.evaluate.per_crystal import first_of_each_class, is_valid, novel_names
 from flowllm.evaluate.protocols import protocol_rates
 from flowllm.evaluate.samples import Sample, Sources
 from flowllm.evaluate.statistics import rate, summary
-from flowllm.evaluate.validity import MIN_DISTANCE, MIN_VOLUME
+from flowllm.evaluate.validity import MIN_VOLUME
 from flowllm.io import schemas
 from flowllm.io.tables import read_table
 from flowllm.seeds import generator
 
 FORMAT = 4
-"""Raised when a key of the JSON changes its name or meaning."""
+"""Version of the JSON's form; raise it when a key changes its name or meaning."""
 
 ALL = "all generated"
 
@@ -44,14 +45,14 @@ Records = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that a method's numbers are made from.
+    """The data from which the numbers of a method are computed.
 
     Attributes:
         samples: the draws.
-        sources: where their energies, hull and settings come from.
+        sources: origin of their energies, hull and settings.
         matches: equivalence classes and known crystals.
-        fingerprints: of the generated crystals, in the order of the samples.
-        test_fingerprints: of the test split.
+        fingerprints: fingerprints of the generated crystals, in the order of the samples.
+        test_fingerprints: fingerprints of the test split.
         rows: completed rows of `schemas.METRICS_PER_CRYSTAL`, in the order of the samples.
     """
 
@@ -64,13 +65,13 @@ class Evaluation:
 
 
 def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path) -> dict[str, Any]:
-    """Return every number of a method, as its JSON holds them.
+    """Return every number of a method, in the form of its JSON.
 
     Args:
-        evaluation: what they are made from.
-        settings: the metrics' rules.
-        seed: the configuration's seed; it draws the crystals of the property distances.
-        test: the test split.
+        evaluation: data of the method.
+        settings: section `metrics` of the configuration.
+        seed: seed of the configuration; it selects the crystals of the property distances.
+        test: table of the test split.
     """
     rows, sources, samples = evaluation.rows, evaluation.sources, evaluation.samples
     prints = (evaluation.fingerprints, evaluation.test_fingerprints)
@@ -93,7 +94,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
 
 
 def protocol(sources: Sources, settings: Metrics) -> dict[str, Any]:
-    """Return by which energies, hull, thresholds, matcher and rules the numbers were made."""
+    """Return the energies, hull, thresholds, matcher, rules and versions behind the numbers."""
     return {
         "energies": sources.kind,
         "energies_are_estimates": sources.kind == "potential",
@@ -117,7 +118,7 @@ def protocol(sources: Sources, settings: Metrics) -> dict[str, Any]:
 
 
 def counts(samples: Sequence[Sample], fingerprints: Fingerprints) -> dict[str, Any]:
-    """Return how many crystals came to which end at each stage, and the language model's drafts."""
+    """Return the number of crystals per status at each stage, and the number of drafts."""
     unfinished = sum(sample.relaxed is not None and not sample.converged for sample in samples)
     return {
         "drawn": len(samples),
@@ -153,14 +154,14 @@ def _validity_rates(rows: Records) -> dict[str, Any]:
 
 
 def coverage_rates(rows: Records, generated: Fingerprints, test: Fingerprints) -> dict[str, Any]:
-    """Return coverage seen from the test split (recall) and from the generated side (precision)."""
+    """Return the coverage of the test split (recall) and of the generated crystals (precision)."""
     valid = [row for row in rows if is_valid(row)]
     precise, precise_valid = _count(rows, "covered"), _count(valid, "covered")
     recalled = int(covered(test, generated).sum())
     return {
         "coverage_recall": rate(recalled, len(test.names), "test split"),
         "coverage_precision": rate(precise, len(rows), ALL),
-        # crystal-text-llm's more lenient denominator.
+        # The denominator of crystal-text-llm, which gives higher values.
         "coverage_precision_of_valid": rate(precise_valid, len(valid), "valid"),
         "fingerprinted": rate(_count(rows, "fingerprinted"), len(rows), ALL),
     }
@@ -172,10 +173,10 @@ def property_distances(
     """Return Wasserstein distances of density and number of elements to the test split.
 
     Args:
-        rows: flags, in the order of `generated`.
-        generated: properties of the generated crystals.
-        test: properties of the test split.
-        rng: draws the peers' 1,000 valid crystals.
+        rows: properties per crystal, in the order of `generated`.
+        generated: fingerprints of the generated crystals.
+        test: fingerprints of the test split.
+        rng: selects the 1,000 valid crystals that the peers use.
     """
     valid = [index for index, row in enumerate(rows) if is_valid(row)]
     drawn = drawn_for_distances(valid, rng)
@@ -194,7 +195,7 @@ def property_distances(
 
 
 def _stability_rates(rows: Records, matches: BucketMatches) -> dict[str, Any]:
-    """Rates by the configured rules (paper, equations 17 and 18), and the chain to S.U.N."""
+    """Return the rates by the configured rules (paper, equations 17 and 18) and their factors."""
     total = len(rows)
     relaxed, stable = _count(rows, "relaxed"), _count(rows, "stable")
     unique = sum(row["unique"] for row in rows)
@@ -220,7 +221,7 @@ def _stability_rates(rows: Records, matches: BucketMatches) -> dict[str, Any]:
 
 
 def _variants(rows: Records, matches: BucketMatches, sources: Sources) -> dict[str, Any]:
-    """Both readings of each rule where the paper and the authors' code differ."""
+    """Return both variants of each rule on which the paper and the authors' code differ."""
     total = len(rows)
     rule = sources.stability_rule
     placed = [
@@ -258,19 +259,17 @@ def _match_rates(rows: Records) -> dict[str, Any]:
 
 
 def means(rows: Records, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return the means of table 2 and of E_hull; each over the crystals that have the value."""
+    """Return the means of the paper's table 2 and of E_hull, over the crystals with a value."""
     per_atom = [_energy_drop(sample) for sample in samples]
     per_cell = [
         None if drop is None or sample.relaxed is None else drop * sample.relaxed.num_atoms
         for drop, sample in zip(per_atom, samples, strict=True)
     ]
     steps = [sample.num_steps if sample.relaxed is not None else None for sample in samples]
-    length = "cube root of the volume an atom"
+    loose = (row["rmsd_to_relaxed_loose"] for row in rows)
     return {
-        "rmsd": summary((row["rmsd_to_relaxed"] for row in rows), length, "matches"),
-        "rmsd_loose": summary(
-            (row["rmsd_to_relaxed_loose"] for row in rows), length, "matches, loose matcher"
-        ),
+        "rmsd": summary((row["rmsd_to_relaxed"] for row in rows), LENGTH_UNIT, "matches"),
+        "rmsd_loose": summary(loose, LENGTH_UNIT, "matches, loose matcher"),
         "delta_energy_per_atom": summary(per_atom, "eV/atom", "relaxed"),
         "delta_energy_per_cell": summary(per_cell, "eV", "relaxed"),
         "num_steps": summary(steps, "steps", "relaxed"),
@@ -279,7 +278,7 @@ def means(rows: Records, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def histograms(rows: Records, test: Path) -> dict[str, Any]:
-    """Return how many crystals have how many distinct elements, generated and in the test split."""
+    """Return the number of crystals per number of elements, generated and in the test split."""
     numbers = read_table(test, schemas.CRYSTALS, ["atomic_numbers"]).column(0).to_pylist()
     return {
         "num_elements": {
@@ -290,7 +289,7 @@ def histograms(rows: Records, test: Path) -> dict[str, Any]:
 
 
 def _energy_drop(sample: Sample) -> float | None:
-    """Energy that the relaxation took away, eV per atom; None where either energy is unknown."""
+    """Return the decrease of the energy by relaxation, eV per atom; None if one is unknown."""
     if sample.relaxed is None or sample.initial_energy is None or sample.final_energy is None:
         return None
     return sample.initial_energy - sample.final_energy
@@ -301,6 +300,6 @@ def _count(rows: Records, flag: str) -> int:
 
 
 def _counted(values: Iterable[Any]) -> dict[str, int]:
-    """Count values, keys as text and in their own order."""
+    """Return the number of occurrences per value, as text, in the order of the values."""
     found = Counter(values)
     return {str(key): found[key] for key in sorted(found)}

@@ -1,8 +1,8 @@
 """Coverage of the test split and distances of property distributions (paper, appendix D).
 
-Follows CDVAE's definition, which all peers share: a test crystal is covered where some generated
-crystal's structure and some generated crystal's composition are near enough, not necessarily of one
-crystal.
+The definition is CDVAE's, which all peers share: a test crystal is covered if the structure of some
+generated crystal and the composition of some generated crystal, not necessarily the same one, are
+within the cut-offs.
 """
 
 import json
@@ -22,13 +22,13 @@ from flowllm.io.tables import read_table
 
 STRUCTURE_CUTOFF = 0.4
 COMPOSITION_CUTOFF = 10.0
-"""MP-20's cut-offs in CDVAE and its successors."""
+"""Cut-offs of CDVAE and its successors for MP-20."""
 
 WASSERSTEIN_SAMPLES = 1000
-"""Valid crystals that the peers draw for the property distances."""
+"""Number of valid crystals that the peers draw for the property distances."""
 
 CHUNK = 512
-"""Rows of a distance matrix at once: 9,000 x 10,000 distances would take 700 MB."""
+"""Rows of the distance matrix computed at once; 9,000 x 10,000 distances would take 700 MB."""
 
 _SCALING = Path(__file__).with_name("composition_scaling.json")
 
@@ -40,10 +40,10 @@ class Fingerprints:
     Attributes:
         names: ids.
         structure: float64 (n, 61).
-        composition: float64 (n, 132), standardised.
+        composition: float64 (n, 132), standardized.
         density: g/cm3 (n,), NaN without a crystal.
         num_elements: number of distinct elements (n,), NaN without a crystal.
-        status: of each row.
+        status: status of each row.
     """
 
     names: list[str]
@@ -54,7 +54,7 @@ class Fingerprints:
     status: list[str]
 
     def in_order(self, names: Sequence[str]) -> "Fingerprints":
-        """Return the rows of some ids, in their order."""
+        """Return the rows of the given ids, in their order."""
         place = {name: index for index, name in enumerate(self.names)}
         indices = [place[name] for name in names]
         return Fingerprints(
@@ -68,7 +68,7 @@ class Fingerprints:
 
     @property
     def known(self) -> np.ndarray:
-        """Which rows have fingerprints, bool (n,)."""
+        """Whether each row has fingerprints, bool (n,)."""
         return np.array([status == "ok" for status in self.status], dtype=bool)
 
 
@@ -79,9 +79,10 @@ def _scaling() -> tuple[np.ndarray, np.ndarray]:
 
 
 def standardize(features: np.ndarray) -> np.ndarray:
-    """Standardise Magpie features (n, 132) by CDVAE's constants; unknown ones become 0."""
+    """Standardize Magpie features (n, 132) by CDVAE's constants; unknown ones become 0."""
     means, deviations = _scaling()
-    return np.nan_to_num((features - means) / deviations, nan=0.0)
+    standardized: np.ndarray = np.nan_to_num((features - means) / deviations, nan=0.0)
+    return standardized
 
 
 def read_fingerprints(path: Path) -> Fingerprints:
@@ -124,11 +125,11 @@ def nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def covered(points: Fingerprints, by: Fingerprints) -> np.ndarray:
-    """Return which crystals have a near structure and a near composition among others, bool (n,).
+    """Return which crystals are covered by other crystals, bool (n,).
 
     Args:
-        points: the crystals; those without fingerprints are not covered.
-        by: the others; those without fingerprints cover nothing.
+        points: the n crystals; those without fingerprints are not covered.
+        by: the other crystals; those without fingerprints cover nothing.
     """
     found = np.zeros(len(points.names), dtype=bool)
     mine, others = points.known, by.known
@@ -141,11 +142,11 @@ def covered(points: Fingerprints, by: Fingerprints) -> np.ndarray:
 def add_coverage(
     rows: Sequence[dict[str, Any]], generated: Fingerprints, test: Fingerprints
 ) -> list[dict[str, Any]]:
-    """Return the rows completed with whether they have fingerprints and are near the test split.
+    """Return the rows completed by `fingerprinted` and `covered` (by the test split).
 
     Args:
-        rows: one row a sample.
-        generated: their fingerprints, in the same order.
+        rows: one row per sample.
+        generated: fingerprints of the samples, in the same order.
         test: fingerprints of the test split.
     """
     near = covered(generated, test)
@@ -156,14 +157,14 @@ def add_coverage(
 
 
 def drawn_for_distances(valid: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """Return the rows whose properties are compared: 1,000 valid ones, or all where fewer."""
+    """Return the indices of the crystals whose properties are compared: up to 1,000 valid ones."""
     if len(valid) <= WASSERSTEIN_SAMPLES:
         return np.asarray(valid, dtype=np.int64)
     return np.sort(rng.choice(np.asarray(valid), WASSERSTEIN_SAMPLES, replace=False))
 
 
 def property_distance(values: np.ndarray, reference: np.ndarray) -> float | None:
-    """Return the Wasserstein distance of two samples (n,), (m,); None where one is empty."""
+    """Return the Wasserstein distance of two samples (n,), (m,); None if one is empty."""
     if len(values) == 0 or len(reference) == 0:
         return None
     return float(wasserstein_distance(values, reference))

@@ -1,7 +1,8 @@
 """Fingerprints of crystals: coordination (CrystalNN) and composition (Magpie), by matminer.
 
-As CDVAE defined coverage: the structure's fingerprint is the mean over the sites of matminer's
-`CrystalNNFingerprint` "ops", the composition's is `ElementProperty` "magpie" without imputation.
+As in CDVAE's definition of coverage, the structure fingerprint is the mean over the sites of
+matminer's `CrystalNNFingerprint` with preset "ops", and the composition fingerprint is
+`ElementProperty` with preset "magpie" and without imputation.
 """
 
 import math
@@ -35,7 +36,8 @@ def structure_fingerprint(structure: Structure) -> np.ndarray:
     """Return the mean over the sites of the CrystalNN fingerprint, float64 (61,)."""
     featurizer = _site_featurizer()
     sites = [featurizer.featurize(structure, index) for index in range(len(structure))]
-    return np.mean(np.asarray(sites, dtype=np.float64), axis=0)
+    mean: np.ndarray = np.mean(np.asarray(sites, dtype=np.float64), axis=0)
+    return mean
 
 
 def composition_fingerprint(structure: Structure) -> np.ndarray:
@@ -48,40 +50,40 @@ Item = tuple[str, Crystal | None]
 
 
 def fingerprint(item: Item) -> dict[str, Any]:
-    """Return a row of `schemas.FINGERPRINTS`; what fails becomes its status and error.
+    """Return a row of `schemas.FINGERPRINTS`; a failure is recorded in its status and error.
 
     Raises:
-        MemoryError: CrystalNN asked for more than there is.
+        MemoryError: CrystalNN exceeded the memory limit.
     """
     name, crystal = item
     if crystal is None:
         return {"id": name, "status": "no_crystal", "error": "there is no crystal"}
     row = _properties(item)
-    # CrystalNN looks for neighbors within 13 angstrom: in a needle of 0.01 angstrom without end.
+    # CrystalNN lists the neighbors within 13 angstrom: far too many for edges of 0.01 angstrom.
     if (failure := crystal_failure(crystal)) is not None:
         return {**row, "status": failure.reason, "error": failure.detail}
     structure = crystal.to_structure()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # CrystalNN's, on radii that it does not know
+            warnings.simplefilter("ignore")  # CrystalNN warns of unknown radii
             row["structure_fingerprint"] = structure_fingerprint(structure).tolist()
             row["composition_fingerprint"] = composition_fingerprint(structure).tolist()
     except MemoryError:
         raise
-    except Exception as error:  # matminer raises many kinds; one crystal must not stop all
+    except Exception as error:  # matminer raises many types; one crystal must not stop all
         return {**row, "status": "failed", "error": f"{type(error).__name__}: {error}"}
     return {**row, "status": "ok"}
 
 
 def without_fingerprint(item: Item, reason: str, detail: str) -> dict[str, Any]:
-    """Return the row of a crystal whose fingerprint took too much, or ended its process."""
-    if item[1] is None:  # a limit that not even the start of a process keeps
+    """Return the row of a crystal whose fingerprint exceeded a limit or ended its process."""
+    if item[1] is None:  # the limit was shorter than the start of a process
         return fingerprint(item)
     return {**_properties(item), "status": reason, "error": detail}
 
 
 def _properties(item: Item) -> dict[str, Any]:
-    """Return what a row has without a fingerprint: id, density and number of elements."""
+    """Return the part of a row that needs no fingerprint: id, density, number of elements."""
     name, crystal = item
     row: dict[str, Any] = {"id": name}
     if crystal is not None:

@@ -1,10 +1,10 @@
 """Energy above the convex hull of reference entries (eV per atom).
 
-The hull's energy at a composition is the lowest energy of any mixture of reference entries with
-that composition, a linear programme over the entries of its chemical system: min e·x such that
-A x = b, x >= 0, with an entry's atomic fractions as a column of A and its energy per atom in e. No
-facet is ever built, so a crystal of ten elements costs what one of two does, and the entry itself
-takes no part: below the hull the distance is negative.
+The energy of the hull at a composition is the lowest energy of any mixture of reference entries
+with that composition. It is the solution of a linear program over the entries of the chemical
+system: min e·x such that A x = b, x >= 0, where a column of A is an entry's atomic fractions and e
+is its energy per atom. No facets are built, so that the cost hardly depends on the number of
+elements. The crystal itself is not an entry, so that its distance is negative below the hull.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,28 +23,28 @@ from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 
 EnergySource = Literal["potential", "dft"]
-"""Whose energies: a machine-learned potential's, or DFT's. The two are never in one hull."""
+"""Source of energies: a machine-learned potential or DFT. One hull never contains both."""
 
 MAX_SUBSETS = 12
-"""Up to this many elements the subsystems are listed; beyond it all systems are looked through."""
+"""Maximum number of elements for which the subsystems are listed; beyond it, all are searched."""
 
 
 class MissingReference(Exception):  # noqa: N818
-    """The reference has no elemental entry for an element, so it says nothing of the crystal."""
+    """The reference has no elemental entry for an element, so that the hull is undefined."""
 
 
 class ReferenceHull:
     """Reference entries by chemical system, and the hull energy at any composition of them.
 
-    Of entries with the same reduced composition only the lowest can lie on a hull; the others are
-    dropped. The order of the entries has no influence on any result.
+    Of the entries with one reduced composition only the lowest can be on the hull; the others are
+    dropped. The order of the entries does not affect any result.
     """
 
     def __init__(self, entries: Iterable[tuple[Mapping[str, float], float]]) -> None:
         """Sort reference entries by their chemical systems.
 
         Args:
-            entries: amounts by element symbol, and energy in eV per atom.
+            entries: pairs of amounts by element symbol and energy in eV per atom.
         """
         lowest: dict[tuple[tuple[str, float], ...], float] = {}
         for amounts, energy in entries:
@@ -55,14 +55,14 @@ class ReferenceHull:
             system = frozenset(symbol for symbol, _ in key)
             self._systems.setdefault(system, []).append((key, lowest[key]))
         self.elements = {next(iter(system)) for system in self._systems if len(system) == 1}
-        self._programme = lru_cache(maxsize=64)(self._make_programme)
+        self._linear_program = lru_cache(maxsize=64)(self._make_linear_program)
 
     def __len__(self) -> int:
-        """Number of reduced compositions that have an entry."""
+        """Return the number of reduced compositions that have an entry."""
         return sum(map(len, self._systems.values()))
 
     def hull_energy(self, amounts: Mapping[str, float]) -> float:
-        """Energy per atom of the hull at a composition, eV.
+        """Return the energy of the hull at a composition, eV per atom.
 
         Args:
             amounts: amounts by element symbol.
@@ -75,23 +75,23 @@ class ReferenceHull:
             raise MissingReference(f"no elemental reference entry for {', '.join(missing)}")
         fractions = dict(_fractions(amounts))
         symbols = tuple(sorted(fractions))
-        matrix, energies = self._programme(symbols)
+        matrix, energies = self._linear_program(symbols)
         target = np.array([fractions[symbol] for symbol in symbols])
         solution = linprog(energies, A_eq=matrix, b_eq=target, method="highs")
-        if not solution.success:
+        if not solution.success or solution.fun is None:
             raise RuntimeError(f"hull of {'-'.join(symbols)}: {solution.message}")
         return float(solution.fun)
 
     def e_above_hull(self, amounts: Mapping[str, float], energy_per_atom: float) -> float:
-        """Distance of an energy per atom to the hull, eV per atom, negative below it.
+        """Return the distance of an energy per atom to the hull, eV per atom, negative below it.
 
         Raises:
             MissingReference: an element has no elemental entry.
         """
         return energy_per_atom - self.hull_energy(amounts)
 
-    def _make_programme(self, symbols: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Atomic fractions (elements, entries) and energies (entries,) of a chemical system."""
+    def _make_linear_program(self, symbols: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return atomic fractions (elements, entries) and energies (entries,) of a system."""
         row = {symbol: place for place, symbol in enumerate(symbols)}
         entries = [entry for system in self._subsystems(symbols) for entry in self._systems[system]]
         matrix = np.zeros((len(symbols), len(entries)))
@@ -101,7 +101,7 @@ class ReferenceHull:
         return matrix, np.array([energy for _, energy in entries])
 
     def _subsystems(self, symbols: tuple[str, ...]) -> Iterator[frozenset[str]]:
-        """The chemical systems with entries within a system, always in the same order."""
+        """Yield the chemical systems with entries within a system, always in the same order."""
         if len(symbols) > MAX_SUBSETS:
             whole = frozenset(symbols)
             yield from sorted((s for s in self._systems if s <= whole), key=sorted)
@@ -113,7 +113,7 @@ class ReferenceHull:
 
 
 def _fractions(amounts: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    """Atomic fractions by element, sorted, rounded so that equal compositions are equal keys."""
+    """Return sorted atomic fractions, rounded so that equal compositions give equal keys."""
     total = sum(amounts.values())
     return tuple(sorted((symbol, round(n / total, 12)) for symbol, n in amounts.items() if n > 0))
 
@@ -123,18 +123,18 @@ _NOT_RECORDED = ", relaxation not recorded"
 
 
 def potential_label(potential: str, max_force: float, max_steps: int) -> str:
-    """Return the name of a potential's energies: energies with one name can be compared.
+    """Return the name of a potential's energies; energies with one name can be compared.
 
     Args:
         potential: name and version of the potential.
-        max_force: threshold on the forces of the relaxation, eV/angstrom.
-        max_steps: its limit of optimizer steps.
+        max_force: convergence threshold of the relaxation on the forces, eV/angstrom.
+        max_steps: maximum number of optimizer steps of the relaxation.
     """
     return f"{potential}{_RELAXED}{max_force:g} eV/Å in at most {max_steps} steps"
 
 
 def unrecorded_label(potential: str) -> str:
-    """Return the name of a potential's energies from a file, which has no relaxation criterion."""
+    """Return the name of a potential's energies from a file that states no criterion."""
     return potential + _NOT_RECORDED
 
 
@@ -144,18 +144,19 @@ def short_label(label: str) -> str:
 
 
 def dft_label(correction_scheme: str) -> str:
-    """Return the name of corrected DFT energies: energies with one name are on one scale."""
+    """Return the name of corrected DFT energies; energies with one name can be compared."""
     if correction_scheme == "GPAW":
         return "DFT by GPAW"
     return f"DFT, correction {correction_scheme}"
 
 
 def measured_against(energy_source: str) -> frozenset[str]:
-    """Return the names that a hull can have for energies of a name: the same name.
+    """Return the names of the hulls against which energies can be measured.
 
-    There are two exceptions. `MP2020_plus_u_only` shows what energies without their correction
-    come to against the hull that has it. A file of a potential's entries does not say how they
-    were relaxed; the hull's name says so in every table of the report.
+    A hull must have the name of the energies, with two exceptions. Energies of
+    `MP2020_plus_u_only` are measured against the fully corrected hull. A file of a potential's
+    entries does not state the criterion of their relaxation; every table of the report shows this
+    in the name of the hull.
     """
     return frozenset(
         (
@@ -168,7 +169,7 @@ def measured_against(energy_source: str) -> frozenset[str]:
 def entry_row(
     entry: ReferenceEntry, *, kind: EnergySource, source: str, converged: bool | None = None
 ) -> dict[str, Any]:
-    """Return the row of a reference entry in `schemas.HULL_ENTRIES`."""
+    """Return a reference entry as a row of `schemas.HULL_ENTRIES`."""
     return {
         "entry_id": entry.entry_id,
         "formula": entry.formula,
@@ -187,8 +188,8 @@ class HullFile:
     Attributes:
         hull: the hull of its entries.
         sources: names of its energies, in the order of the table.
-        not_converged: entries whose relaxation stopped at its limit of steps. Their energies are
-            upper bounds.
+        not_converged: number of entries whose relaxation stopped at its maximum number of steps.
+            Their energies are upper bounds.
     """
 
     hull: ReferenceHull
@@ -197,10 +198,10 @@ class HullFile:
 
 
 def read_hull(path: Path, kind: EnergySource) -> HullFile:
-    """Read a table of reference entries, which must be of one kind.
+    """Read a table of reference entries, all with energies of one kind.
 
     Raises:
-        FlowllmError: the file is missing, not such a table, empty, or of the other kind.
+        FlowllmError: the file is missing, empty, has another schema, or energies of the other kind.
     """
     table = tables.read_table(path, schemas.HULL_ENTRIES)
     kinds = set(table.column("kind").to_pylist())

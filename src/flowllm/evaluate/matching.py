@@ -1,9 +1,9 @@
-"""Which crystals are the same: equivalence classes, novelty, and closeness to the relaxed state.
+"""Matching of crystals: equivalence classes, novelty, and distance to the relaxed state.
 
-Two crystals are the same where pymatgen's StructureMatcher says so. It is asked only about pairs
-that it could match: of one reduced composition, and with as many atoms in the primitive cell, both
-of which it demands itself. Each crystal's primitive, Niggli-reduced cell is found once, not once a
-pair. So the answers are exactly the matcher's own on all pairs.
+Two crystals are the same if pymatgen's StructureMatcher matches them. Only pairs with the same
+reduced composition and the same number of atoms in the primitive cell are compared, since the
+matcher itself rejects all others. The primitive, Niggli-reduced cell is computed once per crystal,
+not once per pair. The results are those of the matcher on all pairs.
 """
 
 import math
@@ -19,12 +19,12 @@ from flowllm.errors import FlowllmError
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Tolerances of pymatgen's StructureMatcher; primitive cells, scaled to one volume.
+    """Tolerances of pymatgen's StructureMatcher for primitive cells scaled to one volume.
 
     Attributes:
-        ltol: of lattice lengths, as a fraction.
-        stol: of sites, in units of the cube root of the volume an atom.
-        angle_tol: of lattice angles, degrees.
+        ltol: tolerance of lattice lengths, as a fraction.
+        stol: tolerance of sites, in units of the cube root of the volume per atom.
+        angle_tol: tolerance of lattice angles in degrees.
     """
 
     ltol: float
@@ -37,34 +37,39 @@ class Tolerances:
 
 
 DEFAULT = Tolerances(ltol=0.2, stol=0.3, angle_tol=5)
-"""pymatgen's defaults: S.U.N. and, by the paper's text, table 2."""
+"""pymatgen's defaults: for S.U.N. and, by the paper's text, for its table 2."""
 
 LOOSE = Tolerances(ltol=0.3, stol=0.5, angle_tol=10)
-"""The peers' tolerances of crystal structure prediction; table 2 by the authors' code."""
+"""The peers' tolerances for crystal structure prediction; in the authors' code, for table 2."""
 
 
 MAX_POINTS = 200_000
-"""Lattice points within reach of a comparison; of 12,000 real and generated crystals the most
-elongated has 7,000."""
+"""Maximum number of lattice points within the range of a comparison. The most elongated of 12,000
+real and generated crystals has 7,000."""
 
 MAX_PAIRS = 1_000_000
-"""Pairs of such points about as long as the two longest edges; 13,000 in the same crystals."""
+"""Maximum number of pairs of such points with about the lengths of the two longest edges; the same
+crystals have up to 13,000."""
 
 MAX_EDGE = 10_000.0
-"""Angstrom; beyond it pymatgen's grid for the search of lattice points takes hundreds of MB."""
+"""Maximum edge in angstrom: beyond it pymatgen's search grid takes hundreds of MB."""
+
+LENGTH_UNIT = "cube root of the volume per atom"
+"""Unit of the distances between crystals."""
 
 _REACH = 1 + LOOSE.ltol
-"""The largest factor by which an edge may differ from another and match it."""
+"""Maximum ratio of two edges that match."""
 
 
 def check_comparable(lattice: Lattice) -> None:
-    """Refuse a cell that the matcher would need too much time and memory for.
+    """Refuse a cell for which the matcher would need too much time and memory.
 
-    It lists all lattice points as far away as the longest edge (at least 1 angstrom), and all pairs
-    of points about as long as two edges: for a needle of 0.01 and 1,000 angstrom they take 20 GB.
+    The matcher lists all lattice points within the length of the longest edge (at least 1
+    angstrom), and all pairs of points with about the lengths of two edges. For a cell with edges
+    of 0.01 and 1,000 angstrom the list takes 20 GB.
 
     Raises:
-        FlowllmError: says how elongated the cell is, and the limit.
+        FlowllmError: the cell is too elongated; the message states its edges and the limit.
     """
     reduced = lattice.get_lll_reduced_lattice()
     edges, volume = sorted(reduced.abc), reduced.volume
@@ -72,7 +77,7 @@ def check_comparable(lattice: Lattice) -> None:
     shells = [
         4 / 3 * math.pi * (_REACH**3 - _REACH**-3) * edge**3 / volume + 2 for edge in edges[1:]
     ]
-    # A comparison with NaN is false.
+    # Written so that NaN is refused: a comparison with NaN is false.
     if not (points <= MAX_POINTS and math.prod(shells) <= MAX_PAIRS and edges[2] <= MAX_EDGE):
         raise FlowllmError(
             f"edges of {edges[0]:.3g}, {edges[1]:.3g} and {edges[2]:.3g} angstrom: too small, "
@@ -81,16 +86,17 @@ def check_comparable(lattice: Lattice) -> None:
         )
 
 
-class Candidate:
-    """A crystal on its way to the matcher, reduced at most once.
+class ReducedCrystal:
+    """A crystal reduced for the matcher.
 
     Attributes:
-        name: its id.
-        reduced: its primitive, Niggli-reduced cell.
+        name: id of the crystal.
+        reduced: primitive, Niggli-reduced cell.
+        key: sort key that fixes the order of the two crystals of a pair.
     """
 
     def __init__(self, name: str, crystal: Crystal) -> None:
-        """Reduce the crystal as StructureMatcher does before it compares.
+        """Reduce the crystal as StructureMatcher does before a comparison.
 
         Raises:
             FlowllmError: the cell is too elongated (`check_comparable`).
@@ -100,39 +106,39 @@ class Candidate:
         check_comparable(structure.lattice)
         self.reduced: Structure = StructureMatcher._get_reduced_structure(structure)
         check_comparable(self.reduced.lattice)
-        # Which of two structures is scaled and mapped onto which can decide a border case, so a
-        # pair is always given in the order of this key, whatever the order of the rows.
+        # Which of two structures is mapped onto the other can decide a borderline case. Sorting a
+        # pair by this key makes the result independent of the order of the rows.
         self.key = (len(self.reduced), crystal.lengths.tolist(), crystal.frac_coords.tolist(), name)
 
-    def matches(self, other: "Candidate", matcher: StructureMatcher) -> bool:
-        """Whether the matcher says that the two are the same."""
-        first, second = sorted((self, other), key=lambda candidate: candidate.key)
+    def matches(self, other: "ReducedCrystal", matcher: StructureMatcher) -> bool:
+        """Return whether the matcher matches the two crystals."""
+        first, second = sorted((self, other), key=lambda crystal: crystal.key)
         return first.fits(second, matcher)
 
-    def fits(self, other: "Candidate", matcher: StructureMatcher) -> bool:
-        """Whether the matcher maps the other crystal onto this one, in this order."""
+    def fits(self, other: "ReducedCrystal", matcher: StructureMatcher) -> bool:
+        """Return whether the matcher maps the other crystal onto this one, in this order."""
         if len(self.reduced) != len(other.reduced):
             return False
         return bool(matcher.fit(self.reduced, other.reduced, skip_structure_reduction=True))
 
 
 def equivalence_classes(
-    candidates: Sequence[Candidate], tolerances: Tolerances = DEFAULT
+    crystals: Sequence[ReducedCrystal], tolerances: Tolerances = DEFAULT
 ) -> dict[str, str]:
-    """Group candidates of one composition into classes of which a chain of matches joins any two.
+    """Group crystals of one composition into classes whose members are joined by chains of matches.
 
-    The matcher is not transitive, so that classes by first come, first served would depend on the
-    order; chains do not.
+    The matcher is not transitive. Greedy grouping would therefore depend on the order of the
+    crystals; chains of matches do not.
 
     Returns:
-        For each candidate's name the smallest name in its class.
+        The smallest name in the class of each crystal, by name.
     """
     matcher = tolerances.matcher()
-    classes: list[list[Candidate]] = []
-    for candidate in candidates:
-        joined, apart = [candidate], []
+    classes: list[list[ReducedCrystal]] = []
+    for crystal in crystals:
+        joined, apart = [crystal], []
         for members in classes:
-            if any(candidate.matches(member, matcher) for member in members):
+            if any(crystal.matches(member, matcher) for member in members):
                 joined += members
             else:
                 apart.append(members)
@@ -145,37 +151,35 @@ def equivalence_classes(
 
 
 def kept_greedily(
-    candidates: Sequence[Candidate], tolerances: Tolerances = DEFAULT
+    crystals: Sequence[ReducedCrystal], tolerances: Tolerances = DEFAULT
 ) -> frozenset[str]:
-    """Return the candidates that remain where each one that is kept removes its direct matches.
+    """Return the crystals that remain if each kept crystal removes its direct matches.
 
-    Rule of FlowMM's `scripts_analysis/novelty.py`, which the paper's code uses. The result depends
-    on the order, and two of the crystals that remain may be joined by a chain of matches.
+    This is the rule of FlowMM's `scripts_analysis/novelty.py`, which the paper's code uses. The
+    result depends on the order, and a chain of matches may join two of the remaining crystals.
 
     Args:
-        candidates: crystals of one composition, in the order of their file.
-        tolerances: of the matcher; FlowMM uses the defaults.
+        crystals: crystals of one composition, in the order of their file.
+        tolerances: tolerances of the matcher; FlowMM uses the defaults.
     """
     matcher = tolerances.matcher()
     removed: set[str] = set()
-    for kept in candidates:
+    for kept in crystals:
         if kept.name not in removed:
-            # The kept crystal is the matcher's first argument, as in that code.
+            # As in FlowMM's code, the kept crystal is the matcher's first argument.
             removed |= {
-                other.name
-                for other in candidates
-                if other is not kept and kept.fits(other, matcher)
+                other.name for other in crystals if other is not kept and kept.fits(other, matcher)
             }
-    return frozenset(one.name for one in candidates) - removed
+    return frozenset(one.name for one in crystals) - removed
 
 
 def first_match(
-    candidate: Candidate, references: Sequence[Candidate], tolerances: Tolerances = DEFAULT
+    crystal: ReducedCrystal, references: Sequence[ReducedCrystal], tolerances: Tolerances = DEFAULT
 ) -> str | None:
-    """Return the smallest name among the references that are the same as the candidate."""
+    """Return the smallest name among the references that match the crystal; None without any."""
     matcher = tolerances.matcher()
     for reference in sorted(references, key=lambda reference: reference.name):
-        if candidate.matches(reference, matcher):
+        if crystal.matches(reference, matcher):
             return reference.name
     return None
 
@@ -183,17 +187,16 @@ def first_match(
 def rms_distance(first: Crystal, second: Crystal, tolerances: Tolerances) -> float | None:
     """Return the root mean square distance of the atoms of two crystals, None without a match.
 
-    In units of the cube root of the volume an atom, at the best match of the lattices: what
-    StructureMatcher.get_rms_dist returns, whose steps these are.
+    The steps and the value are those of StructureMatcher.get_rms_dist: the distance at the best
+    match of the lattices, in units of the cube root of the volume per atom.
 
     Raises:
         FlowllmError: a cell is too elongated (`check_comparable`).
     """
     matcher = tolerances.matcher()
-    reduced = [Candidate("", crystal).reduced for crystal in (first, second)]
-    prepared = matcher._preprocess(
-        *matcher._process_species(reduced), skip_structure_reduction=True
-    )
+    reduced = [ReducedCrystal("", crystal).reduced for crystal in (first, second)]
+    one, other = matcher._process_species(reduced)
+    prepared = matcher._preprocess(one, other, skip_structure_reduction=True)
     found = matcher._match(*prepared, use_rms=True, break_on_match=False)
     return None if found is None else float(found[0])
 
@@ -201,10 +204,10 @@ def rms_distance(first: Crystal, second: Crystal, tolerances: Tolerances) -> flo
 def rms_distance_or_error(
     first: Crystal, second: Crystal, tolerances: Tolerances
 ) -> tuple[float | None, str | None]:
-    """Return `rms_distance` and None, or None and why pymatgen could not compare the crystals."""
+    """Return `rms_distance` and None, or None and the error of the comparison."""
     try:
         return rms_distance(first, second, tolerances), None
-    except Exception as error:  # pymatgen raises many kinds; one crystal must not stop all
+    except Exception as error:  # pymatgen raises many types; one crystal must not stop all
         return None, f"{type(error).__name__}: {error}"
 
 
@@ -214,9 +217,9 @@ class Bucket:
 
     Attributes:
         samples: relaxed crystals by id.
-        stable: which of them are stable.
-        references: known crystals by id, in named sets (`train`, `val`).
-        novelty_sets: names of the sets that decide which of the stable samples are novel.
+        stable: ids of the stable samples.
+        references: known crystals by id, per named set (`train`, `val`).
+        novelty_sets: names of the sets against which novelty is tested.
     """
 
     samples: Mapping[str, Crystal]
@@ -227,15 +230,15 @@ class Bucket:
 
 @dataclass(frozen=True)
 class BucketMatches:
-    """What the matcher says of a bucket.
+    """Matches of the crystals of a bucket, or of several.
 
     Attributes:
-        classes: for each sample the smallest id of its equivalence class (paper, appendix D:
-            among all generated crystals).
+        classes: the smallest id in the equivalence class of each sample, by id; the classes are
+            those among all generated crystals (paper, appendix D).
         greedy_sun: the stable and novel samples that `kept_greedily` keeps, in the order of their
-            ids, which is that of their draws: S.U.N. by the authors' code.
-        known: by set of references, for each sample that is in it the id that it matches.
-        failed: samples that have no reduced cell, by id, and why; they are in neither of the above.
+            ids, which is the order of their draws. This is S.U.N. by the authors' code.
+        known: ids of the matching reference by id of the sample, per set of references.
+        failed: errors of the samples without a reduced cell, by id; no other attribute has them.
     """
 
     classes: dict[str, str]
@@ -245,14 +248,14 @@ class BucketMatches:
 
 
 def match_bucket(bucket: Bucket) -> BucketMatches:
-    """Find the equivalence classes of a bucket's samples, and which of them are known."""
+    """Find the equivalence classes of a bucket's samples, and the known crystals among them."""
     if len(bucket.samples) == 1 and not any(bucket.references.values()):
         alone = dict.fromkeys(bucket.samples, *bucket.samples)
         return BucketMatches(alone, bucket.stable, {name: {} for name in bucket.references}, {})
-    samples, failed = _candidates(bucket.samples)
+    samples, failed = _reduced_crystals(bucket.samples)
     known = {}
     for set_name, crystals in bucket.references.items():
-        references, _ = _candidates(crystals)
+        references, _ = _reduced_crystals(crystals)
         found = {sample.name: first_match(sample, references) for sample in samples}
         known[set_name] = {name: match for name, match in found.items() if match is not None}
     seen = {name for each in bucket.novelty_sets for name in known[each]}
@@ -261,12 +264,14 @@ def match_bucket(bucket: Bucket) -> BucketMatches:
     return BucketMatches(equivalence_classes(samples), kept, known, failed)
 
 
-def _candidates(crystals: Mapping[str, Crystal]) -> tuple[list[Candidate], dict[str, str]]:
-    """Return the crystals in the order of their names, and those that have no reduced cell."""
-    candidates, failed = [], {}
+def _reduced_crystals(
+    crystals: Mapping[str, Crystal],
+) -> tuple[list[ReducedCrystal], dict[str, str]]:
+    """Return the reduced crystals by name, and the errors of those without a reduced cell."""
+    reduced, failed = [], {}
     for name, crystal in sorted(crystals.items()):
         try:
-            candidates.append(Candidate(name, crystal))
-        except Exception as error:  # pymatgen raises many kinds; one crystal must not stop all
+            reduced.append(ReducedCrystal(name, crystal))
+        except Exception as error:  # pymatgen raises many types; one crystal must not stop all
             failed[name] = f"{type(error).__name__}: {error}"
-    return candidates, failed
+    return reduced, failed

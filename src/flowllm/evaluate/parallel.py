@@ -1,4 +1,4 @@
-"""Ordered maps over worker processes, with and without limits of time and memory."""
+"""Ordered maps over worker processes, with and without limits on time and memory."""
 
 import multiprocessing
 import resource
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from flowllm.errors import FlowllmError
 from flowllm.runtime.log import Progress
@@ -21,13 +21,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 IN_PROCESS = 64
-"""With no more items than this, starting worker processes costs more than it saves."""
+"""Up to this many items are computed in this process: starting workers would cost more."""
 
 START_SECONDS = 300.0
-"""Time in which a worker process must have imported what it needs; slow disks take a minute."""
+"""Time limit for a worker process to import its modules; a slow disk takes a minute."""
 
 OVERTIME_SECONDS = 2.0
-"""Time after its limit in which a worker process is still left to the process that started it."""
+"""A worker process ends itself this long after its limit, if its parent has not ended it."""
 
 
 def ordered_map(
@@ -36,20 +36,20 @@ def ordered_map(
     """Return `[function(item) for item in items]`, computed by worker processes.
 
     Args:
-        function: a function at the top of its module, or a `functools.partial` of one; its result
-            depends on the item only, so that the number of workers does not matter.
-        items: what it is called with.
-        workers: number of processes; 1 computes in this one.
-        what: what the items are, for the progress lines.
+        function: a module-level function, or a `functools.partial` of one. Its result depends on
+            the item only, so that the number of workers does not matter.
+        items: the arguments, one per call.
+        workers: number of processes; with 1, this process computes.
+        what: name of the items in the progress lines.
     """
     progress = Progress(what, len(items))
-    results = []
+    results: list[Result] = []
     if workers == 1 or len(items) <= IN_PROCESS:
         for item in items:
             results.append(function(item))
             progress.advance()
         return results
-    # Spawned, not forked: Arrow and BLAS have threads running in this process.
+    # Spawned, not forked: Arrow and BLAS run threads in this process.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for result in pool.imap(function, items, chunksize=max(1, min(16, len(items) // workers))):
             results.append(result)
@@ -59,11 +59,11 @@ def ordered_map(
 
 @dataclass(frozen=True)
 class Limits:
-    """What one item may take before the process that computes it is ended.
+    """Limits per item; a process that exceeds one is ended.
 
     Attributes:
         seconds: wall time.
-        memory: bytes beyond what a worker process has when it starts its first item.
+        memory: bytes in addition to those of a worker process before its first item.
     """
 
     seconds: float
@@ -79,19 +79,19 @@ def limited_map(
     workers: int,
     what: str,
 ) -> list[Result]:
-    """Return the function's result for each item, or what `failed` makes of an item over a limit.
+    """Return the function's result for each item, and that of `failed` for an item over a limit.
 
-    Every item is computed in a worker process, which is killed at the limit of time: C code does
-    not return to Python, so that a signal handler in the process itself would wait for it.
+    Every item is computed in a worker process, which is killed at the time limit. A signal handler
+    in the worker would not suffice: it waits for C code to return to Python.
 
     Args:
         function: as in `ordered_map`.
-        items: what it is called with.
-        limits: of time and memory per item.
-        failed: from an item, a reason (`timeout`, `out_of_memory` or `crashed`) and the reason in
-            full to the item's result.
+        items: the arguments, one per call.
+        limits: limits on time and memory per item.
+        failed: returns the result of an item from the item, a short reason (`timeout`,
+            `out_of_memory` or `crashed`) and the full reason.
         workers: number of processes, at least 1.
-        what: what the items are, for the progress lines.
+        what: name of the items in the progress lines.
 
     Raises:
         FlowllmError: a worker process cannot be started.
@@ -108,9 +108,10 @@ def limited_map(
                 place = worker.place
                 outcome = worker.outcome()
                 if place is not None:
-                    results[place] = (
-                        failed(items[place], *outcome.reason) if outcome.reason else outcome.result
-                    )
+                    if outcome.reason is None:
+                        results[place] = outcome.result
+                    else:
+                        results[place] = failed(items[place], *outcome.reason)
                     progress.advance()
                 if outcome.ended or not waiting:
                     worker.kill()
@@ -124,18 +125,22 @@ def limited_map(
     return [results[place] for place in range(len(items))]
 
 
+Reason = tuple[str, str]
+"""Short name and full text of why an item has no result."""
+
+
 @dataclass(frozen=True)
-class _Outcome(Generic[Result]):
-    """What a worker process said, or how it ended.
+class _Outcome:
+    """The answer of a worker process, or how it ended.
 
     Attributes:
-        result: of its item; None where there is a reason, or before its first item.
-        reason: short name and full text of why there is no result.
+        result: result of its item; None where there is a reason, and before its first item.
+        reason: why there is no result.
         ended: whether the process can take no more items.
     """
 
     result: Any = None
-    reason: tuple[str, str] | None = None
+    reason: Reason | None = None
     ended: bool = False
 
 
@@ -143,12 +148,12 @@ class _Worker:
     """A process that computes one item after another.
 
     Attributes:
-        place: number of the item that it computes; None while it starts.
-        deadline: when it is killed, by `time.monotonic`.
+        place: index of the item that it computes; None while it starts.
+        deadline: time of `time.monotonic` at which it is killed.
     """
 
     def __init__(self, function: Callable[[Any], Any], limits: Limits) -> None:
-        """Start the process; it is ready when it says so."""
+        """Start the process; it sends a message when it is ready."""
         context = _context(function)
         self.limits = limits
         self.connection, theirs = context.Pipe()
@@ -160,15 +165,15 @@ class _Worker:
         self.deadline = time.monotonic() + START_SECONDS
 
     def give(self, place: int, item: object) -> None:
-        """Let the process compute an item."""
+        """Send the process an item to compute."""
         self.place = place
         self.deadline = time.monotonic() + self.limits.seconds
-        # A process that has just died is found by `outcome`.
+        # `outcome` finds a process that has just died.
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(item)
 
     def outcome(self) -> _Outcome:
-        """Return what the process said; of one that is late or dead, why there is no result.
+        """Return the answer of the process, or why there is none where it is late or dead.
 
         Raises:
             FlowllmError: it ended before it was ready.
@@ -176,30 +181,30 @@ class _Worker:
         if self.connection.poll():
             try:
                 reason, result = self.connection.recv()
-                # What was left of an item's memory would count for the next.
+                # After a failure the process is replaced: memory it kept would count for the next.
                 return _Outcome(result, reason, ended=reason is not None)
             except (EOFError, ConnectionResetError):
                 self.process.join(timeout=5)
         elif self.place is not None:
-            said = f"not finished after {self.limits.seconds:g} s"
-            return _Outcome(reason=("timeout", said), ended=True)
+            text = f"not finished after {self.limits.seconds:g} s"
+            return _Outcome(reason=("timeout", text), ended=True)
         self.kill()
         if self.place is None:
             raise FlowllmError(
-                "a worker process could not start (exit code "
-                f"{self.process.exitcode}); see the lines above, and check the memory of the job"
+                f"A worker process could not start (exit code {self.process.exitcode}). See the "
+                "lines above, and check the memory of the job."
             )
         return _Outcome(reason=_cause(self.process.exitcode), ended=True)
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """End the process immediately."""
         self.connection.close()
         self.process.kill()
         self.process.join()
 
 
-def _cause(exit_code: int | None) -> tuple[str, str]:
-    """Return why a process ended that this one has not killed."""
+def _cause(exit_code: int | None) -> Reason:
+    """Return why a process ended that this process has not killed."""
     if exit_code == -signal.SIGALRM:
         return "timeout", "its own timer ended its process"
     if exit_code == -signal.SIGKILL:
@@ -210,7 +215,7 @@ def _cause(exit_code: int | None) -> tuple[str, str]:
 
 
 def _woken(running: Sequence[_Worker]) -> list[_Worker]:
-    """Wait until a process has said something, has ended or is late; return all such."""
+    """Wait until a process has answered, has ended or is late; return all such processes."""
     left = min(worker.deadline for worker in running) - time.monotonic()
     ready = wait([worker.connection for worker in running], timeout=max(left, 0))
     now = time.monotonic()
@@ -218,10 +223,10 @@ def _woken(running: Sequence[_Worker]) -> list[_Worker]:
 
 
 def _context(function: Callable[[Any], Any]) -> Any:
-    """Return how processes are started: from a server that has the function's module imported.
+    """Return a context that forks processes from a server which has imported the function's module.
 
-    A new process costs some milliseconds so, where a spawned one imports pymatgen again. The server
-    has no threads, unlike this process (Arrow, BLAS).
+    A new process then takes milliseconds, whereas a spawned one imports pymatgen again. The server
+    has no threads, unlike this process (Arrow, BLAS), so that it can be forked.
     """
     context = multiprocessing.get_context("forkserver")
     inner = function.func if isinstance(function, partial) else function
@@ -230,17 +235,18 @@ def _context(function: Callable[[Any], Any]) -> Any:
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any], limits: Limits) -> None:
-    """Answer each item with its result, or with the reason why there is none."""
+    """Answer each item with its result, or with the reason why it has none."""
     _limit_memory(limits.memory)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     connection.send((None, None))
     while True:
         try:
             item = connection.recv()
-        except EOFError:  # the other side has all that it wants, or has ended
+        except EOFError:  # the parent has closed the connection, or has ended
             return
-        # The system ends this process then, also where the other one was killed meanwhile.
+        # The timer ends this process even where its parent was killed in the meantime.
         signal.setitimer(signal.ITIMER_REAL, limits.seconds + OVERTIME_SECONDS)
+        answer: tuple[Reason | None, Any]
         try:
             answer = (None, function(item))
         except MemoryError as error:
@@ -251,7 +257,7 @@ def _serve(connection: Connection, function: Callable[[Any], Any], limits: Limit
 
 
 def _limit_memory(memory: int) -> None:
-    """Let this process take so many bytes more than it has; on systems that can limit it."""
+    """Limit this process to its present memory plus `memory` bytes; only Linux can do so."""
     if not sys.platform.startswith("linux"):
         return
     pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -1,4 +1,4 @@
-"""The flags of every generated crystal that the rates count."""
+"""Properties per generated crystal, as flags that the rates count."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,18 +25,18 @@ from flowllm.evaluate.validity import (
     reduced_composition,
 )
 from flowllm.io import schemas
-from flowllm.io.tables import crystal_of, read_table
+from flowllm.io.tables import read_table, required_crystal
 
 
 def measure(sample: Sample, oxidation_states: str) -> dict[str, Any]:
-    """Return what can be said of one sample alone: validity, and how far it relaxed.
+    """Return the properties of one sample: validity, stability, distance to its relaxed state.
 
     Args:
         sample: the sample.
         oxidation_states: smact's set of oxidation states.
 
     Returns:
-        Columns of `schemas.METRICS_PER_CRYSTAL`, those of uniqueness and novelty left out.
+        A row of `schemas.METRICS_PER_CRYSTAL` without uniqueness, novelty and coverage.
     """
     crystal = sample.generated
     default, error = _rms_to_relaxed(sample, DEFAULT)
@@ -63,7 +63,7 @@ def measure(sample: Sample, oxidation_states: str) -> dict[str, Any]:
 
 
 def _rms_to_relaxed(sample: Sample, tolerances: Tolerances) -> tuple[float | None, str | None]:
-    """Return the distance of a sample to its relaxed state, or why it cannot be computed."""
+    """Return the distance of a sample to its relaxed state, or the error of the comparison."""
     if sample.generated is None or sample.relaxed is None:
         return None, None
     distance, error = rms_distance_or_error(sample.generated, sample.relaxed, tolerances)
@@ -76,13 +76,13 @@ def match_samples(
     novelty_sets: Sequence[str],
     workers: int,
 ) -> BucketMatches:
-    """Find the equivalence classes of the relaxed crystals and which of them are known.
+    """Find the equivalence classes of the relaxed crystals, and the known crystals among them.
 
     Args:
         samples: all samples; those without a relaxed crystal are left out.
         references: crystal tables by name of the set, e.g. `{"train": crystals/train.parquet}`.
-        novelty_sets: names of the sets of known crystals that decide what is novel.
-        workers: worker processes; the result does not depend on it.
+        novelty_sets: names of the sets against which novelty is tested.
+        workers: number of worker processes; the result does not depend on it.
     """
     relaxed: dict[Composition, dict[str, Crystal]] = {}
     for sample in samples:
@@ -98,7 +98,7 @@ def match_samples(
             references={name: known[name].get(composition, {}) for name in references},
             novelty_sets=tuple(novelty_sets),
         )
-        # The largest first, so that no worker is left alone with one at the end.
+        # Largest bucket first, so that no worker starts a large one at the end.
         for composition in sorted(relaxed, key=lambda one: (-len(relaxed[one]), one))
     ]
     return match_buckets(buckets, list(references), workers)
@@ -107,12 +107,12 @@ def match_samples(
 def match_buckets(
     buckets: Sequence[Bucket], reference_sets: Sequence[str], workers: int
 ) -> BucketMatches:
-    """Match the crystals of every bucket and merge what was found.
+    """Match the crystals of every bucket and merge the results.
 
     Args:
-        buckets: one a reduced composition.
-        reference_sets: names of the sets of known crystals that every bucket has.
-        workers: worker processes; the result does not depend on it.
+        buckets: one bucket per reduced composition.
+        reference_sets: names of the sets of known crystals in every bucket.
+        workers: number of worker processes; the result does not depend on it.
     """
     found = ordered_map(match_bucket, buckets, workers=workers, what="matching, compositions")
     return BucketMatches(
@@ -126,7 +126,11 @@ def match_buckets(
 def _by_composition(
     path: Path, wanted: Iterable[Composition]
 ) -> dict[Composition, dict[str, Crystal]]:
-    """Read the crystals of the wanted compositions from a table of crystals."""
+    """Read the crystals of the wanted compositions from a table of crystals.
+
+    Raises:
+        FlowllmError: the file is missing or damaged, or a row has no crystal.
+    """
     wanted = set(wanted)
     numbers = read_table(path, schemas.CRYSTALS, ["atomic_numbers"]).column(0).to_pylist()
     compositions = [reduced_composition(row) for row in numbers]
@@ -137,8 +141,7 @@ def _by_composition(
     )
     by_composition: dict[Composition, dict[str, Crystal]] = {}
     for index, row in zip(indices, rows, strict=True):
-        crystal = crystal_of(row)
-        assert crystal is not None
+        crystal = required_crystal(row, path)
         by_composition.setdefault(compositions[index], {})[row["id"]] = crystal
     return by_composition
 
@@ -148,22 +151,23 @@ def _merged(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def is_valid(row: Mapping[str, Any]) -> bool:
-    """Whether a crystal counts as valid: structure, composition, and it has fingerprints.
+    """Return whether a crystal is valid: its structure, its composition, and it has fingerprints.
 
-    That a crystal without fingerprints is invalid is CDVAE's rule and its successors'.
+    By the rule of CDVAE and its successors, a crystal without fingerprints is invalid.
     """
-    return row["structurally_valid"] and row["compositionally_valid"] and row["fingerprinted"]
+    flags = ("structurally_valid", "compositionally_valid", "fingerprinted")
+    return all(row[flag] for flag in flags)
 
 
 def novel_names(matches: BucketMatches, sets: Sequence[str]) -> set[str]:
-    """Return the samples that match nothing in the named sets of known crystals."""
+    """Return the ids of the samples that match nothing in the named sets of known crystals."""
     return {
         name for name in matches.classes if not any(name in matches.known[each] for each in sets)
     }
 
 
 def first_of_each_class(names: Iterable[str], classes: Mapping[str, str]) -> set[str]:
-    """Return one name, the smallest, for each class that some of the names are in."""
+    """Return the smallest of the given names in each class."""
     first: dict[str, str] = {}
     for name in sorted(names):
         first.setdefault(classes[name], name)
@@ -173,15 +177,16 @@ def first_of_each_class(names: Iterable[str], classes: Mapping[str, str]) -> set
 def add_matches(
     rows: Sequence[dict[str, Any]], matches: BucketMatches, novelty_sets: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return the rows of `measure` completed with uniqueness, novelty and S.U.N.
+    """Return the rows of `measure` completed by uniqueness, novelty and S.U.N.
 
-    A class counts once for S.U.N.: by the first of its members that are stable and novel
-    (paper, appendix D). A crystal that could not be compared is neither unique nor novel.
+    A class counts once for S.U.N.: its first stable and novel member does (paper, appendix D). A
+    crystal that could not be compared is neither unique nor novel.
 
     Args:
-        rows: one row a sample.
+        rows: one row per sample.
         matches: classes and known crystals.
-        novelty_sets: the sets of known crystals that decide, `train` or `train` and `val`.
+        novelty_sets: names of the sets against which novelty is tested: `train`, or `train` and
+            `val`.
     """
     novel = novel_names(matches, novelty_sets)
     unique = first_of_each_class(matches.classes, matches.classes)

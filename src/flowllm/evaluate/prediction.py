@@ -1,8 +1,8 @@
-"""Crystal structure prediction: how often, and how closely, the test split's crystals are found.
+"""Crystal structure prediction: match rate and distance to the crystals of the test split.
 
-By the rule of CDVAE and its successors: a prediction matches if pymatgen's StructureMatcher with
-tolerances 0.3, 0.5, 10 degrees says so, an invalid one never does, and of several attempts at one
-crystal the nearest counts. Distances are in units of the cube root of the volume an atom.
+The rule is that of CDVAE and its successors. A prediction matches if it is structurally valid and
+pymatgen's StructureMatcher with tolerances 0.3, 0.5 and 10 degrees matches it. Of several attempts
+at one crystal the nearest counts. Distances are in units of `matching.LENGTH_UNIT`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowllm.crystal import Crystal
-from flowllm.evaluate.matching import LOOSE, rms_distance_or_error
+from flowllm.evaluate.matching import LENGTH_UNIT, LOOSE, rms_distance_or_error
 from flowllm.evaluate.statistics import rate, summary
 from flowllm.evaluate.validity import (
     is_compositionally_valid,
@@ -18,17 +18,15 @@ from flowllm.evaluate.validity import (
     reduced_composition,
 )
 
-LENGTH = "cube root of the volume an atom"
-
 
 @dataclass(frozen=True)
 class Target:
-    """A crystal to be found, and the attempts at it.
+    """A crystal of the test split, and the attempts to predict it.
 
     Attributes:
-        material_id: its id in the test split.
-        crystal: what is to be found.
-        attempts: predictions in their order, None where one gave no crystal.
+        material_id: id in the test split.
+        crystal: the crystal of the test split.
+        attempts: predictions in the order of their draws, None for one without a crystal.
     """
 
     material_id: str
@@ -40,7 +38,7 @@ def compare(target: Target, oxidation_states: str) -> dict[str, Any]:
     """Return a row of `schemas.CSP`: the distances of the first and of the nearest attempt.
 
     Args:
-        target: the crystal and the attempts at it.
+        target: the crystal and the attempts to predict it.
         oxidation_states: smact's set of oxidation states.
     """
     found = [_distance(target.crystal, attempt) for attempt in target.attempts]
@@ -59,36 +57,36 @@ def compare(target: Target, oxidation_states: str) -> dict[str, Any]:
 
 
 def _distance(target: Crystal, attempt: Crystal | None) -> tuple[float | None, str | None]:
-    """Return the distance of a valid attempt that matches, or None and why it failed, if it did."""
+    """Return the distance of a valid attempt that matches, else None; and the error, if any."""
     if attempt is None or not is_structurally_valid(attempt):
         return None, None
     return rms_distance_or_error(attempt, target, LOOSE)
 
 
 def prediction_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return match rates and mean distances of the first attempt and of the best of all.
+    """Return match rates and mean distances of the first and of the best attempts.
 
     Args:
-        rows: of `schemas.CSP`, as many attempts in each.
+        rows: rows of `schemas.CSP`, with one number of attempts.
     """
     total = len(rows)
     first = [row["rmsd_first"] for row in rows]
     best = [row["rmsd_best"] for row in rows]
-    # The peers' flag of validity has the composition in it, which is the test crystal's own.
+    # The peers' validity includes that of the composition, although the composition is given.
     strict = [row["rmsd_best"] for row in rows if row["compositionally_valid"]]
     return {
         "attempts": max((row["attempts"] for row in rows), default=0),
         "rates": {
-            "match_rate_first": rate(_known(first), total, "test crystals"),
-            "match_rate": rate(_known(best), total, "test crystals"),
-            "match_rate_smact_valid": rate(_known(strict), total, "test crystals"),
+            "match_rate_first": rate(_num_known(first), total, "test crystals"),
+            "match_rate": rate(_num_known(best), total, "test crystals"),
+            "match_rate_smact_valid": rate(_num_known(strict), total, "test crystals"),
         },
         "means": {
-            "rmse_first": summary(first, LENGTH, "matches of the first attempt"),
-            "rmse": summary(best, LENGTH, "matches of the nearest attempt"),
+            "rmse_first": summary(first, LENGTH_UNIT, "matches of the first attempt"),
+            "rmse": summary(best, LENGTH_UNIT, "matches of the nearest attempt"),
         },
     }
 
 
-def _known(values: Sequence[float | None]) -> int:
+def _num_known(values: Sequence[float | None]) -> int:
     return sum(value is not None for value in values)

@@ -1,9 +1,9 @@
-"""Other groups' definitions of stable and S.U.N., by name, so that they are never mixed with ours.
+"""Other groups' definitions of stable and S.U.N., kept apart from this package's by their names.
 
-Only the rules that count crystals are theirs; energies, hull, known crystals and what is valid are
-this run's. Both take one crystal, the first, of each class of duplicates before they ask whether it
-is novel and stable, and neither asks for two elements. LeMat-GenBench looks at valid crystals
-alone, and its rates are shares of these.
+Only the counting rules are theirs; energies, hull, known crystals and rules of validity are this
+run's. Both protocols keep the first crystal of each class of duplicates before they test novelty
+and stability, and neither requires two elements. LeMat-GenBench considers valid crystals only, also
+in its denominators.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,15 @@ VALID = "valid"
 
 @dataclass(frozen=True)
 class Protocol:
-    """A group's thresholds.
+    """Thresholds of one group.
 
     Attributes:
-        name: whose.
-        source: where they are stated.
-        stable_at_most: eV/atom above the hull, inclusive.
-        metastable_at_most: eV/atom; a metastable crystal is not stable. None: not asked.
-        only_valid: whether crystals that are not valid are left out, of the denominator too.
+        name: name of the protocol.
+        source: the code that states the thresholds.
+        stable_at_most: energy above the hull in eV/atom, inclusive.
+        metastable_at_most: energy above the hull in eV/atom, stable crystals excluded; None where
+            the protocol does not define it.
+        only_valid: whether invalid crystals are excluded, also from the denominator.
     """
 
     name: str
@@ -45,7 +46,7 @@ PROTOCOLS = (
 
 
 def protocol_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the rates of every protocol by its name, with its thresholds.
+    """Return the rates and thresholds of every protocol, by its name.
 
     Args:
         rows: completed rows of `schemas.METRICS_PER_CRYSTAL`.
@@ -78,7 +79,7 @@ def _rates(rows: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str, A
 
 
 def _within(row: Mapping[str, Any], above: float | None, at_most: float) -> bool:
-    """Whether E_hull is above one bound and at most another; not, where it is unknown."""
+    """Return whether E_hull is known, above one bound, and at most another."""
     energy = row["e_above_hull"]
     return energy is not None and energy <= at_most and (above is None or energy > above)
 

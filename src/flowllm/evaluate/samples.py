@@ -1,40 +1,41 @@
-"""One record a generated crystal, joined from what every stage before the metrics wrote of it."""
+"""One record per generated crystal, joined from the files of all stages before the metrics."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.hull import EnergySource
 from flowllm.io import schemas
 from flowllm.io.tables import column_names, crystal_of, read_metadata, read_table, read_tables
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A draw of the language model and all that became of it.
+    """A draw of the language model, and its results at all later stages.
 
     Attributes:
-        name: its id.
-        source_name: what its source calls it, of another model's sample; None of ours.
+        name: id of the draw.
+        source_name: name in its source, for a sample of another model; None for our own.
         base_status: status of the language model's crystal.
-        attempts: drafts it took, 0 where the file does not say.
-        rejections: what was wrong with each earlier draft.
+        attempts: number of drafts; 0 where the file does not state it.
+        rejections: reasons for the rejection of each earlier draft.
         generated_status: status after flow matching.
         generated: the crystal after flow matching, None where there is none.
-        relaxed_status: status after relaxation; `missing` where nothing was computed.
+        relaxed_status: status after relaxation; `missing` if none was computed.
         relaxed: the relaxed crystal, None where there is none.
-        converged: whether its relaxation converged.
-        initial_energy: eV per atom before relaxation, by the potential; None for DFT.
-        final_energy: eV per atom after relaxation.
-        num_steps: relaxation steps.
+        converged: whether the relaxation converged.
+        initial_energy: energy before relaxation by the potential, eV per atom; None for DFT.
+        final_energy: energy after relaxation, eV per atom.
+        num_steps: number of relaxation steps.
         num_elements: number of distinct elements of the generated crystal.
         e_above_hull: eV per atom, None without a reference or an energy.
-        stable: as the stability stage decided.
-        metastable: as the stability stage decided.
+        stable: result of the stage stability.
+        metastable: result of the stage stability.
     """
 
     name: str
@@ -58,23 +59,23 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the numbers of a set of samples come from, for the results' header.
+    """Origin of the numbers of a set of samples, recorded with the results.
 
     Attributes:
-        kind: whose energies: `potential` (estimates) or `dft`.
+        kind: source of the energies: `potential` (estimates) or `dft`.
         energy_sources: names of the energies, from the stability table.
         hull_sources: names of the reference hulls.
-        hull_compositions: number of compositions that the reference has entries of.
-        hull_not_converged: entries of the reference whose energies are upper bounds.
-        correction_schemes: of DFT energies; empty for a potential.
-        stability_rule: the stability stage's settings.
-        base_row: the language model's sampling settings, empty where the file does not say.
-        base_section: how its drafts were judged (section `sample_base`), likewise.
-        method_row: the refinement's settings, empty where the file does not say.
-        external_row: where another model's samples were read from, empty for ours.
+        hull_compositions: number of compositions for which the reference has entries.
+        hull_not_converged: number of entries of the reference whose energies are upper bounds.
+        correction_schemes: correction schemes of DFT energies; empty for a potential.
+        stability_rule: section `stability` of the configuration.
+        base_row: the configuration's row of the base; empty where the file does not state it.
+        base_section: section `sample_base`; empty where the file does not state it.
+        method_row: the configuration's row of the method; empty where the file does not state it.
+        external_row: the configuration's row of another model's samples; empty for our own.
     """
 
-    kind: Literal["potential", "dft"]
+    kind: EnergySource
     energy_sources: tuple[str, ...]
     hull_sources: tuple[str, ...]
     hull_compositions: int
@@ -90,11 +91,14 @@ class Sources:
 def read_samples(
     base: Sequence[Path], generated: Sequence[Path], relaxed: Sequence[Path], stability: Path
 ) -> tuple[list[Sample], Sources]:
-    """Join the shards of all stages by id; every draw of the base is in the result, by id.
+    """Join the shards of all stages by id.
+
+    Returns:
+        One sample per draw of the base, sorted by id, and the origin of the numbers.
 
     Raises:
-        FlowllmError: a file is missing or not of its schema, a draw is not among the generated
-            crystals, or a later file holds an id that was never drawn.
+        FlowllmError: a file is missing or has another schema, a draw is not among the generated
+            crystals, or a later file has an id that is not among the draws.
     """
     kind = _kind(relaxed[0])
     schema = schemas.RELAXED if kind == "potential" else schemas.DFT_RESULTS
@@ -111,7 +115,8 @@ def read_samples(
     about_hull = read_metadata(stability)
     if not rule or not {"hull_compositions", "hull_not_converged"} <= set(about_hull):
         raise FlowllmError(
-            f"{stability}: does not say its thresholds or its hull; run the stage stability again"
+            f"{stability}: the footer does not state the thresholds and the hull. Run the stage "
+            "stability again."
         )
     names = _source_names(generated)
     samples = [
@@ -141,15 +146,18 @@ def read_samples(
     return samples, sources
 
 
-def _kind(path: Path) -> Literal["potential", "dft"]:
-    if not path.exists():
-        raise FlowllmError(f"{path}: no such file")
+def _kind(path: Path) -> EnergySource:
+    """Return the source of the energies of relaxed crystals, by the columns of their file.
+
+    Raises:
+        FlowllmError: the file is missing or is not Parquet.
+    """
     is_dft = "corrected_energy_per_atom" in column_names(path)
     return "dft" if is_dft else "potential"
 
 
 def _source_names(generated: Sequence[Path]) -> dict[str, str]:
-    """Return the names that another model's samples have in their source, by id; none of ours."""
+    """Return the names of another model's samples in their source by id; empty for our own."""
     columns = ["id", "source_name"]
     return {
         row["id"]: row["source_name"]
@@ -164,28 +172,30 @@ def _by_id(table: pa.Table) -> dict[str, dict[str, Any]]:
 
 
 def check_ids(drawn: Iterable[str], found: Iterable[str], path: Path, *, complete: bool) -> None:
-    """Refuse files of different runs: their ids do not fit together.
+    """Refuse files of different runs, whose ids differ.
 
     Args:
         drawn: ids of the base crystals.
         found: ids in the file.
         path: the file.
-        complete: whether every base crystal must be in it.
+        complete: whether the file must have every base crystal.
 
     Raises:
-        FlowllmError: the file holds an id that was never drawn, or lacks one that it must have.
+        FlowllmError: the file has an id that is not among the base crystals, or lacks one that it
+            must have.
     """
     foreign = sorted(set(found) - set(drawn))
     missing = sorted(set(drawn) - set(found))
     if foreign:
         raise FlowllmError(
-            f"{path}: id {foreign[0]!r} ({len(foreign)} in all) is not among the base crystals; "
-            "the files are of different runs, run the stages again"
+            f"{path}: id {foreign[0]!r} ({len(foreign)} such ids) is not among the base crystals. "
+            "The files are from different runs: give the files of one run, or run the stage that "
+            "made this file again."
         )
     if complete and missing:
         raise FlowllmError(
-            f"{path}: {len(missing)} of the base crystals are missing, the first {missing[0]!r}; "
-            "a shard was left out or is of another run"
+            f"{path}: {len(missing)} of the base crystals are missing, first {missing[0]!r}. A "
+            "shard is missing or is from another run: give all shards of one run."
         )
 
 
@@ -208,7 +218,7 @@ def _join(
         generated_status=generated["status"],
         generated=crystal,
         relaxed_status=relaxed["status"],
-        # A DFT relaxation that is under way has its last structure.
+        # The row of an unfinished DFT relaxation contains its last structure.
         relaxed=crystal_of(relaxed),
         converged=bool(relaxed.get("converged", relaxed.get("converged_ionic"))),
         initial_energy=relaxed.get("initial_energy_per_atom"),
@@ -226,5 +236,5 @@ def _distinct(table: pa.Table, column: str) -> tuple[str, ...]:
 
 
 def _section(path: Path, name: str) -> dict[str, Any]:
-    """Return a section of the settings that a file was made with."""
+    """Return a section of the settings in the footer of a file; empty without it."""
     return dict(read_metadata(path).get("settings", {}).get(name, {}))

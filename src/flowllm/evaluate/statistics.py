@@ -5,41 +5,35 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
-Z_95 = 1.959963984540054
-"""Two-sided 95 % quantile of the standard normal distribution."""
+CONFIDENCE = 0.95
+"""Level of the intervals of rates."""
 
 
-def wilson_interval(numerator: int, denominator: int, z: float = Z_95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (Wilson 1927, as in Brown et al. 2001).
+def wilson_interval(numerator: int, denominator: int) -> tuple[float, float]:
+    """Return Wilson's 95 % score interval of a proportion (Wilson 1927; Brown et al. 2001).
 
-    Unlike the interval of the plain normal approximation it stays within [0, 1] and has a positive
-    width at 0 of n and n of n, which small runs reach.
+    Unlike the normal approximation, the interval is within [0, 1] and has a positive width at 0 of
+    n and n of n, which occur in small runs.
 
     Args:
         numerator: number of successes.
-        denominator: number of trials; 0 gives the whole of [0, 1].
-        z: normal quantile of the confidence level.
+        denominator: number of trials; 0 gives [0, 1].
     """
     if denominator == 0:
         return 0.0, 1.0
-    share = numerator / denominator
-    weight = 1 + z * z / denominator
-    centre = share + z * z / (2 * denominator)
-    half = z * math.sqrt(share * (1 - share) / denominator + z * z / (4 * denominator**2))
-    # At the ends the bounds are 0 and 1 exactly; rounding must not put them just beside.
-    low = 0.0 if numerator == 0 else (centre - half) / weight
-    high = 1.0 if numerator == denominator else (centre + half) / weight
-    return low, high
+    interval = binomtest(numerator, denominator).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def rate(numerator: int, denominator: int, of: str) -> dict[str, Any]:
-    """Return a rate as the JSON files hold it.
+    """Return a rate in the form of the JSON files.
 
     Args:
-        numerator: number of crystals that count.
-        denominator: number of crystals it is a share of.
-        of: what the denominator is, in words.
+        numerator: number of crystals that are counted.
+        denominator: number of crystals in all.
+        of: description of the crystals in the denominator.
     """
     low, high = wilson_interval(numerator, denominator)
     return {
@@ -53,12 +47,12 @@ def rate(numerator: int, denominator: int, of: str) -> dict[str, Any]:
 
 
 def summary(values: Iterable[float | None], unit: str, of: str) -> dict[str, Any]:
-    """Return count, mean with its standard error, median and extremes of the values that are there.
+    """Return count, mean with its standard error, median, minimum and maximum of the known values.
 
     Args:
         values: measurements; None is not counted.
-        unit: their unit, in words.
-        of: which crystals they are of, in words.
+        unit: unit of the values.
+        of: description of the crystals that have a value.
     """
     found = np.array([value for value in values if value is not None], dtype=np.float64)
     numbers: dict[str, float | None] = dict.fromkeys(

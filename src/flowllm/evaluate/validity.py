@@ -1,4 +1,4 @@
-"""Structural and compositional validity, by the rules that CDVAE set and its successors share."""
+"""Structural and compositional validity, by the rules of CDVAE and its successors."""
 
 from functools import cache
 from math import gcd, prod
@@ -12,10 +12,10 @@ from flowllm.crystal import MIN_DISTANCE, Crystal
 from flowllm.errors import FlowllmError
 
 MIN_VOLUME = 0.1
-"""Cubic angstrom; the peers' code, which the paper's numbers come from."""
+"""Minimum volume of a cell in cubic angstrom, as in the code that the paper's numbers come from."""
 
 MAX_COMBINATIONS = 10_000_000
-"""Oxidation state combinations above which DiffCSP's rule gives up and says invalid."""
+"""Number of combinations of oxidation states above which DiffCSP's rule returns invalid."""
 
 _STATES_OF_SET = {
     "smact14": "oxidation_states_smact14",
@@ -24,11 +24,11 @@ _STATES_OF_SET = {
 }
 
 Composition = tuple[tuple[int, int], ...]
-"""Pairs of atomic number and count, by atomic number, the counts without common divisor."""
+"""Pairs of atomic number and count, sorted by atomic number; the counts have no common divisor."""
 
 
 def reduced_composition(atomic_numbers: np.ndarray) -> Composition:
-    """Return the composition of a cell's atoms (n,) with the counts divided by their divisor."""
+    """Return the reduced composition of the atoms of a cell (n,)."""
     numbers, counts = np.unique(atomic_numbers, return_counts=True)
     divisor = gcd(*counts.tolist())
     return tuple(
@@ -37,19 +37,18 @@ def reduced_composition(atomic_numbers: np.ndarray) -> Composition:
 
 
 def is_structurally_valid(crystal: Crystal) -> bool:
-    """Whether no two atoms are closer than 0.5 A and the cell holds at least 0.1 cubic angstrom.
+    """Return whether all distances are at least 0.5 A and the volume is at least 0.1 A^3.
 
-    A cell whose distances cannot be computed is not valid.
-
-    Distances are to the nearest periodic image. An atom's distance to its own images does not
-    count, as in the peers' code: the volume is what rules out collapsed cells of one atom.
+    Distances are those of different atoms, to the nearest periodic image. The distances of an atom
+    to its own images are not tested, as in the peers' code; the minimum volume rejects collapsed
+    cells of one atom. A cell whose distances cannot be computed is invalid.
     """
     structure = crystal.to_structure()
     if structure.volume < MIN_VOLUME:
         return False
     try:
         distances = structure.distance_matrix
-    except OverflowError:  # lengths beyond what pymatgen counts cells in; other models have them
+    except OverflowError:  # samples of other models have lengths beyond pymatgen's cell indices
         return False
     pairs = np.triu_indices(crystal.num_atoms, k=1)
     return bool(np.all(distances[pairs] >= MIN_DISTANCE))
@@ -57,28 +56,29 @@ def is_structurally_valid(crystal: Crystal) -> bool:
 
 @cache
 def is_compositionally_valid(composition: Composition, oxidation_states: str) -> bool:
-    """Whether some oxidation states are neutral and fit the electronegativities (SMACT).
+    """Return whether some oxidation states are neutral and fit the electronegativities (SMACT).
 
-    One element alone, and metals alone, are valid. Rule of CDVAE and DiffCSP: more than ten million
-    combinations are not searched and count as invalid.
+    Single elements and compositions of metals only are valid. As in CDVAE and DiffCSP, a
+    composition with more than ten million combinations is not searched and is invalid.
 
     Args:
-        composition: as `reduced_composition` gives it.
+        composition: a composition of `reduced_composition`.
         oxidation_states: smact's set of oxidation states, e.g. `smact14`, the peers' set.
 
     Raises:
         FlowllmError: the set is unknown.
     """
     if oxidation_states not in _STATES_OF_SET:
+        known = ", ".join(sorted(_STATES_OF_SET))
         raise FlowllmError(
-            f"oxidation_states {oxidation_states!r} is none of {sorted(_STATES_OF_SET)}"
+            f"metrics.oxidation_states is {oxidation_states!r}; set it to one of {known}."
         )
     symbols = [Element.from_Z(number).symbol for number, _ in composition]
     if len(symbols) > 1 and not all(symbol in smact.metals for symbol in symbols):
         try:
             elements = [smact.Element(symbol) for symbol in symbols]
         except KeyError:
-            return False  # smact has no data of the heaviest elements
+            return False  # smact has no data for the heaviest elements
         states = [getattr(element, _STATES_OF_SET[oxidation_states]) or () for element in elements]
         if prod(len(of_element) for of_element in states) > MAX_COMBINATIONS:
             return False

@@ -1,1 +1,1 @@
-"""Tables, figures and the page of the report."""
+"""Report of a run: tables, figures and the page."""

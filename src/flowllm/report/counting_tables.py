@@ -1,8 +1,8 @@
-"""The same crystals by other readings of the rules, and by other groups' rules."""
+"""Tables of rates by other readings of the rules, and by other groups' rules."""
 
 from collections.abc import Sequence
-from typing import Literal
 
+from flowllm.evaluate.hull import EnergySource
 from flowllm.evaluate.protocols import VALID
 from flowllm.report.metrics_files import Result, of_kind
 from flowllm.report.protocol_text import energy_name, hull_name, made_by
@@ -24,14 +24,14 @@ _READINGS = (
     ("RMSD", "rmsd", "matcher 0.2, 0.3, 5° (text)"),
     ("RMSD", "rmsd_loose", "matcher 0.3, 0.5, 10° (code)"),
 )
-"""Metric, its name in the JSON, and by which reading of the rule."""
+"""Metric, its name in the JSON, and the reading of the rule."""
 
-_WHOSE = {"potential": "estimates by the potential", "dft": "DFT"}
-"""Words for a kind of energies."""
+_SOURCE_TITLES: dict[EnergySource, str] = {"potential": "estimates by the potential", "dft": "DFT"}
+"""Names of the sources of energies in headings."""
 
 
-def reading_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> Table:
-    """Both readings of each rule where the paper's text and the authors' code differ."""
+def reading_table(results: Sequence[Result], kind: EnergySource) -> Table:
+    """Return both readings of each rule on which the paper's text and the authors' code differ."""
     ours = of_kind(results, kind)
     columns = (
         Column("metric", "Metric"),
@@ -44,23 +44,23 @@ def reading_table(results: Sequence[Result], kind: Literal["potential", "dft"]) 
     ]
     return Table(
         f"readings_{kind}",
-        f"Both readings of the rules ({_WHOSE[kind]})",
-        "Both are given where the paper says two things, or its text and the authors' code differ; "
-        "what a row does not vary is as configured. Classes joined by chains of matches count no "
-        "more crystals than the code's greedy rule: they are a lower bound of it. " + made_by(ours),
+        f"Both readings of the rules ({_SOURCE_TITLES[kind]})",
+        "Each row is one reading of a rule on which the paper is ambiguous or differs from the "
+        "authors' code; all else is as configured. Classes joined by chains of matches give a "
+        "lower bound of the rate by the code's greedy rule. " + made_by(ours),
         columns,
         rows,
     )
 
 
-def protocol_tables(results: Sequence[Result], kind: Literal["potential", "dft"]) -> list[Table]:
-    """One table for each other group's way of counting, this run's energies and hull in all."""
+def protocol_tables(results: Sequence[Result], kind: EnergySource) -> list[Table]:
+    """Return one table per protocol of another group, with this run's energies and hull."""
     ours = of_kind(results, kind)
     names = list(ours[0].numbers["protocols"]) if ours else []
     return [_protocol_table(ours, kind, name) for name in names]
 
 
-def _protocol_table(ours: Sequence[Result], kind: str, name: str) -> Table:
+def _protocol_table(ours: Sequence[Result], kind: EnergySource, name: str) -> Table:
     rule = ours[0].numbers["protocols"][name]
     columns = [
         METHOD,
@@ -69,21 +69,21 @@ def _protocol_table(ours: Sequence[Result], kind: str, name: str) -> Table:
         Column("sun_rate", "S.U.N.", "rate"),
     ]
     if rule["metastable_at_most"] is not None:
-        title = f"Metastable, ≤ {rule['metastable_at_most']:g} eV/atom, not stable"
+        title = f"Metastable and not stable, ≤ {rule['metastable_at_most']:g} eV/atom"
         columns.append(Column("metastability_rate", title, "rate"))
         columns.append(Column("metastable_sun_rate", "MetaSUN", "rate"))
     rows = []
     for result in ours:
         row = {"setting": result.method, "drawn": result.numbers["counts"]["drawn"]}
         rows.append(row | result.numbers["protocols"][name])
-    among = "valid crystals alone, by this run's rules" if rule["of"] == VALID else rule["of"]
+    among = "only valid crystals, by this run's rules" if rule["of"] == VALID else rule["of"]
     return Table(
         f"protocol_{name.lower().replace('-', '_')}_{kind}",
-        f"{name}'s way of counting ({_WHOSE[kind]})",
-        f"{name}'s thresholds and denominator ({rule['source']}): {among}. This run's energies "
-        f"({energy_name(ours)}), hull ({hull_name(ours)}), matcher and known crystals: not "
-        "comparable with its published numbers, which rest on another hull. No limit on the "
-        "number of elements.",
+        f"Rates by the protocol of {name} ({_SOURCE_TITLES[kind]})",
+        f"Thresholds and denominator ({among}) are those of {name} ({rule['source']}), with any "
+        f"number of elements; energies ({energy_name(ours)}), hull ({hull_name(ours)}), matcher "
+        "and known crystals are those of this run. The rates cannot be compared with the "
+        f"published ones of {name}, which refer to another hull.",
         columns,
         rows,
     )

@@ -1,4 +1,4 @@
-"""The figures of the report, one function each, drawn without a screen and the same every time."""
+"""The figures of the report, one function per figure, without a display and reproducible."""
 
 import io
 import math
@@ -12,30 +12,31 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from matplotlib.typing import RcKeyType
 
 from flowllm.report.metrics_files import Result
 from flowllm.report.provenance import starts_from_drafts
 from flowllm.report.training_history import Curve
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; the configured main colour
-# stands before them. Lines also differ in style and bars in hatching, for print.
+# Okabe and Ito's colors, which can be distinguished with any color vision; the configured main
+# color precedes them. Lines also differ in dashes and bars in hatching, for print.
 PALETTE = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0072B2", "#000000")
-LINE_STYLES = ("-", "--", "-.", ":")
+DASHES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "++")
 GREY = "#6b6b6b"
 PALE = "#e4e4e4"
-"""The data's bars: no colour of a method looks so in black and white."""
+"""Bars of the test split: in black and white no color of a method is as light."""
 
 WIDTH, HEIGHT = 5.2, 3.5
-"""Inches; small, so that the text stays readable on a phone."""
+"""Inches; small, so that the text is readable on a phone."""
 
 LOG_SPAN = 20
-"""A loss that falls by more than this factor is drawn on a logarithmic axis."""
+"""Ratio of the largest to the smallest loss above which the axis is logarithmic."""
 
 E_HULL_RANGE = (-0.5, 1.0)
-"""eV/atom; what lies outside is counted in the end bins."""
+"""eV/atom; values outside are counted in the end bins."""
 
-STYLE = {
+RC_PARAMS: dict[RcKeyType, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -51,29 +52,29 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Look:
-    """How one method is drawn, the same in every figure."""
+class LineStyle:
+    """Color, dashes and hatching of one method, the same in every figure."""
 
     color: str
-    line_style: str
+    dashes: str
     hatch: str
 
 
-def looks(settings: Iterable[str], main: str) -> dict[str, Look]:
-    """Return the look of each method, the first in the main colour.
+def line_styles(methods: Iterable[str], main: str) -> dict[str, LineStyle]:
+    """Return the style of each method, the first in the main color.
 
     Args:
-        settings: names, the first of a repeated one counts.
-        main: the configured colour, #rrggbb.
+        methods: names of the methods; repeated names are ignored.
+        main: the configured color, #rrggbb.
     """
     palette = [main, *(color for color in PALETTE if color.lower() != main.lower())]
     return {
-        name: Look(
+        name: LineStyle(
             palette[index % len(palette)],
-            LINE_STYLES[index % len(LINE_STYLES)],
+            DASHES[index % len(DASHES)],
             HATCHES[index % len(HATCHES)],
         )
-        for index, name in enumerate(dict.fromkeys(settings))
+        for index, name in enumerate(dict.fromkeys(methods))
     }
 
 
@@ -89,63 +90,70 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def e_hull_histogram(results: Sequence[Result], style: Mapping[str, Look]) -> Figure:
-    """Histogram of E_hull against the line of stability (paper, figure 3a).
+def e_hull_histogram(results: Sequence[Result], styles: Mapping[str, LineStyle]) -> Figure:
+    """Draw the histogram of E_hull with the threshold of stability (paper, figure 3a).
 
     Args:
-        results: methods by one kind of energies.
-        style: made by `looks`.
+        results: methods by one source of energies.
+        styles: styles of `line_styles`.
     """
     figure, axes = _figure()
     low, high = E_HULL_RANGE
     edges = np.linspace(low, high, 31)
     for result in results:
         drawn = result.numbers["counts"]["drawn"]
-        # Just inside, or the last edge's bin would lose what is clipped to it.
+        # Clipped to just inside the range, so that all values are within the last bin.
         values = np.clip(result.e_above_hull, low, high - 1e-9)
         counts, _ = np.histogram(values, edges)
-        look = style[result.method]
+        style = styles[result.method]
         axes.stairs(
             100 * counts / max(drawn, 1),
             edges,
-            color=look.color,
-            linestyle=look.line_style,
+            color=style.color,
+            linestyle=style.dashes,
             linewidth=1.8,
             label=result.method,
         )
     axes.set_ylim(bottom=0)
     if not any(result.e_above_hull for result in results):
         axes.set_ylim(0, 1)
-        middle = {"transform": axes.transAxes, "ha": "center", "va": "center", "color": GREY}
-        axes.text(0.5, 0.5, "no crystal was placed on the hull", **middle)
+        axes.text(
+            0.5,
+            0.5,
+            "no crystal was placed on the hull",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            color=GREY,
+        )
     bound = results[0].numbers["protocol"]["stability_rule"]["stable_below"]
     axes.axvline(bound, color="black", linestyle=(0, (4, 3)), linewidth=1.2)
     axes.text(bound, 1.01, "stable ←", transform=axes.get_xaxis_transform(), ha="right", fontsize=9)
     axes.set_xticks([low, 0, 0.5, high], [f"≤ {low:g}", "0", "0.5", f"≥ {high:g}"])
     axes.set_xlabel("E above hull, eV/atom")
-    axes.set_ylabel("% of all generated")
+    axes.set_ylabel("% of all draws")
     _legend_below(figure, axes)
     return figure
 
 
-def num_elements_bars(results: Sequence[Result], style: Mapping[str, Look]) -> Figure:
-    """Number of distinct elements, generated against the test split (paper, figure 3b)."""
+def num_elements_bars(results: Sequence[Result], styles: Mapping[str, LineStyle]) -> Figure:
+    """Draw the numbers of distinct elements, generated and in the test split (paper, figure 3b)."""
     figure, axes = _figure()
     histograms = [result.numbers["histograms"]["num_elements"] for result in results]
-    series = [("test split", histograms[0]["test"], Look(PALE, "-", ""))]
+    series = [("test split", histograms[0]["test"], LineStyle(PALE, "-", ""))]
     for result, histogram in zip(results, histograms, strict=True):
-        series.append((result.method, histogram["generated"], style[result.method]))
+        series.append((result.method, histogram["generated"], styles[result.method]))
     largest = max((int(key) for _, counts, _ in series for key in counts), default=1)
     positions = np.arange(1, largest + 1)
     width = 0.84 / len(series)
-    for index, (name, counts, look) in enumerate(series):
+    for index, (name, counts, style) in enumerate(series):
         total = sum(counts.values())
         axes.bar(
             positions + (index - (len(series) - 1) / 2) * width,
             [100 * counts.get(str(key), 0) / max(total, 1) for key in positions],
             width,
-            color=look.color,
-            hatch=look.hatch,
+            color=style.color,
+            hatch=style.hatch,
             edgecolor=GREY if index == 0 else "white",
             linewidth=0.5,
             label=name,
@@ -157,16 +165,20 @@ def num_elements_bars(results: Sequence[Result], style: Mapping[str, Look]) -> F
     return figure
 
 
+_Point = tuple[int, Mapping[str, float]]
+"""Number of steps, and a rate as in the metrics' JSON."""
+
+
 def _step_lines(
     results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]]
-) -> dict[str, list[tuple[int, dict]]]:
-    """Return the points (steps, rate) of each base and flow that has two numbers of steps.
+) -> dict[str, list[_Point]]:
+    """Return the points (steps, rate) of each base and flow with at least two numbers of steps.
 
-    The language model's own crystals, of no step and no flow, start the line of each flow that
-    starts from them: not of one that draws or shakes its start.
+    The language model's crystals without a flow are the point at 0 steps of each flow that starts
+    from them unchanged, not of one that adds noise or starts from another distribution.
     """
-    lines: dict[tuple[str, str], list[tuple[int, dict]]] = {}
-    starts: dict[str, tuple[int, dict]] = {}
+    lines: dict[tuple[str, str], list[_Point]] = {}
+    starts: dict[str, _Point] = {}
     for result in results:
         row = result.numbers["sampling"]["setting"]
         if not row:
@@ -189,21 +201,21 @@ def _step_lines(
 def validity_against_steps(
     results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]], main: str
 ) -> Figure | None:
-    """Structural validity against the number of integration steps (paper, figure 3c).
+    """Draw structural validity against the number of integration steps (paper, figure 3c).
 
     Args:
-        results: one a method; methods that differ in their steps only make a line.
-        flows: rows `flows` of the configuration by their names, where the run's records have them.
-        main: the configured colour.
+        results: one result per method; methods that differ only in their steps make one line.
+        flows: rows `flows` of the configuration by name, as far as the run's records have them.
+        main: the configured color.
 
     Returns:
-        The figure, or None where no base has methods of two numbers of steps.
+        The figure, or None if no base has methods with two numbers of steps.
     """
     lines = _step_lines(results, flows)
     if not lines:
         return None
     figure, axes = _figure()
-    style = looks(lines, main)
+    styles = line_styles(lines, main)
     for name, points in lines.items():
         values = np.array(
             [[100 * rate[key] for key in ("value", "low", "high")] for _, rate in points]
@@ -212,8 +224,8 @@ def validity_against_steps(
             [steps for steps, _ in points],
             values[:, 0],
             yerr=[values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]],
-            color=style[name].color,
-            linestyle=style[name].line_style,
+            color=styles[name].color,
+            linestyle=styles[name].dashes,
             marker="o",
             markersize=4,
             capsize=3,
@@ -225,13 +237,13 @@ def validity_against_steps(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("integration steps")
     axes.set_ylabel("structural validity, %")
-    axes.set_ylim(top=101)  # a point at 100 % is drawn whole
+    axes.set_ylim(top=101)  # so that a marker at 100 % is not cut off
     _legend_below(figure, axes)
     return figure
 
 
 def training_curve(curve: Curve, main: str) -> Figure | None:
-    """Losses against optimiser steps; None where the curve has no loss."""
+    """Draw the losses against optimizer steps; return None if the curve has no loss."""
     losses = {
         name: values
         for name, values in curve.columns.items()
@@ -240,7 +252,7 @@ def training_curve(curve: Curve, main: str) -> Figure | None:
     if "step" not in curve.columns or not losses:
         return None
     figure, axes = _figure()
-    style = looks(losses, main)
+    styles = line_styles(losses, main)
     for name, values in losses.items():
         points = [
             (step, value)
@@ -249,13 +261,13 @@ def training_curve(curve: Curve, main: str) -> Figure | None:
         ]
         axes.plot(
             *zip(*points, strict=True),
-            color=style[name].color,
-            linestyle=style[name].line_style,
+            color=styles[name].color,
+            linestyle=styles[name].dashes,
             marker="o" if len(points) < 30 else None,
             markersize=3.5,
             label=name.replace("_", " "),
         )
-    axes.set_xlabel("optimiser steps")
+    axes.set_xlabel("optimizer steps")
     axes.set_ylabel("loss")
     shown = [value for values in losses.values() for value in values if math.isfinite(value)]
     if min(shown) > 0 and max(shown) > LOG_SPAN * min(shown):
@@ -264,16 +276,16 @@ def training_curve(curve: Curve, main: str) -> Figure | None:
     return figure
 
 
-def draw(make: Callable[[], Figure | None]) -> Mapping[str, bytes] | None:
-    """Draw a figure in the report's style as SVG and PNG.
+def render(make: Callable[[], Figure | None]) -> dict[str, bytes] | None:
+    """Render a figure in the report's style as SVG and PNG.
 
     Args:
-        make: returns the figure, or None where there is nothing to draw.
+        make: returns the figure, or None if there are no data.
 
     Returns:
-        The files' bytes by suffix; the same for the same figure.
+        Contents of the files by suffix, identical for identical figures; None without a figure.
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(RC_PARAMS):
         figure = make()
         if figure is None:
             return None

@@ -1,8 +1,10 @@
-"""The form of the JSON files that the report reads: what it takes from them, and nothing else."""
+"""Forms of the JSON files that the report reads, restricted to the keys that it uses."""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
+
+from flowllm.evaluate.hull import EnergySource
 
 RATES = (
     *("generated", "structural_validity", "compositional_validity", "validity", "relaxed"),
@@ -18,11 +20,11 @@ MEANS = (
     *("num_steps", "e_above_hull"),
 )
 DISTANCES = ("wasserstein_density", "wasserstein_num_elements")
-"""Names that the report's tables have columns for."""
+"""Names for which the report's tables have columns."""
 
 
 class Form(BaseModel):
-    """Keys that are read; others may stand beside them. Text is no number, and NaN is none."""
+    """Keys that are read; a file may have others. Numbers as text and NaN are rejected."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -54,7 +56,7 @@ class Distance(Form):
 
 
 class Counts(Form):
-    """How many crystals came to which end."""
+    """Number of crystals per status."""
 
     drawn: int
     not_converged: int
@@ -80,10 +82,10 @@ class Matcher(Form):
     angle_tol: float
 
 
-class MadeBy(Form):
-    """By which energies, hull and rules the numbers were made."""
+class Protocol(Form):
+    """Energies, hull and rules behind the numbers."""
 
-    energies: str
+    energies: EnergySource
     energy_sources: list[str]
     hull_sources: list[str]
     hull_compositions: int
@@ -94,7 +96,7 @@ class MadeBy(Form):
     oxidation_states: str
 
 
-class Row(Form):
+class Method(Form):
     """A row of `methods` in the configuration."""
 
     base: str
@@ -103,7 +105,7 @@ class Row(Form):
 
 
 class Sampling(Form):
-    """The rows of the configuration that made the crystals; empty where there is none."""
+    """Rows of the configuration from which the crystals were made; empty where there is none."""
 
     base: dict[str, Any]
     setting: dict[str, Any]
@@ -111,14 +113,14 @@ class Sampling(Form):
 
     @field_validator("setting")
     @classmethod
-    def _is_a_row(cls, setting: dict[str, Any]) -> dict[str, Any]:
+    def _is_a_method(cls, setting: dict[str, Any]) -> dict[str, Any]:
         if setting:
-            Row.model_validate(setting)
+            Method.model_validate(setting)
         return setting
 
 
-class Protocol(Form):
-    """Rates by another group's rules."""
+class OtherProtocol(Form):
+    """Rates by another group's protocol."""
 
     source: str
     of: str
@@ -129,14 +131,14 @@ class Protocol(Form):
 
 
 class Histogram(Form):
-    """Crystals by their number of distinct elements."""
+    """Number of crystals per number of distinct elements."""
 
     generated: dict[str, int]
     test: dict[str, int]
 
 
 class Histograms(Form):
-    """The histograms of a method."""
+    """Histograms of a method."""
 
     num_elements: Histogram
 
@@ -148,14 +150,14 @@ def _with_names(found: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]
 
 
 class Metrics(Form):
-    """metrics/{kind}/{method}.json."""
+    """Form of metrics/{kind}/{method}.json."""
 
     setting: str
-    protocol: MadeBy
+    protocol: Protocol
     sampling: Sampling
     counts: Counts
     rates: dict[str, Rate]
-    protocols: dict[str, Protocol]
+    protocols: dict[str, OtherProtocol]
     means: dict[str, Mean]
     distances: dict[str, Distance]
     histograms: Histograms
@@ -177,7 +179,7 @@ class Metrics(Form):
 
 
 class Prediction(Form):
-    """csp/{method}.json."""
+    """Form of csp/{method}.json."""
 
     setting: str
     attempts: int

@@ -1,4 +1,4 @@
-"""The best candidates as structures that a reader can turn and take away as CIF."""
+"""The best candidates as structures that a reader can rotate, and save as CIF."""
 
 import itertools
 import math
@@ -26,19 +26,22 @@ from flowllm.report.metrics_files import Result
 from flowllm.report.training_history import ALL_FOUND, is_there, list_shards
 
 LIMIT = 12
-"""Candidates shown."""
+"""Number of candidates shown."""
 
-LOOKED_AT = 10
-"""Crystals looked at for each that is shown: the same one may be another method's too."""
+EXAMINED_PER_SHOWN = 10
+"""Crystals examined per candidate shown, since several methods can have the same crystal."""
 
 SYMPREC = 0.1
-"""Angstrom; tolerance of the space group, as the Materials Project has it."""
+"""Tolerance of the space group in angstrom, as used by the Materials Project."""
 
 BOND_FACTOR = 1.2
-"""Atoms nearer than this times the sum of their covalent radii are joined by a line."""
+"""Atoms closer than this factor times the sum of their covalent radii are bonded."""
 
 EDGE = 1e-3
-"""Fractional; atoms this near to a face of the cell are drawn on the opposite face too."""
+"""Fractional distance to a face of the cell within which an atom is repeated on the other face."""
+
+Rank = tuple[bool, float, int, str]
+"""Sort key of a crystal: not S.U.N., E_hull, index of its method, id."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,16 @@ class Candidate:
     """One crystal of the gallery.
 
     Attributes:
-        name: its id.
-        method: its method.
-        energies: whose energy places it.
+        name: id of the crystal.
+        method: name of its method.
+        energies: names of the energies.
         formula: reduced formula.
         e_above_hull: eV per atom.
         sun: whether it is stable, unique and novel.
         converged: whether its relaxation converged.
-        space_group: symbol and number.
+        space_group: symbol and number of the space group.
         cif: the relaxed crystal as CIF.
-        scene: atoms, bonds and cell for the page's viewer.
+        scene: atoms, bonds and cell for the page's viewer (see `scene`).
     """
 
     name: str
@@ -76,48 +79,38 @@ def find_candidates(
     shards: Mapping[str, int] = ALL_FOUND,
     limit: int = LIMIT,
 ) -> list[Candidate]:
-    """Return the novel crystals lowest above the hull: S.U.N. first, then the nearest to it.
+    """Return the novel crystals with the lowest energy above the hull, S.U.N. crystals first.
 
-    Of crystals that match, in one method or several, the first is taken.
+    Of crystals that match each other, in one or several methods, the first is taken.
 
     Args:
-        results: methods by one kind of energies.
+        results: results by one source of energies.
         run_dir: folder of the run, with the relaxed crystals.
-        shards: how many shards belong to the run, by folder.
-        limit: number of candidates.
+        shards: number of shards of the run, by folder.
+        limit: maximum number of candidates.
 
     Raises:
         FlowllmError: a shard is missing, or the relaxed crystals are not those of the metrics.
     """
-    ranked = []
-    for order, result in enumerate(results):
-        for row in result.flags.to_pylist():
-            placed = row["e_above_hull"] is not None and (row["num_elements"] or 0) >= 2
-            if placed and row["novel"]:
-                place = (not row["sun"], row["e_above_hull"], order, row["id"])
-                ranked.append((place, row["duplicate_group"]))
-    best: dict[tuple[int, str], tuple] = {}
-    for place, group in sorted(ranked):
-        best.setdefault((place[2], group), place)
-    looked_at = sorted(best.values())[: LOOKED_AT * limit]
+    ranked = _ranked(results)[: EXAMINED_PER_SHOWN * limit]
     relaxed = {
         order: _relaxed_rows(
             results[order],
             run_dir,
             shards,
-            [name for _, _, other, name in looked_at if other == order],
+            [name for _, _, other, name in ranked if other == order],
         )
-        for order in sorted({order for _, _, order, _ in looked_at})
+        for order in sorted({order for _, _, order, _ in ranked})
     }
     found: list[Candidate] = []
     shown: list[Crystal] = []
-    for other, energy, order, name in looked_at:
+    for not_sun, energy, order, name in ranked:
         if len(found) == limit:
             break
         if relaxed[order] and name not in relaxed[order]:
             raise FlowllmError(
-                f"{run_dir}: the relaxed crystals of {results[order].method} have no {name}, "
-                "which its metrics have; run the stage metrics again"
+                f"{run_dir}: the relaxed crystals of {results[order].method} have no id {name!r}, "
+                "but its metrics do. Run the stage metrics again."
             )
         crystal = crystal_of(relaxed[order][name]) if relaxed[order] else None
         if crystal is None:
@@ -125,14 +118,29 @@ def find_candidates(
         if all(rms_distance_or_error(crystal, one, DEFAULT)[0] is None for one in shown):
             shown.append(crystal)
             row = relaxed[order][name]
-            found.append(_candidate(row, crystal, results[order], energy, not other))
+            found.append(_candidate(row, crystal, results[order], energy, not not_sun))
     return found
+
+
+def _ranked(results: Sequence[Result]) -> list[Rank]:
+    """Return the best novel crystal of each class and method, S.U.N. and lowest E_hull first."""
+    ranked: list[tuple[Rank, str]] = []
+    for order, result in enumerate(results):
+        for row in result.per_crystal.to_pylist():
+            placed = row["e_above_hull"] is not None and (row["num_elements"] or 0) >= 2
+            if placed and row["novel"]:
+                rank = (not row["sun"], row["e_above_hull"], order, row["id"])
+                ranked.append((rank, row["duplicate_group"]))
+    best: dict[tuple[int, str], Rank] = {}
+    for rank, group in sorted(ranked):
+        best.setdefault((rank[2], group), rank)
+    return sorted(best.values())
 
 
 def _relaxed_rows(
     result: Result, run_dir: Path, shards: Mapping[str, int], names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Read some relaxed crystals of a method; empty where their files are not in the run."""
+    """Read the named relaxed crystals of a method; empty if their files are not in the run."""
     if result.kind == "potential":
         paths = list_shards(run_dir, f"relaxed/{result.method}", shards)
         schema, converged = schemas.RELAXED, "converged"
@@ -140,7 +148,7 @@ def _relaxed_rows(
         paths = [run_dir / "dft" / f"{result.method}.parquet"]
         schema, converged = schemas.DFT_RESULTS, "converged_ionic"
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles", converged]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in paths:
         if is_there(path):
             table = read_table(path, schema, columns).rename_columns([*columns[:-1], "converged"])
@@ -156,7 +164,7 @@ def _candidate(
     try:
         symbol, number = structure.get_space_group_info(symprec=SYMPREC)
         space_group = f"{symbol} ({number})"
-    except SymmetryUndeterminedError:  # spglib finds none where atoms nearly coincide
+    except SymmetryUndeterminedError:  # spglib fails if atoms nearly coincide
         space_group = "not found"
     return Candidate(
         name=row["id"],
@@ -173,17 +181,17 @@ def _candidate(
 
 
 def scene(structure: Structure) -> dict[str, Any]:
-    """Return a structure as numbers to draw, in angstrom, the cell's centre at the origin.
+    """Return a structure as coordinates in angstrom, with the center of the cell at the origin.
 
     Args:
-        structure: the crystal; atoms on the cell's faces are repeated on the opposite ones.
+        structure: the crystal; atoms on a face of the cell are repeated on the opposite face.
 
     Returns:
-        `atoms` [x, y, z, kind], `kinds` [symbol, colour, radius], `bonds` [atom, atom], `edges`
-        [x, y, z, x, y, z] and `size`, the distance of the farthest corner.
+        `atoms` [x, y, z, kind], `kinds` [symbol, color, radius], `bonds` [atom, atom], `edges`
+        [x, y, z, x, y, z] and `size`, the distance of the farthest corner from the origin.
     """
     matrix = structure.lattice.matrix
-    centre = matrix.sum(axis=0) / 2
+    center = matrix.sum(axis=0) / 2
     symbols = sorted({site.specie.symbol for site in structure})
     positions, kinds = [], []
     for site in structure:
@@ -191,9 +199,9 @@ def scene(structure: Structure) -> dict[str, Any]:
         for shift in itertools.product((0, 1), repeat=3):
             shifted = wrapped + shift
             if (shifted <= 1 + EDGE).all():
-                positions.append(shifted @ matrix - centre)
+                positions.append(shifted @ matrix - center)
                 kinds.append(symbols.index(site.specie.symbol))
-    corners = np.array(list(itertools.product((0, 1), repeat=3))) @ matrix - centre
+    corners = np.array(list(itertools.product((0, 1), repeat=3))) @ matrix - center
     edges = [
         [*corners[first], *corners[second]]
         for first, second in itertools.combinations(range(8), 2)
@@ -209,7 +217,7 @@ def scene(structure: Structure) -> dict[str, Any]:
 
 
 def _bonds(positions: np.ndarray, symbols: Sequence[str]) -> list[list[int]]:
-    """Return the pairs of atoms that a line joins: near ones, two metals only where all are."""
+    """Return the pairs of bonded atoms; two metal atoms are bonded only if all atoms are metals."""
     metals = {symbol for symbol in symbols if Element(symbol).is_metal}
     only_metals = metals == set(symbols)
     bonds = []
@@ -227,7 +235,7 @@ def _covalent(symbol: str) -> float:
 
 
 def _radius(symbol: str) -> float:
-    """Radius that an atom is drawn with, a part of its atomic radius, angstrom."""
+    """Return the drawn radius of an atom in angstrom, 0.38 times its atomic radius."""
     radius = Element(symbol).atomic_radius
     return round(0.38 * float(radius), 3) if radius else 0.5
 
@@ -235,7 +243,8 @@ def _radius(symbol: str) -> float:
 @cache
 def _colors() -> dict[str, list[int]]:
     text = files("pymatgen.vis").joinpath("ElementColorSchemes.yaml").read_text()
-    return yaml.safe_load(text)["VESTA"]
+    colors: dict[str, list[int]] = yaml.safe_load(text)["VESTA"]
+    return colors
 
 
 def _color(symbol: str) -> str:

@@ -1,4 +1,4 @@
-"""The results that the report shows: metrics and flags of the settings, structure prediction."""
+"""Results that the report shows: metrics per method, properties per crystal, predictions."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,26 +10,27 @@ import pyarrow as pa
 
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.aggregate import FORMAT
+from flowllm.evaluate.hull import EnergySource
 from flowllm.io import schemas
 from flowllm.io.file_errors import check_form, read_json
 from flowllm.io.tables import read_table
 from flowllm.report import forms
 
-FLAGS = ("id", "num_elements", "e_above_hull", "duplicate_group", "novel", "sun")
-"""What the report reads of each crystal."""
+PER_CRYSTAL_COLUMNS = ("id", "num_elements", "e_above_hull", "duplicate_group", "novel", "sun")
+"""Columns of `schemas.METRICS_PER_CRYSTAL` that the report reads."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One method's metrics by one kind of energies.
+    """Metrics of one method by one source of energies.
 
     Attributes:
-        numbers: the JSON of the metrics stage.
-        flags: the columns `FLAGS` of every crystal.
+        numbers: the JSON of the stage metrics.
+        per_crystal: the columns `PER_CRYSTAL_COLUMNS` of every crystal.
     """
 
     numbers: dict[str, Any]
-    flags: pa.Table
+    per_crystal: pa.Table
 
     @property
     def method(self) -> str:
@@ -38,7 +39,7 @@ class Result:
 
     @property
     def row(self) -> dict[str, Any]:
-        """All of the method's numbers by their names, for any of the tables."""
+        """All numbers of the method by their names, as a row for any table."""
         return {
             "setting": self.method,
             "drawn": self.numbers["counts"]["drawn"],
@@ -49,36 +50,41 @@ class Result:
 
     @property
     def e_above_hull(self) -> list[float]:
-        """E_hull in eV per atom, of the crystals that have one."""
-        return self.flags.column("e_above_hull").drop_null().to_pylist()
+        """E_hull of the crystals that have one, eV per atom."""
+        known: list[float] = self.per_crystal.column("e_above_hull").drop_null().to_pylist()
+        return known
 
     @property
-    def kind(self) -> str:
-        """Whose energies: `potential` or `dft`."""
-        return str(self.numbers["protocol"]["energies"])
+    def kind(self) -> EnergySource:
+        """Source of the energies."""
+        source: EnergySource = self.numbers["protocol"]["energies"]
+        return source
 
 
 def read_results(paths: Sequence[Path]) -> list[Result]:
-    """Read the metrics' JSON files and the flags beside them.
+    """Read the JSON files of the metrics and the tables per crystal beside them.
 
     Raises:
-        FlowllmError: a file is missing, is not JSON, has another form or is of another version.
+        FlowllmError: a file is missing, is not JSON, or has another form or version. The message
+            names the stage to run again.
     """
     results = []
     for path in paths:
         numbers = _read_numbers(path, FORMAT, "metrics", forms.Metrics)
-        flags = read_table(path.with_suffix(".parquet"), schemas.METRICS_PER_CRYSTAL, FLAGS)
-        results.append(Result(numbers, flags))
+        per_crystal = read_table(
+            path.with_suffix(".parquet"), schemas.METRICS_PER_CRYSTAL, PER_CRYSTAL_COLUMNS
+        )
+        results.append(Result(numbers, per_crystal))
     return results
 
 
-def of_kind(results: Sequence[Result], kind: str) -> list[Result]:
-    """Return the results by one kind of energies, `potential` or `dft`."""
+def of_kind(results: Sequence[Result], kind: EnergySource) -> list[Result]:
+    """Return the results by one source of energies."""
     return [result for result in results if result.kind == kind]
 
 
 def once_per_method(results: Sequence[Result]) -> list[Result]:
-    """Return one result a method, for numbers that do not depend on whose energies were used."""
+    """Return one result per method, for numbers that do not depend on the source of energies."""
     found: dict[str, Result] = {}
     for result in results:
         found.setdefault(result.method, result)
@@ -86,7 +92,7 @@ def once_per_method(results: Sequence[Result]) -> list[Result]:
 
 
 def first_of_each_sweep(results: Sequence[Result]) -> list[Result]:
-    """Return one, the first, of the methods that differ in their number of steps alone."""
+    """Return the first of the methods that differ only in their number of steps."""
     found: dict[tuple[str, ...], Result] = {}
     for result in results:
         row = result.numbers["sampling"]["setting"]
@@ -99,7 +105,8 @@ def read_predictions(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Read the numbers of structure prediction, csp/{method}.json.
 
     Raises:
-        FlowllmError: a file is missing, is not JSON, has another form or is of another version.
+        FlowllmError: a file is missing, is not JSON, or has another form or version. The message
+            names the stage to run again.
     """
     return [
         _read_numbers(path, schemas.CSP_FORMAT, "match_csp", forms.Prediction) for path in paths
@@ -110,8 +117,10 @@ def _read_numbers(path: Path, version: int, stage: str, form: type[forms.Form]) 
     cure = f"delete it and run the stage {stage} again: `snakemake {shlex.quote(str(path))}`"
     numbers = read_json(path, cure)
     if not isinstance(numbers, dict):
-        raise FlowllmError(f"{path}: holds no JSON object with keys; {cure}")
+        raise FlowllmError(f"{path}: the file is not a JSON object with keys; {cure}")
     if numbers.get("format") != version:
-        raise FlowllmError(f"{path}: format {numbers.get('format')!r}, expected {version}; {cure}")
+        raise FlowllmError(
+            f"{path}: the format is {numbers.get('format')!r}, expected {version}; {cure}"
+        )
     check_form(numbers, form, path, cure)
     return numbers

@@ -1,11 +1,11 @@
-"""The HTML page, put together from tables, figures and records."""
+"""The HTML page, composed of tables, figures and records."""
 
 import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jinja2
 
@@ -17,8 +17,14 @@ VIEWER = Path(__file__).with_name("viewer.js")
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A drawn figure: name of its files, caption, bytes by suffix."""
+class RenderedFigure:
+    """A figure as files.
+
+    Attributes:
+        name: name of its files.
+        caption: caption.
+        files: contents of the files by suffix.
+    """
 
     name: str
     caption: str
@@ -26,13 +32,13 @@ class Drawn:
 
     @property
     def svg(self) -> str:
-        """The SVG in base64, for the page."""
+        """The SVG in base64 for the page."""
         return base64.b64encode(self.files["svg"]).decode()
 
 
 @dataclass(frozen=True)
 class Detail:
-    """A text that is folded away until asked for."""
+    """A collapsible text."""
 
     title: str
     text: str
@@ -46,23 +52,32 @@ class Section:
     title: str
     note: str = ""
     gallery: Sequence[Candidate] = field(default_factory=list)
-    figures: Sequence[Drawn] = field(default_factory=list)
+    figures: Sequence[RenderedFigure] = field(default_factory=list)
     tables: Sequence[Table] = field(default_factory=list)
     details: Sequence[Detail] = field(default_factory=list)
 
 
-def headline_cards(table: Table, what: str, hull: str) -> list[dict[str, str]]:
+class Card(TypedDict):
+    """A headline number: method, value, name of the number, and details in small print."""
+
+    setting: str
+    value: str
+    what: str
+    detail: str
+
+
+def headline_cards(table: Table, what: str, hull: str) -> list[Card]:
     """Return the first method's rates of a stability table as cards.
 
     Args:
-        table: made by `quality_tables.sun_table`.
-        what: whose energies, in words.
-        hull: against which hull, in words.
+        table: a table of `quality_tables.sun_table`.
+        what: source of the energies, as text.
+        hull: reference hull, as text.
     """
     ours = next((row for row in table.rows if not row.get("published")), None)
     if ours is None:
         return []
-    cards = []
+    cards: list[Card] = []
     for key, title in (("stability_rate", "stable"), ("sun_rate", "S.U.N.")):
         shown = show(ours[key], Column(key, title, "rate"))
         cards.append(
@@ -77,7 +92,7 @@ def headline_cards(table: Table, what: str, hull: str) -> list[dict[str, str]]:
 
 
 def provenance_details(records: Sequence[dict[str, Any]]) -> list[Detail]:
-    """Return versions and machines once, and each stage's settings as its first record has them."""
+    """Return versions and machines once, and the settings of each stage from its first record."""
     details = []
     environments: dict[str, list[str]] = {}
     for record in records:
@@ -103,17 +118,17 @@ def render(
     title: str,
     subtitle: str,
     color: str,
-    cards: Sequence[dict[str, str]],
+    cards: Sequence[Card],
     sections: Sequence[Section],
 ) -> str:
-    """Return the page: one file, nothing fetched; its only script turns the gallery's crystals.
+    """Return the page as one self-contained file; its only script rotates the gallery's crystals.
 
     Args:
         title: heading.
-        subtitle: line below it.
-        color: main colour, #rrggbb.
-        cards: the headline numbers.
-        sections: what stands below them.
+        subtitle: line below the heading.
+        color: main color, #rrggbb.
+        cards: headline numbers.
+        sections: sections below the cards.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

@@ -1,4 +1,4 @@
-"""How a run went: what became of the draws, what was turned away, time and cost."""
+"""Tables of a run's progress: outcome of the draws, rejections, time and cost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +14,8 @@ from flowllm.report.published import published_note, published_rows
 from flowllm.report.table import METHOD, Column, Table
 
 
-def fate_table(results: Sequence[Result]) -> Table:
-    """What became of the draws: how many crystals reached each stage."""
+def outcome_table(results: Sequence[Result]) -> Table:
+    """Return the outcome of the draws: the number of crystals that reached each stage."""
     columns = (
         METHOD,
         Column("origin", "Made by"),
@@ -25,14 +25,13 @@ def fate_table(results: Sequence[Result]) -> Table:
         Column("relaxed", "Relaxed", "rate", 1),
         Column("not_converged", "Relaxed, not converged", "count"),
         Column("placed_on_hull", "Placed on the hull", "rate", 1),
-        Column("stopped", "What stopped the others"),
+        Column("stopped", "Not relaxed, by reason"),
         Column("fingerprints", "Without a fingerprint"),
     )
     rows = []
     for result in results:
         counts = result.numbers["counts"]
-        # A crystal that failed early has a status of its own at each later stage; the later
-        # statuses are the complete list.
+        # The statuses of relaxation include those of crystals that failed at an earlier stage.
         row = {
             "origin": _origin(result),
             "energies": result.kind,
@@ -43,10 +42,11 @@ def fate_table(results: Sequence[Result]) -> Table:
         rows.append(result.row | row)
     return Table(
         "fates",
-        "What became of the draws",
-        "Crystals that were rejected, failed or never computed stay in every denominator. One "
-        "whose relaxation did not converge counts with the energy that it had reached, an upper "
-        "bound. Without a fingerprint: not covered, not valid; timeout: CrystalNN took too long.",
+        "Outcome of the draws",
+        "Crystals that were rejected, failed or were not computed remain in every denominator; a "
+        "crystal whose relaxation did not converge counts with its last energy, an upper bound. "
+        "A crystal without a fingerprint is neither covered nor valid (timeout: CrystalNN exceeded "
+        "its time limit).",
         columns,
         rows,
     )
@@ -57,22 +57,22 @@ def _all_but_ok(counts: Mapping[str, int]) -> str:
 
 
 def _origin(result: Result) -> str:
-    """Return in words how a method's crystals were made, or from where they were read."""
+    """Return how the crystals of a method were made, or the file they were read from, as text."""
     sampling = result.numbers["sampling"]
     if file := sampling["external"].get("file"):
         return f"another model, {file}"
     if not (method := sampling["setting"]):
         return "–"
-    said = [f"base {method['base']}"]
+    parts = [f"base {method['base']}"]
     if base := sampling["base"]:
-        said.append(f"τ {base['temperature']:g}, P {base['top_p']:g}")
+        parts.append(f"τ {base['temperature']:g}, P {base['top_p']:g}")
     flow = method["flow"]
-    said.append("no flow" if flow is None else f"flow {flow}, {method['num_steps']} steps")
-    return ", ".join(said)
+    parts.append("no flow" if flow is None else f"flow {flow}, {method['num_steps']} steps")
+    return ", ".join(parts)
 
 
 def draft_table(counts: Sequence[DraftCount]) -> Table:
-    """How many of the language model's texts are crystals, with and without a grammar."""
+    """Return how many of the language model's texts are crystals, with and without a grammar."""
     columns = (
         Column("where", "Drawn for"),
         Column("form", "Form of the text"),
@@ -97,67 +97,67 @@ def draft_table(counts: Sequence[DraftCount]) -> Table:
     return Table(
         "drafts",
         "Validity of the language model's drafts",
-        "A draft is accepted if its text is a crystal as the prompt asked; one that is not is "
-        "drawn again, up to max_attempts times. Free: the model wrote what it would; by grammar: "
-        "its text could only be lengths, angles and atoms, so that the share says less of it.",
+        "A draft is accepted if its text is a crystal that fits the prompt; a rejected draft is "
+        "drawn again, up to max_attempts times. A grammar restricts the text to lengths, angles "
+        "and atoms, so that the accepted share then says less about the model.",
         columns,
         rows,
     )
 
 
 def invariance_table(increases: pa.Table) -> Table:
-    """How much descriptions of one and the same crystal differ for the language model."""
+    """Return how much the perplexity depends on the description of a crystal."""
     columns = (
-        Column("what", "Of a validation crystal's text"),
+        Column("what", "Text of a validation crystal"),
         Column("value", "Mean", "mean", 4),
     )
     names = {
-        "perplexity": "perplexity a token, as it stands",
+        "perplexity": "perplexity per token, without changes",
         "ipt_translation": "increase in perplexity under translation",
         "ipt_permutation": "increase in perplexity under permutation of the atoms",
     }
     rows = [
-        {"what": said, "value": summary(increases.column(name).to_pylist(), "1", "validation")}
-        for name, said in names.items()
+        {"what": text, "value": summary(increases.column(name).to_pylist(), "1", "validation")}
+        for name, text in names.items()
         if len(increases)
     ]
     return Table(
         "invariance",
         "Invariance of the language model",
-        "Equation 9: mean perplexity over random descriptions of a crystal, less the lowest of "
-        "them and of its own; 0 for a model that knows them to be the same. The prompt gives no "
-        "condition; crystals of one atom have one order only.",
+        "Increase (equation 9): mean perplexity over random descriptions of a crystal minus the "
+        "lowest value, the original description included; it is 0 for an invariant model. The "
+        "prompt states no condition, and crystals of one atom have only one order.",
         columns,
         rows,
     )
 
 
 def merging_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Validation losses of the adapter and of the merged model; None where neither was recorded."""
+    """Return the validation losses of adapter and merged model; None if they were not recorded."""
     counts = [one["counts"] for one in records if one["stage"] == "invariance"]
     losses = [one for one in counts if "merged_val_loss" in one]
     if not losses:
         return None
     adapter, merged = losses[0]["adapter_val_loss"], losses[0]["merged_val_loss"]
     rise = merged - adapter
-    note = "Both on the validation texts of the fine-tuning, nats per token. "
+    note = "Losses on the validation texts of the fine-tuning, in nats per token. "
     if rise > MAX_LOSS_RISE:
         note += (
             f"Warning: merging raised the loss by {rise:.4f}, more than {MAX_LOSS_RISE:g}. The "
-            "merged model is not the one that was trained; merge_adapter.into: dequantized keeps "
-            "the weights of the training. "
+            "merged model differs from the trained model; set merge_adapter.into: dequantized to "
+            "keep the weights of the training. "
         )
     rows = [
-        {"what": "adapter, beside the weights of its training", "loss": adapter},
+        {"what": "adapter, with the weights of its training", "loss": adapter},
         {"what": "merged model", "loss": merged},
-        {"what": "rise", "loss": rise},
+        {"what": "increase", "loss": rise},
     ]
-    columns = (Column("what", "Of"), Column("loss", "Validation loss", "number", 4))
-    return Table("merging", "What merging costs", note, columns, rows)
+    columns = (Column("what", "Model"), Column("loss", "Validation loss", "number", 4))
+    return Table("merging", "Increase of the loss by merging", note, columns, rows)
 
 
 def rejection_table(rejections: Sequence[tuple[str, str, int]]) -> Table:
-    """What was turned away and why, source rows and drafts of the language model."""
+    """Return the rejected source rows and drafts of the language model, by reason."""
     columns = (
         Column("where", "Where"),
         Column("reason", "Reason"),
@@ -168,26 +168,26 @@ def rejection_table(rejections: Sequence[tuple[str, str, int]]) -> Table:
     ]
     return Table(
         "rejections",
-        "What was turned away",
-        "Source rows that are in no split; drafts of the language model that were drawn again; "
-        "draws given up after the last attempt.",
+        "Rejections",
+        "Source rows that are in no split, drafts of the language model that were rejected, and "
+        "draws that were given up after the last attempt.",
         columns,
         rows,
     )
 
 
 def cost_table(costs: Sequence[StageCost]) -> Table:
-    """Time, throughput, cost, memory and rows of each stage."""
+    """Return time, throughput, cost, memory and rows of each stage."""
     columns = (
         Column("stage", "Stage"),
         Column("jobs", "Jobs", "count"),
         Column("seconds", "Seconds, all jobs", "number", 1),
         Column("longest", "Longest job, s", "number", 1),
-        Column("rows_per_second", "Rows a second", "number", 2),
-        Column("tokens_per_second", "Tokens a second", "number", 1),
+        Column("rows_per_second", "Rows per second", "number", 2),
+        Column("tokens_per_second", "Tokens per second", "number", 1),
         Column("core_hours", "Core-hours", "number", 3),
         Column("gpu_hours", "GPU-hours", "number", 3),
-        Column("gpu_seconds_per_row", "GPU-seconds a row out", "number", 3),
+        Column("gpu_seconds_per_row", "GPU-seconds per output row", "number", 3),
         Column("peak_memory_mb", "Peak memory, MiB", "count"),
         Column("rows_in", "Rows in", "count"),
         Column("rows_out", "Rows out", "count"),
@@ -213,21 +213,22 @@ def cost_table(costs: Sequence[StageCost]) -> Table:
         "stages",
         "Time, throughput and cost of each stage",
         "Wall time inside the stages, from their records; jobs may have run at the same time. "
-        "Rows a second: of one job, its start included. Tokens a second: while generating. "
-        "Core-hours and GPU-hours: wall time times the cores and GPUs that a job saw.",
+        "Rows per second are those of one job with its start, tokens per second those of "
+        "generation alone; core-hours and GPU-hours are wall time times the cores and GPUs that "
+        "are visible to a job.",
         columns,
         rows,
     )
 
 
 def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) -> Table:
-    """Time to generate 10,000 crystals and time for one S.U.N. crystal (paper, appendix G)."""
+    """Return the time per 10,000 crystals and per S.U.N. crystal (paper, appendix G)."""
     columns = (
         METHOD,
         Column("energies", "S.U.N. by"),
-        Column("minutes_per_10000", "Minutes for 10,000", "number", 1),
+        Column("minutes_per_10000", "Minutes per 10,000", "number", 1),
         Column("sun", "S.U.N.", "count"),
-        Column("seconds_per_sun", "Seconds for one S.U.N.", "number", 2),
+        Column("seconds_per_sun", "Seconds per S.U.N.", "number", 2),
     )
     published = published_rows([column.key for column in columns])
     rows: list[dict[str, Any]] = []
@@ -237,16 +238,16 @@ def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) 
         if not total or not drawn:
             continue
         sun = result.numbers["rates"]["sun_rate"]["numerator"]
-        row = {"setting": result.method, "energies": energy_name([result])}
+        row: dict[str, Any] = {"setting": result.method, "energies": energy_name([result])}
         row["minutes_per_10000"] = round(total / drawn * 10_000 / 60, 1)
         row["sun"] = sun
         row["seconds_per_sun"] = round(total / sun, 2) if sun else None
         rows.append(row)
     return Table(
         "speed",
-        "Time to generate",
-        "Drawing the base and refining it, from the recorded times of these jobs, each one's start "
-        "included, on the machines of the provenance below; published: one A100-80GB. "
+        "Time of generation",
+        "Wall time of sampling and refining, from the records of these jobs with their starts, on "
+        "the machines listed under Provenance; published times are for one A100-80GB. "
         + published_note(published),
         columns,
         rows + published,

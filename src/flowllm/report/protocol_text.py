@@ -1,4 +1,4 @@
-"""By which energies, hull, thresholds and matcher some results were made, in words for captions."""
+"""Texts for captions: energies, hull, thresholds and matcher of some results."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from flowllm.report.metrics_files import Result, once_per_method
 
 
 def energy_name(results: Sequence[Result]) -> str:
-    """Return the names of the energies behind some results."""
+    """Return the names of the energies of some results."""
     names = {name for result in results for name in result.numbers["protocol"]["energy_sources"]}
     return ", ".join(sorted(names)) or "none"
 
 
 def hull_name(results: Sequence[Result]) -> str:
-    """Return the reference hulls of some results, their sizes, and their unfinished entries."""
+    """Return the reference hulls of some results, with their sizes and unconverged entries."""
     names = set()
     for protocol in (result.numbers["protocol"] for result in results):
         size = f"{protocol['hull_compositions']:,} compositions".replace(",", "\u202f")
@@ -24,7 +24,7 @@ def hull_name(results: Sequence[Result]) -> str:
 
 
 def corrections(results: Sequence[Result]) -> str:
-    """Return the correction schemes of DFT energies in words, nothing for a potential's."""
+    """Return the correction schemes of DFT energies as text; empty for a potential."""
     found = {name for one in results for name in one.numbers["protocol"]["correction_schemes"]}
     return f"; corrections: {', '.join(sorted(found))}" if found else ""
 
@@ -35,7 +35,7 @@ def _matcher(result: Result) -> str:
 
 
 def made_by(results: Sequence[Result]) -> str:
-    """Return energies, hull, corrections, thresholds and matcher of some results in words."""
+    """Return energies, hull, corrections, thresholds and matcher of some results as text."""
     return (
         f"Energies: {energy_name(results)}; hull: {hull_name(results)}{corrections(results)}; "
         f"{rules(results)}. "
@@ -43,35 +43,35 @@ def made_by(results: Sequence[Result]) -> str:
 
 
 def special_rows(results: Sequence[Result]) -> str:
-    """Return which rows lack the flow or the language model, in words; nothing without any."""
-    said = []
+    """Return which rows are without the flow or the language model, as text; empty if none are."""
+    notes = []
     for result in once_per_method(results):
         row = result.numbers["sampling"]["setting"]
         if row and row["base"] == TRAIN_COMPOSITIONS:
-            said.append(
+            notes.append(
                 f"{result.method}: compositions of the training set, FlowMM's uniform base, no "
-                "language model (FlowMM itself generates the atoms too). "
+                "language model (FlowMM itself also generates the compositions). "
             )
         elif row and row["flow"] is None:
-            said.append(f"{result.method}: the language model's crystals, not refined. ")
-    return "".join(said)
+            notes.append(f"{result.method}: the language model's crystals, not refined. ")
+    return "".join(notes)
 
 
 def close_atoms(results: Sequence[Result]) -> str:
-    """Return for which rows, and how many, drafts were rejected for two atoms at one point."""
-    said = []
+    """Return the rows with drafts rejected for two atoms at one point, and their numbers."""
+    rows = []
     for result in once_per_method(results):
         if result.numbers["sampling"].get("sample_base", {}).get("reject_close_atoms"):
             counts = result.numbers["counts"]
             found = counts["llm_rejections"].get("coinciding_atoms", 0)
-            said.append(f"{result.method} ({found} of {counts['llm_drafts']} drafts)")
-    return redrawn_note(said)
+            rows.append(f"{result.method} ({found} of {counts['llm_drafts']} drafts)")
+    return redrawn_note(rows)
 
 
 def redrawn_note(rows: Sequence[str]) -> str:
-    """Return that the drafts of some rows were rejected for close atoms; nothing without any.
+    """Return a note on rows whose drafts were rejected for close atoms; empty without such rows.
 
-    The paper's protocol rejects only texts that do not parse, and counts such crystals as invalid.
+    The paper's protocol rejects only texts that do not parse, and counts these crystals as invalid.
     """
     if not rows:
         return ""
@@ -82,8 +82,8 @@ def redrawn_note(rows: Sequence[str]) -> str:
 
 
 def rules(results: Sequence[Result]) -> str:
-    """Return thresholds, novelty and matcher of some results in words."""
-    said = []
+    """Return thresholds, novelty and matcher of some results as text."""
+    texts: list[str] = []
     for result in results:
         rule = result.numbers["protocol"]["stability_rule"]
         against = {"train": "the training split", "train_val": "the train and val splits"}[
@@ -93,8 +93,8 @@ def rules(results: Sequence[Result]) -> str:
         text = (
             f"stable: E_hull {sign} {rule['stable_below']:g} eV/atom with at least "
             f"{rule['min_elements']} elements; metastable: < {rule['metastable_below']:g} eV/atom, "
-            f"the stable ones included; novel against {against}; same crystal: {_matcher(result)}"
+            f"stable ones included; novel against {against}; same crystal: {_matcher(result)}"
         )
-        if text not in said:
-            said.append(text)
-    return "; or ".join(said)
+        if text not in texts:
+            texts.append(text)
+    return "; or ".join(texts)

@@ -1,4 +1,4 @@
-"""What the provenance records of a run's stages say: time, cost, the language model's drafts."""
+"""Time, cost and drafts from the provenance records of a run's stages."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,18 +23,18 @@ from flowllm.runtime.provenance import (
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage's jobs took together.
+    """Resources used by all jobs of a stage.
 
     Attributes:
-        stage: its name.
+        stage: name of the stage.
         jobs: number of records.
-        seconds: sum over the jobs.
-        longest: seconds of the longest job.
-        peak_memory_mb: of the job with the most.
-        core_hours: wall time times the cores that a job saw, summed.
-        gpu_hours: the same of GPUs.
-        tokens_per_second: of the language model while it generates, None for other stages.
-        rows: sums of rows_in, rows_out and rows_failed, None where no job counted them.
+        seconds: wall time, summed over the jobs.
+        longest: wall time of the longest job in seconds.
+        peak_memory_mb: maximum over the jobs, MiB.
+        core_hours: wall time times the number of cores visible to a job, summed over the jobs.
+        gpu_hours: wall time times the number of GPUs visible to a job, summed over the jobs.
+        tokens_per_second: tokens per second of generation; None for stages that generate none.
+        rows: sums of rows_in, rows_out and rows_failed; None where no job recorded them.
     """
 
     stage: str
@@ -49,26 +49,29 @@ class StageCost:
 
     @property
     def rows_per_second(self) -> float | None:
-        """Rows read a second of one job, its start included."""
+        """Rows read per second and job, including the start of the job."""
         rows = self.rows["rows_in"]
         return rows / self.seconds if rows and self.seconds else None
 
     @property
     def gpu_seconds_per_row(self) -> float | None:
-        """GPU-seconds for one row that came out, such as a pair; None without GPUs."""
+        """GPU-seconds per output row, such as a pair; None without GPUs."""
         rows = self.rows["rows_out"]
         return 3600 * self.gpu_hours / rows if rows and self.gpu_hours else None
 
 
 def read_records(run_dir: Path, shards: Mapping[str, int] = ALL_FOUND) -> list[dict[str, Any]]:
-    """Read every provenance record below a run's folder, by path; those of earlier reports not.
+    """Read the provenance records in a run's folder, sorted by path, except those of reports.
 
     Args:
-        run_dir: the run's folder.
-        shards: how many shards belong to the run, by folder; the records of others are not read.
+        run_dir: folder of the run.
+        shards: number of shards of the run, by folder; records of other shards are not read.
+
+    Returns:
+        The records, each with the key `output`: its path relative to the run's folder.
 
     Raises:
-        FlowllmError: a record cannot be read, or is empty, cut off or of another form.
+        FlowllmError: a record cannot be read, is empty or truncated, or has another form.
     """
     records = []
     for path in find_records(run_dir):
@@ -83,7 +86,7 @@ def read_records(run_dir: Path, shards: Mapping[str, int] = ALL_FOUND) -> list[d
 
 
 class _Flow(BaseModel):
-    """What is read of a row of `flows`; the noise of crystals of the language model only."""
+    """Keys that are read of a row of `flows`; noise applies to the language model's crystals."""
 
     name: str
     start: str
@@ -93,7 +96,7 @@ class _Flow(BaseModel):
 
 
 class _Drafts(BaseModel):
-    """What is counted of sampled texts."""
+    """Keys that are read of the counts of sampled texts."""
 
     drafts: int
     rows_in: int
@@ -101,10 +104,10 @@ class _Drafts(BaseModel):
 
 
 def _checked(record: Mapping[str, Any], values: Any, form: type[BaseModel]) -> Any:
-    """Return a part of a record.
+    """Return a part of a record unchanged.
 
     Raises:
-        FlowllmError: it has another form.
+        FlowllmError: the part has another form.
     """
     check_form(values, form, provenance_path(Path(record.get("output", "."))), RECORD_CURE)
     return values
@@ -140,23 +143,23 @@ def stage_costs(records: Sequence[dict[str, Any]]) -> list[StageCost]:
 
 
 def _tokens_per_second(counts: Sequence[dict[str, Any]]) -> float | None:
-    """Return the tokens of some jobs over the time that they generated; None without any."""
+    """Return the tokens of some jobs per second of generation; None without generation."""
     seconds = sum(count.get("generation_seconds", 0) for count in counts)
     return sum(count.get("generated_tokens", 0) for count in counts) / seconds if seconds else None
 
 
 @dataclass(frozen=True)
 class DraftCount:
-    """What the language model's drafts of one kind came to, over the shards.
+    """Numbers of the language model's drafts for one purpose, summed over the shards.
 
     Attributes:
-        where: the pairs or the base they were drawn for.
-        structured: whether a grammar fixed the form of the text.
-        temperature: of sampling.
-        top_p: of sampling.
-        drafts: texts written.
-        accepted: texts that gave a crystal.
-        draws: crystals asked for.
+        where: folder and name of the pairs or of the base.
+        structured: whether a grammar constrained the text.
+        temperature: sampling temperature.
+        top_p: probability mass of nucleus sampling.
+        drafts: number of texts.
+        accepted: number of texts that are crystals.
+        draws: number of crystals requested.
     """
 
     where: str
@@ -169,7 +172,7 @@ class DraftCount:
 
 
 def draft_counts(records: Sequence[dict[str, Any]]) -> list[DraftCount]:
-    """Sum the language model's drafts by what they were for, in the order of the pipeline."""
+    """Sum the language model's drafts by their purpose, in the order of the pipeline."""
     shards: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         if record["stage"] in ("sample_pairs", "sample_base", "sample_csp"):
@@ -203,7 +206,7 @@ def _stage_order(stage: str) -> tuple[int, str]:
 
 
 def flows_of(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the rows `flows` of the configuration that were trained, by their names."""
+    """Return the rows `flows` of the configuration that were trained, by name."""
     flows = [
         _checked(record, record["settings"].get("flow"), _Flow)
         for record in records
@@ -213,7 +216,7 @@ def flows_of(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def starts_from_drafts(flow: Mapping[str, Any]) -> bool:
-    """Whether a row of `flows` starts from the language model's crystals as they are."""
+    """Return whether a row of `flows` starts from the language model's crystals without noise."""
     noise = ("coords_noise", "lengths_noise", "angles_noise")
     return flow["start"] == "llm" and not any(flow.get(name) for name in noise)
 
@@ -221,14 +224,14 @@ def starts_from_drafts(flow: Mapping[str, Any]) -> bool:
 def generation_seconds(
     records: Sequence[dict[str, Any]], base: str, method: str, drawn: int | None = None
 ) -> float | None:
-    """Return the seconds that sampling and refining one method took, None without its records.
+    """Return the seconds of sampling and refining one method; None if records are missing.
 
     Args:
         records: all records of the run.
         base: name of the base.
         method: name of the method.
-        drawn: crystals of the method; where the records count others, some are missing and the
-            time is not known.
+        drawn: number of crystals of the method. If the records have another number, some are
+            missing and the time is unknown.
     """
     total = 0.0
     for folder in (f"base/{base}/", f"generated/{method}/"):

@@ -1,4 +1,4 @@
-"""Values that others published, as rows beside ours."""
+"""Published values as rows of the report's tables."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,37 +9,37 @@ import yaml
 PAPER_VALUES = Path(__file__).with_name("paper_values.yaml")
 
 _NOTE = (
-    "Published values, shaded on the page: [S] in the paper's text, [2nd] quoted by others, "
-    "[C] constants in public code. A dash there: our copy of the paper lacks its tables' cells. "
+    "Published values (shaded on the page) are from the paper's text [S], from quotations by "
+    "others [2nd] or from constants in public code [C]; a dash is a value that we do not know. "
 )
 
 
 def published_note(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what a caption says of the published rows of a table, with the source of each value.
+    """Return the part of a table's caption on its published rows, with the source of each value.
 
     Args:
-        rows: made by `published_rows`.
+        rows: rows of `published_rows`.
     """
-    whose: dict[str, list[str]] = {}
+    methods_of: dict[str, list[str]] = {}
     for row in rows:
         cells = [cell for cell in row.values() if isinstance(cell, Mapping)]
         for source in dict.fromkeys(f"[{cell['evidence']}] {cell['text']}" for cell in cells):
-            whose.setdefault(source, []).append(row["setting"])
-    if not whose:
+            methods_of.setdefault(source, []).append(row["setting"])
+    if not methods_of:
         return ""
-    said = (f"{', '.join(methods)}: {source}" for source, methods in whose.items())
-    return f"{_NOTE}{'; '.join(said)}."
+    sources = (f"{', '.join(methods)}: {source}" for source, methods in methods_of.items())
+    return f"{_NOTE}{'; '.join(sources)}."
 
 
 def published_rows(
     keys: Sequence[str], path: Path = PAPER_VALUES, *, every: bool = False
 ) -> list[dict[str, Any]]:
-    """Return a row for each published method that has a value under some of the keys.
+    """Return one row per published method that has a value in one of the columns.
 
     Args:
-        keys: the columns.
+        keys: keys of the columns.
         path: file of the published values.
-        every: also those of which no value is known, as a row of dashes.
+        every: whether methods without a value are included, as rows of dashes.
     """
     values = yaml.safe_load(path.read_text())
     rows = []

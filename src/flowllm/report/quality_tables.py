@@ -1,9 +1,11 @@
-"""How good the crystals are: the paper's tables 1, 2 and 4, and structure prediction."""
+"""Tables of the crystals' quality: the paper's tables 1, 2 and 4, and structure prediction."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from flowllm.evaluate.aggregate import ALL
+from flowllm.evaluate.hull import EnergySource
+from flowllm.evaluate.matching import LENGTH_UNIT
 from flowllm.evaluate.statistics import rate
 from flowllm.report.metrics_files import Result, of_kind, once_per_method
 from flowllm.report.protocol_text import (
@@ -56,7 +58,7 @@ TERMINAL_COLUMNS = (
     _NOVEL,
     _SUN,
 )
-"""What is printed of each method; counts stand beside the rates."""
+"""Columns of the table on the terminal; counts are printed after the rates."""
 
 _PAPER_COLUMNS = (
     METHOD,
@@ -67,7 +69,7 @@ _PAPER_COLUMNS = (
     Column("stability_rate", "Stable, by DFT", "rate"),
     Column("sun_rate", "S.U.N., by DFT", "rate"),
 )
-"""The paper's table 1."""
+"""Columns of the paper's table 1."""
 
 _PROXY_COLUMNS = (
     METHOD,
@@ -92,33 +94,33 @@ _GROUND_STATE_COLUMNS = (
 )
 
 
-def sun_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> Table:
-    """Stability and S.U.N. by the potential or by DFT (paper, table 1): two tables, never mixed."""
+_RATES_NOTE = (
+    "Rates are over all draws unless the heading says otherwise, with counts and Wilson's 95 % "
+    "interval in percent in small print. Unique and S.U.N. count classes joined by chains of "
+    "matches, a lower bound of the authors' greedy rule (see Both readings of the rules). "
+)
+
+
+def sun_table(results: Sequence[Result], kind: EnergySource) -> Table:
+    """Return stability and S.U.N. by one source of energies (paper, table 1)."""
     ours = of_kind(results, kind)
     rows = [result.row for result in ours]
-    how = made_by(ours)
-    every = (
-        "Every rate is over all that was drawn unless its heading says otherwise; "
-        "in small print: counts and Wilson's 95 % interval in percent. Unique and S.U.N. count "
-        "classes that chains of matches join: a lower bound of the authors' greedy rule, which is "
-        "among both readings of the rules. "
-    )
     if kind == "potential":
         title = "Stability and S.U.N., estimated by a machine-learned potential"
-        caption = f"Estimates, not DFT. {how}{every}"
+        caption = f"Estimates, not DFT. {made_by(ours)}{_RATES_NOTE}"
     else:
         published = published_rows([column.key for column in _SUN_COLUMNS])
         rows += published
         title = "Stability and S.U.N. by DFT"
-        caption = how + every if ours else "No DFT results of this run yet. "
+        caption = made_by(ours) + _RATES_NOTE if ours else "No DFT results of this run yet. "
         caption += published_note(published)
     return Table(f"stability_{kind}", title, caption, _SUN_COLUMNS, rows)
 
 
 def paper_table(results: Sequence[Result]) -> Table:
-    """Everyone in one table (paper, table 1): ours, other models' samples, published values.
+    """Return all methods in one table (paper, table 1), published values included.
 
-    Stability and S.U.N. are DFT's or a dash: the potential's estimates have a table of their own.
+    Stability and S.U.N. are by DFT, or a dash; the potential's estimates are in `sun_table`.
     """
     keys = [column.key for column in _PAPER_COLUMNS]
     by_dft = {"stability_rate", "sun_rate"}
@@ -131,13 +133,14 @@ def paper_table(results: Sequence[Result]) -> Table:
             row |= {key: found[key] for key in allowed}
         rows.append(row)
     dft = of_kind(results, "dft")
-    how = made_by(dft) if dft else "No DFT results of this run yet: its estimates stand below. "
+    missing = "No DFT results of this run yet; the tables below contain estimates. "
     published = published_rows(keys, every=True)
     return Table(
         "paper",
-        "Everyone in one table (the paper's table 1)",
-        f"This run's rows, then published ones. {how}What the columns mean: tables below; a dash "
-        "in this run's rows: not computed. "
+        "All methods in one table (the paper's table 1)",
+        "Rows of this run, then published rows; the columns are defined in the tables below, and a "
+        "dash in a row of this run means that the value was not computed. "
+        f"{made_by(dft) if dft else missing}"
         f"{special_rows(results)}{close_atoms(results)}{published_note(published)}",
         _PAPER_COLUMNS,
         rows + published,
@@ -145,29 +148,29 @@ def paper_table(results: Sequence[Result]) -> Table:
 
 
 def proxy_table(results: Sequence[Result]) -> Table:
-    """Validity, coverage and property distances as generated (paper, table 1)."""
+    """Return validity, coverage and property distances as generated (paper, table 1)."""
     ours = once_per_method(results)
     sets = sorted({result.numbers["protocol"]["oxidation_states"] for result in ours})
     return Table(
         "proxy",
         "Proxy metrics of the generated crystals",
-        "Before any relaxation. Structural: no two atoms closer than 0.5 Å, at least 0.1 Å³. "
-        f"Composition: SMACT with oxidation states {', '.join(sets)}; "
-        "valid: both, and CrystalNN gives a fingerprint. Coverage of the test split with CDVAE's "
-        "fingerprints and MP-20's cut-offs (0.4, 10); precision over all generated, and over valid "
-        "ones as crystal-text-llm has it. Wasserstein distances (g/cm³, elements) of up to 1,000 "
-        f"valid crystals to the test split. {close_atoms(ours)}",
+        "Before any relaxation; structural validity: no two atoms closer than 0.5 Å and a volume "
+        "of at least 0.1 Å³; composition validity: SMACT with oxidation states "
+        f"{', '.join(sets)}; valid: both, and CrystalNN gives a fingerprint. Coverage of the test "
+        "split is by CDVAE's fingerprints and cut-offs for MP-20 (0.4, 10), with precision over "
+        "all draws, and over valid crystals as in crystal-text-llm; Wasserstein distances (g/cm³, "
+        f"elements) are those of up to 1,000 valid crystals to the test split. {close_atoms(ours)}",
         _PROXY_COLUMNS,
         [result.row for result in ours],
     )
 
 
 E_HULL_BOUNDS = (0.0, 0.03, 0.05, 0.08, 0.1)
-"""eV/atom; those of the paper, of its peers and in between."""
+"""Thresholds in eV/atom: those of the paper and its peers, and some between them."""
 
 
-def e_hull_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -> Table:
-    """How many crystals lie how near to the hull: the numbers behind the paper's figure 3a."""
+def e_hull_table(results: Sequence[Result], kind: EnergySource) -> Table:
+    """Return the number of crystals per threshold of E_hull, for the paper's figure 3a."""
     ours = of_kind(results, kind)
     rows = []
     for result in ours:
@@ -178,7 +181,8 @@ def e_hull_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -
     return Table(
         f"e_hull_{kind}",
         f"E above hull by {energy_name(ours)}" + (" (estimates)" if kind == "potential" else ""),
-        f"Of all generated; any number of elements. Hull: {hull_name(ours)}; a small one flatters.",
+        "Shares of all draws, with any number of elements; a sparse hull overestimates stability. "
+        f"Hull: {hull_name(ours)}.",
         (
             METHOD,
             _DRAWN,
@@ -190,7 +194,7 @@ def e_hull_table(results: Sequence[Result], kind: Literal["potential", "dft"]) -
 
 
 def num_elements_table(results: Sequence[Result]) -> Table:
-    """How many crystals have how many elements: the numbers behind the paper's figure 3b."""
+    """Return the number of crystals per number of elements, for the paper's figure 3b."""
     ours = once_per_method(results)
     histograms = [result.numbers["histograms"]["num_elements"] for result in ours]
     series = {"test split": histograms[0]["test"]} | {
@@ -206,8 +210,8 @@ def num_elements_table(results: Sequence[Result]) -> Table:
     columns = (Column(str(n), f"{n} element" + "s" * (n > 1), "rate", 1) for n in numbers)
     return Table(
         "num_elements",
-        "Distinct elements",
-        "Of the generated crystals, and of the test split's.",
+        "Number of distinct elements",
+        "Shares of the generated crystals, and of the crystals of the test split.",
         (METHOD, *columns),
         rows,
     )
@@ -221,14 +225,14 @@ _NOISE_COLUMNS = (
 
 
 def noise_table(results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Proxy metrics against the noise on the language model's crystals (paper, table 4).
+    """Return proxy metrics against the noise on the language model's crystals (paper, table 4).
 
     Args:
         results: all results.
-        flows: how each velocity network was trained, by name.
+        flows: rows `flows` of the configuration by name.
 
     Returns:
-        The table, or None where all networks have the same noise.
+        The table, or None if all velocity networks have the same noise.
     """
     rows = []
     for result in once_per_method(results):
@@ -241,33 +245,33 @@ def noise_table(results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]
     return Table(
         "noise",
         "Noise on the language model's crystals",
-        "Gaussian noise before the flow, in training and sampling (the paper's table 4; its levels "
-        "are not known to us): standard deviations, of coordinates in fractions of the cell. The "
-        "metrics are those of the table before.",
+        "Standard deviations of Gaussian noise before the flow, in training and sampling, for "
+        "coordinates in fractions of the cell (the paper's table 4, whose levels we do not know). "
+        "The other columns are those of the proxy metrics.",
         (METHOD, *_NOISE_COLUMNS, *_PROXY_COLUMNS[2:]),
         rows,
     )
 
 
 def ground_state_table(results: Sequence[Result]) -> Table:
-    """Distance of the generated crystals to their relaxed state (paper, table 2)."""
+    """Return the distance of the generated crystals to their relaxed state (paper, table 2)."""
     ours = of_kind(results, "potential")
     published = published_rows([column.key for column in _GROUND_STATE_COLUMNS])
     return Table(
         "ground_state",
         "Distance of the generated crystals to their relaxed state",
-        f"Relaxed by {energy_name(ours)}. Match rate and RMSD by StructureMatcher's defaults "
-        "(0.2, 0.3, 5°), as the paper says; its code's (0.3, 0.5, 10°) stand under other ways of "
-        "counting. RMSD in units of the cube root of the volume an atom, over the matches. "
-        "Δ-energy: what the relaxation gained, by the same potential (the paper's appendix E has "
-        "DFT's relaxation). " + published_note(published),
+        f"Relaxed by {energy_name(ours)}; match rate and RMSD over the matches (in units of the "
+        f"{LENGTH_UNIT}) are by StructureMatcher's defaults (0.2, 0.3, 5°) as in the paper's text; "
+        "rates by its code's tolerances (0.3, 0.5, 10°) are under Both readings of the rules. "
+        "Δ-energy is the decrease of the energy by relaxation with the same potential; the "
+        "paper's appendix E uses DFT. " + published_note(published),
         _GROUND_STATE_COLUMNS,
         [result.row for result in ours] + published,
     )
 
 
 def csp_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
-    """Crystal structure prediction of the test split, from formula-conditioned samples."""
+    """Return crystal structure prediction of the test split, from formula-conditioned samples."""
     columns = (
         METHOD,
         Column("attempts", "Attempts, k", "count"),
@@ -287,11 +291,11 @@ def csp_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         "csp",
         "Crystal structure prediction",
-        "Crystals of the test split's formulas; the rate is over the test crystals that were "
-        "predicted. Match: StructureMatcher 0.3, 0.5, 10°; a prediction with atoms closer than "
-        "0.5 Å never matches. SMACT-valid only: the peers' flag of validity asks for it too, "
-        "though the formula is given. RMSE in units of the cube root of the volume an atom, over "
-        f"the matches. {redrawn_note(redrawn)}{published_note(published)}",
+        "Crystals predicted from the formulas of the test split, with rates over the test crystals "
+        "that were predicted; a match is by StructureMatcher (0.3, 0.5, 10°), and a prediction "
+        "with atoms closer than 0.5 Å never matches. SMACT-valid only: the composition must be "
+        "valid too, as in the peers' code, although it is given; RMSE is over the matches, in "
+        f"units of the {LENGTH_UNIT}. {redrawn_note(redrawn)}{published_note(published)}",
         columns,
         rows + published,
     )

@@ -1,15 +1,17 @@
-"""The sections of the page: which figures and tables stand where."""
+"""The sections of the page, with their figures and tables."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from flowllm.evaluate.hull import EnergySource
 from flowllm.report import counting_tables, figures, process_tables, quality_tables
 from flowllm.report.gallery import find_candidates
 from flowllm.report.metrics_files import Result, first_of_each_sweep, of_kind, once_per_method
-from flowllm.report.page import Drawn, Section, provenance_details
+from flowllm.report.page import RenderedFigure, Section, provenance_details
 from flowllm.report.protocol_text import energy_name, hull_name
 from flowllm.report.provenance import (
     draft_counts,
@@ -20,7 +22,9 @@ from flowllm.report.provenance import (
 )
 from flowllm.report.training_history import read_curves, read_invariance, read_rejections
 
-SWEEPS = " Of methods that differ in their number of steps alone the first is drawn."
+KINDS: tuple[EnergySource, ...] = ("potential", "dft")
+
+SWEEP_NOTE = " Of methods that differ only in their number of steps, the first is shown."
 
 
 def make_sections(
@@ -30,17 +34,17 @@ def make_sections(
     color: str,
     shards: Mapping[str, int],
 ) -> list[Section]:
-    """Return the page's sections from the results and what lies in the run's folder.
+    """Return the page's sections from the results and the files in the run's folder.
 
     Args:
-        results: metrics and flags of the settings.
+        results: metrics of the methods.
         predictions: numbers of structure prediction.
         run_dir: folder of the run.
-        color: of the first method.
-        shards: how many shards belong to the run, by folder.
+        color: color of the first method.
+        shards: number of shards of the run, by folder.
     """
     records = read_records(run_dir, shards)
-    kinds = [kind for kind in ("potential", "dft") if of_kind(results, kind)]
+    kinds = [kind for kind in KINDS if of_kind(results, kind)]
     sections = [
         _results(results, kinds, records, color),
         _prediction(predictions),
@@ -56,7 +60,10 @@ def make_sections(
 
 
 def _results(
-    results: Sequence[Result], kinds: Sequence[str], records: Sequence[dict], color: str
+    results: Sequence[Result],
+    kinds: Sequence[EnergySource],
+    records: Sequence[dict[str, Any]],
+    color: str,
 ) -> Section:
     flows = flows_of(records)
     return Section(
@@ -81,14 +88,16 @@ def _prediction(predictions: Sequence[Mapping[str, Any]]) -> Section:
     return Section("prediction", "Structure prediction", tables=tables)
 
 
-def _counting(results: Sequence[Result], kinds: Sequence[str]) -> Section:
+def _counting(results: Sequence[Result], kinds: Sequence[EnergySource]) -> Section:
     tables = [counting_tables.reading_table(results, kind) for kind in kinds]
     for kind in kinds:
         tables += counting_tables.protocol_tables(results, kind)
-    return Section("counting", "Other ways of counting", tables=tables)
+    return Section("counting", "Other rules and protocols", tables=tables)
 
 
-def _language_model(records: Sequence[dict], run_dir: Path, shards: Mapping[str, int]) -> Section:
+def _language_model(
+    records: Sequence[dict[str, Any]], run_dir: Path, shards: Mapping[str, int]
+) -> Section:
     tables = [
         process_tables.invariance_table(read_invariance(run_dir)),
         *filter(None, [process_tables.merging_table(records)]),
@@ -99,22 +108,22 @@ def _language_model(records: Sequence[dict], run_dir: Path, shards: Mapping[str,
 
 
 def _fates(results: Sequence[Result]) -> Section:
-    return Section("fates", "What became of the draws", tables=[process_tables.fate_table(results)])
+    return Section("fates", "Outcome of the draws", tables=[process_tables.outcome_table(results)])
 
 
 def _training(run_dir: Path, color: str) -> Section:
-    drawn = [
-        _draw(
+    rendered = [
+        _render(
             f"training_{curve.name.lower().replace(' ', '_')}",
             f"{curve.name}: losses in training.",
-            lambda curve=curve: figures.training_curve(curve, color),
+            partial(figures.training_curve, curve, color),
         )
         for curve in read_curves(run_dir)
     ]
-    return Section("training", "Training", figures=[figure for figure in drawn if figure])
+    return Section("training", "Training", figures=[figure for figure in rendered if figure])
 
 
-def _cost(results: Sequence[Result], records: Sequence[dict]) -> Section:
+def _cost(results: Sequence[Result], records: Sequence[dict[str, Any]]) -> Section:
     seconds = {result.method: _seconds(result, records) for result in results}
     tables = [
         process_tables.speed_table(results, seconds),
@@ -124,65 +133,66 @@ def _cost(results: Sequence[Result], records: Sequence[dict]) -> Section:
 
 
 def _gallery(
-    results: Sequence[Result], kind: str, run_dir: Path, shards: Mapping[str, int]
+    results: Sequence[Result], kind: EnergySource, run_dir: Path, shards: Mapping[str, int]
 ) -> Section:
     ours = of_kind(results, kind)
-    whose = "by DFT" if kind == "dft" else "estimated by the potential"
+    source = "by DFT" if kind == "dft" else "estimated by the potential"
     return Section(
         f"gallery_{kind}",
-        f"Best candidates, {whose}",
-        note="The novel crystals lowest above the hull, as relaxed, S.U.N. first; one that several "
-        "settings have is shown once. Drag or use the arrow keys to turn.",
+        f"Best candidates, {source}",
+        note="Relaxed novel crystals with the lowest energy above the hull, S.U.N. crystals first; "
+        "a crystal of several methods is shown once. Drag or use the arrow keys to rotate.",
         gallery=find_candidates(ours, run_dir, shards),
     )
 
 
 def _result_figures(
     results: Sequence[Result],
-    kinds: Sequence[str],
+    kinds: Sequence[EnergySource],
     flows: Mapping[str, Mapping[str, Any]],
     color: str,
-) -> list[Drawn]:
+) -> list[RenderedFigure]:
     once = once_per_method(results)
     by_kind = {kind: first_of_each_sweep(of_kind(results, kind)) for kind in kinds}
     shown = [*first_of_each_sweep(once), *(one for ours in by_kind.values() for one in ours)]
-    style = figures.looks((result.method for result in shown), color)
-    drawn = []
+    styles = figures.line_styles((result.method for result in shown), color)
+    rendered = []
     for kind, ours in by_kind.items():
-        whose = energy_name(ours) + (" (estimates)" if kind == "potential" else "")
-        drawn.append(
-            _draw(
+        source = energy_name(ours) + (" (estimates)" if kind == "potential" else "")
+        rendered.append(
+            _render(
                 f"e_hull_{kind}",
-                f"E above hull of the relaxed crystals by {whose}, hull: {hull_name(ours)}; share "
-                "of all generated, the end bins hold all beyond (the paper's figure 3a)." + SWEEPS,
-                lambda ours=ours: figures.e_hull_histogram(ours, style),
+                f"E above hull of the relaxed crystals by {source} (hull: {hull_name(ours)}), in "
+                "percent of all draws; the end bins include all values beyond (the paper's figure "
+                "3a)." + SWEEP_NOTE,
+                partial(figures.e_hull_histogram, ours, styles),
             )
         )
-    drawn.append(
-        _draw(
+    rendered.append(
+        _render(
             "num_steps",
-            "Structural validity, of all generated, against integration steps, by base and flow; "
-            "bars: Wilson's 95 % intervals (the paper's figure 3c).",
-            lambda: figures.validity_against_steps(once, flows, color),
+            "Structural validity of all draws against the number of integration steps, by base and "
+            "flow, with Wilson's 95 % intervals (the paper's figure 3c).",
+            partial(figures.validity_against_steps, once, flows, color),
         )
     )
-    drawn.append(
-        _draw(
+    rendered.append(
+        _render(
             "num_elements",
-            "Distinct elements of the crystals, generated and of the test split (the paper's "
-            "figure 3b)." + SWEEPS,
-            lambda: figures.num_elements_bars(first_of_each_sweep(once), style),
+            "Number of distinct elements in generated crystals and in the test split (the paper's "
+            "figure 3b)." + SWEEP_NOTE,
+            partial(figures.num_elements_bars, first_of_each_sweep(once), styles),
         )
     )
-    return [figure for figure in drawn if figure]
+    return [figure for figure in rendered if figure]
 
 
-def _draw(name: str, caption: str, make: Callable[[], Figure | None]) -> Drawn | None:
-    files = figures.draw(make)
-    return None if files is None else Drawn(name, caption, dict(files))
+def _render(name: str, caption: str, make: Callable[[], Figure | None]) -> RenderedFigure | None:
+    files = figures.render(make)
+    return None if files is None else RenderedFigure(name, caption, files)
 
 
-def _seconds(result: Result, records: Sequence[dict]) -> float | None:
+def _seconds(result: Result, records: Sequence[dict[str, Any]]) -> float | None:
     base = result.numbers["sampling"]["setting"].get("base")
     drawn = result.numbers["counts"]["drawn"]
     return generation_seconds(records, str(base), result.method, drawn)

@@ -1,7 +1,8 @@
-"""A table of the report, and how it is written as text, CSV, Markdown and LaTeX.
+"""A table of the report, and its forms as text, CSV, Markdown and LaTeX.
 
-A cell is a rate or a summary as the metrics' JSON holds it, a published value, text, or None. The
-column says how it is shown; CSV gets the bare numbers, a rate's counts and interval too.
+A cell is a rate or a summary in the form of the metrics' JSON, a published value, text, or None.
+The column determines how it is shown. CSV files contain unformatted numbers, with the counts and
+the interval of each rate.
 """
 
 import csv
@@ -17,14 +18,14 @@ ColumnType = Literal["text", "count", "number", "rate", "mean", "distance"]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: the key of its cells in a row, its heading, and how a cell is shown.
+    """A column of a table.
 
     Attributes:
-        key: name in a row and in the CSV's header.
+        key: name of its cells in a row, and in the header of the CSV file.
         title: heading.
-        kind: `text`, `count`, `number`, `rate` (a fraction, shown in percent), `mean`
-            or `distance` (between two sets of crystals).
-        digits: decimals shown.
+        kind: type of its cells: `text`, `count`, `number`, `rate` (a fraction, shown in percent),
+            `mean` or `distance` (between two sets of crystals).
+        digits: number of decimals shown.
     """
 
     key: str
@@ -35,7 +36,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Shown:
-    """A cell as a reader sees it: the number, and in small print what it rests on."""
+    """A formatted cell: the number, and in small print its counts, error or source."""
 
     text: str
     detail: str = ""
@@ -46,11 +47,11 @@ class Table:
     """A table of the report.
 
     Attributes:
-        name: of its files.
+        name: name of its files.
         title: heading.
-        caption: what a reader must know to read it.
-        columns: its columns.
-        rows: cells by column key; a row with `published` set is not ours.
+        caption: definitions that a reader needs.
+        columns: the columns.
+        rows: cells by key of the column; a row with `published` set contains published values.
     """
 
     name: str
@@ -60,12 +61,12 @@ class Table:
     rows: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     def shown(self) -> list[list[Shown]]:
-        """Return the cells as a reader sees them."""
+        """Return the formatted cells, row by row."""
         return [[show(row.get(column.key), column) for column in self.columns] for row in self.rows]
 
 
 def show(cell: Any, column: Column) -> Shown:
-    """Return a cell as a reader sees it."""
+    """Return a formatted cell."""
     if cell is None:
         return Shown("–")
     if not isinstance(cell, Mapping):
@@ -97,7 +98,7 @@ def _plain(cell: Any, column: Column) -> str:
 
 
 def _cell_kind(cell: Mapping[str, Any]) -> Literal["published", "rate", "mean", "distance"]:
-    """Return what a cell is, by what it holds."""
+    """Return the type of a cell by its keys."""
     if "evidence" in cell:
         return "published"
     if "numerator" in cell:
@@ -106,7 +107,7 @@ def _cell_kind(cell: Mapping[str, Any]) -> Literal["published", "rate", "mean", 
 
 
 def _fixed(number: float, column: Column, kind: str) -> str:
-    # A mean in a column of rates, where readings of a rule are compared, needs more decimals.
+    # Means in a column of rates occur in the table of readings and need more decimals.
     digits = 4 if kind == "mean" and column.kind == "rate" else column.digits
     return f"{number:.{digits}f}"
 
@@ -117,12 +118,12 @@ def _spread(cell: Mapping[str, Any], column: Column) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return a table as CSV: fractions, not percent; a column for each count and interval."""
+    """Return a table as CSV: fractions instead of percent, counts and bounds in own columns."""
     rows = [_bare(row, table.columns) for row in table.rows]
     header = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     names = header or [column.key for column in table.columns]
-    # Text in quotes: by itself the module leaves a lone carriage return bare, which ends a row.
+    # Text is quoted: by default the module does not quote a lone carriage return, which ends a row.
     writer = csv.DictWriter(out, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow({name: spreadsheet_text(name) for name in names})
     writer.writerows(rows)
@@ -138,7 +139,7 @@ _CSV_PARTS = {
 
 
 def _bare(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
-    """Return a row's numbers without formatting, by CSV column."""
+    """Return the unformatted values of a row by CSV column."""
     bare: dict[str, Any] = {}
     for column in columns:
         cell = row.get(column.key)
@@ -154,7 +155,7 @@ def _bare(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
 
 
 def to_markdown(table: Table) -> str:
-    """Return a table as GitHub Markdown, title and caption included."""
+    """Return a table as GitHub Markdown with title and caption."""
     lines = [f"### {markdown_text(table.title)}", "", markdown_text(table.caption), ""]
     titles = (markdown_text(column.title) for column in table.columns)
     lines.append("| " + " | ".join(titles) + " |")
@@ -210,9 +211,10 @@ def to_latex(table: Table) -> str:
         texts = [_latex(cell.text) + _small_print(cell.detail) for cell in cells]
         if row.get("published"):
             texts = [rf"\textit{{{text}}}" for text in texts]
-        lines.append(" & ".join(texts) + r" \\{}")  # braces: a next row may begin with a bracket
+        # Without the braces, a bracket at the beginning of the next row would be an argument of \\.
+        lines.append(" & ".join(texts) + r" \\{}")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
 METHOD = Column("setting", "Method")
-"""The first column of most tables."""
+"""First column of most tables; its key is `setting` since the metrics' JSON files use this name."""

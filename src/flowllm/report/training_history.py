@@ -1,7 +1,7 @@
-"""What lies in a run's folder beside its results: training curves, and what was turned away.
+"""Training curves, perplexities and rejections in the folder of a run.
 
-A report can be made of any part of a run. What that part has made must be there, though: an output
-that has a record and is gone is named, since the report would lack its rows and not say so.
+A report can be made from any part of a run. All outputs of this part must exist: an output that has
+a record but is missing is an error, since the report would lack its rows without saying so.
 """
 
 import csv
@@ -22,7 +22,7 @@ from flowllm.io.tables import read_table
 from flowllm.runtime.provenance import RECORD_SUFFIX, provenance_path
 
 ALL_FOUND: Mapping[str, int] = {}
-"""No folder's number of shards is known: all that exist belong to the run."""
+"""The number of shards is unknown for every folder: all existing shards belong to the run."""
 
 _SHARD = re.compile(r"(?P<folder>.+)/shard-(?P<number>\d{5})\.parquet")
 
@@ -37,18 +37,23 @@ def shard_counts(words: Sequence[str]) -> dict[str, int]:
     for word in words:
         folder, _, count = word.rpartition("=")
         if not folder or not count.isdecimal():
-            raise FlowllmError(f"--shards {word!r}: expected FOLDER=COUNT, e.g. pairs/train=400")
+            raise FlowllmError(f"--shards is {word!r}, expected FOLDER=COUNT, e.g. pairs/train=400")
         counts[folder] = int(count)
     return counts
 
 
 def belongs(output: str, shards: Mapping[str, int]) -> bool:
-    """Whether an output, relative to the run's folder, is not a shard beyond those of the run."""
+    """Return whether an output belongs to the run: it is no shard, or one with a valid number.
+
+    Args:
+        output: path relative to the run's folder.
+        shards: number of shards of the run, by folder.
+    """
     found = _SHARD.fullmatch(output)
     if found is None:
         return True
     folder = found["folder"]
-    # Generated shards are as many as the relaxed ones that are made from them.
+    # A method has one generated shard per relaxed shard.
     count = shards.get(folder, shards.get(folder.replace("generated/", "relaxed/", 1)))
     return count is None or int(found["number"]) < count
 
@@ -57,12 +62,13 @@ def list_shards(run_dir: Path, folder: str, shards: Mapping[str, int]) -> list[P
     """Return the shards of a folder, in order.
 
     Args:
-        run_dir: the run's folder.
-        folder: below it, e.g. `pairs/train`.
-        shards: how many shards belong to the run, by folder; of another folder, all that exist.
+        run_dir: folder of the run.
+        folder: folder of the shards, relative to that of the run, e.g. `pairs/train`.
+        shards: number of shards of the run, by folder; of a folder not named here, all existing
+            shards belong to the run.
 
     Raises:
-        FlowllmError: one is missing.
+        FlowllmError: a shard is missing.
     """
     if folder in shards:
         names = [f"shard-{number:05d}.parquet" for number in range(shards[folder])]
@@ -78,14 +84,14 @@ def list_shards(run_dir: Path, folder: str, shards: Mapping[str, int]) -> list[P
 
 
 def is_there(path: Path, recorded: Path | None = None) -> bool:
-    """Whether an output exists; False where it was never made.
+    """Return whether an output exists; False if it has never been made.
 
     Args:
         path: the output, or a file in it.
-        recorded: the output that the record lies beside, where `path` is in it.
+        recorded: the output that has the record, where `path` is a file in it.
 
     Raises:
-        FlowllmError: it was made, as its record says, and is gone.
+        FlowllmError: the output has a record but is missing.
     """
     record = provenance_path(recorded or path)
     if not path.exists() and record.exists():
@@ -95,25 +101,25 @@ def is_there(path: Path, recorded: Path | None = None) -> bool:
 
 def _missing(path: Path, record: Path) -> FlowllmError:
     return FlowllmError(
-        f"{path}: missing, so the report would lack what it holds. Make it again: `snakemake "
-        f"{shlex.quote(str(path))}` with the options of the run; or, where it is not wanted, "
-        f"delete its record {record} too"
+        f"{path}: missing, so that the report would be incomplete. Make it again: `snakemake "
+        f"{shlex.quote(str(path))}` with the options of the run; or, if it is not needed, also "
+        f"delete its record {record}."
     )
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A training curve: columns by name, NaN where a row has no value."""
+    """A training curve: columns by name, with NaN for empty cells."""
 
     name: str
     columns: dict[str, list[float]]
 
 
 def read_curves(run_dir: Path) -> list[Curve]:
-    """Read the training curves that exist.
+    """Read the existing training curves.
 
     Raises:
-        FlowllmError: one of a model that is there is missing, or is no curve.
+        FlowllmError: the curve of an existing model is missing, or a file is not a curve.
     """
     folders = {"Language model": run_dir / "llm" / "adapter"}
     flows = {path.parent for path in (run_dir / "rfm").glob("*/training_curve.csv")}
@@ -128,12 +134,12 @@ def read_curves(run_dir: Path) -> list[Curve]:
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
-    """Read a curve: a header with `step`, then numbers and empty cells.
+    """Read a curve: a header with `step`, then rows of numbers and empty cells.
 
     Raises:
-        FlowllmError: it has another form; the message names the row.
+        FlowllmError: the file has another form; the message names the row.
     """
-    cure = f"not a training curve; delete the folder {path.parent} and train again"
+    cure = f"this is not a training curve; delete the folder {path.parent} and train again"
     try:
         with path.open(newline="", encoding="utf-8") as handle:
             header, *rows = list(csv.reader(handle)) or [[]]
@@ -142,7 +148,9 @@ def _columns(path: Path) -> dict[str, list[float]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise FlowllmError(f"{path}: {error}; {cure}") from error
     if "step" not in header or len(set(header)) != len(header):
-        raise FlowllmError(f"{path}: its first row is {header}, expected names with step; {cure}")
+        raise FlowllmError(
+            f"{path}: the first row is {header}, expected different names with `step`; {cure}"
+        )
     columns: dict[str, list[float]] = {name: [] for name in header}
     for number, row in enumerate(rows):
         try:
@@ -159,7 +167,7 @@ def _columns(path: Path) -> dict[str, list[float]]:
 
 
 def read_invariance(run_dir: Path) -> pa.Table:
-    """Read the increases in perplexity of the validation crystals; none where not measured."""
+    """Read the increases in perplexity of the validation crystals; empty if not measured."""
     path = run_dir / "llm" / "invariance.parquet"
     return (
         read_table(path, schemas.INVARIANCE) if is_there(path) else schemas.INVARIANCE.empty_table()
@@ -169,12 +177,12 @@ def read_invariance(run_dir: Path) -> pa.Table:
 def read_rejections(
     run_dir: Path, shards: Mapping[str, int] = ALL_FOUND
 ) -> list[tuple[str, str, int]]:
-    """Count what was turned away, as (where, reason, count), the most frequent first.
+    """Count the rejections as (where, reason, count), the most frequent reason first.
 
     Args:
         run_dir: folder of the run.
-        shards: how many shards belong to the run, by folder. Where it is known of some base, a
-            base that is not named is another configuration's.
+        shards: number of shards of the run, by folder. If it names some base, bases that it does
+            not name belong to another configuration.
 
     Raises:
         FlowllmError: a shard is missing or damaged.
@@ -193,14 +201,14 @@ def read_rejections(
 
 
 def _rejected_rows(path: Path) -> list[tuple[str, str, int]]:
-    if not is_there(path, path.parent):  # prepare leaves one record for its folder
+    if not is_there(path, path.parent):  # the stage prepare writes one record for its folder
         return []
     reasons = read_table(path, schemas.REJECTED, ["reason"]).column(0)
     return _ordered("source rows", Counter(reasons.to_pylist()))
 
 
 def _drafts(where: str, shards: Iterable[Path], schema: pa.Schema) -> list[tuple[str, str, int]]:
-    """Count the language model's turned away drafts, and the draws that were given up."""
+    """Count the language model's rejected drafts, and the draws without a crystal."""
     drafts: Counter[str] = Counter()
     given_up: Counter[str] = Counter()
     for shard in shards:

@@ -1,10 +1,10 @@
 // Draws each <canvas data-scene> of the gallery: atoms as spheres with their symbols, bonds, cell.
-// Drag or use the arrow keys to turn. Plain canvas, nothing fetched.
+// Drag or use the arrow keys to rotate. The script uses the canvas API only and fetches nothing.
 "use strict";
 for (const canvas of document.querySelectorAll("canvas[data-scene]")) {
   const scene = JSON.parse(canvas.dataset.scene);
   const context = canvas.getContext("2d");
-  let turn = [1, 0, 0, 0, 0, 1, 0, -1, 0]; // the third axis points up
+  let rotation = [1, 0, 0, 0, 0, 1, 0, -1, 0]; // row by row; the third axis points up
 
   function multiply(a, b) {
     const out = [];
@@ -18,7 +18,7 @@ for (const canvas of document.querySelectorAll("canvas[data-scene]")) {
     const [cx, sx, cy, sy] = [Math.cos(x), Math.sin(x), Math.cos(y), Math.sin(y)];
     const aboutX = [1, 0, 0, 0, cx, -sx, 0, sx, cx];
     const aboutY = [cy, 0, sy, 0, 1, 0, -sy, 0, cy];
-    turn = multiply(multiply(aboutX, aboutY), turn);
+    rotation = multiply(multiply(aboutX, aboutY), rotation);
     draw();
   }
 
@@ -30,9 +30,9 @@ for (const canvas of document.querySelectorAll("canvas[data-scene]")) {
     context.clearRect(0, 0, side, side);
     const scale = (0.44 * side) / (scene.size + 0.6);
     const place = (x, y, z) => [
-      side / 2 + scale * (turn[0] * x + turn[1] * y + turn[2] * z),
-      side / 2 - scale * (turn[3] * x + turn[4] * y + turn[5] * z),
-      turn[6] * x + turn[7] * y + turn[8] * z,
+      side / 2 + scale * (rotation[0] * x + rotation[1] * y + rotation[2] * z),
+      side / 2 - scale * (rotation[3] * x + rotation[4] * y + rotation[5] * z),
+      rotation[6] * x + rotation[7] * y + rotation[8] * z,
     ];
     const shapes = [];
     for (const edge of scene.edges) {

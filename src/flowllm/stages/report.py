@@ -72,7 +72,7 @@ def run(
         name = run_dir.resolve().name
         page = render(
             title=section.title,
-            subtitle=f"{count} method{'s' * (count != 1)}, one row of the tables each; run {name}",
+            subtitle=f"{count} method{'s' * (count != 1)}; run {name}",
             color=section.color,
             cards=cards,
             sections=sections,
