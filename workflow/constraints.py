@@ -1,8 +1,8 @@
 """Print the installed packages as pip constraints, for `make constraints`.
 
-The local part of torch's version (+cpu) is left out, so that the file also serves the CUDA build. The
-packages that `install.sh` handles are left out, and those of which vLLM's two builds require different
-versions, which the extra `cpu` pins.
+The local part of torch's version (+cpu) is left out, so that the file also serves the CUDA build.
+The packages that `install.sh` handles are left out, and those of which vLLM's two builds require
+different versions, which the extra `cpu` pins.
 """
 
 import platform
