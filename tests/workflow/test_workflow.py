@@ -359,7 +359,7 @@ def test_every_package_that_is_imported_is_a_requirement():
         assert not unpinned(imports_of(path, lazy=True), lines), path
 
 
-# The stages of envs/core.yaml need the extra `evaluate` alone. Torch is imported lazily (.pt files).
+# The stages of envs/core.yaml need the extra `evaluate` alone. Torch, for .pt files, is lazy.
 WITHOUT_TORCH = [stage for stage in STAGES if "envs/core.yaml" in rules()[stage]]
 
 
