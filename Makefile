@@ -5,7 +5,7 @@
 ## make lint        check style, spelling, types, layers and the workflow
 ## make docs        build the documentation's pages into site/
 ## make constraints write the versions of the present environment to envs/constraints.txt
-## make clean       delete .venv, runs, site and .snakemake
+## make clean       delete .venv, runs, site, htmlcov and .snakemake
 ## make help        print this list
 ##
 ## CORES=8 sets the number of cores, TESTS="tests/data -k cif" selects tests.
@@ -41,7 +41,7 @@ test-fast: install
 	$(PYTEST) -m "not slow" $(TESTS)
 
 coverage: install
-	$(PYTEST) --cov --cov-report=term --cov-report=html:site/coverage $(TESTS)
+	$(PYTEST) --cov --cov-report=term --cov-report=html:htmlcov $(TESTS)
 
 docs: install
 	python -m pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt --editable '.[docs]'
@@ -61,4 +61,4 @@ constraints: install
 	mv envs/constraints.txt.new envs/constraints.txt
 
 clean:
-	rm -rf .venv runs site .snakemake
+	rm -rf .venv runs site htmlcov .snakemake
