@@ -41,7 +41,11 @@ test-fast: install
 	$(PYTEST) -m "not slow" $(TESTS)
 
 coverage: install
-	$(PYTEST) --cov --cov-report=term --cov-report=html:htmlcov $(TESTS)
+	coverage erase
+	OMP_NUM_THREADS=1 coverage run -m pytest --numprocesses $(CORES) $(TESTS)
+	coverage combine --quiet
+	coverage html --quiet
+	coverage report
 
 docs: install
 	python -m pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt --editable '.[docs]'
