@@ -4,6 +4,7 @@
 ## make coverage    run all tests and measure which lines of the package they execute
 ## make lint        check style, spelling, types, layers and the workflow
 ## make docs        build the documentation's pages into site/
+## make config      write the comments of config.yaml, and config.schema.json, from the models
 ## make constraints write the versions of the present environment to envs/constraints.txt
 ## make clean       delete .venv, runs, site, htmlcov and .snakemake
 ## make help        print this list
@@ -20,7 +21,7 @@ PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES)
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install demo test test-fast coverage docs lint constraints clean
+.PHONY: help install demo test test-fast coverage docs lint config constraints clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
@@ -59,6 +60,9 @@ lint: install
 	mypy
 	lint-imports
 	snakemake --lint
+
+config: install
+	python -m flowllm.config.reference --write
 
 constraints: install
 	python workflow/constraints.py > envs/constraints.txt.new
