@@ -30,8 +30,19 @@ def finished_run(tmp_path_factory) -> Path:
     return folder
 
 
+SLOW = set((ROOT / "tests" / "slow.txt").read_text().split())
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that need the finished run first, since they take the longest of all."""
+    """Mark the slow tests, and put the files that need the finished run first: they take longest.
+
+    tests/helpers/slow_tests.py writes the list of the slow tests from measured durations.
+    """
+    for item in items:
+        name = item.nodeid.partition("[")[0].removeprefix("tests/")
+        if name in SLOW or "finished_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.name not in NEED_FINISHED_RUN)
 
 

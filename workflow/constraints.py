@@ -1,10 +1,11 @@
 """Print the installed packages as pip constraints, for `make constraints`.
 
-Torch's local version part (+cpu) is left out, so that the file serves the CUDA build too. So are
-packages that `install.sh` handles, and those of which vLLM's two builds want different versions
-(the `cpu` extra pins them).
+The local part of torch's version (+cpu) is left out, so that the file also serves the CUDA build.
+The packages that `install.sh` handles are left out, and those of which vLLM's two builds require
+different versions, which the extra `cpu` pins.
 """
 
+import platform
 from importlib.metadata import distributions
 
 from packaging.utils import canonicalize_name
@@ -22,9 +23,10 @@ LEFT_OUT = {
 
 
 def main() -> None:
-    """Print one line a package, by name."""
+    """Print one line per package, sorted by name."""
     versions = {canonicalize_name(dist.name): dist.version for dist in distributions()}
-    print("# The tested environment (CPython 3.11, x86-64); written by `make constraints`.")
+    python = ".".join(platform.python_version_tuple()[:2])
+    print(f"# The tested environment (CPython {python}, x86-64), written by `make constraints`.")
     for name in sorted(versions.keys() - LEFT_OUT):
         print(f"{name}=={versions[name].split('+')[0]}")
 

@@ -36,7 +36,7 @@ def test_pytorchs_cpu_index_is_asked_for_the_cpu_only(recipe, extra, index):
     )
     said = done.stdout.splitlines()
     assert all(line.startswith(f"{index} pip ") for line in said)
-    assert f"[{extra}]" in said[0]
+    assert f"[all,{extra}]" in said[0]
     assert any("uninstall" in line for line in said) == (extra == "cpu")
 
 

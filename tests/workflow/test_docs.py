@@ -97,7 +97,7 @@ def commands():
     """Every `flowllm ...` line of the pages, continued lines joined."""
     for path in PAGES:
         text = path.read_text().replace("\\\n", " ")
-        for line in re.findall(r"^(?: {4,}|\t)(flowllm .*)$|`(flowllm [^`\n]+)`", text, re.M):
+        for line in re.findall(r"^ *(flowllm .*)$|`(flowllm [^`\n]+)`", text, re.M):
             yield path.name, shlex.split(line[0] or line[1], comments=True)
 
 

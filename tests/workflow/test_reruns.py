@@ -192,7 +192,7 @@ CHANGES = (
     ),
     Change("the deleted report", REPORT, run=removed("run/report/index.html")),
     Change(
-        "a stage's version in `config.stages.STAGES` (a mended defect): refine",
+        "a stage's version in `config.stages.STAGES` (a fixed defect): refine",
         REFINED,
         code=appended("src/flowllm/config/stages.py", RAISED),
     ),
