@@ -12,7 +12,7 @@ INSTALLED := .venv/installed
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install demo test docs lint constraints clean
+.PHONY: help install demo test docs lint config constraints clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -39,6 +39,10 @@ lint: install
 	snakefmt --check Snakefile workflow
 	codespell
 	snakemake --lint
+
+# Write the comments of config.yaml and config.schema.json again, from the models.
+config: install
+	python -m flowllm.config.reference --write
 
 # Take the versions of the present environment as the tested ones.
 constraints: install

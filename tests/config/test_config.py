@@ -487,15 +487,15 @@ PATHS = ("run_dir", "data.source", "finetune_llm.base_model", "reference_hull.so
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("runs/{x}", "holds braces"),
-        ("runs/x}", "holds braces"),
+        ("runs/{x}", "contains braces"),
+        ("runs/x}", "contains braces"),
         ("runs/a\nb", "another control character"),
         ("runs/\x00", "another control character"),
         ("runs/\x1b[2J", "another control character"),
-        ("$SCRATCH/run", "names a variable"),
-        ("${SCRATCH}/run", "names a variable"),
+        ("$SCRATCH/run", "contains a variable"),
+        ("${SCRATCH}/run", "contains a variable"),
         ("~nobody-of-this-name/run", "no such user"),
-        ("", "at least 1 character"),
+        ("", "is empty"),
         ("run ", "begins or ends with a space"),
     ],
 )
@@ -510,7 +510,7 @@ def test_optional_paths_are_checked_too(values, key):
     given = values | {"external_samples": [row]}
     if key == "dft_hull.source":
         given = changed(values, key, "runs/{x}")
-    with pytest.raises(FlowllmError, match=rf"\n  {re.escape(key)}: .*holds braces"):
+    with pytest.raises(FlowllmError, match=rf"\n  {re.escape(key)}: .*contains braces"):
         check_config(given)
 
 
