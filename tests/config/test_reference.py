@@ -116,7 +116,7 @@ def test_the_schema_accepts_the_configuration_and_its_overlays(validator, path):
         ({"resources": {"cook": {"gpus": 0}}}, ["resources"]),
         ({"resources": {"refine": {"gpu": 0}}}, ["resources", "refine"]),
         ({"bases": [{"name": "a", "temprature": 1.0}]}, ["bases", 0]),
-        ({"report": {"titel": "a"}}, ["report"]),
+        ({"report": {"titl": "a"}}, ["report"]),
     ],
 )
 def test_the_schema_finds_mistyped_keys_and_values(validator, values, where):
