@@ -231,10 +231,10 @@ def test_names_must_fit_together(values):
     method["base"] = "train_compositions"
     with pytest.raises(FlowllmError, match="needs a flow with start: simple"):
         check_config(changed(values, "methods", [method]))
-    with pytest.raises(FlowllmError, match="bases: a name stands twice"):
+    with pytest.raises(FlowllmError, match="bases: each name must be unique"):
         check_config(changed(values, "bases.0.name", "train_compositions"))
     twice = changed(values, "methods", [values["methods"][0]] * 2)
-    with pytest.raises(FlowllmError, match="methods: a name stands twice"):
+    with pytest.raises(FlowllmError, match="methods: each name must be unique"):
         check_config(twice)
     for name in ("test", "tau0.7-p0.9", values["methods"][0]["name"]):
         with pytest.raises(FlowllmError, match=r"name.* test is|needs a name that no other row"):

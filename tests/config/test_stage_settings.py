@@ -1,6 +1,7 @@
 """Every stage declares the sections that it is given."""
 
 import importlib
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -41,8 +42,9 @@ run(Settings.from_json("prepare", ""))
         ("prepare", "max_atom", '"Prepare" has no attribute "max_atom"'),
     ],
 )
-def test_the_type_checker_finds_a_mistyped_section(tmp_path, section, key, message):
+def test_the_type_checker_finds_a_mistyped_section(tmp_path, monkeypatch, section, key, message):
     api = pytest.importorskip("mypy.api", reason="mypy is not installed; the extra dev has it")
+    monkeypatch.setenv("MYPYPATH", str(Path(__file__).parents[2] / "src"))
     code = tmp_path / "stage.py"
     code.write_text(CODE.format(section=section, key=key))
     # Only this file is checked; the cache of the package serves all four runs.

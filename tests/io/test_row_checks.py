@@ -14,7 +14,7 @@ from crystals import perovskite, rocksalt
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
-from flowllm.io.row_checks import find_fault
+from flowllm.io.row_checks import find_wrong_value
 from flowllm.io.schemas import SCHEMA_VERSION
 from flowllm.io.tables import crystal_columns, read_table, write_table
 from tables_parts import crystals
@@ -145,9 +145,9 @@ def test_no_crystal_of_ours_is_refused(data):
         for i, one in enumerate(members)
     ]
     table = pa.Table.from_pylist(rows, schema=schemas.BASE)
-    assert find_fault(table, schemas.BASE) is None
+    assert find_wrong_value(table, schemas.BASE) is None
     start = data.draw(st.integers(0, len(rows)))
-    assert find_fault(table.slice(start), schemas.BASE) is None
+    assert find_wrong_value(table.slice(start), schemas.BASE) is None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -159,7 +159,9 @@ def test_the_first_wrong_row_of_a_slice_is_found(data):
     start = data.draw(st.integers(0, place))
     rows = [pair(str(i), rocksalt()) for i in range(count)]
     WRONG[case][0](rows[place])
-    fault = find_fault(pa.Table.from_pylist(rows, schema=schemas.PAIRS).slice(start), schemas.PAIRS)
+    fault = find_wrong_value(
+        pa.Table.from_pylist(rows, schema=schemas.PAIRS).slice(start), schemas.PAIRS
+    )
     assert fault is not None
     assert fault.row == place - start
 

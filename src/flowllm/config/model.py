@@ -1,8 +1,8 @@
-"""The configuration: one model a section, no defaults here, no unknown keys.
+"""The whole configuration: one model per section, no defaults, no unknown keys.
 
-`config.yaml` holds every value once, with its unit and source; overlays (`workflow/config/*.yaml`)
-change some. A stage is given just the sections that `STAGES` names for it, so that a change reruns
-only what depends on it.
+`config.yaml` gives every value once, and overlays (`workflow/config/*.yaml`) change some. A stage
+is given only the sections that `STAGES` names for it, so that a change reruns only what depends on
+it.
 """
 
 from pathlib import Path
@@ -38,12 +38,12 @@ from flowllm.config.sections.llm import (
 from flowllm.config.stages import STAGES, ListName
 
 SHAPES_OF_DRAFTS = ("structured", "restrict_tokens")
-"""Keys of `sample_pairs` and `sample_base` that change which texts can come at all.
+"""Keys of `sample_pairs` and `sample_base` that change which texts are possible.
 
-A flow is trained on the drafts of the one and starts from those of the other, so that they must
-agree. Temperature and nucleus may differ, as in the paper (appendix C). So may
-`reject_close_atoms`: of the drafts without two atoms at one point it changes nothing but their
-number, and the others no flow without noise can part.
+A flow is trained on the drafts of the first and starts from those of the second, so both must have
+equal values. Temperature and top_p may differ, as in the paper (appendix C). `reject_close_atoms`
+may differ too: it changes only the number of the drafts without two atoms at one point, and no flow
+without noise can separate the atoms of the others.
 """
 
 
@@ -142,7 +142,7 @@ class Config(Section):
         methods = [method.name for method in (*self.methods, *self.csp_methods)]
         for names, where in ((flows, "flows"), (bases, "bases"), (methods, "methods")):
             if len(set(names)) != len(names):
-                raise ValueError(f"{where}: a name stands twice in {names}")
+                raise ValueError(f"{where}: each name must be unique, got {names}")
         external = [row.name for row in self.external_samples]
         if len(set(external)) != len(external) or {*external} & {*bases, *methods}:
             raise ValueError(
@@ -150,7 +150,9 @@ class Config(Section):
                 "method has"
             )
         if "test" in [*methods, *external]:
-            raise ValueError("methods: the name test is the test split's, take another")
+            raise ValueError(
+                "methods: the name test is reserved for the test split; use another name"
+            )
         self._bases_fit()
         self._flows_fit()
         self._drafts_fit()
@@ -162,20 +164,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _dft_on_one_scale(self) -> "Config":
-        """Said before the DFT is paid for; stability looks at the energies themselves."""
+        """Refuse a DFT hull of another scale before DFT runs; stability checks the energies."""
         found = self.dft_hull.correction_scheme
         ours = self.dft_collect.correction_scheme.removesuffix("_plus_u_only")
         needed = "GPAW" if self.dft.code == "gpaw" else ours
         if self.dft_hull.source is not None and found != needed:
             raise ValueError(
                 f"dft_hull: its energies are of {found}, those of dft.code {self.dft.code} will be "
-                f"of {needed}; give dft_hull a source and a correction_scheme of {needed}"
+                f"of {needed}. Give dft_hull a source and a correction_scheme of {needed}"
             )
         return self
 
     @property
     def asks_llm(self) -> bool:
-        """Whether some row is drawn from the language model; what it knows is measured then."""
+        """Whether a method samples the language model, whose invariance is then measured."""
         rows = (*self.methods, *self.csp_methods)
         return any(method.base != TRAIN_COMPOSITIONS for method in rows)
 
@@ -222,7 +224,7 @@ class Config(Section):
                 )
 
     def row(self, kind: ListName, name: str) -> Flow | Base | CspBase | Method | External:
-        """Return the row of a name in one of the lists."""
+        """Return the row with a name in one of the lists."""
         rows = {
             "flow": self.flows,
             "base": self.bases,

@@ -25,12 +25,12 @@ class Data(Section):
     def _url_holds_no_password(cls, url: str | None) -> str | None:
         if url is not None and has_credentials(url):
             raise UnshownError(
-                "a user name or password in it would be recorded; take an address without"
+                "a user name or password in it would be recorded; use an address without them"
             )
         if url is not None and ("?" in url or "#" in url):
             raise UnshownError(
-                "the files' names are put at its end, so it cannot have a query (and a token in "
-                "it would be recorded); take an address without"
+                "the files' names are appended to it, so it cannot have a query (and a token in "
+                "it would be recorded); use an address without a query"
             )
         return url
 
@@ -65,8 +65,8 @@ class Prepare(Section):
 class Sizes(Section):
     """How much is sampled, and how it is cut into shards; only the workflow reads these.
 
-    A shard's content depends on which draws it holds and not on these totals, so that raising a
-    total adds shards and keeps the finished ones.
+    A shard's content depends on its draws and not on these totals, so that a higher total adds
+    shards and keeps the finished ones.
     """
 
     num_pairs: PositiveInt = Field(description="training pairs of the flow, N_tr; paper, App. C")

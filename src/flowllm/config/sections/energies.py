@@ -39,7 +39,7 @@ class Dft(Section):
 
 
 class DftInputs(Section):
-    """Which relaxed crystals go to DFT, and with what inputs."""
+    """Selection of relaxed crystals for DFT, and their inputs."""
 
     input_set: Literal["MPRelaxSet", "MPScanRelaxSet", "MPStaticSet"] = Field(
         description="pymatgen's input set for code vasp: MPRelaxSet (paper), MPScanRelaxSet "
@@ -76,7 +76,7 @@ class DftCollect(Section):
 
 
 class ReferenceHull(Section):
-    """The reference for the potential's energies; its crystals are relaxed as `prerelax` says."""
+    """The reference for the potential's energies; `prerelax` says how its crystals are relaxed."""
 
     source: OwnPath = Field(
         description="train (training crystals, relaxed by prerelax.max_force and "
@@ -113,12 +113,12 @@ class DftHull(Section):
     @model_validator(mode="after")
     def _scheme_of_source(self) -> "DftHull":
         if self.source in ("matbench_discovery", "mp_api") and self.correction_scheme != "MP2020":
-            raise ValueError(f"correction_scheme: the energies of {self.source} have MP2020's")
+            raise ValueError(f"correction_scheme: {self.source} has energies of MP2020; set MP2020")
         return self
 
 
 class Stability(Section):
-    """What stable means."""
+    """Thresholds of stability."""
 
     stable_below: float = Field(description="eV/atom above the hull; paper, App. D")
     inclusive: bool = Field(

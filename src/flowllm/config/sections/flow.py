@@ -80,7 +80,7 @@ class TrainRfm(Section):
         if not (0 <= low < 60 and 120 < high <= 180):
             raise ValueError(
                 "the open interval must contain the angles of a reduced cell, 60 to 120 degrees, "
-                "and lie within 0 to 180 degrees; the paper's is [59.9, 120.1]"
+                "and be within 0 to 180 degrees; the paper's is [59.9, 120.1]"
             )
         return bounds
 
@@ -97,8 +97,8 @@ class TrainRfm(Section):
     def _supplements_are_negatives(self) -> "TrainRfm":
         if self.augment_axes and abs(sum(self.angle_bounds) - 180) > 1e-9:
             raise ValueError(
-                f"augment_axes turns angles into their supplements, so angle_bounds must lie even "
-                f"about 90 degrees (given {list(self.angle_bounds)})"
+                f"augment_axes replaces angles by their supplements, so angle_bounds must be "
+                f"symmetric about 90 degrees (got {list(self.angle_bounds)})"
             )
         return self
 
@@ -133,7 +133,8 @@ Flow = Annotated[LlmFlow | SimpleFlow, Field(discriminator="start")]
 """One velocity network: the base distribution that it carries to the data."""
 
 TRAIN_COMPOSITIONS = "train_compositions"
-"""The base without a language model: atoms of random training crystals, all else FlowMM's base."""
+"""The baseline without a language model: compositions of random training crystals, and FlowMM's
+base distribution for cells and coordinates."""
 
 
 class Method(Section):

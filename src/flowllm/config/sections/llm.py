@@ -23,11 +23,11 @@ CONDITIONS = (
     "e_above_hull",
     "space_group_number",
 )
-"""What a prompt can give of a crystal, in the order of its sentences."""
+"""Properties of a crystal that a prompt can give, in the order of its sentences."""
 
 
 class Prompts(Section):
-    """What the language model is asked, in training and sampling alike."""
+    """Prompts of the language model, the same in training and sampling."""
 
     introduction: str = Field(description="first sentence of every prompt")
     formula: str = Field(description="sentence with {formula}")
@@ -57,14 +57,14 @@ class Prompts(Section):
 
     @model_validator(mode="after")
     def _values_are_told_apart(self) -> "Prompts":
-        """Each sentence gives one value, and no two sentences read alike."""
+        """Refuse sentences that give another value than their own, and equal sentences."""
         allowed = {name: {name} for name in CONDITIONS} | {"infill": {"mask"}}
         for name in ("introduction", *CONDITIONS, "instruction", "infill"):
             found = set(re.findall(r"\{(\w*)\}", getattr(self, name)))
             if foreign := sorted(found - allowed.get(name, set())):
                 raise ValueError(
-                    f"{name}: {{{foreign[0]}}} would stay in the prompt as it is; a sentence gives "
-                    "the one value that it is named after"
+                    f"{name}: {{{foreign[0]}}} would stay in the prompt as it is; remove it, since "
+                    "a sentence gives only the value that it is named after"
                 )
         read: dict[str, str] = {}
         for name in CONDITIONS:
@@ -81,14 +81,16 @@ class Prompts(Section):
     @classmethod
     def _mask_is_one_word(cls, mask: str) -> str:
         if len(mask.split()) != 1 or mask != mask.strip():
-            raise ValueError("must be one word without spaces: it stands in a symbol's line")
+            raise ValueError(
+                "must be one word without spaces, since it replaces a symbol in its line"
+            )
         if re.fullmatch(r"[A-Z][a-z]?", mask):
-            raise ValueError("looks like an element's symbol; take a word that no element has")
+            raise ValueError("looks like an element's symbol; use another word")
         return mask
 
 
 Quantization = Literal["nf4", "int8", "none"]
-"""Of frozen weights: 4-bit NormalFloat (QLoRA), 8-bit integers (LLM.int8()), or not at all."""
+"""Of frozen weights: 4-bit NormalFloat (QLoRA), 8-bit integers (LLM.int8()), or none."""
 
 
 class FinetuneLlm(Section):
@@ -174,7 +176,9 @@ class FinetuneLlm(Section):
     @model_validator(mode="after")
     def _int8_is_not_sharded(self) -> "FinetuneLlm":
         if self.sharding == "fsdp" and self.quantization == "int8":
-            raise ValueError("sharding fsdp takes the quantizations nf4 and none; int8 is not cut")
+            raise ValueError(
+                "sharding fsdp needs quantization nf4 or none, since int8 weights cannot be sharded"
+            )
         return self
 
     @model_validator(mode="after")
@@ -189,14 +193,17 @@ class FinetuneLlm(Section):
     @model_validator(mode="after")
     def _shares_leave_room(self) -> "FinetuneLlm":
         if self.infill_share + self.formula_share + self.properties_share > 1:
-            raise ValueError("infill_share, formula_share and properties_share exceed 1 together")
+            raise ValueError(
+                "the sum of infill_share, formula_share and properties_share exceeds 1; lower one "
+                "of them"
+            )
         return self
 
 
 MAX_LOSS_RISE = 0.02
 """Nats per token by which merging may raise the validation loss without a warning. Measured with
-SmolLM2-135M after 30 steps beside nf4 weights (loss 0.6579): the original weights cost 0.028, the
-dequantized ones rounded to bfloat16 0.0004, in float32 nothing."""
+SmolLM2-135M after 30 steps with nf4 weights (loss 0.6579): the original weights raise it by 0.028,
+the dequantized ones by 0.0004 in bfloat16 and by nothing in float32."""
 
 
 class MergeAdapter(Section):
@@ -210,7 +217,7 @@ class MergeAdapter(Section):
 
 
 class Invariance(Section):
-    """How well the language model knows that a crystal has no origin and its atoms no order."""
+    """Measurement of the language model's invariance under translation and permutation."""
 
     num_crystals: PositiveInt = Field(description="validation crystals, the first ones")
     num_transformations: PositiveInt = Field(
@@ -223,10 +230,10 @@ Backend = Literal["vllm", "transformers"]
 
 
 def _check_structured(structured: bool, backend: Backend) -> None:
-    """Refuse a grammar without the engine that holds to it."""
+    """Refuse a grammar with an engine that cannot follow one."""
     if structured and backend != "vllm":
         raise ValueError(
-            f"structured: true needs backend: vllm, since {backend} holds to no grammar; set "
+            f"structured: true needs backend: vllm, since {backend} cannot follow a grammar; set "
             "structured: false or backend: vllm"
         )
 
@@ -269,13 +276,13 @@ class SamplePairs(Section):
     )
 
     @model_validator(mode="after")
-    def _engine_holds_to_grammar(self) -> "SamplePairs":
+    def _engine_follows_grammar(self) -> "SamplePairs":
         _check_structured(self.structured, self.backend)
         return self
 
 
 class Base(Section):
-    """One way of drawing unconditional crystals from the language model."""
+    """A base distribution: one way of sampling the language model without conditions."""
 
     name: Name = Field(description="name of the base distribution")
     temperature: PositiveFloat = Field(description="sampling temperature of the language model")
@@ -306,13 +313,13 @@ class SampleBase(Section):
     )
 
     @model_validator(mode="after")
-    def _engine_holds_to_grammar(self) -> "SampleBase":
+    def _engine_follows_grammar(self) -> "SampleBase":
         _check_structured(self.structured, self.backend)
         return self
 
 
 class CspBase(Section):
-    """One way of drawing crystals of the test split's formulas: structure prediction."""
+    """One way of sampling crystals of the test split's formulas (structure prediction)."""
 
     name: Name = Field(description="name of the base distribution")
     temperature: PositiveFloat = Field(description="sampling temperature of the language model")
