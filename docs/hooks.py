@@ -8,7 +8,7 @@ import ast
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,11 @@ import pyarrow as pa
 import yaml
 
 from flowllm.config.model import Config
-from flowllm.config.stages import STAGES
+from flowllm.config.reference import resolve, sections
 from flowllm.io import schemas
 
 ROOT = Path(__file__).parents[1]
 
-_COMMENT = re.compile(r"(?:^|\s)#\s(.*)$")
-_TARGET = re.compile(r"^->[^;:]*[;:]?\s*")
-_KEY = re.compile(r"^(?:  )?(\w+):")
 _EQUATION = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 _INLINE = re.compile(r"(?<![`$\\\w])\$(?!\s)([^$`\n]+?)(?<!\s)\$(?!\w)")
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -48,44 +45,29 @@ def equations(markdown: str) -> str:
 
 def configuration() -> Iterator[str]:
     """Give the lines of the configuration's reference: key, value, what it may be, meaning."""
-    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
-    values, comments = yaml.safe_load(text), _comments(text)
+    values = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     schema = Config.model_json_schema()
-    for name, section in schema["properties"].items():
-        stages = [stage for stage, about in STAGES.items() if name in about.sections]
-        rows = section.get("items") or section.get("additionalProperties")
-        models = _models(rows or section, schema)
-        described = " Or: ".join(model.get("description", "") for model in models)
-        yield from ("", f"## {name}", "", described, "")
-        if comment := _TARGET.sub("", comments.get((name,), "")):
-            yield from (comment[0].upper() + comment[1:] + ".", "")
-        if stages:
-            yield from (f"A change reruns {_words(stages)} and what depends on their results.", "")
-        fields: dict[str, list[Any]] = {}
-        for model in models:
-            for key, field in model.get("properties", {}).items():
-                fields.setdefault(key, []).append(field)
-        if not fields:
-            yield f"`{json.dumps(values[name])}`: {_kind(section, schema)}"
+    for section in sections():
+        value = values[section.name]
+        sentence = f"{section.description[0].upper()}{section.description[1:]}."
+        yield from ("", f"## {section.name}", "", sentence, "")
+        if section.stages:
+            stages = _words(section.stages)
+            yield from (f"A change reruns {stages} and what depends on their results.", "")
+        if not section.keys:
+            yield f"`{json.dumps(value)}`: {_kind(schema['properties'][section.name], schema)}"
             continue
-        yield from ("| key | value | may be | meaning | unit, source |", "|---|---|---|---|---|")
-        for key, forms in fields.items():
-            shown = "" if rows else f"`{json.dumps(values[name][key], ensure_ascii=False)}`"
-            said = forms[0].get("description", ""), comments.get((name, key), "")
-            kinds = dict.fromkeys(_kind(form, schema) for form in forms)
-            cells = [f"`{key}`", shown, " or ".join(kinds), *said]
+        yield from ("| key | value | may be | meaning, unit, source |", "|---|---|---|---|")
+        for key, fields in section.keys.items():
+            shown = "" if section.has_rows else f"`{json.dumps(value[key], ensure_ascii=False)}`"
+            kinds = dict.fromkeys(_kind(field, schema) for field in fields)
+            cells = [f"`{key}`", shown, " or ".join(kinds), fields[0]["description"]]
             yield f"| {' | '.join(map(_cell, cells))} |"
-
-
-def _models(section: Any, schema: Any) -> list[Any]:
-    """The model of a section, or of a list's rows; each of them where a row may be of several."""
-    model = _resolve(section, schema)
-    return [_resolve(choice, schema) for choice in model.get("oneOf", [model])]
 
 
 def _kind(field: Any, schema: Any) -> str:
     """What a value may be, from its JSON schema."""
-    field = _resolve(field, schema)
+    field = resolve(field, schema)
     if "anyOf" in field:
         return " or ".join(_kind(choice, schema) for choice in field["anyOf"])
     if "enum" in field or "const" in field:
@@ -97,24 +79,6 @@ def _kind(field: Any, schema: Any) -> str:
         return f"list of {_kind(field['items'], schema)}"
     bounds = " and ".join(f"{sign} {field[key]}" for key, sign in _BOUNDS.items() if key in field)
     return " ".join(filter(None, (field.get("type", field.get("title", "")), bounds)))
-
-
-def _resolve(field: Any, schema: Any) -> Any:
-    reference = field.get("$ref", "").rpartition("/")[2]
-    return schema["$defs"][reference] if reference else field
-
-
-def _comments(text: str) -> dict[tuple[str, ...], str]:
-    """The comments of config.yaml by key, `(section,)` or `(section, key)`."""
-    found: dict[tuple[str, ...], str] = {}
-    section = ""
-    for line in text.splitlines():
-        key, comment = _KEY.match(line), _COMMENT.search(line)
-        if key and not line.startswith(" "):
-            section = key[1]
-        if key and comment:
-            found[(section, key[1]) if line.startswith(" ") else (section,)] = comment[1].strip()
-    return found
 
 
 def artefacts() -> Iterator[str]:
@@ -152,7 +116,7 @@ def _docstrings(source: str) -> dict[str, str]:
     return found
 
 
-def _words(names: list[str]) -> str:
+def _words(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 

@@ -1,7 +1,7 @@
 """The crystal record: atom types, fractional coordinates, lattice lengths and angles.
 
-The same convention everywhere (paper, section 3): `frac_coords` in [0, 1), `lengths` a, b, c in
-angstrom, `angles` alpha, beta, gamma in degrees. A lattice given this way has no orientation.
+All modules use one convention (paper, section 3): `frac_coords` in [0, 1), `lengths` a, b, c in
+angstrom, `angles` alpha, beta, gamma in degrees. Such a lattice has no orientation.
 """
 
 import math
@@ -18,10 +18,10 @@ from flowllm.errors import FlowllmError
 MAX_ATOMIC_NUMBER = 118
 
 MIN_SQUARED_VOLUME = 1e-6
-"""What the squared volume of a cell with unit edges must exceed; see `lattice_has_volume`."""
+"""Lower bound of the squared volume of a cell with unit edges; see `lattice_has_volume`."""
 
 MIN_DISTANCE = 0.5
-"""Angstrom; atoms are never closer in a real crystal (paper, appendix D)."""
+"""Angstrom; no atoms of a real crystal are closer (paper, appendix D)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ class Crystal:
         numbers = np.asarray(atomic_numbers, dtype=np.int64)
         coords = np.asarray(frac_coords, dtype=np.float64)
         with np.errstate(over="ignore"):
-            # Rounded first and checked then: a length of 1e39 is none in float32.
+            # Rounded before the checks: a length of 1e39 is infinite in float32.
             abc = np.asarray(lengths, dtype=np.float64).astype(np.float32)
             degrees = np.asarray(angles, dtype=np.float64).astype(np.float32)
         if numbers.ndim != 1 or numbers.size == 0:
@@ -73,7 +73,7 @@ class Crystal:
                 f"lengths and angles have shapes {abc.shape} and {degrees.shape}, expected (3,)"
             )
         if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
-            raise FlowllmError(f"atomic_numbers {numbers.tolist()} holds a number of no element")
+            raise FlowllmError(f"atomic_numbers {numbers.tolist()} has a number of no element")
         if not (
             np.isfinite(coords).all() and np.isfinite(abc).all() and np.isfinite(degrees).all()
         ):
@@ -94,13 +94,13 @@ class Crystal:
         """Build the record from an ordered pymatgen structure.
 
         Raises:
-            FlowllmError: a site is disordered, or holds something that is not an element.
+            FlowllmError: a site is disordered, or its species is not an element.
         """
         if not structure.is_ordered:
             raise FlowllmError("disordered sites")
         numbers = [getattr(site.specie, "Z", 0) for site in structure]
-        # Lengths and angles alone mean a right-handed cell; in a left-handed one all three vectors
-        # are turned round, which keeps lengths, angles and the crystal, not its mirror image.
+        # Lengths and angles imply a right-handed cell. The three vectors of a left-handed one are
+        # inverted, which keeps lengths, angles and the crystal, and avoids its mirror image.
         handedness = 1 if np.linalg.det(structure.lattice.matrix) > 0 else -1
         return cls.from_arrays(
             numbers,
@@ -110,7 +110,7 @@ class Crystal:
         )
 
     def to_structure(self) -> Structure:
-        """Return the crystal as a pymatgen structure, a along x's standard orientation."""
+        """Return the crystal as a pymatgen structure, in pymatgen's standard orientation."""
         lattice = Lattice.from_parameters(*self.lengths.tolist(), *self.angles.tolist())
         return Structure(lattice, self.atomic_numbers.tolist(), self.frac_coords.astype(np.float64))
 
@@ -128,14 +128,14 @@ class Crystal:
 def wrap(frac_coords: np.ndarray) -> np.ndarray:
     """Wrap fractional coordinates into [0, 1), as float32 (any shape).
 
-    The float32 nearest to a number just below 1 can be 1 itself; it becomes 0, the same point.
+    The float32 nearest to a number just below 1 can be 1, which becomes 0, the same point.
     """
     wrapped = np.mod(np.asarray(frac_coords, dtype=np.float64), 1.0).astype(np.float32)
     return np.where(wrapped >= 1.0, np.float32(0.0), wrapped)
 
 
 def lattice_has_volume(angles: np.ndarray) -> bool:
-    """Whether three angles in degrees (3,) can be the angles of a cell of positive volume.
+    """Return whether three angles in degrees (3,) belong to a cell of positive volume.
 
     The squared volume of a cell with unit edges is
     1 + 2 cos(alpha) cos(beta) cos(gamma) - cos(alpha)^2 - cos(beta)^2 - cos(gamma)^2.
@@ -147,7 +147,7 @@ def lattice_has_volume(angles: np.ndarray) -> bool:
 
 
 def cell_formula(atomic_numbers: np.ndarray) -> str:
-    """Formula of a cell with all its counts, by electronegativity, e.g. `Na4Cl4`, `Mg1O1`."""
+    """Return a cell's formula with all counts, by electronegativity, e.g. `Na4Cl4`, `Mg1O1`."""
     numbers, counts = np.unique(np.asarray(atomic_numbers), return_counts=True)
     by_number = {int(z): int(count) for z, count in zip(numbers, counts, strict=True)}
     ordered = sorted(by_number, key=_electronegativity)
@@ -156,7 +156,7 @@ def cell_formula(atomic_numbers: np.ndarray) -> str:
 
 @cache
 def _electronegativity(atomic_number: int) -> tuple[float, str]:
-    """Sort key of an element in a formula: electronegativity, elements without one last."""
+    """Return an element's sort key in a formula; elements without electronegativity are last."""
     element = Element.from_Z(atomic_number)
     pauling = element.data.get("X")
     return (math.inf if pauling is None or math.isnan(pauling) else pauling, element.symbol)

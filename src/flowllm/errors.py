@@ -1,9 +1,9 @@
-"""The one exception a user is meant to read."""
+"""The exception of all errors that a user can correct."""
 
 
 class FlowllmError(Exception):
-    """Something the user can mend: the message names the file, row and field, and what to do.
+    """An error that the user can correct; the message says what is wrong, where, and what to do.
 
-    The command line prints it without a traceback; every other exception is a defect of ours
-    and keeps its traceback.
+    The command line prints it without a traceback. Every other exception is a defect of FlowLLM and
+    keeps its traceback.
     """

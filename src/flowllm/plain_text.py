@@ -1,4 +1,4 @@
-"""Text of others as plain text: no secret of an address, nothing that a program would run."""
+"""Foreign text as plain text: without secrets of addresses, and without commands to programs."""
 
 import re
 import unicodedata
@@ -6,12 +6,12 @@ import unicodedata
 _ADDRESS = re.compile(r"\b(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<rest>[^\s\"'<>`]+)", re.IGNORECASE)
 
 _LOOSE_QUERY = re.compile(r"\?[\w.~-]+=[^\s\"'<>`]+")
-"""A query whose address is not whole, as errors of http.client have it."""
+"""A query without the beginning of its address, as in errors of http.client."""
 
 HIDDEN = "[hidden]"
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes the beginning of a formula for (OWASP, CSV injection)."""
+"""Characters that begin a formula in a spreadsheet (OWASP, CSV injection)."""
 
 _MARKDOWN = re.compile(r"([\\`*\[\]|])")
 
@@ -19,8 +19,8 @@ _MARKDOWN = re.compile(r"([\\`*\[\]|])")
 def redacted(text: str) -> str:
     """Return a text with the passwords, queries and fragments of its addresses hidden.
 
-    A signed address (`?X-Amz-Signature=...`) and a token in a query open what they name to
-    everybody who reads a log.
+    A signed address (`?X-Amz-Signature=...`) or a token in a query gives access to everybody who
+    reads a log.
     """
     return _LOOSE_QUERY.sub(f"?{HIDDEN}", _ADDRESS.sub(_redacted_address, text))
 
@@ -37,12 +37,12 @@ def _redacted_address(found: re.Match[str]) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return a text with its control characters written out as Python writes them.
+    """Return a text with its control characters as Python escapes.
 
-    A terminal takes escape sequences as orders; marks of direction show a text in another order.
+    A terminal executes escape sequences, and direction marks change the displayed order of a text.
 
     Args:
-        text: of a file, perhaps another's.
+        text: text of any origin.
         keep: control characters that stay.
     """
     return "".join(one if one in keep or _is_plain(one) else _written_out(one) for one in text)
@@ -57,10 +57,10 @@ def _written_out(character: str) -> str:
 
 
 def spreadsheet_text(cell: object) -> object:
-    """Return a cell of a CSV file, text that a spreadsheet would run behind an apostrophe.
+    """Return a cell of a CSV file, with an apostrophe before text that a spreadsheet would run.
 
-    Numbers stay as they are, also negative ones. To read an id back, drop the first apostrophe of a
-    cell that begins with one: texts of ours that do begin with an apostrophe get a second one.
+    Numbers do not change, negative ones included. To read an id back, remove the first apostrophe
+    of a cell that begins with one: texts that begin with an apostrophe get a second one.
     """
     if isinstance(cell, str) and cell.startswith((*FORMULA_STARTS, "'")):
         return f"'{cell}"
@@ -68,7 +68,7 @@ def spreadsheet_text(cell: object) -> object:
 
 
 def markdown_text(text: str) -> str:
-    """Return a text as Markdown shows it: no HTML, no links, no columns of its own."""
+    """Return a text that Markdown shows unchanged: HTML, links and columns are escaped."""
     one_line = " ".join(printable(text, keep="\n\t\r").split("\n"))
     escaped = _MARKDOWN.sub(r"\\\1", one_line)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

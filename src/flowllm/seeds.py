@@ -1,4 +1,4 @@
-"""Every random number of the pipeline comes from one seed and a name for what it is used for."""
+"""Random numbers of the pipeline, all derived from one seed and the name of their use."""
 
 import hashlib
 
@@ -10,8 +10,8 @@ Key = str | int
 def derive(seed: int, *keys: Key) -> int:
     """Derive an independent 63-bit seed for the use that `keys` names.
 
-    A draw's seed depends on what is drawn, not on which worker draws it or when, so results do not
-    change with the number of workers or with interruptions.
+    A draw's seed depends on what is drawn, not on the worker or the time, so results do not change
+    with the number of workers or with interruptions.
 
     Args:
         seed: the configuration's seed.
@@ -20,7 +20,7 @@ def derive(seed: int, *keys: Key) -> int:
     Returns:
         An integer in [0, 2**63), stable across platforms and Python versions.
     """
-    # An integer of numpy names the same use as Python's.
+    # NumPy's and Python's integers give the same text.
     named = [f"str:{key}" if isinstance(key, str) else f"int:{int(key)}" for key in keys]
     text = "\x1f".join([str(seed), *named])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

@@ -231,10 +231,10 @@ def test_names_must_fit_together(values):
     method["base"] = "train_compositions"
     with pytest.raises(FlowllmError, match="needs a flow with start: simple"):
         check_config(changed(values, "methods", [method]))
-    with pytest.raises(FlowllmError, match="bases: a name stands twice"):
+    with pytest.raises(FlowllmError, match="bases: each name must be unique"):
         check_config(changed(values, "bases.0.name", "train_compositions"))
     twice = changed(values, "methods", [values["methods"][0]] * 2)
-    with pytest.raises(FlowllmError, match="methods: a name stands twice"):
+    with pytest.raises(FlowllmError, match="methods: each name must be unique"):
         check_config(twice)
     for name in ("test", "tau0.7-p0.9", values["methods"][0]["name"]):
         with pytest.raises(FlowllmError, match=r"name.* test is|needs a name that no other row"):
@@ -487,15 +487,15 @@ PATHS = ("run_dir", "data.source", "finetune_llm.base_model", "reference_hull.so
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("runs/{x}", "holds braces"),
-        ("runs/x}", "holds braces"),
+        ("runs/{x}", "contains braces"),
+        ("runs/x}", "contains braces"),
         ("runs/a\nb", "another control character"),
         ("runs/\x00", "another control character"),
         ("runs/\x1b[2J", "another control character"),
-        ("$SCRATCH/run", "names a variable"),
-        ("${SCRATCH}/run", "names a variable"),
+        ("$SCRATCH/run", "contains a variable"),
+        ("${SCRATCH}/run", "contains a variable"),
         ("~nobody-of-this-name/run", "no such user"),
-        ("", "at least 1 character"),
+        ("", "is empty"),
         ("run ", "begins or ends with a space"),
     ],
 )
@@ -510,7 +510,7 @@ def test_optional_paths_are_checked_too(values, key):
     given = values | {"external_samples": [row]}
     if key == "dft_hull.source":
         given = changed(values, key, "runs/{x}")
-    with pytest.raises(FlowllmError, match=rf"\n  {re.escape(key)}: .*holds braces"):
+    with pytest.raises(FlowllmError, match=rf"\n  {re.escape(key)}: .*contains braces"):
         check_config(given)
 
 

@@ -14,7 +14,7 @@ from crystals import perovskite, rocksalt
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
-from flowllm.io.row_checks import find_fault
+from flowllm.io.row_checks import find_wrong_value
 from flowllm.io.schemas import SCHEMA_VERSION
 from flowllm.io.tables import crystal_columns, read_table, write_table
 from tables_parts import crystals
@@ -50,9 +50,9 @@ WRONG = {
     ),
     "an atom short": (edited("atomic_numbers", lambda x: x[:-1]), "coordinates of 2 of 1 atoms"),
     "no atoms": (edited("atomic_numbers", lambda _: []), "atomic_numbers is empty"),
-    "Z = 0": (edited("atomic_numbers", lambda x: [*x[:-1], 0]), "holds 0, which is"),
-    "Z = 119": (edited("atomic_numbers", lambda x: [119, *x[1:]]), "holds 119, which is"),
-    "Z = 200": (edited("atomic_numbers", lambda x: [200, *x[1:]]), "holds 200, which is"),
+    "Z = 0": (edited("atomic_numbers", lambda x: [*x[:-1], 0]), "has 0, which is"),
+    "Z = 119": (edited("atomic_numbers", lambda x: [119, *x[1:]]), "has 119, which is"),
+    "Z = 200": (edited("atomic_numbers", lambda x: [200, *x[1:]]), "has 200, which is"),
     "a null atom": (edited("atomic_numbers", lambda x: [None, *x[1:]]), "number of no element"),
     "NaN coordinate": (edited("frac_coords", lambda x: [[NAN, 0, 0], *x[1:]]), r"outside of \[0"),
     "a coordinate of 7": (edited("frac_coords", lambda x: [[7, 0, 0], *x[1:]]), r"outside of \[0"),
@@ -145,9 +145,9 @@ def test_no_crystal_of_ours_is_refused(data):
         for i, one in enumerate(members)
     ]
     table = pa.Table.from_pylist(rows, schema=schemas.BASE)
-    assert find_fault(table, schemas.BASE) is None
+    assert find_wrong_value(table, schemas.BASE) is None
     start = data.draw(st.integers(0, len(rows)))
-    assert find_fault(table.slice(start), schemas.BASE) is None
+    assert find_wrong_value(table.slice(start), schemas.BASE) is None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -159,7 +159,9 @@ def test_the_first_wrong_row_of_a_slice_is_found(data):
     start = data.draw(st.integers(0, place))
     rows = [pair(str(i), rocksalt()) for i in range(count)]
     WRONG[case][0](rows[place])
-    fault = find_fault(pa.Table.from_pylist(rows, schema=schemas.PAIRS).slice(start), schemas.PAIRS)
+    fault = find_wrong_value(
+        pa.Table.from_pylist(rows, schema=schemas.PAIRS).slice(start), schemas.PAIRS
+    )
     assert fault is not None
     assert fault.row == place - start
 

@@ -187,7 +187,7 @@ def test_an_id_may_stand_in_one_row_only(tmp_path):
     paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for path in paths:
         write_table(path, [{"id": path.name}, {"id": "same"}], CRYSTALS, METADATA)
-    with pytest.raises(FlowllmError, match="id 'same' stands in more than one row"):
+    with pytest.raises(FlowllmError, match="more than one row has the id 'same'"):
         read_tables(paths, CRYSTALS)
 
 

@@ -353,7 +353,7 @@ def test_folders_follow_the_umask(tmp_path, mask):
 FAILURES = [
     (errno.ENOSPC, "free some, or raise the quota (also of files)"),
     (errno.EDQUOT, "free some, or raise the quota (also of files)"),
-    (errno.EROFS, "name a place that can be written to"),
+    (errno.EROFS, "give a path that can be written to"),
     (errno.EACCES, "ask its owner for access"),
     (errno.EMLINK, "lower dft_inputs.folders_per_directory"),
 ]

@@ -39,15 +39,16 @@ def hooks():
     return module
 
 
-def test_configuration_reference_has_every_key_with_its_value_and_comment(hooks):
+def test_configuration_reference_has_every_key_with_its_value_and_meaning(hooks):
     lines = list(hooks.configuration())
     values = yaml.safe_load((ROOT / "config.yaml").read_text())
     for section in Config.model_fields:
         assert f"## {section}" in lines
     for key in values["train_rfm"]:
         assert any(line.startswith(f"| `{key}` |") for line in lines)
-    assert "| `lambda_f` | `200.0` | number > 0 |  | paper, App. C |" in lines
-    assert "| `stable_below` | `0.0` | number | eV/atom | eV/atom; paper, App. D |" in lines
+    loss = "weight of the coordinates in the loss; paper, App. C"
+    assert f"| `lambda_f` | `200.0` | number > 0 | {loss} |" in lines
+    assert "| `stable_below` | `0.0` | number | eV/atom above the hull; paper, App. D |" in lines
     assert any(line.startswith('| `color` | `"#0072B2"` | string |') for line in lines)
     assert "`42`: integer ≥ 0" in lines
 

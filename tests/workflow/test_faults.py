@@ -353,13 +353,13 @@ def test_a_place_that_cannot_be_written_to_is_said_in_one_sentence(
 def test_a_folder_in_the_place_of_an_output_is_refused_before_the_work(tmp_path):
     output = tmp_path / "shard.parquet"
     output.mkdir()
-    with pytest.raises(FlowllmError, match=r"shard\.parquet: a folder, and a file belongs there"):
+    with pytest.raises(FlowllmError, match=r"shard\.parquet: a folder, but a file is expected"):
         check_file(output)
     with pytest.raises(FlowllmError, match="it is a folder"), atomic_path(output) as temporary:
         temporary.touch()
     assert list(tmp_path.iterdir()) == [output]
     (tmp_path / "model").touch()
-    with pytest.raises(FlowllmError, match="model: a file, and a folder belongs there"):
+    with pytest.raises(FlowllmError, match="model: a file, but a folder is expected"):
         check_folder(tmp_path / "model")
 
 

@@ -1,1 +1,1 @@
-"""The configuration: one model per section, the stages, and how files are loaded."""
+"""The configuration: one model per section, the stages, and the loading of files."""

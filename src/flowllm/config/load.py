@@ -1,4 +1,4 @@
-"""Loading the configuration: files, overlays, and what is wrong with them."""
+"""Loading and checking of configuration files and overlays."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def load_config(paths: Sequence[Path]) -> Config:
 
     Raises:
         FlowllmError: a file is missing or not YAML, a key is unknown or missing, or a value is
-            bad; the message gives the key's path.
+            not allowed; the message gives the key's path.
     """
     merged: dict[str, Any] = {}
     for path in paths:
@@ -30,7 +30,7 @@ def load_config(paths: Sequence[Path]) -> Config:
         except yaml.YAMLError as error:
             raise FlowllmError(f"{path}: not YAML: {redacted(str(error))}") from error
         if not isinstance(loaded, Mapping):
-            raise FlowllmError(f"{path}: expected sections with keys")
+            raise FlowllmError(f"{path}: expected sections with keys, as in config.yaml")
         merged = merge(merged, loaded)
     return check_config(merged, " + ".join(str(path) for path in paths))
 
@@ -50,10 +50,12 @@ def check_config(values: Mapping[str, Any], where: str = "configuration") -> Con
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one mapping over another; mappings merge, lists and values replace."""
+    """Return one mapping with another over it; mappings merge, lists and values replace."""
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
-        both = isinstance(under, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(under, value) if both else value
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(under, value)
+        else:
+            merged[key] = value
     return merged

@@ -1,8 +1,8 @@
-"""The configuration: one model a section, no defaults here, no unknown keys.
+"""The whole configuration: one model per section, no defaults, no unknown keys.
 
-`config.yaml` holds every value once, with its unit and source; overlays (`workflow/config/*.yaml`)
-change some. A stage is given just the sections that `STAGES` names for it, so that a change reruns
-only what depends on it.
+`config.yaml` gives every value once, and overlays (`workflow/config/*.yaml`) change some. A stage
+is given only the sections that `STAGES` names for it, so that a change reruns only what depends on
+it.
 """
 
 from pathlib import Path
@@ -38,59 +38,111 @@ from flowllm.config.sections.llm import (
 from flowllm.config.stages import STAGES, ListName
 
 SHAPES_OF_DRAFTS = ("structured", "restrict_tokens")
-"""Keys of `sample_pairs` and `sample_base` that change which texts can come at all.
+"""Keys of `sample_pairs` and `sample_base` that change which texts are possible.
 
-A flow is trained on the drafts of the one and starts from those of the other, so that they must
-agree. Temperature and nucleus may differ, as in the paper (appendix C). So may
-`reject_close_atoms`: of the drafts without two atoms at one point it changes nothing but their
-number, and the others no flow without noise can part.
+A flow is trained on the drafts of the first and starts from those of the second, so both must have
+equal values. Temperature and top_p may differ, as in the paper (appendix C). `reject_close_atoms`
+may differ too: it changes only the number of the drafts without two atoms at one point, and no flow
+without noise can separate the atoms of the others.
 """
 
 
 class Config(Section):
     """The whole configuration."""
 
-    run_dir: Annotated[OwnPath, AfterValidator(lambda text: str(Path(text)))]
-    seed: NonNegativeInt
-    data: Data
-    prepare: Prepare
-    prompts: Prompts
-    finetune_llm: FinetuneLlm
-    merge_adapter: MergeAdapter
-    invariance: Invariance
-    sizes: Sizes
-    sample_pairs: SamplePairs
-    train_rfm: TrainRfm
-    flows: tuple[Flow, ...] = Field(min_length=1)
-    bases: tuple[Base, ...] = Field(min_length=1)
-    sample_base: SampleBase
-    methods: tuple[Method, ...] = Field(min_length=1)
-    external_samples: tuple[External, ...]
-    csp_bases: tuple[CspBase, ...]
-    csp_methods: tuple[Method, ...]
-    refine: Refine
-    potential: Potential
-    prerelax: Prerelax
-    reference_hull: ReferenceHull
-    dft_hull: DftHull
-    stability: Stability
-    dft: Dft
-    dft_inputs: DftInputs
-    dft_collect: DftCollect
-    fingerprints: Fingerprints
-    metrics: Metrics
-    report: Report
-    resources: dict[str, Resources]
-    nodes: Nodes
+    run_dir: Annotated[OwnPath, AfterValidator(lambda text: str(Path(text)))] = Field(
+        description="folder of all artefacts of this run"
+    )
+    seed: NonNegativeInt = Field(
+        description="seed of the run; each draw derives its own seed from it and from what is drawn"
+    )
+    data: Data = Field(description="source of the crystals")
+    prepare: Prepare = Field(description="cells, filters and splits of the crystals")
+    prompts: Prompts = Field(description="prompts, for the tasks of Gruver et al. 2024")
+    finetune_llm: FinetuneLlm = Field(
+        description="fine-tuning of the base language model with LoRA"
+    )
+    merge_adapter: MergeAdapter = Field(
+        description="addition of the adapter to the base model's weights"
+    )
+    invariance: Invariance = Field(
+        description="invariance of the merged model under translation and permutation (paper, "
+        "equation 9)",
+    )
+    sizes: Sizes = Field(
+        description="numbers of samples, and how they are divided into shards; read by the "
+        "workflow, and no result depends on it",
+    )
+    sample_pairs: SamplePairs = Field(
+        description="sampling of the pairs (c0, c1) that the flow is trained on"
+    )
+    train_rfm: TrainRfm = Field(description="velocity network and its training")
+    flows: tuple[Flow, ...] = Field(
+        min_length=1,
+        description="velocity networks, one per row, by the base distribution that they start from",
+    )
+    bases: tuple[Base, ...] = Field(
+        min_length=1,
+        description="base distributions, one branch per row: how the language model is sampled",
+    )
+    sample_base: SampleBase = Field(description="unconditional sampling, the start of generation")
+    methods: tuple[Method, ...] = Field(
+        min_length=1,
+        description="rows of the results, one branch per row through refine and all stages "
+        "after it",
+    )
+    external_samples: tuple[External, ...] = Field(
+        description="samples of other models, measured as ours are, one branch per row"
+    )
+    csp_bases: tuple[CspBase, ...] = Field(
+        description="crystal structure prediction of the test split's formulas, e.g. "
+        "workflow/config/csp.yaml",
+    )
+    csp_methods: tuple[Method, ...] = Field(
+        description="how the predictions are refined, for match rate and RMSE; keys as in methods"
+    )
+    refine: Refine = Field(description="integration of the velocity field")
+    potential: Potential = Field(
+        description="machine-learned potential of every energy that is not DFT's"
+    )
+    prerelax: Prerelax = Field(description="relaxation of the crystals by the potential")
+    reference_hull: ReferenceHull = Field(
+        description="reference entries for the potential's energies"
+    )
+    dft_hull: DftHull = Field(
+        description="reference entries for DFT energies, for the target all_dft; never mixed "
+        "with the potential's",
+    )
+    stability: Stability = Field(description="thresholds of stability")
+    dft: Dft = Field(
+        description="DFT code of every DFT energy; energies of different codes are never in "
+        "one hull",
+    )
+    dft_inputs: DftInputs = Field(description="selection of crystals for DFT, and their inputs")
+    dft_collect: DftCollect = Field(description="corrections of DFT energies")
+    fingerprints: Fingerprints = Field(description="fingerprints for coverage")
+    metrics: Metrics = Field(description="rules of the metrics")
+    report: Report = Field(description="HTML page")
+    resources: dict[str, Resources] = Field(
+        description="what each rule requests from the cluster for its first attempt"
+    )
+    nodes: Nodes = Field(
+        description="nodes per SLURM job; the job's GPUs, cores and memory are then those of "
+        "each node",
+    )
 
     @model_validator(mode="after")
     def _names_fit(self) -> "Config":
         flows = [flow.name for flow in self.flows]
-        bases = [base.name for base in (*self.bases, *self.csp_bases)] + [TRAIN_COMPOSITIONS]
+        bases = [
+            *(base.name for base in self.bases),
+            *(base.name for base in self.csp_bases),
+            TRAIN_COMPOSITIONS,
+        ]
         methods = [method.name for method in (*self.methods, *self.csp_methods)]
         for names, where in ((flows, "flows"), (bases, "bases"), (methods, "methods")):
             if len(set(names)) != len(names):
-                raise ValueError(f"{where}: a name stands twice in {names}")
+                raise ValueError(f"{where}: each name must be unique, got {names}")
         external = [row.name for row in self.external_samples]
         if len(set(external)) != len(external) or {*external} & {*bases, *methods}:
             raise ValueError(
@@ -98,7 +150,9 @@ class Config(Section):
                 "method has"
             )
         if "test" in [*methods, *external]:
-            raise ValueError("methods: the name test is the test split's, take another")
+            raise ValueError(
+                "methods: the name test is reserved for the test split; use another name"
+            )
         self._bases_fit()
         self._flows_fit()
         self._drafts_fit()
@@ -110,20 +164,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _dft_on_one_scale(self) -> "Config":
-        """Said before the DFT is paid for; stability looks at the energies themselves."""
+        """Refuse a DFT hull of another scale before DFT runs; stability checks the energies."""
         found = self.dft_hull.correction_scheme
         ours = self.dft_collect.correction_scheme.removesuffix("_plus_u_only")
         needed = "GPAW" if self.dft.code == "gpaw" else ours
         if self.dft_hull.source is not None and found != needed:
             raise ValueError(
                 f"dft_hull: its energies are of {found}, those of dft.code {self.dft.code} will be "
-                f"of {needed}; give dft_hull a source and a correction_scheme of {needed}"
+                f"of {needed}. Give dft_hull a source and a correction_scheme of {needed}"
             )
         return self
 
     @property
     def asks_llm(self) -> bool:
-        """Whether some row is drawn from the language model; what it knows is measured then."""
+        """Whether a method samples the language model, whose invariance is then measured."""
         rows = (*self.methods, *self.csp_methods)
         return any(method.base != TRAIN_COMPOSITIONS for method in rows)
 
@@ -170,7 +224,7 @@ class Config(Section):
                 )
 
     def row(self, kind: ListName, name: str) -> Flow | Base | CspBase | Method | External:
-        """Return the row of a name in one of the lists."""
+        """Return the row with a name in one of the lists."""
         rows = {
             "flow": self.flows,
             "base": self.bases,

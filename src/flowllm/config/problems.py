@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, as lines with the key's path and the value."""
+"""Messages of pydantic's errors: one line per problem, with the key's path and the value."""
 
 from collections.abc import Mapping
 
@@ -8,11 +8,11 @@ from flowllm.plain_text import redacted
 
 
 class UnshownError(ValueError):
-    """A problem with a value that no message may repeat."""
+    """A problem with a value that a message must not show (a password)."""
 
 
 def list_problems(error: ValidationError, section: str = "") -> str:
-    """One line a problem: the key's path, what is wrong, what was given."""
+    """Return one line per problem: the key's path, what is wrong, and the given value."""
     lines = []
     for problem in error.errors(include_url=False):
         path = ".".join([section] * bool(section) + [str(part) for part in problem["loc"]])

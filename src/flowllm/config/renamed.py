@@ -1,4 +1,4 @@
-"""Keys of the configuration that have another name now."""
+"""Keys of the configuration that were renamed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +8,11 @@ RENAMED = {
     "csp_settings": "csp_methods",
     "sample_pairs.draws_in_a_row": "sample_pairs.draws_per_prompt",
 }
-"""Old name to new one, with the section where there is one."""
+"""New name by old name, with the section of a key."""
 
 
 def renamed_keys(values: Mapping[str, Any]) -> list[str]:
-    """Return a line for each key of a configuration that goes by its old name."""
+    """Return one line per key of a configuration that has its old name."""
     lines = []
     for old, new in RENAMED.items():
         section, _, key = old.rpartition(".")

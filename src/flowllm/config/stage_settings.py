@@ -8,7 +8,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from flowllm.config.model import Config
 from flowllm.config.problems import list_problems
-from flowllm.config.sections.base import Section
 from flowllm.config.sections.data import External
 from flowllm.config.sections.flow import Flow, Method
 from flowllm.config.sections.llm import Base, CspBase
@@ -45,7 +44,14 @@ def stage_json(config: Config, stage: str, row: str | None = None) -> str:
 
 
 class StageSettings:
-    """What a job was given, by section as attributes; asking for any other section is an error.
+    """What a job was given, by section as attributes.
+
+    A stage declares its sections in a subclass, by which the type checker finds a mistyped one:
+
+        class Settings(StageSettings):
+            prepare: Prepare
+
+    At run time, access to any section that the stage is not given is an error as well.
 
     Attributes:
         stage: the stage's name.
@@ -54,35 +60,38 @@ class StageSettings:
         values: the sections as plain values, for the provenance record.
     """
 
+    stage: str
+    seed: int
+    version: int
+    values: dict[str, Any]
+
     def __init__(self, stage: str, given: Mapping[str, Any]) -> None:
-        """Check and hold the values made by `stage_values`.
+        """Check and keep the values of `stage_values`.
 
         Raises:
             FlowllmError: a section is missing, unknown, or has a bad value.
         """
-        models: dict[str, Any] = {name: _section_model(name) for name in STAGES[stage].sections}
-        if (kind := STAGES[stage].row) is not None:
-            models[kind] = _ROW_MODELS[kind]
-        expected = {"seed", "version", *models}
+        types = _section_types(stage)
+        expected = {"seed", "version", *types}
         if set(given) != expected:
             raise FlowllmError(
                 f"settings of {stage}: expected {sorted(expected)}, got {sorted(given)}"
             )
         self.stage = stage
-        self.seed: int = int(given["seed"])
-        self.version: int = int(given["version"])
-        self.values = {name: given[name] for name in models}
-        for name, model in models.items():
+        self.seed = int(given["seed"])
+        self.version = int(given["version"])
+        self.values = {name: given[name] for name in types}
+        for name, kind in types.items():
             try:
-                setattr(self, name, TypeAdapter(model).validate_python(given[name]))
+                setattr(self, name, TypeAdapter(kind).validate_python(given[name]))
             except ValidationError as error:
                 raise FlowllmError(f"settings of {stage}:\n{list_problems(error, name)}") from error
 
-    # Not for the type checker: a stage's subclass declares what there is.
+    # Hidden from the type checker, which would allow every name because of it.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            stage = self.__dict__.get("stage")  # missing while a copy is being made
+            stage = self.__dict__.get("stage")  # missing while a copy is made
             raise AttributeError(
                 f"a job of {stage} is not given {name!r}; see config.stages.STAGES"
             )
@@ -92,7 +101,7 @@ class StageSettings:
         """Parse the JSON that a rule passes.
 
         Raises:
-            FlowllmError: it is not a JSON object, or as the constructor.
+            FlowllmError: the text is not a JSON object, or as in the constructor.
         """
         try:
             given = json.loads(text)
@@ -104,12 +113,16 @@ class StageSettings:
 
     @classmethod
     def from_config(cls, stage: str, config: Config, row: str | None = None) -> Self:
-        """Take a stage's part of a whole configuration."""
+        """Return a stage's part of a whole configuration.
+
+        Raises:
+            FlowllmError: as in the constructor.
+        """
         return cls(stage, stage_values(config, stage, row))
 
 
-def _section_model(name: str) -> type[Section]:
-    model = Config.model_fields[name].annotation
-    assert isinstance(model, type)
-    assert issubclass(model, Section)
-    return model
+def _section_types(stage: str) -> dict[str, Any]:
+    """Return the types of a stage's sections by name, and of its row where it has one."""
+    about = STAGES[stage]
+    types: dict[str, Any] = {name: Config.model_fields[name].annotation for name in about.sections}
+    return types if about.row is None else {**types, about.row: _ROW_MODELS[about.row]}

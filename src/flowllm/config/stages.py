@@ -1,21 +1,21 @@
-"""The stages: which sections each depends on, and the version of its results."""
+"""The stages: the sections that each depends on, and the version of its results."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 ListName = Literal["flow", "base", "csp_base", "method", "external"]
-"""The lists of which a stage's jobs are given one row each."""
+"""The lists of which each job of a stage is given one row."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What the workflow knows of a stage.
+    """What the workflow needs to know about a stage.
 
     Attributes:
         sections: the parts of the configuration that its results depend on.
         row: the list of which each of its jobs is given one row.
-        version: raised by decision when its results change, so that a mended defect reruns the
-            stage, and an edited comment does not.
+        version: raised by hand when its results change, so that a corrected defect reruns the
+            stage and an edited comment does not.
     """
 
     sections: tuple[str, ...]

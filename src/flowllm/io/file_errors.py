@@ -1,4 +1,4 @@
-"""What a message says of a file that cannot be used: what is wrong with it, and what to do."""
+"""Messages about files that cannot be used: what is wrong with a file, and what to do."""
 
 import errno
 import json
@@ -15,24 +15,25 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _CAUSES = {
     errno.ENOENT: "no such file or folder",
-    errno.EACCES: "permission denied; ask its owner for access, or name another place",
-    errno.EPERM: "the operation is not permitted; ask its owner for access, or name another place",
-    errno.EROFS: "the file system is read-only; name a place that can be written to",
-    errno.EISDIR: "it is a folder, and a file belongs there; move it away or name another place",
-    errno.ENOTDIR: "a part of its path is a file, and a folder belongs there; move that file away",
+    errno.EACCES: "permission denied; ask its owner for access, or give another path",
+    errno.EPERM: "the operation is not permitted; ask its owner for access, or give another path",
+    errno.EROFS: "the file system is read-only; give a path that can be written to",
+    errno.EISDIR: "it is a folder, but a file is expected; move it away or give another path",
+    errno.ENOTDIR: "a part of its path is a file, but a folder is expected; move that file away",
     errno.ENOTEMPTY: "the folder is not empty; move it away",
-    errno.EEXIST: "it exists already; move it away or name another place",
-    errno.ELOOP: "its symbolic links lead in a circle; remove them",
+    errno.EEXIST: "it exists already; move it away or give another path",
+    errno.ELOOP: "its symbolic links form a loop; remove them",
     errno.ENAMETOOLONG: "the name is too long for the file system; shorten run_dir or the name",
     errno.EIO: "input/output error: the disk or the network file system failed; check it, then run "
-    "the same again",
-    errno.ESTALE: "the network file system has lost it; run the same again",
-    errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`) and run the same again",
-    errno.ENFILE: "too many files are open on this machine; run the same again later",
-    errno.EBUSY: "another process uses it; run the same again later",
+    "the same command again",
+    errno.ESTALE: "the network file system has lost it; run the same command again",
+    errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`) and run the same command "
+    "again",
+    errno.ENFILE: "too many files are open on this machine; run the same command again later",
+    errno.EBUSY: "another process uses it; run the same command again later",
     errno.EMLINK: "its folder has as many folders as the file system allows; lower "
     "dft_inputs.folders_per_directory",
-    errno.EXDEV: "it is on another file system; name a place on the same one",
+    errno.EXDEV: "it is on another file system; give a path on the same one",
 }
 
 _FULL = "no space left on the device; free some, or raise the quota (also of files)"
@@ -41,9 +42,10 @@ _SHOWN_PROBLEMS = 3
 
 
 def is_refusal(error: OSError) -> bool:
-    """Whether the operating system refused something; libraries raise OSError for damage too.
+    """Return whether the operating system refused something.
 
-    torch seeks before the beginning of a file that is cut off, which the system calls invalid.
+    Libraries raise OSError for damaged files too: torch seeks before the beginning of a truncated
+    file, which the system calls invalid.
     """
     return error.errno not in (None, errno.EINVAL) or type(error) is not OSError
 
@@ -52,7 +54,7 @@ def cause(error: OSError) -> str:
     """Return what the operating system refused, and what to do about it."""
     if error.errno in FULL:
         return _FULL
-    if isinstance(error, FileNotFoundError):  # Arrow's has no number
+    if isinstance(error, FileNotFoundError):  # Arrow's error has no errno
         return _CAUSES[errno.ENOENT]
     return _CAUSES.get(error.errno or 0, error.strerror or str(error))
 
@@ -71,12 +73,12 @@ def explain(error: OSError, path: Path | str | None = None) -> str:
 
 
 def remake(path: Path) -> str:
-    """Return how a damaged file that the pipeline wrote is made again; its bytes repeat."""
+    """Return how to make a damaged file of the pipeline again, with the same bytes."""
     if any(part.endswith(".partial") for part in path.parts):
-        return "delete it and run the same again: the other parts are kept"
+        return "delete it and run the same command again: the other parts are kept"
     return (
         f"delete it and make it again: `snakemake {shlex.quote(str(path))}` with the options of "
-        "the run makes this file alone; then run the same again"
+        "the run makes only this file; then run the same command again"
     )
 
 
@@ -85,26 +87,26 @@ def read_json(path: Path, cure: str) -> Any:
 
     Args:
         path: the file.
-        cure: what to do where it cannot be used, at the end of the message.
+        cure: what to do if the file cannot be used; ends the message.
 
     Raises:
-        FlowllmError: it is missing, cannot be read or is not JSON; the message names it.
+        FlowllmError: the file is missing, cannot be read or is not JSON; the message names it.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        # Only a missing file is cured by being made.
+        # The cure makes the file, which helps only where it is missing.
         made = f"; {cure}" if isinstance(error, FileNotFoundError) else ""
         raise FlowllmError(explain(error, path) + made) from error
     except (ValueError, RecursionError) as error:
-        raise FlowllmError(f"{path}: not JSON, empty or cut off ({error}); {cure}") from error
+        raise FlowllmError(f"{path}: not JSON, empty or truncated ({error}); {cure}") from error
 
 
 def check_form(values: Any, form: Any, path: Path, cure: str) -> None:
-    """Check what a JSON file holds against a pydantic model or another type.
+    """Check the content of a JSON file against a pydantic model or another type.
 
     Raises:
-        FlowllmError: it has another form; the message names the file and the keys.
+        FlowllmError: the content has another form; the message names the file and the keys.
     """
     try:
         TypeAdapter(form).validate_python(values)
@@ -113,4 +115,4 @@ def check_form(values: Any, form: Any, path: Path, cure: str) -> None:
         said = [f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in problems]
         more = len(said) - _SHOWN_PROBLEMS
         shown = "; ".join(said[:_SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
-        raise FlowllmError(f"{path}: has another form than expected ({shown}); {cure}") from error
+        raise FlowllmError(f"{path}: has an unexpected form ({shown}); {cure}") from error

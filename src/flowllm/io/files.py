@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, and the message of a full disk.
+"""Atomic writing of files and folders, and the message of a full disk.
 
-Writing goes to a temporary name in the same folder and is renamed at the end: a reader never sees
-half a file.
+A file is written under a temporary name in the same folder and renamed at the end, so that a reader
+never sees an incomplete file.
 """
 
 import errno
@@ -19,23 +19,24 @@ from flowllm.io.file_errors import FULL, explain
 from flowllm.io.processes import HOST, PLACE, is_alive
 
 FULL_BELOW = 1 << 16
-"""Bytes; torch says of a full disk only that a position is unexpected."""
+"""Free bytes below which a failed write is due to a full disk: torch reports a full disk only as an
+unexpected file position."""
 
 ABANDONED_SECONDS = 86400.0
-"""Age of a temporary file or folder by which a writer on another host has ended."""
+"""Age in seconds of a temporary file or folder after which its writer on another host has ended."""
 
 _HERE = f"{HOST}.{PLACE}"
-"""Where this process's number means it, in the names of temporary files."""
+"""Host and process namespace of this process, for the names of temporary files."""
 
 _SAYS_FULL = re.compile("no space left|disk quota exceeded", re.IGNORECASE)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` that becomes `path` when the block ends without error.
+    """Give a temporary path beside `path` that becomes `path` when the block ends without error.
 
-    What is written is on the disk before it gets its name. A symbolic link in the place of `path`
-    is replaced by the file; what it points at stays as it is.
+    The file is synchronized to the disk before it gets its name. If `path` is a symbolic link, the
+    file replaces the link, and the link's target does not change.
 
     Raises:
         FlowllmError: the disk is full, or the system refuses the file.
@@ -55,13 +56,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder that takes the place of `folder` when the block ends without error.
+    """Give a new folder that replaces `folder` when the block ends without error.
 
-    What is written is on the disk before it gets its name. Where `folder` is a symbolic link, what
-    it points at is written (`check_folder`).
+    The content is synchronized to the disk before the folder gets its name. If `folder` is a
+    symbolic link, its target is replaced (`check_folder`).
 
     Raises:
-        FlowllmError: the disk is full, the system refuses the folder, or it cannot be replaced.
+        FlowllmError: the disk is full, the system refuses the folder, or `folder` cannot be
+            replaced.
     """
     place = check_folder(folder)
     temporary = _temporary_name(place)
@@ -79,19 +81,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_folder(folder: Path) -> Path:
-    """Return where an output folder is written, which is asked before long work too.
+    """Return the path that an output folder is written to; also called before long work.
 
-    A link to a folder that does not exist yet or is empty is followed: a place on another disk.
-    What another link points at may be another run's, and is never replaced.
+    A link to a missing or empty folder (on another disk) is followed. Any other link may lead to
+    the output of another run, which is never replaced.
 
     Raises:
-        FlowllmError: the folder cannot be replaced when the work is done.
+        FlowllmError: the folder could not be replaced at the end of the work.
     """
     with _naming_refusal(folder):
         place = Path(os.path.realpath(folder)) if folder.is_symlink() else folder
         is_file = place.exists() and not place.is_dir()
     if is_file:
-        raise FlowllmError(f"{folder}: a file, and a folder belongs there; move it away")
+        raise FlowllmError(f"{folder}: a file, but a folder is expected; move it away")
     if os.path.ismount(place):
         raise FlowllmError(
             f"{folder}: a mount point, which cannot be replaced; mount its parent folder instead"
@@ -107,15 +109,15 @@ def check_folder(folder: Path) -> Path:
 
 
 def check_file(path: Path) -> None:
-    """Refuse an output file that could not be written, before the work for it.
+    """Refuse an output file that could not be written; called before the work for it.
 
     Raises:
-        FlowllmError: it is a folder, or the folder that it belongs in cannot be written to.
+        FlowllmError: the path is a folder, or its folder cannot be written to.
     """
     with _naming_refusal(path):
         is_folder = path.is_dir() and not path.is_symlink()
     if is_folder:
-        raise FlowllmError(f"{path}: a folder, and a file belongs there; move it away")
+        raise FlowllmError(f"{path}: a folder, but a file is expected; move it away")
     check_writable(path)
 
 
@@ -123,7 +125,7 @@ def check_writable(path: Path) -> None:
     """Refuse an output whose folder cannot be made or written to.
 
     Raises:
-        FlowllmError: names the folder and what is wrong.
+        FlowllmError: the message names the folder and what is wrong.
     """
     with _naming_refusal(path):
         above = next(one for one in path.absolute().parents if one.exists())
@@ -137,7 +139,7 @@ def check_writable(path: Path) -> None:
 
 
 def _take_place(new: Path, folder: Path) -> None:
-    """Rename a folder; an older one in its place is removed after that, so that one is whole."""
+    """Rename a folder, then remove the older one, so that a complete one always exists."""
     old = folder.with_name(f".{folder.name}.old.{new.name.removeprefix('.')}")
     if folder.exists():
         folder.rename(old)
@@ -151,12 +153,12 @@ def _take_place(new: Path, folder: Path) -> None:
 
 
 def _save_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk: they outlive a power cut."""
+    """Synchronize a file, or the names in a folder, to the disk, against a power failure."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     except OSError as error:
-        # Some network file systems know no fsync of a folder.
+        # Some network file systems have no fsync for folders.
         if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)):
             raise
     finally:
@@ -164,36 +166,36 @@ def _save_to_disk(path: Path) -> None:
 
 
 def _temporary_name(path: Path) -> Path:
-    """Return a name beside `path` that no other process takes; remove what killed ones left."""
+    """Return a unique path beside `path`; remove the temporary files of killed processes."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         host, _, process = left.name[len(path.name) + 2 : -len(".tmp")].rpartition(".")
         if process.isdecimal() and _is_abandoned(left, host, int(process)):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    # Host, place and process keep two writers of one file apart; the last to finish wins, whole.
+    # Host, place and process give each writer its own file; the last to finish replaces the others.
     return path.with_name(f".{path.name}.{_HERE}.{os.getpid()}.tmp")
 
 
 def _is_abandoned(left: Path, host: str, process: int) -> bool:
-    """Whether the writer of a temporary file has ended; another place's is taken to after a day."""
+    """Return whether a temporary file's writer has ended, on another host after one day."""
     if host == _HERE:
         return not is_alive(process)
     try:
         return time.time() - left.stat().st_mtime > ABANDONED_SECONDS
-    except FileNotFoundError:  # it has its final name by now
+    except FileNotFoundError:  # it has been renamed
         return False
 
 
 @contextmanager
 def _naming_refusal(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Say which output the system refuses, and what to do.
+    """Convert the system's refusal of an output into a message with the path and a cure.
 
     Args:
         path: the output.
-        temporary: where it is written; errors of files elsewhere stay what they are. Without, all
-            errors are the output's.
+        temporary: the path that is written; errors of other files are not converted. None: all
+            errors are those of the output.
 
     Raises:
-        FlowllmError: the system refuses it; a full disk is `naming_full_disk`'s.
+        FlowllmError: the system refuses the output; for a full disk see `naming_full_disk`.
     """
     try:
         yield
@@ -208,23 +210,23 @@ def _naming_refusal(path: Path, temporary: Path | None = None) -> Iterator[None]
 
 @contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
-    """Say which file did not fit, and what to do, where writing it fills the disk.
+    """Convert the error of a full disk into a message with the path and a cure.
 
     Raises:
-        FlowllmError: the disk is full; every other error stays what it is.
+        FlowllmError: the disk is full; no other error is converted.
     """
     try:
         yield
     except FlowllmError:
         raise
-    except Exception as error:  # Arrow, torch and safetensors each have their own
+    except Exception as error:  # Arrow, torch and safetensors each have own errors
         free = shutil.disk_usage(path.parent).free
         full = getattr(error, "errno", None) in FULL
         if not (full or _SAYS_FULL.search(str(error)) or free < FULL_BELOW):
             raise
         raise FlowllmError(
             f"{path}: no space left on the device ({free >> 20} MiB free); free some, or raise the "
-            "quota (also of files), and run the same again: finished parts are kept"
+            "quota (also of files), and run the same command again: finished parts are kept"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Processes on this machine: which host it is, and whether a process of a number still runs."""
+"""Identity of this host, and whether a process with a given number is alive."""
 
 import os
 import re
@@ -9,10 +9,9 @@ HOST = socket.gethostname()
 
 
 def _place() -> str:
-    """Return what tells the numbers of processes here from those of a container of this name.
+    """Return the boot id and the process namespace; empty on systems other than Linux.
 
-    It is the machine's start (its boot id) and the process namespace; empty where there is no
-    Linux to ask.
+    Containers may have equal host names and process numbers. This text differs between them.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
@@ -22,32 +21,32 @@ def _place() -> str:
 
 
 PLACE = _place()
-"""Processes of one host name and one place have different numbers, and can be asked for."""
+"""Processes with equal `HOST` and `PLACE` have different numbers, and can be queried."""
 
 
 def start_time(process: int) -> int | None:
-    """When a process started, in ticks since the machine did; None where that is not to be had.
+    """Return when a process started, in clock ticks since the boot; None where this is unknown.
 
-    Numbers come round again; a number with its start does not.
+    The system reuses process numbers; number and start together are unique.
     """
     status = _status(process)
     return None if status is None else int(status[19])
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """Return whether a process with this number is alive on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # alive, and another user's
+    except PermissionError:  # alive, of another user
         return True
     status = _status(process)
-    return status is None or status[0] != "Z"  # a zombie has ended, and nobody has asked how
+    return status is None or status[0] != "Z"  # a zombie has ended
 
 
 def _status(process: int) -> list[str] | None:
-    """Linux' /proc/PID/stat from the state on; the name before it may hold spaces."""
+    """Return the fields of Linux's /proc/PID/stat from the state on (names may have spaces)."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

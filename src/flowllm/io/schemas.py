@@ -1,7 +1,7 @@
-"""The Arrow schemas of every artefact.
+"""The Arrow schemas of all artefacts.
 
-Every table of crystals starts with the same columns, so that any stage, or a person with pandas,
-reads any of them the same way.
+Every table of crystals begins with the same columns, so that a stage, or a person with pandas,
+reads all of them in the same way.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _COORDS = pa.list_(_VECTOR)
 
 
 def _column(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = True) -> pa.Field:
-    """Return a column whose meaning is written into every file, and into the documentation."""
+    """Return a column, whose meaning is written to every file and to the documentation."""
     return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
 
 
@@ -76,7 +76,7 @@ REJECTED = pa.schema(
         _column("detail", pa.string(), "the same in full"),
     ]
 )
-"""crystals/rejected.parquet: every source row that is in no split, and why."""
+"""crystals/rejected.parquet: every source row that is in no split, and the reason."""
 
 INVARIANCE = pa.schema(
     [
@@ -87,7 +87,7 @@ INVARIANCE = pa.schema(
         _column("ipt_permutation", pa.float64(), "equation 9, atoms reordered", nullable=False),
     ]
 )
-"""llm/invariance.parquet: how much descriptions of one crystal differ for the language model."""
+"""llm/invariance.parquet: perplexities of equivalent descriptions of one crystal."""
 
 PAIRS = _extend(
     _CRYSTAL,
@@ -105,7 +105,7 @@ PAIRS = _extend(
 """pairs/{train,val}/shard-*.parquet; `id` is `{split}-{draw:08d}`, the crystal columns are c0."""
 
 BASE = _extend(_CRYSTAL, [_FORMULA], _SAMPLE, _OUTCOME)
-"""base/{base}/shard-*.parquet: what the LLM proposed, or sample_compositions drew; `id` is
+"""base/{base}/shard-*.parquet: crystals of the language model or of sample_compositions; `id` is
 `{base}-{index:06d}`."""
 
 CSP_BASE = _extend(
@@ -114,7 +114,7 @@ CSP_BASE = _extend(
     _SAMPLE,
     _OUTCOME,
 )
-"""base/{csp base}/shard-*.parquet: the LLM's crystals of the test split's formulas; `id` is
+"""base/{csp base}/shard-*.parquet: predicted crystals of the test split's formulas; `id` is
 `{base}-{number of the test crystal:06d}-{attempt:03d}`."""
 
 GENERATED = _extend(
@@ -140,7 +140,7 @@ TRAJECTORIES = _extend(
         _column("time", pa.float64(), "t, 0 to 1", nullable=False),
     ],
 )
-"""trajectories/{method}/shard-*.parquet: `id` is the generated row's; null crystals are none."""
+"""trajectories/{method}/shard-*.parquet: `id` is that of the generated row."""
 
 RELAXED = _extend(
     _CRYSTAL,
@@ -160,8 +160,8 @@ RELAXED = _extend(
 """relaxed/{method}/shard-*.parquet: after the potential's relaxation; same ids."""
 
 TIMES = pa.schema([_ID, _column("seconds", pa.float64(), "wall time of the crystal")])
-"""relaxed/{method}/_shard-*.parquet.times: wall time of each crystal, beside its table and not in
-it, since the table's bytes repeat from run to run and times do not."""
+"""relaxed/{method}/_shard-*.parquet.times: wall time of each crystal, in a file of its own, since
+the bytes of the table repeat from run to run and times do not."""
 
 HULL_ENTRIES = pa.schema(
     [
@@ -190,7 +190,7 @@ STABILITY = pa.schema(
         *_OUTCOME,
     ]
 )
-"""stability/{kind}/{method}.parquet; one row a generated crystal."""
+"""stability/{kind}/{method}.parquet; one row per generated crystal."""
 
 DFT_MANIFEST = pa.schema(
     [
@@ -204,7 +204,7 @@ DFT_MANIFEST = pa.schema(
         *_OUTCOME,
     ]
 )
-"""dft_inputs/{method}/manifest.parquet; status says why a crystal got no folder."""
+"""dft_inputs/{method}/manifest.parquet; status says why a crystal has no folder."""
 
 DFT_RESULTS = _extend(
     _CRYSTAL,
@@ -221,7 +221,7 @@ DFT_RESULTS = _extend(
     ],
     _OUTCOME,
 )
-"""dft/{method}.parquet; one row a manifest row, crystal columns are the DFT-relaxed crystal."""
+"""dft/{method}.parquet; one row per manifest row, with the DFT-relaxed crystal."""
 
 FINGERPRINTS = pa.schema(
     [
@@ -267,7 +267,7 @@ METRICS_PER_CRYSTAL = pa.schema(
         _column("error", pa.string(), "why pymatgen could not compare the crystal"),
     ]
 )
-"""metrics/{kind}/{method}.parquet: the flags behind every rate, one row a generated crystal."""
+"""metrics/{kind}/{method}.parquet: the flags behind every rate, one row per generated crystal."""
 
 CSP_FORMAT = 1
 """Raised when a key of csp/{method}.json changes its name or meaning."""
@@ -284,4 +284,4 @@ CSP = pa.schema(
         _column("error", pa.string(), "why pymatgen could not compare an attempt"),
     ]
 )
-"""csp/{method}.parquet: crystal structure prediction, one row a test crystal."""
+"""csp/{method}.parquet: crystal structure prediction, one row per test crystal."""

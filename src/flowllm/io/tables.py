@@ -1,4 +1,4 @@
-"""Reading and writing of Parquet tables, and the crystals in their rows."""
+"""Reading and writing of Parquet tables, and of the crystals in their rows."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.io.file_errors import explain, is_refusal, remake
 from flowllm.io.files import atomic_path
-from flowllm.io.row_checks import Fault, find_fault
+from flowllm.io.row_checks import WrongValue, find_wrong_value
 from flowllm.io.schemas import SCHEMA_VERSION
 
 METADATA_KEY = b"flowllm"
@@ -24,9 +24,10 @@ ROW_GROUP_ROWS = 4096
 
 
 def crystal_columns(crystal: Crystal | None, prefix: str = "") -> dict[str, Any]:
-    """Return a crystal as the four array columns of a row; None gives nulls.
+    """Return a crystal as the four array columns of a row; null columns for None.
 
-    With `prefix="target_"` the atom types are left out: a pair has one composition.
+    With `prefix="target_"` the atom types are left out, since both crystals of a pair have one
+    composition.
     """
     if crystal is None:
         columns: dict[str, Any] = dict.fromkeys(
@@ -45,7 +46,7 @@ def crystal_columns(crystal: Crystal | None, prefix: str = "") -> dict[str, Any]
 
 
 def crystal_of(row: Mapping[str, Any], prefix: str = "") -> Crystal | None:
-    """Return the crystal of a row as `Table.to_pylist` gives it, or None where it is null."""
+    """Return the crystal of a row of `Table.to_pylist`, or None where its columns are null."""
     if row[prefix + "lengths"] is None:
         return None
     return Crystal(
@@ -60,7 +61,7 @@ def required_crystal(row: Mapping[str, Any], path: Path, prefix: str = "") -> Cr
     """Return the crystal of a row that must have one.
 
     Args:
-        row: as `Table.to_pylist` gives it.
+        row: a row of `Table.to_pylist`.
         path: the table's file, for the message.
         prefix: as in `crystal_of`.
 
@@ -70,8 +71,8 @@ def required_crystal(row: Mapping[str, Any], path: Path, prefix: str = "") -> Cr
     crystal = crystal_of(row, prefix)
     if crystal is None:
         raise FlowllmError(
-            f"{path}: row {row.get('id')!r} has no crystal ({prefix}lengths is null), and one is "
-            "needed here; make the file again with the stage that wrote it"
+            f"{path}: row {row.get('id')!r} has no crystal ({prefix}lengths is null), but one "
+            "is needed; make the file again with the stage that wrote it"
         )
     return crystal
 
@@ -85,11 +86,11 @@ def write_table(
     """Write one Parquet file atomically: zstd, streaming row groups, metadata in the footer.
 
     Args:
-        path: the final name; its folder is made where missing.
+        path: the final path; a missing folder is created.
         rows: dictionaries with the schema's columns (missing ones become null), or a table.
         schema: one of `io.schemas`.
-        metadata: what the file is made of (`provenance.StageRun.metadata`); the same content and
-            the same metadata give the same bytes.
+        metadata: what the file is made of (`provenance.StageRun.metadata`); equal content and
+            metadata give equal bytes.
     """
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
     footer = {"schema_version": SCHEMA_VERSION, **metadata}
@@ -107,14 +108,15 @@ def write_table(
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one Parquet file, and check it against the schema it should have, row by row.
+    """Read one Parquet file, and check its columns and each row against a schema.
 
-    A file without our footer (written by pandas, say) is taken by its columns and rows alone.
+    The version is checked only in files of `write_table`; files of other programs (pandas) have
+    none.
 
     Raises:
-        FlowllmError: the file is missing, cannot be read, is not Parquet, is of another version of
-            the schemas, lacks a column, or has another type or a wrong value in one; the message
-            names the file, the column and the row.
+        FlowllmError: the file is missing, cannot be read, is not Parquet, has another version of
+            the schemas, lacks a column, or has a column with another type or a wrong value; the
+            message names the file, the column and the row.
     """
     names = list(columns or schema.names)
     with naming_damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -129,41 +131,43 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
                     f"expected {schema.field(name).type}"
                 )
         table = file.read(columns=names).select(names)
-        if (fault := find_fault(table, schema)) is not None:
-            raise FlowllmError(_row_message(path, file, fault))
+        if (wrong := find_wrong_value(table, schema)) is not None:
+            raise FlowllmError(_row_message(path, file, wrong))
     return table
 
 
 @contextmanager
 def naming_damage(path: Path, message: str = "not a readable Parquet file") -> Iterator[None]:
-    """Say of a file that cannot be read why, and what to do about it.
+    """Convert errors of reading within the block into a message with the file and a cure.
 
     Args:
-        path: the file, of Parquet or another of Arrow's forms.
-        message: what to say of a damaged one.
+        path: the file, in Parquet or another format of Arrow.
+        message: the problem of a damaged file.
 
     Raises:
-        FlowllmError: it is missing, the system refuses it, or it is of another form.
+        FlowllmError: the file is missing, refused by the system, or of another format.
     """
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        # Arrow reports a broken footer or page as any of these, an OSError then without number.
+        # Arrow reports a damaged footer or page as any of these; its OSError has no errno.
         if isinstance(error, MemoryError):
             raise
         if isinstance(error, OSError) and is_refusal(error):
             raise FlowllmError(explain(error, path)) from error
         if path.is_dir():
-            raise FlowllmError(f"{path}: a folder, and a file is expected there") from error
+            raise FlowllmError(
+                f"{path}: a folder, but a file is expected; give the path of a file"
+            ) from error
         said = str(error).splitlines()[0]
         raise FlowllmError(f"{path}: {message} ({said}); {remake(path)}") from error
 
 
 def _footer(path: Path, schema: pa.Schema) -> dict[str, Any]:
-    """Return what `write_table` put in a file's footer; empty where it is not ours.
+    """Return the metadata of `write_table` in a footer; empty for files of other programs.
 
     Raises:
-        FlowllmError: it is ours and cannot be read.
+        FlowllmError: the metadata is damaged.
     """
     raw = (schema.metadata or {}).get(METADATA_KEY)
     try:
@@ -188,13 +192,13 @@ def _check_version(path: Path, footer: Mapping[str, Any]) -> None:
         )
 
 
-def _row_message(path: Path, file: pq.ParquetFile, fault: Fault) -> str:
-    """Return which row is wrong, with its id where the file has ids."""
+def _row_message(path: Path, file: pq.ParquetFile, wrong: WrongValue) -> str:
+    """Return the message of a wrong value, with the row's id where the file has ids."""
     name = ""
     if "id" in file.schema_arrow.names:
-        name = f" (id {file.read(columns=['id']).column(0)[fault.row].as_py()!r})"
+        name = f" (id {file.read(columns=['id']).column(0)[wrong.row].as_py()!r})"
     return (
-        f"{path}, row {fault.row}{name}: {fault.field} {fault.problem}; the table was edited or "
+        f"{path}, row {wrong.row}{name}: {wrong.field} {wrong.problem}; the table was edited or "
         f"is damaged: {remake(path)}"
     )
 
@@ -205,19 +209,22 @@ def read_tables(
     """Read shards in the given order as one table.
 
     Raises:
-        FlowllmError: as `read_table`, or an id stands in two shards.
+        FlowllmError: as in `read_table`, or two rows have one id.
     """
     table = pa.concat_tables([read_table(path, schema, columns) for path in paths])
     if "id" in table.column_names:
         ids = table.column("id").to_pylist()
         if len(set(ids)) != len(ids):
             twice, _ = Counter(ids).most_common(1)[0]
-            raise FlowllmError(f"{paths[0].parent}: id {twice!r} stands in more than one row")
+            raise FlowllmError(
+                f"{paths[0].parent}: more than one row has the id {twice!r}; "
+                "remove the table that does not belong to this run"
+            )
     return table
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return what `write_table` put in a file's footer; empty where it is not ours.
+    """Return the metadata of `write_table` in a file; empty for files of other programs.
 
     Raises:
         FlowllmError: the file is missing, cannot be read or is not Parquet.

@@ -1,4 +1,4 @@
-"""Safetensors files, checked before a library reads them: whole, and no pickle of that name."""
+"""Checks of safetensors files before a library reads them."""
 
 import json
 from pathlib import Path
@@ -12,18 +12,18 @@ _MAX_HEADER = 100_000_000
 
 
 def check_safetensors(path: Path, cure: str) -> None:
-    """Check that a safetensors file is whole, by its header and its size; no weight is read.
+    """Check that a safetensors file is complete, by its header and its size; read no weights.
 
-    The file begins with the header's length (8 bytes, little endian) and the header (JSON: of each
-    tensor the type, the shape and the place in the bytes after it), as the format's specification
-    says (https://github.com/huggingface/safetensors).
+    The file begins with the header's length (8 bytes, little endian) and the header (JSON: type,
+    shape and position of each tensor in the bytes after it). Source: the format's specification,
+    https://github.com/huggingface/safetensors.
 
     Args:
         path: the file.
-        cure: what to do where it is not whole, e.g. "fetch the model again".
+        cure: what to do if the file is not complete, e.g. "fetch the model again".
 
     Raises:
-        FlowllmError: it is missing, cut off, longer than it should be, or of another format.
+        FlowllmError: the file is missing, truncated, too long, or of another format.
     """
     try:
         size = path.stat().st_size
@@ -52,7 +52,7 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 
 def _data_bytes(header: dict[str, Any]) -> int:
-    """Return where the last tensor ends; -1 where the header tells no such place."""
+    """Return where the last tensor ends; -1 where the header does not say it."""
     try:
         ends = [
             int(tensor["data_offsets"][1])

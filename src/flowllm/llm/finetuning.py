@@ -43,7 +43,7 @@ from flowllm.llm.training_texts import (
     order_of_epoch,
     padding_share,
 )
-from flowllm.runtime.checkpoints import load_checkpoint, naming_damage
+from flowllm.runtime.checkpoints import load_checkpoint, naming_damaged_checkpoint
 from flowllm.runtime.early_stopping import BestWeights
 from flowllm.runtime.log import Progress, log
 from flowllm.runtime.signals import Stopped, noting_sigterm
@@ -302,7 +302,7 @@ class Finetuning:
         if not found:
             return
         optimizer = load_checkpoint(found[-1] / "optimizer.pt", self._fabric.device)
-        with naming_damage(found[-1]):
+        with naming_damaged_checkpoint(found[-1]):
             weights = load_file(found[-1] / "adapter.safetensors")
             best = load_file(found[-1] / "best.safetensors")
             state = json.loads((found[-1] / "state.json").read_text())

@@ -1,4 +1,4 @@
-"""Reading checkpoints, which may be cut off or of another version."""
+"""Reading of checkpoints, which may be truncated or of another version."""
 
 import pickle
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from flowllm.errors import FlowllmError
 from flowllm.io.file_errors import explain, is_refusal
 
-# What the libraries raise depends on where a file ends.
+# The exception depends on where a truncated file ends.
 _DAMAGED = (
     *(EOFError, RuntimeError, ValueError, TypeError, KeyError),
     *(pickle.UnpicklingError, SafetensorError),
@@ -20,21 +20,21 @@ _DAMAGED = (
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Any:
-    """Load a torch checkpoint of our own as data; nothing in it is executed.
+    """Load a torch checkpoint as data; no code in it is executed.
 
     Raises:
         FlowllmError: the file is damaged; the message says what to delete.
     """
-    with naming_damage(path):
+    with naming_damaged_checkpoint(path):
         return torch.load(path, map_location=device, weights_only=True)
 
 
 @contextmanager
-def naming_damage(path: Path) -> Iterator[None]:
-    """Say of what is read within the block which checkpoint is damaged, and what to delete.
+def naming_damaged_checkpoint(path: Path) -> Iterator[None]:
+    """Convert errors of reading a checkpoint within the block into a message with a cure.
 
     Raises:
-        FlowllmError: the checkpoint is damaged, or the system does not let it be read.
+        FlowllmError: the checkpoint is damaged, or the system refuses to read it.
     """
     try:
         yield
@@ -43,6 +43,6 @@ def naming_damage(path: Path) -> Iterator[None]:
             raise FlowllmError(explain(error, path)) from error
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FlowllmError(
-            f"{path}: not a whole checkpoint ({said}); delete it and run the same again, "
-            "which starts this training anew"
+            f"{path}: not a whole checkpoint ({said}); delete it and run the same command again, "
+            "which starts this training again from the beginning"
         ) from error

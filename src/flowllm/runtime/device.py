@@ -1,4 +1,4 @@
-"""Device and precision, chosen in this one place."""
+"""Choice of device and precision."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def pick_device() -> torch.device:
-    """Return the first CUDA GPU that is visible to this process, else the CPU."""
+    """Return the first CUDA GPU that is visible to this process, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Processes of one job: one for each GPU of each of its nodes, or a single one on the CPU."""
+"""Processes of one job: one per GPU on each of its nodes, or one per node on the CPU."""
 
 import logging
 import os
@@ -17,15 +17,15 @@ from flowllm.runtime.device import Precision, pick_device
 from flowllm.runtime.log import log
 
 MAX_WAIT = timedelta(hours=6)
-"""How long processes wait for one another; the default half hour is less than one core takes to
-prepare the paper's 3.3 million pairs, for which all others wait."""
+"""Longest wait of processes for each other. The default is half an hour, but one process prepares
+the paper's 3.3 million pairs for longer while all others wait."""
 
 
 class _Autocast(MixedPrecision):
-    """Products in bfloat16 of inputs in float32.
+    """Autocast to bfloat16 that leaves the inputs in float32.
 
-    Lightning rounds the inputs too: a coordinate would be off by up to 1/512 of the cell, of which
-    sin(2 pi 128 x) knows nothing any more, and so would what is to be learned.
+    Lightning rounds the inputs too. A coordinate would change by up to 1/512 of the cell, which is
+    a quarter of the period of sin(2 pi 128 x), and the targets would change likewise.
     """
 
     def convert_input(self, data: Any) -> Any:
@@ -34,13 +34,13 @@ class _Autocast(MixedPrecision):
 
 
 def make_fabric(precision: Precision) -> Fabric:
-    """All GPUs of this job, or one CPU process on each of its nodes.
+    """Return a fabric of all GPUs of this job, or of one CPU process per node.
 
-    In a SLURM job of several nodes the command first starts itself again on each of them, so that
-    nothing slow belongs before this call.
+    In a SLURM job of several nodes the command first starts itself again on each of them, so call
+    this before any slow work.
 
     Args:
-        precision: of what runs in the fabric's autocast.
+        precision: precision of the fabric's autocast.
     """
     num_nodes = _start_on_every_node()
     device = pick_device()
@@ -48,7 +48,7 @@ def make_fabric(precision: Precision) -> Fabric:
     plugins: list[Any] = [_precision_plugin(precision, device)]
     strategy: str | DDPStrategy = "auto"
     if gpus * num_nodes > 1:
-        # A node's processes are started here; the default would look for tasks that SLURM started.
+        # Lightning starts the processes of a node; its default expects tasks that SLURM started.
         plugins.append(LightningEnvironment())
         strategy = DDPStrategy(timeout=MAX_WAIT)
     return Fabric(
@@ -65,17 +65,20 @@ def _precision_plugin(precision: Precision, device: torch.device) -> PrecisionPl
 
 
 def launch(fabric: Fabric) -> None:
-    """Start the other processes: all run the same command from its start, one tells of it."""
+    """Start the other processes, which run the same command; only the first one logs."""
     fabric.launch()
     if not fabric.is_global_zero:
         log.setLevel(logging.WARNING)
 
 
 def _start_on_every_node() -> int:
-    """Become `srun` of this command where a job has several nodes; return the number of nodes.
+    """Replace this process by `srun` of its command in a job of several nodes.
 
-    SLURM runs a job's script on the first node only. The processes meet at the address of that
-    node from which SLURM's own tasks are reached.
+    SLURM runs a job's script on the first node only. The processes connect to the address of the
+    node that launches SLURM's step.
+
+    Returns:
+        The number of nodes.
     """
     if int(os.getenv("SLURM_STEP_NUM_NODES", "1")) > 1:
         os.environ.setdefault("MASTER_ADDR", os.environ["SLURM_LAUNCH_NODE_IPADDR"])
@@ -85,7 +88,7 @@ def _start_on_every_node() -> int:
     nodes = os.getenv("SLURM_JOB_NUM_NODES", "1")
     if int(nodes) > 1 and "SLURM_STEP_ID" not in os.environ:
         cores = os.getenv("SLURM_CPUS_PER_TASK", "1")
-        # The first process that fails ends all: the others would wait for it.
+        # A failed process ends all others, which would wait for it.
         spread = ["--ntasks-per-node=1", f"--cpus-per-task={cores}", "--kill-on-bad-exit=1"]
         command = [sys.executable, "-m", "flowllm", *sys.argv[1:]]
         log.info("starting on %s nodes", nodes)
@@ -94,5 +97,5 @@ def _start_on_every_node() -> int:
 
 
 def _port() -> str:
-    """A port that all processes of a job know, and that other jobs on the node hardly have."""
+    """Return a port by the job's number, unlikely to be that of another job on the node."""
     return str(15000 + int(os.environ["SLURM_JOB_ID"]) % 10000)

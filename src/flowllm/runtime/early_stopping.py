@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class BestWeights:
-    """Weights of the lowest validation loss so far, and when to stop waiting for a lower one.
+    """Weights of the lowest validation loss so far, and the criterion of early stopping.
 
     Attributes:
         patience: validations without gain after which training stops, None for never.
@@ -26,12 +26,12 @@ class BestWeights:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, step: int, loss: float, weights: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Note a validation loss, and keep a copy of the weights where it is the lowest so far.
+        """Record a validation loss, and copy the weights if it is the lowest so far.
 
         Args:
             step: training step of the validation.
             loss: validation loss, finite.
-            weights: returns the present weights; called only where they are kept.
+            weights: returns the present weights; called only if they are copied.
         """
         if not loss < self.loss:  # NaN is no gain
             self.evaluations_without_gain += 1

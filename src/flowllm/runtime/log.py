@@ -10,11 +10,11 @@ from flowllm.plain_text import printable, redacted
 log = logging.getLogger("flowllm")
 
 PROGRESS_SECONDS = 10.0
-"""A progress line at most this often."""
+"""Shortest time between two lines of progress."""
 
 
 class _PlainFormatter(logging.Formatter):
-    """Lines without secrets of addresses and without orders to the terminal, tracebacks too."""
+    """Formatter that hides secrets of addresses and escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(redacted(super().format(record)), keep="\n\t")
@@ -40,18 +40,18 @@ def setup_logging(log_path: Path | None) -> None:
 class Progress:
     """Progress of a long job as log lines: done of total, percentage, rate, time left.
 
-    Lines rather than a bar, since they read well in a log file, through a pipe and with several
-    jobs on one terminal.
+    Lines are readable in a log file, through a pipe and with several jobs on one terminal, unlike a
+    progress bar.
     """
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
-        """Start at `done` of `total`; what was done before a resume does not count as speed."""
+        """Start at `done` of `total`; the rate excludes what was done before a resume."""
         self.what, self.total, self.done = what, total, done
         self._resumed_at = done
         self._started = self._last = time.perf_counter()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Add `count`; log a line if the last one is old enough or the job is complete."""
+        """Add `count`; log a line if `PROGRESS_SECONDS` have passed or the job is complete."""
         self.done += count
         now = time.perf_counter()
         if now - self._last < PROGRESS_SECONDS and self.done < self.total:
@@ -72,7 +72,7 @@ class Progress:
 
 
 def _clock(seconds: float) -> str:
-    """Seconds as h:mm:ss; a question mark where unknown."""
+    """Return seconds as h:mm:ss, or a question mark for infinity."""
     if seconds == float("inf"):
         return "?"
     minutes, second = divmod(round(seconds), 60)

@@ -1,9 +1,9 @@
-"""What people see of a running stage, and the record it leaves beside its output.
+"""The record of a stage's run, beside its output.
 
-`stage_run` opens a stage: it sets up logging (terminal and log file), times the work, and writes
-`_<output>.provenance.json` at the end. Facts that repeat exactly (settings, seed, versions, digests
-of the inputs) also go into the artefact's own metadata; facts that do not (times, memory, machine)
-go only into the record, so that the artefact's bytes depend on nothing but what it is made of.
+`stage_run` opens a stage: it times the work and writes `_<output>.provenance.json` at the end.
+Facts that repeat exactly (settings, seed, versions, digests of the inputs) are also in the metadata
+of the artefact. Facts that do not (times, memory, machine) are only in the record, so that the
+artefact's bytes depend only on what it is made of.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ RECORD_SUFFIX = ".provenance.json"
 RECORD_CURE = (
     "delete this record: its output is used without it, and its time and cost are not counted"
 )
-"""What to do where a record cannot be used."""
+"""Cure for a record that cannot be used."""
 
 _RECORDED_PACKAGES = (
     "torch",
@@ -56,7 +56,7 @@ _RECORDED_PACKAGES = (
 
 @dataclass
 class StageRun:
-    """One run of one stage: its name, what it is made from, and what it counted.
+    """One run of one stage: its name, its settings and inputs, and its counts.
 
     Attributes:
         stage: the stage's name.
@@ -64,11 +64,11 @@ class StageRun:
         settings: the sections of the configuration that the stage was given.
         seed: the configuration's seed.
         inputs: input files by role; their digests are part of the record.
-        work: which part of the whole this job does (split, start, count), where the settings and
-            the inputs do not say; partial results of another part are not resumed.
-        counts: rows in, out, failed, and whatever else the stage counts.
-        leader: whether this process, one of those that share a job, writes the record.
-        until_recorded: contexts that are left once the record is written, or the run has failed.
+        work: the part of the whole that this job does (split, start, count), where settings and
+            inputs do not say it; partial results of another part are not resumed.
+        counts: rows in, out and failed, and other counts of the stage.
+        leader: whether this process, of all that share a job, writes the record.
+        until_recorded: contexts that end when the record is written, or the run has failed.
     """
 
     stage: str
@@ -87,13 +87,13 @@ class StageRun:
         self.counts.update(counts)
 
     def input_digests(self) -> dict[str, Any]:
-        """Digest of each input, one for a role's whole list of files."""
+        """Return the digest of each input, one per role."""
         if self._digests is None:
             self._digests = {role: digest_role(paths) for role, paths in self.inputs.items()}
         return self._digests
 
     def metadata(self) -> dict[str, Any]:
-        """What the output is made of, for its own metadata: repeats exactly from run to run."""
+        """Return what the output is made of, for its metadata; equal in equal runs."""
         return {
             "package_version": __version__,
             "stage": self.stage,
@@ -105,7 +105,7 @@ class StageRun:
         }
 
     def fingerprint(self) -> str:
-        """Digest of `metadata`: partial results under another fingerprint are not resumed."""
+        """Return the digest of `metadata`; partial results of another one are not resumed."""
         text = json.dumps(self.metadata(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -119,16 +119,16 @@ def stage_run(
     leader: bool = True,
     check: Callable[[Path], object] = check_file,
 ) -> AbstractContextManager[StageRun]:
-    """Open a stage's run; at the end its record is written (see `recorded`).
+    """Open a stage's run, which writes its record at the end (see `recorded`).
 
     Args:
         settings: the stage's settings.
         inputs: input files or folders by role.
-        output: the main output (a file or a folder); the record lies beside it.
+        output: the main output (a file or a folder); the record is written beside it.
         work: the part of the whole that a scattered job does (split, start, count).
-        leader: whether this process writes the record, one of those that share a job.
-        check: refuses an output that could not be written when the work is done:
-            `files.check_file`, `check_folder` or, of files in a folder, `check_writable`.
+        leader: whether this process, of all that share a job, writes the record.
+        check: refuses an output that could not be written: `files.check_file`, `check_folder`, or
+            `check_writable` for files in a folder.
 
     Raises:
         FlowllmError: the output is refused.
@@ -175,10 +175,9 @@ def _write_record(run: StageRun, output: Path, started: datetime, seconds: float
 
 
 def provenance_path(output: Path) -> Path:
-    """Where the record of an output lies: beside it.
+    """Return the path of an output's record, beside the output.
 
-    Its name begins with an underscore, so that pandas and pyarrow, when they open a folder of
-    shards, take it for no table.
+    The name begins with an underscore: pandas and pyarrow ignore it in a folder of shards.
     """
     return output.with_name(f"_{output.name}{RECORD_SUFFIX}")
 
@@ -186,8 +185,8 @@ def provenance_path(output: Path) -> Path:
 def find_records(run_dir: Path) -> list[Path]:
     """Return the records of all outputs below a folder, by path.
 
-    Hidden files and what lies in hidden folders is not ours: partial results, and what other
-    programs leave (macOS `._NAME`, editors `.#NAME`).
+    Hidden files and files in hidden folders are left out: they are partial results, or those of
+    other programs (macOS `._NAME`, editors `.#NAME`).
     """
     return [
         path
@@ -197,32 +196,32 @@ def find_records(run_dir: Path) -> list[Path]:
 
 
 def read_provenance(output: Path) -> dict[str, Any]:
-    """Return the record of an output, which may lack any key; empty where there is none.
+    """Return the record of an output, which may lack any key; empty if there is none.
 
     Raises:
-        FlowllmError: it cannot be read, is empty or cut off, or holds no keys.
+        FlowllmError: the record cannot be read, is empty or truncated, or has no keys.
     """
     path = provenance_path(output)
     if not path.exists():
         return {}
     record = read_json(path, RECORD_CURE)
     check_form(record, dict[str, Any], path, RECORD_CURE)
-    return record
+    return dict(record)
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read one record, with all that is counted with.
+    """Read one record, with all keys of `_Record`.
 
     Raises:
-        FlowllmError: it cannot be read, is empty or cut off, or has another form.
+        FlowllmError: the record cannot be read, is empty or truncated, or has another form.
     """
     record = read_json(path, RECORD_CURE)
     check_form(record, _Record, path, RECORD_CURE)
-    return record
+    return dict(record)
 
 
 class _Record(BaseModel):
-    """What is counted with of a record; other keys may stand beside."""
+    """The keys of a record that other code reads; a record may have other keys too."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -247,9 +246,10 @@ class _Hardware(BaseModel):
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder, of the names and sizes in it and of its record.
+    """Return the SHA-256 of a file's bytes, or of a folder's names, sizes and record.
 
-    A model folder holds 140 GB; its record (`provenance.json`) names what it was made from.
+    The bytes of a folder are not read, since a model has 140 GB; its record says what it was made
+    from.
     """
     hasher = hashlib.sha256()
     if path.is_dir():
@@ -266,7 +266,7 @@ def digest(path: Path) -> str:
 
 
 def digest_role(paths: Path | Sequence[Path]) -> str:
-    """Return the digest of a file or folder, or one for a list of files and their names."""
+    """Return the digest of a file or folder, or one digest of a list of files and their names."""
     if isinstance(paths, Path):
         return digest(paths)
     joined = "".join(f"{path.name}:{digest(path)}\n" for path in paths)
@@ -278,14 +278,14 @@ def _path_strings(paths: Path | Sequence[Path]) -> str | list[str]:
 
 
 def _peak_memory_mb() -> int:
-    """Peak resident memory of this process and of its largest child, in MiB."""
+    """Return the peak resident memory of this process and of its largest child, in MiB."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return round((own + children) / 1024)
 
 
 def _commit() -> str | None:
-    """Commit of the source tree this package runs from, with `-dirty` where it was edited."""
+    """Return the commit of this package's source tree, with `-dirty` if it was edited."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     command += ["--exclude", "*"]  # a tag names a release, and the record names a commit
     try:
@@ -296,7 +296,7 @@ def _commit() -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results, where installed."""
+    """Return the versions of Python and of the installed packages that results depend on."""
     versions = {"python": platform.python_version(), "flowllm": __version__}
     for name in _RECORDED_PACKAGES:
         try:
@@ -307,7 +307,7 @@ def _versions() -> dict[str, str]:
 
 
 def _hardware() -> dict[str, Any]:
-    """Number of nodes, and of this one: processors, and GPUs if the stage loaded torch."""
+    """Return the number of nodes, and this node's cores, and GPUs if the stage loaded torch."""
     hardware: dict[str, Any] = {
         "machine": platform.machine(),
         "nodes": int(os.getenv("SLURM_STEP_NUM_NODES", "1")),
@@ -329,7 +329,7 @@ def processors(hardware: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _slurm_job() -> dict[str, str | None] | None:
-    """Job, partition and GPUs that SLURM gave this process; None outside of it."""
+    """Return the job, partition and GPUs of this process in SLURM; None outside of SLURM."""
     if "SLURM_JOB_ID" not in os.environ:
         return None
     names = ("SLURM_JOB_ID", "SLURM_JOB_PARTITION", "CUDA_VISIBLE_DEVICES")

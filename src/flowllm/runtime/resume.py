@@ -1,9 +1,9 @@
-"""Partial results of a stage, so that a killed one goes on from what it had finished.
+"""Partial results of a stage, from which a killed job resumes.
 
-They lie in `.<output name>.partial/` beside the output, are never declared to the workflow (which
-deletes the declared outputs of a failed job), and are dropped when they belong to other settings,
-another seed or other inputs, or when all is done: after the output and its record are written,
-since a job that fails before loses its output. One process at a time has them (`writer_lock`).
+They are in `.<output name>.partial/` beside the output, and are not declared to the workflow, which
+deletes the declared outputs of a failed job. They are deleted if they belong to other settings,
+another seed or other inputs, and after the output and its record are written (a job that fails
+before that loses its output). One process at a time uses them (`writer_lock`).
 """
 
 import json
@@ -27,14 +27,14 @@ _KEY_FILE = "fingerprint.json"
 
 
 def partial_folder(output: Path, run: StageRun) -> Path:
-    """Return the folder of an output's partial results, emptied if it is another run's.
+    """Return the folder of an output's partial results, emptied if it belongs to another run.
 
-    The folder is this run's alone until its record is written, and dropped then; where the run
-    fails it stays. Of the processes that share a job the leader's call comes first.
+    Only this run uses the folder until its record is written. Then the folder is deleted; if the
+    run fails, the folder stays. Of the processes that share a job, the leader calls this first.
 
     Args:
         output: the final output of the stage.
-        run: the run; its fingerprint decides whether what lies there can be used.
+        run: the run; its fingerprint decides whether existing results can be used.
 
     Raises:
         FlowllmError: another process is writing the same output.
@@ -49,8 +49,8 @@ def _held_folder(output: Path, run: StageRun) -> Iterator[Path]:
     with only_writer(output) as is_held:
         folder = _opened(output, run)
         yield folder
-        # All is written, and a signal has nothing left to stop. Some file systems keep a folder
-        # whose files are still mapped.
+        # Everything is written, so SIGTERM has nothing to stop. Some file systems keep a folder
+        # whose files are mapped into memory.
         with noting_sigterm():
             if is_held():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -65,7 +65,7 @@ def _opened(output: Path, run: StageRun) -> Path:
         if found == key:
             log.info("%s: resuming from %s", run.stage, folder)
             return folder
-        log.info("%s: %s holds results of other settings or inputs, dropped", run.stage, folder)
+        log.info("%s: %s has results of other settings or inputs and is deleted", run.stage, folder)
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_text(key_path, json.dumps(key))
@@ -73,7 +73,7 @@ def _opened(output: Path, run: StageRun) -> Path:
 
 
 def partial_path(output: Path) -> Path:
-    """Where the partial results of an output lie."""
+    """Return the folder of an output's partial results."""
     return output.with_name(f".{output.name}.partial")
 
 
@@ -85,18 +85,18 @@ def make_parts(
     rows_per_part: int,
     make_rows: Callable[[range], Sequence[Mapping[str, Any]]],
 ) -> pa.Table:
-    """Make a table part by part; each is saved while the next is made.
+    """Make a table in parts; each part is saved while the next is computed.
 
     The parts stay in `partial_path(output)` until the run's record is written.
 
     Args:
-        output: the file that the table is made for.
+        output: the file of the whole table.
         run: the stage's run.
         schema: schema of the rows.
         num_rows: number of work items.
-        rows_per_part: work items a part; what a kill can cost.
-        make_rows: from a range of work items to their rows, in order. It is called only for parts
-            not yet on disk, and must not depend on the parts before it.
+        rows_per_part: work items per part: the most that a killed job loses.
+        make_rows: returns the rows of a range of work items, in order. It is called only for parts
+            that are not on disk, and must not depend on earlier parts.
 
     Returns:
         All parts as one table.
@@ -112,7 +112,7 @@ def make_parts(
             if part.exists():
                 continue
             rows = make_rows(items)
-            # No third part: memory holds the rows of one being made and of one being saved.
+            # Memory then has the rows of at most two parts: one is computed, one is saved.
             if saved is not None:
                 saved.result()
             saved = writer.submit(write_table, part, rows, schema, run.metadata())
@@ -129,7 +129,7 @@ def write_in_parts(
     rows_per_part: int,
     make_rows: Callable[[range], Sequence[Mapping[str, Any]]],
 ) -> pa.Table:
-    """Make a table part by part (see `make_parts`), and write it whole at the end.
+    """Make a table in parts (see `make_parts`), and write the whole table at the end.
 
     Returns:
         The table that was written.

@@ -1,7 +1,7 @@
-"""SIGTERM: what SLURM sends before it kills, at the time limit, at preemption and on scancel.
+"""SIGTERM, which SLURM sends before SIGKILL: at the time limit, at preemption and on scancel.
 
-A stage ends at once, with its temporary files removed and its finished parts kept. A training loop
-first finishes its step and saves. Either way the same command, run again, goes on from there.
+A stage ends at once, removes its temporary files and keeps its finished parts. A training loop
+first finishes its step and saves. In both cases the same command, run again, resumes from there.
 """
 
 import signal
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class Stopped(SystemExit):
-    """The stage was told to stop; the exit code is a shell's for SIGTERM."""
+    """Exception of a stage that SIGTERM stops; its exit code is that of a shell for SIGTERM."""
 
     def __init__(self, said: str) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -19,17 +19,17 @@ class Stopped(SystemExit):
 
 
 def stop_at_once_on_sigterm() -> None:
-    """From here on SIGTERM raises `Stopped`, so that what is being written is cleaned up."""
+    """Let SIGTERM raise `Stopped`, so that temporary files are removed."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        raise Stopped("stopped by SIGTERM; run the same again: finished parts are kept")
+        raise Stopped("stopped by SIGTERM; run the same command again: finished parts are kept")
 
     signal.signal(signal.SIGTERM, stop)
 
 
 @contextmanager
 def noting_sigterm() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM stops nothing; give a function that says whether it came."""
+    """Give a function that returns whether SIGTERM came; in the block it stops nothing."""
     came = False
 
     def note(_number: int, _frame: FrameType | None) -> None:

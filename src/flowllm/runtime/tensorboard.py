@@ -1,7 +1,7 @@
-"""Training curves as TensorBoard events, to be watched while a model trains.
+"""Training curves as TensorBoard events, visible while a model trains.
 
-The files hold times and the machine's name, so they lie beside the output, like its record, and are
-no part of it: `tensorboard --logdir runs/paper` finds them.
+The files contain times and the machine's name. They are therefore written beside the output, like
+its record, and are no part of it. `tensorboard --logdir runs/paper` finds them.
 """
 
 import shutil
@@ -16,22 +16,22 @@ WriteRow = Callable[[Mapping[str, float | None]], None]
 
 
 def events_path(output: Path) -> Path:
-    """Folder of an output's event files: beside it."""
+    """Return the folder of an output's event files, beside the output."""
     return output.with_name(f"_{output.name}.tensorboard")
 
 
 @contextmanager
 def event_log(folder: Path, steps_done: int, *, writes: bool) -> Iterator[WriteRow]:
-    """Go on with a log of events after a step, or begin it anew.
+    """Continue a log of events after a step, or start a new one.
 
     Args:
-        folder: of the event files.
-        steps_done: steps of the checkpoint that training goes on from. What a killed run had
-            written of later ones is void; with none, so is the whole folder.
-        writes: whether this process writes; one of several does.
+        folder: folder of the event files.
+        steps_done: steps of the checkpoint that training resumes from. Events of later steps, which
+            a killed run may have written, are purged; with 0, the folder is deleted.
+        writes: whether this process writes; true for one of several.
 
     Yields:
-        A function that writes a row of a curve: its step, and values by name; None is left out.
+        A function that writes a row of a curve: its step, and values by name (None is left out).
     """
     if not writes:
         yield lambda _row: None
@@ -45,17 +45,17 @@ def event_log(folder: Path, steps_done: int, *, writes: bool) -> Iterator[WriteR
             for name, value in row.items():
                 if name != "step" and value is not None:
                     writer.add_scalar(name, value, row["step"])
-            writer.flush()  # all that precedes a checkpoint is on disk before it
+            writer.flush()  # before the checkpoint of this step
 
         yield write
 
 
 def _wait_for_later_name(folder: Path) -> None:
-    """Wait out the second in which the last event file was made, as its name says.
+    """Wait until the second of the last event file's name is over.
 
-    TensorBoard reads the files in the order of their names, and of two of one second may take the
-    later one first; then it shows none of its steps.
+    TensorBoard reads the files in the order of their names. Of two files of one second it may read
+    the later one first, and then does not show its steps.
     """
     seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
-    # Not longer: the clock of another node may have gone ahead.
+    # At most one second, since the clock of another node may be ahead.
     time.sleep(min(1.0, max(0.0, max(seconds, default=0) + 1 - time.time())))

@@ -1,10 +1,13 @@
-"""One writer of an output at a time, on whichever node: `.NAME.lock` beside it says who it is.
+"""Lock of an output, for one writer at a time on all nodes: `.NAME.lock` names the writer.
 
-When `snakemake` dies its SLURM jobs run on, and a new `snakemake` submits them again. A writer on
-the same host is alive if its process is. Of another host's, or of a container's with the same host
-name and process numbers of its own, nothing can be asked, so every writer
-touches its lock again and again, and a lock that stays untouched while it is watched is a dead
-one's: no clocks are compared, and no scheduler is needed.
+When `snakemake` dies, its SLURM jobs continue, and a new `snakemake` submits them again. A writer
+on this host is alive if its process is. Processes of another host, or of a container with this
+host's name and its own process numbers, cannot be queried. Every writer therefore touches its lock
+regularly, and a lock that does not change while it is watched belongs to a dead writer. This needs
+neither synchronized clocks nor the scheduler.
+
+flufl.lock is not used: it compares the clocks of two nodes, waits for the lifetime of a lock whose
+writer was killed on this host, and records neither the SLURM job nor the process namespace.
 """
 
 import json
@@ -22,24 +25,24 @@ from flowllm.io.processes import HOST, PLACE, is_alive, start_time
 from flowllm.runtime.log import log
 
 PATIENCE_SECONDS = 60.0
-"""Longest wait for another writer to end; as long must its lock be untouched to be a dead one's."""
+"""Longest wait for another writer, and the time without a touch after which its lock is dead."""
 
 BEAT_SECONDS = 10.0
-"""A writer touches its lock this often."""
+"""Time between two touches of a lock by its writer."""
 
 _LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Who writes.
+    """Identity of a writer.
 
     Attributes:
-        host: name of its node.
-        place: boot and process namespace on it (`processes.PLACE`).
-        process: its number there.
-        started: when that process started (`processes.start_time`).
-        slurm_job: number of its SLURM job, None outside of one.
+        host: name of the node.
+        place: boot and process namespace on the node (`processes.PLACE`).
+        process: number of the process.
+        started: when the process started (`processes.start_time`).
+        slurm_job: number of the SLURM job, None outside of SLURM.
     """
 
     host: str
@@ -51,7 +54,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A lock at one moment: what it says, and when it was last touched."""
+    """A lock at one moment: its text, and the time of its last touch in ns."""
 
     text: str
     touched: int
@@ -62,14 +65,14 @@ def only_writer(output: Path) -> Iterator[Callable[[], bool]]:
     """Hold an output's lock within the block.
 
     Args:
-        output: what is written; its folder is made where missing.
+        output: path that is written; a missing folder is created.
 
     Yields:
-        A function that says whether the lock is still held: a process that was suspended for
-        longer than `PATIENCE_SECONDS` may have lost it.
+        A function that returns whether the lock is still held: a process that was suspended for
+        more than `PATIENCE_SECONDS` may have lost it.
 
     Raises:
-        FlowllmError: another process writes the output, and has not ended in `PATIENCE_SECONDS`.
+        FlowllmError: another process writes the output and does not end in `PATIENCE_SECONDS`.
     """
     lock = lock_path(output)
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -100,31 +103,33 @@ def only_writer(output: Path) -> Iterator[Callable[[], bool]]:
 
 
 def lock_path(output: Path) -> Path:
-    """Where the lock of an output lies."""
+    """Return the path of an output's lock."""
     return output.with_name(f".{output.name}.lock")
 
 
 def _take(lock: Path, text: str) -> None:
-    """Make the lock, as soon as no living writer has it.
+    """Create the lock as soon as no other living writer has it.
 
     Raises:
-        FlowllmError: one has it for too long.
+        FlowllmError: another writer keeps it for `PATIENCE_SECONDS`.
     """
     first: _Seen | None = None
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not _made(lock, text):
         seen = _look(lock)
-        if seen is None:  # its writer has just ended
+        if seen is None:  # its writer has just removed it
             continue
         holder = _writer(seen)
         if first is None:
             first = seen
-            log.info("%s: %s has it, waiting", lock, _named(holder))
+            log.info("%s: %s has this lock, waiting", lock, _named(holder))
         over = time.monotonic() >= deadline
-        here = holder is not None and (holder.host, holder.place) == (HOST, PLACE)
-        dead = not _runs(holder) if here else over and seen == first
+        if holder is not None and (holder.host, holder.place) == (HOST, PLACE):
+            dead = not _runs(holder)
+        else:
+            dead = over and seen == first
         if dead:
-            log.info("%s: %s has ended without giving it back", lock, _named(holder))
+            log.info("%s: %s has ended without removing this lock", lock, _named(holder))
             lock.unlink(missing_ok=True)
         elif over:
             raise FlowllmError(_refusal(lock, holder))
@@ -133,7 +138,7 @@ def _take(lock: Path, text: str) -> None:
 
 
 def _made(lock: Path, text: str) -> bool:
-    """Make the lock where there is none; of several processes one succeeds."""
+    """Create the lock if there is none; of several processes one succeeds."""
     with naming_full_disk(lock):
         try:
             file = lock.open("x")
@@ -149,7 +154,7 @@ def _made(lock: Path, text: str) -> bool:
 
 
 def _look(lock: Path) -> _Seen | None:
-    """Read a lock; None where there is none. A network file system asks its server at opening."""
+    """Read a lock; None if there is none. Opening a file makes NFS ask its server."""
     try:
         with lock.open() as file:
             return _Seen(file.read(), os.fstat(file.fileno()).st_mtime_ns)
@@ -158,7 +163,7 @@ def _look(lock: Path) -> _Seen | None:
 
 
 def _writer(seen: _Seen) -> Writer | None:
-    """Whose lock it is; None while that is being written, or where it never was."""
+    """Return the writer of a lock; None if its text is incomplete or damaged."""
     try:
         return Writer(**json.loads(seen.text))
     except (ValueError, TypeError):
@@ -166,7 +171,7 @@ def _writer(seen: _Seen) -> Writer | None:
 
 
 def _runs(writer: Writer) -> bool:
-    """Whether a writer on this host is alive, and its number not another process's by now."""
+    """Return whether a writer on this host is alive, and its number was not reused."""
     return is_alive(writer.process) and start_time(writer.process) == writer.started
 
 
@@ -186,6 +191,7 @@ def _refusal(lock: Path, holder: Writer | None) -> str:
         kill = f"`kill {holder.process}` on {holder.host}"
         end += f" (`scancel {holder.slurm_job}`)" if holder.slurm_job else f" ({kill})"
     return (
-        f"{lock}: {output} is being written by {_named(holder)}, of an earlier start that runs on? "
-        f"Wait until it has ended, or {end}, then run the same again: finished parts are kept"
+        f"{lock}: {output} is being written by {_named(holder)}, perhaps from an earlier start. "
+        f"Wait until it has ended, or {end}, then run the same command again: finished parts are "
+        "kept"
     )

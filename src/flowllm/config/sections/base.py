@@ -1,4 +1,4 @@
-"""What every section of the configuration shares."""
+"""Base class and types of the configuration's sections."""
 
 import re
 from contextlib import suppress
@@ -10,15 +10,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from flowllm.plain_text import printable
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
-"""A name that becomes part of a path: no slash, no space, nothing a shell would read."""
+"""A name that becomes part of a path: no slash, no space, nothing that a shell interprets."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A share, 0 and 1 included."""
 
 Probability = Annotated[float, Field(gt=0, le=1)]
+"""A probability above 0."""
 
 
 def has_credentials(url: str) -> bool:
-    """Whether an address has a user's name or password before its host (https://user:word@host)."""
+    """Return whether an address has a user's name before its host (https://user:word@host)."""
     return re.match(r"([a-z][a-z0-9+.-]*:)?/*[^/?#]*@", url, re.IGNORECASE) is not None
 
 
@@ -26,32 +28,35 @@ def checked_path(text: str) -> str:
     """Return a path with a leading `~` expanded.
 
     Raises:
-        ValueError: Snakemake would read something else in it, or it names a variable.
+        ValueError: the path is empty, or contains what is expanded elsewhere or not at all (spaces
+            at an end, control characters, variables, braces).
     """
     expanded, reason = text, None
     if text.startswith("~"):
         with suppress(RuntimeError):  # no such user
             expanded = str(Path(text).expanduser())
-    if text != text.strip():
+    if not text:
+        reason = "is empty"
+    elif text != text.strip():
         reason = "begins or ends with a space"
     elif printable(text) != text:
-        reason = "holds a line break or another control character"
+        reason = "contains a line break or another control character"
     elif re.search(r"\$\{?[A-Za-z_]", text):
-        reason = "names a variable, which is not expanded; write the path out"
+        reason = "contains a variable, which is not expanded; write the whole path"
     elif "{" in text or "}" in text:
-        reason = "holds braces, which Snakemake reads as a wildcard"
+        reason = "contains braces, which Snakemake reads as a wildcard; use another name"
     elif text.startswith("~") and expanded == text:
-        reason = "begins with ~, and there is no such user; write the path out"
+        reason = "begins with ~, and there is no such user; write the whole path"
     if reason is not None:
         raise ValueError(f"the path {reason}")
     return expanded
 
 
-OwnPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(checked_path)]
-"""A path, or a name that may stand in its place."""
+OwnPath = Annotated[str, AfterValidator(checked_path)]
+"""A path, or a name that is given instead of a path (mp_20, train)."""
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values do not change."""
+    """A part of the configuration: unknown keys are errors, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -11,20 +11,26 @@ from flowllm.config.sections.base import Fraction, Name, OwnPath, Section, has_c
 class Data(Section):
     """Where the crystals come from."""
 
-    source: OwnPath = Field(description="mp_20, bundled, or a folder of CSV or CIF files")
-    url: str | None = Field(description="base URL of a mirror or proxy instead of sources.yaml's")
+    source: OwnPath = Field(
+        description="source of the crystals: mp_20, bundled (pymatgen's AFLOW prototypes), "
+        "or a folder of CSV or CIF files",
+    )
+    url: str | None = Field(
+        description="base URL of a mirror or proxy of the source; null: the URL in "
+        "data/sources.yaml",
+    )
 
     @field_validator("url")
     @classmethod
     def _url_holds_no_password(cls, url: str | None) -> str | None:
         if url is not None and has_credentials(url):
             raise UnshownError(
-                "a user name or password in it would be recorded; take an address without"
+                "a user name or password in it would be recorded; use an address without them"
             )
         if url is not None and ("?" in url or "#" in url):
             raise UnshownError(
-                "the files' names are put at its end, so it cannot have a query (and a token in "
-                "it would be recorded); take an address without"
+                "the files' names are appended to it, so it cannot have a query (and a token in "
+                "it would be recorded); use an address without a query"
             )
         return url
 
@@ -32,11 +38,16 @@ class Data(Section):
 class Prepare(Section):
     """How raw crystals become the three splits."""
 
-    cell: Literal["primitive", "as_given"]
-    max_atoms: PositiveInt = Field(description="crystals with more atoms in the cell are rejected")
-    max_rows: PositiveInt | None = Field(description="use this many rows a split, null for all")
+    cell: Literal["primitive", "as_given"] = Field(
+        description="primitive (the cell of minimum volume; paper, section 3) or as_given"
+    )
+    max_atoms: PositiveInt = Field(
+        description="atoms per cell; crystals with more are rejected; MP-20: 20"
+    )
+    max_rows: PositiveInt | None = Field(description="rows used per split; null: all")
     split_shares: tuple[Fraction, Fraction, Fraction] = Field(
-        description="train, val, test shares where the source has no split of its own"
+        description="shares of train, val and test, where the source has no split of its "
+        "own; MP-20's shares",
     )
 
     @model_validator(mode="after")
@@ -54,28 +65,37 @@ class Prepare(Section):
 class Sizes(Section):
     """How much is sampled, and how it is cut into shards; only the workflow reads these.
 
-    A shard's content depends on which draws it holds and not on these totals, so that raising a
-    total adds shards and keeps the finished ones.
+    A shard's content depends on its draws and not on these totals, so that a higher total adds
+    shards and keeps the finished ones.
     """
 
-    num_pairs: PositiveInt
-    num_val_pairs: PositiveInt
-    pairs_per_shard: PositiveInt
-    num_samples: PositiveInt = Field(description="crystals to generate at each method")
-    samples_per_shard: PositiveInt
-    num_csp_crystals: PositiveInt = Field(description="test crystals to predict, the first ones")
-    csp_crystals_per_shard: PositiveInt
+    num_pairs: PositiveInt = Field(description="training pairs of the flow, N_tr; paper, App. C")
+    num_val_pairs: PositiveInt = Field(description="pairs for the flow's validation loss")
+    pairs_per_shard: PositiveInt = Field(
+        description="pairs per shard; 11000 for each of the paper's 300 GPUs"
+    )
+    num_samples: PositiveInt = Field(
+        description="generated crystals per method; paper, section 5.3"
+    )
+    samples_per_shard: PositiveInt = Field(description="crystals per shard")
+    num_csp_crystals: PositiveInt = Field(
+        description="test crystals that csp_bases predict, the first ones; MP-20's test "
+        "split has 9046",
+    )
+    csp_crystals_per_shard: PositiveInt = Field(description="test crystals per shard")
 
 
 class External(Section):
     """Another model's samples, measured like ours."""
 
-    name: Name
+    name: Name = Field(description="name of the row in the results")
     file: OwnPath = Field(
-        description="folder of CIF or POSCAR files, or one .cif, .csv, .json, .jsonl, .extxyz or "
-        ".pt; all but .pt also with .gz"
+        description="folder of CIF or POSCAR files, or one .cif, .csv, .json, .jsonl, "
+        ".extxyz or .pt; all but .pt also with .gz",
     )
-    shards: PositiveInt = Field(description="parts that are relaxed at the same time")
+    shards: PositiveInt = Field(description="number of parts that are relaxed at the same time")
     column: str | None = Field(
-        None, description="of a CSV, or key of JSON's records, with the crystals; null: found"
+        None,
+        description="column of a CSV file, or key of the records of a JSON file, that has "
+        "the crystals; null: the column is searched for",
     )

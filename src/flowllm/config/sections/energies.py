@@ -11,52 +11,80 @@ from flowllm.config.sections.base import OwnPath, Section
 class Potential(Section):
     """The machine-learned potential of every energy that is not DFT's."""
 
-    name: Literal["chgnet", "mace", "mattersim", "sevennet", "orb"]
+    name: Literal["chgnet", "mace", "mattersim", "sevennet", "orb"] = Field(
+        description="chgnet (paper), mace, mattersim, sevennet or orb; docs/energies.md"
+    )
 
 
 class Prerelax(Section):
     """Relaxation of the generated crystals with the potential."""
 
-    max_force: PositiveFloat = Field(description="eV/angstrom")
-    max_steps: PositiveInt
-    max_seconds: PositiveFloat = Field(description="wall time a crystal")
-    chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
+    max_force: PositiveFloat = Field(
+        description="eV/angstrom; a crystal is relaxed when no force exceeds it; public code"
+    )
+    max_steps: PositiveInt = Field(description="steps per crystal; public code")
+    max_seconds: PositiveFloat = Field(description="wall time per crystal in seconds")
+    chunk_size: PositiveInt = Field(
+        description="crystals per saved chunk: the most that a killed job loses"
+    )
 
 
 class Dft(Section):
     """The code of every DFT energy."""
 
-    code: Literal["vasp", "gpaw", "espresso"]
+    code: Literal["vasp", "gpaw", "espresso"] = Field(
+        description="vasp (paper), gpaw (free; static runs, one input set) or espresso "
+        "(inputs only, static, one input set)",
+    )
 
 
 class DftInputs(Section):
-    """Which relaxed crystals go to DFT, and with what inputs."""
+    """Selection of relaxed crystals for DFT, and their inputs."""
 
     input_set: Literal["MPRelaxSet", "MPScanRelaxSet", "MPStaticSet"] = Field(
-        description="pymatgen's, for code vasp; the other codes have one set each"
+        description="pymatgen's input set for code vasp: MPRelaxSet (paper), MPScanRelaxSet "
+        "or MPStaticSet",
     )
-    plane_wave_cutoff: PositiveFloat = Field(description="eV; GPAW and Quantum ESPRESSO")
-    kpoint_density: PositiveFloat = Field(description="angstrom^3; GPAW and Quantum ESPRESSO")
-    selection: Literal["all", "first", "random", "n_ary", "e_above_hull"]
-    max_crystals: PositiveInt = Field(description="for every selection but all")
-    max_e_above_hull: float = Field(description="eV/atom, for selection e_above_hull")
-    folders_per_directory: PositiveInt
+    plane_wave_cutoff: PositiveFloat = Field(
+        description="eV; for GPAW and Quantum ESPRESSO (the VASP sets have 520)"
+    )
+    kpoint_density: PositiveFloat = Field(
+        description="k-points per angstrom^-3; for GPAW and Quantum ESPRESSO; MPRelaxSet's value"
+    )
+    selection: Literal["all", "first", "random", "n_ary", "e_above_hull"] = Field(
+        description="crystals that are computed: all, first, random, n_ary (equal numbers "
+        "of unary, binary, ... crystals) or e_above_hull",
+    )
+    max_crystals: PositiveInt = Field(description="number of crystals; for every selection but all")
+    max_e_above_hull: float = Field(
+        description="eV/atom by the potential; for selection e_above_hull"
+    )
+    folders_per_directory: PositiveInt = Field(description="folders of crystals per directory")
 
 
 class DftCollect(Section):
     """How DFT energies are corrected."""
 
-    correction_scheme: Literal["MP2020", "MP2020_plus_u_only", "none"]
+    correction_scheme: Literal["MP2020", "MP2020_plus_u_only", "none"] = Field(
+        description="MP2020 (paper), MP2020_plus_u_only (public codes: plain GGA runs are "
+        "not corrected) or none",
+    )
     strict_anions: Literal["require_bound", "require_exact", "no_check"] = Field(
-        description="which oxidation states let an anion be corrected, of results and references"
+        description="oxidation states for which an anion is corrected, of results and of "
+        "dft_hull's entries; require_bound is pymatgen's default since 2024",
     )
 
 
 class ReferenceHull(Section):
-    """The reference for the potential's energies; its crystals are relaxed as `prerelax` says."""
+    """The reference for the potential's energies; `prerelax` says how its crystals are relaxed."""
 
-    source: OwnPath = Field(description="train, or a JSON file of entries by the same potential")
-    chunk_size: PositiveInt = Field(description="crystals saved at once; what a kill can cost")
+    source: OwnPath = Field(
+        description="train (training crystals, relaxed by prerelax.max_force and "
+        "prerelax.max_steps), or a JSON file of entries by the same potential",
+    )
+    chunk_size: PositiveInt = Field(
+        description="crystals per saved chunk: the most that a killed job loses"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -73,27 +101,34 @@ class DftHull(Section):
     """The reference for DFT energies."""
 
     source: OwnPath | None = Field(
-        description="matbench_discovery, mp_api, or a JSON file of DFT ComputedEntries; "
-        "null: no DFT hull"
+        description="matbench_discovery (the paper's reference: Materials Project of "
+        "2023-02-07, downloaded), mp_api, or a JSON file of ComputedEntries; "
+        "null: no DFT hull",
     )
     correction_scheme: Literal["MP2020", "none", "GPAW"] = Field(
-        description="of the file's energies; GPAW for entries by that code"
+        description="correction of the file's energies, which must be that of dft_collect: "
+        "MP2020, none, or GPAW for entries by that code",
     )
 
     @model_validator(mode="after")
     def _scheme_of_source(self) -> "DftHull":
         if self.source in ("matbench_discovery", "mp_api") and self.correction_scheme != "MP2020":
-            raise ValueError(f"correction_scheme: the energies of {self.source} have MP2020's")
+            raise ValueError(f"correction_scheme: {self.source} has energies of MP2020; set MP2020")
         return self
 
 
 class Stability(Section):
-    """What stable means."""
+    """Thresholds of stability."""
 
-    stable_below: float = Field(description="eV/atom")
-    inclusive: bool = Field(description="<= instead of <")
-    metastable_below: PositiveFloat = Field(description="eV/atom")
-    min_elements: PositiveInt
+    stable_below: float = Field(description="eV/atom above the hull; paper, App. D")
+    inclusive: bool = Field(
+        description="whether the threshold itself is stable; paper: E_hull < 0 (false), "
+        "public code: E_hull <= 0 (true)",
+    )
+    metastable_below: PositiveFloat = Field(description="eV/atom above the hull; paper, App. D")
+    min_elements: PositiveInt = Field(
+        description="distinct elements that a stable crystal has at least; paper, App. D"
+    )
 
     @model_validator(mode="after")
     def _stable_is_metastable(self) -> "Stability":

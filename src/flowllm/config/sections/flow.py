@@ -18,29 +18,57 @@ from flowllm.config.sections.base import Name, Section
 class TrainRfm(Section):
     """The velocity network and its training."""
 
-    hidden_dim: PositiveInt
-    num_layers: PositiveInt
-    time_dim: PositiveInt
-    num_frequencies: PositiveInt
-    angle_bounds: tuple[float, float] = Field(description="degrees, open interval of the logit map")
-    lambda_f: PositiveFloat
-    lambda_l: PositiveFloat
-    epochs: PositiveInt
-    max_steps: PositiveInt | None
-    batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    min_learning_rate: NonNegativeFloat
-    weight_decay: NonNegativeFloat
-    clip_value: PositiveFloat
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["bf16", "fp32"]
-    compile: bool = Field(description="compile the network's layers by torch.compile")
-    val_steps: PositiveInt = Field(description="optimiser steps between validations")
-    patience: PositiveInt | None = Field(description="validations without gain before stopping")
-    match_atoms: bool = Field(
-        description="reduce the distance from c0 to c1: order of the atoms of each species, origin"
+    hidden_dim: PositiveInt = Field(description="features per atom; public code")
+    num_layers: PositiveInt = Field(description="message-passing layers; public code")
+    time_dim: PositiveInt = Field(description="features of the time embedding; public code")
+    num_frequencies: PositiveInt = Field(
+        description="Fourier frequencies of the coordinates' differences, equation 16; public code"
     )
-    augment_axes: bool = Field(description="the cell's axes in random order and direction")
+    angle_bounds: tuple[float, float] = Field(
+        description="degrees; open interval of the logit of the angles; equation 7, bounds "
+        "of the public code",
+    )
+    lambda_f: PositiveFloat = Field(
+        description="weight of the coordinates in the loss; paper, App. C"
+    )
+    lambda_l: PositiveFloat = Field(description="weight of the lattice in the loss; paper, App. C")
+    epochs: PositiveInt = Field(description="passes over the training pairs; paper, App. C")
+    max_steps: PositiveInt | None = Field(description="optimizer steps; null: all epochs")
+    batch_size: PositiveInt = Field(description="pairs per optimizer step; public code")
+    learning_rate: PositiveFloat = Field(
+        description="initial learning rate of AdamW; public code; paper: chosen in 1e-3 to 1e-4"
+    )
+    min_learning_rate: NonNegativeFloat = Field(
+        description="learning rate at the end of the cosine schedule; public code"
+    )
+    weight_decay: NonNegativeFloat = Field(description="AdamW's weight decay; public code")
+    clip_value: PositiveFloat = Field(
+        description="bound of each entry of the gradient; public code"
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="decay of the moving average of the weights; public code"
+    )
+    precision: Literal["bf16", "fp32"] = Field(description="fp32 (public code) or bf16")
+    compile: bool = Field(
+        description="whether torch.compile compiles the layers; faster on a GPU and in long "
+        "runs, needs a C++ compiler",
+    )
+    val_steps: PositiveInt = Field(
+        description="optimizer steps between validations; 25000 are about one epoch of 3.3 "
+        "million pairs",
+    )
+    patience: PositiveInt | None = Field(
+        description="validations without gain before training stops, null: never; the paper "
+        "stops early but gives no number",
+    )
+    match_atoms: bool = Field(
+        description="whether c1's atoms of each species are reordered and its origin moved, "
+        "to reduce the distance from c0; not in the paper",
+    )
+    augment_axes: bool = Field(
+        description="whether each epoch draws an order and directions of the cell's axes; "
+        "useful for few pairs; paper: false",
+    )
 
     @field_validator("angle_bounds")
     @classmethod
@@ -52,7 +80,7 @@ class TrainRfm(Section):
         if not (0 <= low < 60 and 120 < high <= 180):
             raise ValueError(
                 "the open interval must contain the angles of a reduced cell, 60 to 120 degrees, "
-                "and lie within 0 to 180 degrees; the paper's is [59.9, 120.1]"
+                "and be within 0 to 180 degrees; the paper's is [59.9, 120.1]"
             )
         return bounds
 
@@ -69,8 +97,8 @@ class TrainRfm(Section):
     def _supplements_are_negatives(self) -> "TrainRfm":
         if self.augment_axes and abs(sum(self.angle_bounds) - 180) > 1e-9:
             raise ValueError(
-                f"augment_axes turns angles into their supplements, so angle_bounds must lie even "
-                f"about 90 degrees (given {list(self.angle_bounds)})"
+                f"augment_axes replaces angles by their supplements, so angle_bounds must be "
+                f"symmetric about 90 degrees (got {list(self.angle_bounds)})"
             )
         return self
 
@@ -78,33 +106,48 @@ class TrainRfm(Section):
 class LlmFlow(Section):
     """A velocity network that starts from the language model's crystals."""
 
-    name: Name
-    start: Literal["llm"]
-    coords_noise: NonNegativeFloat = Field(description="std of Gaussian noise, fractions of a cell")
-    lengths_noise: NonNegativeFloat = Field(description="std of Gaussian noise, angstrom")
-    angles_noise: NonNegativeFloat = Field(description="std of Gaussian noise, degrees")
+    name: Name = Field(description="name of the velocity network")
+    start: Literal["llm"] = Field(
+        description="llm (crystals of the language model; paper) or simple (FlowMM's base "
+        "distribution with the atoms of the language model: FlowLLM-Types; "
+        "paper, section 5.3)",
+    )
+    coords_noise: NonNegativeFloat = Field(
+        description="for start llm, std of Gaussian noise in fractions of the cell, drawn "
+        "in each epoch; paper, App. F (levels are not given)",
+    )
+    lengths_noise: NonNegativeFloat = Field(description="likewise, in angstrom")
+    angles_noise: NonNegativeFloat = Field(description="likewise, in degrees")
 
 
 class SimpleFlow(Section):
     """A velocity network that starts from FlowMM's base and the language model's atoms."""
 
-    name: Name
-    start: Literal["simple"]
+    name: Name = Field(description="name of the velocity network")
+    start: Literal["simple"] = Field(
+        description="FlowMM's base distribution with the atoms of the language model"
+    )
 
 
 Flow = Annotated[LlmFlow | SimpleFlow, Field(discriminator="start")]
 """One velocity network: the base distribution that it carries to the data."""
 
 TRAIN_COMPOSITIONS = "train_compositions"
-"""The base without a language model: atoms of random training crystals, all else FlowMM's base."""
+"""The baseline without a language model: compositions of random training crystals, and FlowMM's
+base distribution for cells and coordinates."""
 
 
 class Method(Section):
     """One row of the results: a base and how it is refined."""
 
-    name: Name
-    base: Name = Field(description="a row of bases, or train_compositions")
-    flow: Name | None = Field(description="null keeps the LLM's crystal")
+    name: Name = Field(description="name of the row in the results")
+    base: Name = Field(
+        description="a name of bases (of csp_bases for csp_methods), or train_compositions "
+        "(baseline without a language model)",
+    )
+    flow: Name | None = Field(
+        description="a name of flows; null: the crystal of the language model is kept"
+    )
     num_steps: NonNegativeInt = Field(description="integration steps; 0 without a flow")
 
     @model_validator(mode="after")
@@ -117,12 +160,20 @@ class Method(Section):
 class Refine(Section):
     """Integration of the learned velocity field."""
 
-    integrator: Literal["euler", "midpoint", "heun", "rk4"]
-    batch_memory_mb: PositiveInt = Field(description="memory that a batch of crystals may take")
-    anneal_slope: NonNegativeFloat = Field(description="coordinate velocity times 1 + slope * t")
+    integrator: Literal["euler", "midpoint", "heun", "rk4"] = Field(
+        description="euler (public code), midpoint, heun or rk4; 1, 2, 2 or 4 evaluations per step"
+    )
+    batch_memory_mb: PositiveInt = Field(
+        description="MB; memory of the crystals that are integrated together, all of one "
+        "number of atoms",
+    )
+    anneal_slope: NonNegativeFloat = Field(
+        description="s in the factor 1 + s t of the coordinate velocity; FlowMM's anti-annealing"
+    )
     keep_symmetry: bool = Field(
-        description="move the start onto its space group, found within 0.1 angstrom, and keep it"
+        description="whether the draft is moved onto its space group (tolerance 0.1 "
+        "angstrom), which the flow then keeps; paper: false",
     )
     trajectory_every: PositiveInt | None = Field(
-        description="save the crystals after every so many steps, null for none"
+        description="integration steps between saved crystals (trajectories/); null: none are saved"
     )

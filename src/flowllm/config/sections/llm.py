@@ -23,23 +23,28 @@ CONDITIONS = (
     "e_above_hull",
     "space_group_number",
 )
-"""What a prompt can give of a crystal, in the order of its sentences."""
+"""Properties of a crystal that a prompt can give, in the order of its sentences."""
 
 
 class Prompts(Section):
-    """What the language model is asked, in training and sampling alike."""
+    """Prompts of the language model, the same in training and sampling."""
 
-    introduction: str
+    introduction: str = Field(description="first sentence of every prompt")
     formula: str = Field(description="sentence with {formula}")
-    elements: str = Field(description="sentence with {elements}, and so for the following")
-    formation_energy_per_atom: str
-    band_gap: str
-    e_above_hull: str
-    space_group_number: str
-    instruction: str
-    infill: str = Field(description="before a crystal with one element hidden: asks for {mask}")
-    mask: str = Field(description="word in the place of a hidden element's symbol")
-    formula_style: Literal["atoms", "cell", "reduced"]
+    elements: str = Field(description="sentence with {elements}")
+    formation_energy_per_atom: str = Field(
+        description="sentence with {formation_energy_per_atom}, eV/atom"
+    )
+    band_gap: str = Field(description="sentence with {band_gap}, eV")
+    e_above_hull: str = Field(description="sentence with {e_above_hull}, eV/atom")
+    space_group_number: str = Field(description="sentence with {space_group_number}, 1 to 230")
+    instruction: str = Field(description="last sentence of every prompt that asks for a crystal")
+    infill: str = Field(description="prompt before a crystal with one hidden element, with {mask}")
+    mask: str = Field(description="word that replaces the hidden element's symbol")
+    formula_style: Literal["atoms", "cell", "reduced"] = Field(
+        description="atoms (Na Na Cl Cl, the most exact of those measured: "
+        "docs/language_model.md), cell (Na2Cl2) or reduced (NaCl)",
+    )
 
     @model_validator(mode="after")
     def _values_are_used(self) -> "Prompts":
@@ -52,14 +57,14 @@ class Prompts(Section):
 
     @model_validator(mode="after")
     def _values_are_told_apart(self) -> "Prompts":
-        """Each sentence gives one value, and no two sentences read alike."""
+        """Refuse sentences that give another value than their own, and equal sentences."""
         allowed = {name: {name} for name in CONDITIONS} | {"infill": {"mask"}}
         for name in ("introduction", *CONDITIONS, "instruction", "infill"):
             found = set(re.findall(r"\{(\w*)\}", getattr(self, name)))
             if foreign := sorted(found - allowed.get(name, set())):
                 raise ValueError(
-                    f"{name}: {{{foreign[0]}}} would stay in the prompt as it is; a sentence gives "
-                    "the one value that it is named after"
+                    f"{name}: {{{foreign[0]}}} would stay in the prompt as it is; remove it, since "
+                    "a sentence gives only the value that it is named after"
                 )
         read: dict[str, str] = {}
         for name in CONDITIONS:
@@ -76,53 +81,104 @@ class Prompts(Section):
     @classmethod
     def _mask_is_one_word(cls, mask: str) -> str:
         if len(mask.split()) != 1 or mask != mask.strip():
-            raise ValueError("must be one word without spaces: it stands in a symbol's line")
+            raise ValueError(
+                "must be one word without spaces, since it replaces a symbol in its line"
+            )
         if re.fullmatch(r"[A-Z][a-z]?", mask):
-            raise ValueError("looks like an element's symbol; take a word that no element has")
+            raise ValueError("looks like an element's symbol; use another word")
         return mask
 
 
 Quantization = Literal["nf4", "int8", "none"]
-"""Of frozen weights: 4-bit NormalFloat (QLoRA), 8-bit integers (LLM.int8()), or not at all."""
+"""Of frozen weights: 4-bit NormalFloat (QLoRA), 8-bit integers (LLM.int8()), or none."""
 
 
 class FinetuneLlm(Section):
     """LoRA fine-tuning of the base language model."""
 
     base_model: OwnPath = Field(
-        description="name on the Hugging Face hub, a folder, or smollm2-135m"
+        description="causal language model: name on the Hugging Face hub, folder, or "
+        "smollm2-135m; paper: Llama-2-70b",
     )
-    quantization: Quantization
-    precision: Literal["bf16", "fp32"]
-    lora_rank: PositiveInt
-    lora_alpha: PositiveFloat
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    epochs: PositiveInt
-    max_steps: PositiveInt | None = Field(description="stop after this many optimiser steps")
-    batch_size: PositiveInt = Field(description="texts an optimiser step, over all GPUs")
-    micro_batch_size: PositiveInt = Field(description="texts at once on one GPU")
-    learning_rate: PositiveFloat
-    warmup_steps: NonNegativeInt
-    weight_decay: NonNegativeFloat
-    max_grad_norm: PositiveFloat
-    max_tokens: PositiveInt = Field(description="longer texts are left out, and counted")
-    gradient_checkpointing: bool
-    sharding: Literal["none", "fsdp"] = Field(description="of the frozen weights over the GPUs")
-    loss_on: Literal["text", "crystal"] = Field(description="prompt and crystal, or crystal only")
-    infill_share: Fraction = Field(description="share of texts that ask for one hidden element")
-    formula_share: Fraction = Field(description="share of prompts that give the formula alone")
-    properties_share: Fraction = Field(description="share that give some of all that is known")
-    augment_translation: bool = Field(description="move each training crystal anew every epoch")
-    augment_permutation: bool = Field(description="shuffle its atoms anew every epoch")
-    validation_rows: PositiveInt
-    eval_steps: PositiveInt
-    patience: PositiveInt | None = Field(description="validations without gain before stopping")
-    save_steps: PositiveInt
+    quantization: Quantization = Field(
+        description="of the frozen weights: nf4 (paper: 4-bit), int8 (public code) or none"
+    )
+    precision: Literal["bf16", "fp32"] = Field(description="of the computation: bf16 or fp32")
+    lora_rank: PositiveInt = Field(description="rank of LoRA's matrices; paper, App. C")
+    lora_alpha: PositiveFloat = Field(
+        description="alpha of LoRA, whose update is multiplied by alpha / rank; paper, App. C"
+    )
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="dropout probability of LoRA's inputs; public code"
+    )
+    epochs: PositiveInt = Field(description="passes over the training texts; paper, App. C")
+    max_steps: PositiveInt | None = Field(description="optimizer steps; null: all epochs")
+    batch_size: PositiveInt = Field(
+        description="texts per optimizer step over all GPUs; paper, App. C"
+    )
+    micro_batch_size: PositiveInt = Field(
+        description="texts per forward pass on one GPU; changes memory only"
+    )
+    learning_rate: PositiveFloat = Field(
+        description="AdamW's learning rate after the warm-up, then cosine to zero; paper, App. C"
+    )
+    warmup_steps: NonNegativeInt = Field(description="optimizer steps; public code")
+    weight_decay: NonNegativeFloat = Field(description="AdamW's weight decay; public code")
+    max_grad_norm: PositiveFloat = Field(
+        description="bound of the gradient's norm; transformers' default"
+    )
+    max_tokens: PositiveInt = Field(
+        description="tokens per text; longer texts are left out and counted; public code"
+    )
+    gradient_checkpointing: bool = Field(
+        description="whether activations are computed again in the backward pass, which "
+        "takes time and saves memory",
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        description="of the frozen weights: none (each GPU has all of them; nf4 of 70B "
+        "takes 40 GB) or fsdp (each GPU has a part, for smaller GPUs: slower, "
+        "and while loading each process has all of them in main memory)",
+    )
+    loss_on: Literal["text", "crystal"] = Field(
+        description="tokens that the loss is computed on: text (prompt and crystal; public "
+        "code) or crystal",
+    )
+    infill_share: Fraction = Field(
+        description="share of texts that ask for one hidden element; public code (the paper "
+        "mentions the task)",
+    )
+    formula_share: Fraction = Field(
+        description="share of prompts that give the formula alone, with which App. C "
+        "samples all pairs and which the public code never trains; ours",
+    )
+    properties_share: Fraction = Field(
+        description="share of prompts with a random choice of formula, elements, energies, "
+        "band gap and space group; the other prompts give no condition (public "
+        "code: a fifth of the crystals written)",
+    )
+    augment_translation: bool = Field(
+        description="whether each epoch moves each training crystal by a random vector; "
+        "paper: false",
+    )
+    augment_permutation: bool = Field(
+        description="whether each epoch shuffles the atoms of each training crystal; paper: false"
+    )
+    validation_rows: PositiveInt = Field(
+        description="validation crystals that the validation loss is computed on"
+    )
+    eval_steps: PositiveInt = Field(description="optimizer steps between validations")
+    patience: PositiveInt | None = Field(
+        description="validations without gain before training stops; the best adapter is "
+        "kept; null (paper): all epochs",
+    )
+    save_steps: PositiveInt = Field(description="optimizer steps between checkpoints")
 
     @model_validator(mode="after")
     def _int8_is_not_sharded(self) -> "FinetuneLlm":
         if self.sharding == "fsdp" and self.quantization == "int8":
-            raise ValueError("sharding fsdp takes the quantizations nf4 and none; int8 is not cut")
+            raise ValueError(
+                "sharding fsdp needs quantization nf4 or none, since int8 weights cannot be sharded"
+            )
         return self
 
     @model_validator(mode="after")
@@ -137,40 +193,47 @@ class FinetuneLlm(Section):
     @model_validator(mode="after")
     def _shares_leave_room(self) -> "FinetuneLlm":
         if self.infill_share + self.formula_share + self.properties_share > 1:
-            raise ValueError("infill_share, formula_share and properties_share exceed 1 together")
+            raise ValueError(
+                "the sum of infill_share, formula_share and properties_share exceeds 1; lower one "
+                "of them"
+            )
         return self
 
 
 MAX_LOSS_RISE = 0.02
 """Nats per token by which merging may raise the validation loss without a warning. Measured with
-SmolLM2-135M after 30 steps beside nf4 weights (loss 0.6579): the original weights cost 0.028, the
-dequantized ones rounded to bfloat16 0.0004, in float32 nothing."""
+SmolLM2-135M after 30 steps with nf4 weights (loss 0.6579): the original weights raise it by 0.028,
+the dequantized ones by 0.0004 in bfloat16 and by nothing in float32."""
 
 
 class MergeAdapter(Section):
     """How the adapter becomes part of the base model's weights."""
 
     into: Literal["dequantized", "original"] = Field(
-        description="weights that the adapter is added to: rounded as in training, or not"
+        description="weights that the adapter is added to (neither paper nor public code "
+        "says which): dequantized (rounded to nf4 or int8, as in training and "
+        "validation) or original",
     )
 
 
 class Invariance(Section):
-    """How well the language model knows that a crystal has no origin and its atoms no order."""
+    """Measurement of the language model's invariance under translation and permutation."""
 
     num_crystals: PositiveInt = Field(description="validation crystals, the first ones")
-    num_transformations: PositiveInt = Field(description="translations, and as many permutations")
-    batch_size: PositiveInt = Field(description="texts at once; memory only")
+    num_transformations: PositiveInt = Field(
+        description="random translations per crystal, and as many permutations of its atoms"
+    )
+    batch_size: PositiveInt = Field(description="texts per forward pass; changes memory only")
 
 
 Backend = Literal["vllm", "transformers"]
 
 
 def _check_structured(structured: bool, backend: Backend) -> None:
-    """Refuse a grammar without the engine that holds to it."""
+    """Refuse a grammar with an engine that cannot follow one."""
     if structured and backend != "vllm":
         raise ValueError(
-            f"structured: true needs backend: vllm, since {backend} holds to no grammar; set "
+            f"structured: true needs backend: vllm, since {backend} cannot follow a grammar; set "
             "structured: false or backend: vllm"
         )
 
@@ -178,54 +241,87 @@ def _check_structured(structured: bool, backend: Backend) -> None:
 class SamplePairs(Section):
     """Mass sampling of the pairs (c0, c1) that the flow is trained on."""
 
-    temperature: PositiveFloat
-    top_p: Probability
-    backend: Backend
-    restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
-    structured: bool = Field(description="grammar that fixes the form and the formula's atoms")
-    reject_close_atoms: bool = Field(
-        description="draw a text again that has two atoms at one point"
+    temperature: PositiveFloat = Field(
+        description="sampling temperature of the language model; paper, App. C"
     )
-    draws_per_prompt: PositiveInt = Field(description="consecutive draws of one crystal and prompt")
-    max_attempts: PositiveInt = Field(description="drafts a pair before it is given up")
-    chunk_size: PositiveInt = Field(description="prompts at once; what a kill can cost")
+    top_p: Probability = Field(
+        description="share of the probability that tokens are drawn from; paper, App. C"
+    )
+    backend: Backend = Field(
+        description="vllm, or transformers (for machines without vLLM: slow, and without "
+        "structured)",
+    )
+    restrict_tokens: bool = Field(
+        description="whether only tokens of crystal text are drawn; no other token is part "
+        "of a usual crystal",
+    )
+    structured: bool = Field(
+        description="whether a grammar fixes the form of the text and the atoms of the "
+        "formula; must equal sample_base.structured where a flow starts from "
+        "drafts",
+    )
+    reject_close_atoms: bool = Field(
+        description="whether a text with two atoms at one point is drawn again; a flow "
+        "without noise cannot separate two like atoms at one point",
+    )
+    draws_per_prompt: PositiveInt = Field(
+        description="consecutive draws of one crystal, whose prompt is computed once; 1: "
+        "every draw has another crystal",
+    )
+    max_attempts: PositiveInt = Field(
+        description="drafts per pair, after which the pair is given up and counted"
+    )
+    chunk_size: PositiveInt = Field(
+        description="pairs per saved chunk: the most that a killed job loses"
+    )
 
     @model_validator(mode="after")
-    def _engine_holds_to_grammar(self) -> "SamplePairs":
+    def _engine_follows_grammar(self) -> "SamplePairs":
         _check_structured(self.structured, self.backend)
         return self
 
 
 class Base(Section):
-    """One way of drawing unconditional crystals from the language model."""
+    """A base distribution: one way of sampling the language model without conditions."""
 
-    name: Name
-    temperature: PositiveFloat
-    top_p: Probability
+    name: Name = Field(description="name of the base distribution")
+    temperature: PositiveFloat = Field(description="sampling temperature of the language model")
+    top_p: Probability = Field(description="share of the probability that tokens are drawn from")
 
 
 class SampleBase(Section):
     """Unconditional sampling, the start of generation."""
 
-    backend: Backend
-    restrict_tokens: bool = Field(description="draw only tokens that crystal text consists of")
-    structured: bool = Field(description="grammar that fixes the form of the text")
-    reject_close_atoms: bool = Field(
-        description="draw a text again that has two atoms at one point"
+    backend: Backend = Field(description="vllm or transformers, as in sample_pairs")
+    restrict_tokens: bool = Field(
+        description="as in sample_pairs; must equal sample_pairs.restrict_tokens where a "
+        "flow starts from drafts",
     )
-    max_attempts: PositiveInt
-    chunk_size: PositiveInt
+    structured: bool = Field(
+        description="whether a grammar fixes the form of the text; as in sample_pairs"
+    )
+    reject_close_atoms: bool = Field(
+        description="whether a text with two atoms at one point is drawn again; true raises "
+        "the validity of the rows, which the report then says; paper: false "
+        "(only texts that do not parse are rejected)",
+    )
+    max_attempts: PositiveInt = Field(
+        description="drafts per sample, after which the sample is given up and counted"
+    )
+    chunk_size: PositiveInt = Field(
+        description="samples per saved chunk: the most that a killed job loses"
+    )
 
     @model_validator(mode="after")
-    def _engine_holds_to_grammar(self) -> "SampleBase":
+    def _engine_follows_grammar(self) -> "SampleBase":
         _check_structured(self.structured, self.backend)
         return self
 
 
 class CspBase(Section):
-    """One way of drawing crystals of the test split's formulas: structure prediction."""
+    """One way of sampling crystals of the test split's formulas (structure prediction)."""
 
-    name: Name
-    temperature: PositiveFloat
-    top_p: Probability
-    attempts: PositiveInt = Field(description="crystals a formula; the nearest counts")
+    name: Name = Field(description="name of the base distribution")
+    temperature: PositiveFloat = Field(description="sampling temperature of the language model")
+    top_p: Probability = Field(description="share of the probability that tokens are drawn from")
+    attempts: PositiveInt = Field(description="crystals per formula, of which the nearest counts")
