@@ -6,17 +6,21 @@ packages. What needs the whole data (the longest text, the tokenizer on all of t
 """
 
 import importlib.util
+import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from flowllm.commands.estimate import Target
+from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
+from flowllm.config.load import check_config, load_config
 from flowllm.config.model import Config
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
+from flowllm.runtime.log import setup_logging
 
 State = Literal["ok", "failed", "later"]
 
@@ -61,6 +65,35 @@ class Check:
 
 class _LaterError(Exception):
     """What a check needs is not here yet; who checks it then."""
+
+
+def run(
+    *,
+    config: ConfigFiles = None,
+    whole: str | None = None,
+    target: Target = "all",
+    stage: Sequence[str] = (),
+    packages: bool = True,
+) -> None:
+    """Check configuration, data, base model and packages before a run.
+
+    Args:
+        whole: The whole configuration as JSON, in place of --config.
+        target: Target of the workflow; `all_dft` includes the DFT energies.
+        stage: Stage that is to run. Repeat the option for further stages. [all]
+        packages: Whether the packages that the stages need must be installed in this environment.
+
+    Raises:
+        FlowllmError: a check failed; the message lists all that did.
+    """
+    setup_logging(None)
+    loaded = check_config(json.loads(whole)) if whole else load_config(config or DEFAULT_CONFIG)
+    found = check(loaded, target=target, stages=stage or ALL_STAGES, packages=packages)
+    for one in found:
+        print(one.line())
+    if failed := failures(found):
+        problems = "".join(f"\n  {one.subject}: {one.said}" for one in failed)
+        raise FlowllmError(f"{len(failed)} of {len(found)} checks failed:{problems}")
 
 
 def check(

@@ -8,9 +8,12 @@ a text, a crystal), taken from the records of an earlier run or from a YAML file
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from pathlib import Path
 from typing import Literal
 
-from flowllm.commands.costs import DFT_RUNS, ItemCost
+from flowllm.commands.costs import DFT_RUNS, ItemCost, costs_of_run, read_costs
+from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
+from flowllm.config.load import load_config
 from flowllm.config.model import Config
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stages import STAGES
@@ -74,6 +77,35 @@ class StageEstimate:
     job_hours: float | None
     limit_hours: float | None
     scratch: int = 0
+
+
+def run(
+    *,
+    config: ConfigFiles = None,
+    target: Target = "all",
+    from_run: Path | None = None,
+    costs: Path | None = None,
+) -> None:
+    """Estimate jobs, files, disk and GPU/CPU hours before a run.
+
+    Args:
+        target: Target of the workflow; `all_dft` includes the DFT energies.
+        from_run: Folder of an earlier run, from whose records costs per item are taken.
+        costs: YAML file with costs per item. They take precedence over those of `--from-run`.
+
+    Raises:
+        FlowllmError: the configuration, the run or the file of costs cannot be read.
+    """
+    known: dict[str, ItemCost] = {}
+    crystals: dict[str, int] = {}
+    if from_run is not None:
+        known, crystals = costs_of_run(from_run)
+    if costs is not None:
+        known |= read_costs(costs)
+    loaded = load_config(config or DEFAULT_CONFIG)
+    # The sizes of MP-20 are known; those of other data are in the run's records.
+    crystals |= split_sizes(loaded)
+    print("\n".join(describe(estimate(loaded, known, target, crystals))))
 
 
 def estimate(

@@ -9,8 +9,10 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 from pymatgen.core import Structure
 
 from flowllm.commands.inspect import CRYSTAL_COLUMNS, read
@@ -19,12 +21,35 @@ from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder, atomic_path
 from flowllm.io.tables import crystal_of
 from flowllm.plain_text import spreadsheet_text
-from flowllm.runtime.log import log
+from flowllm.runtime.log import log, setup_logging
 
 Format = Literal["cif", "csv", "extxyz"]
 
 ENERGY_COLUMNS = ("final_energy_per_atom", "corrected_energy_per_atom")
 """eV per atom, of the potential's relaxation or of DFT; the first that a table has is exported."""
+
+
+def run(
+    files: Annotated[list[Path], Parameter(negative=())],
+    /,
+    *,
+    out: Path,
+    form: Annotated[Format, Parameter(name="--format")],
+    limit: PositiveInt | None = None,
+) -> None:
+    """Write crystals as a folder of CIF files, CSV or extended XYZ, e.g. for LeMat-GenBench.
+
+    Args:
+        files: Tables of crystals, e.g. the relaxed shards of one method.
+        out: File to write; for `cif` a new folder.
+        form: Format of the output.
+        limit: Number of crystals to write, from the first on. [all]
+
+    Raises:
+        FlowllmError: as `export`.
+    """
+    setup_logging(None)
+    export(files, out, form, limit)
 
 
 def export(paths: Sequence[Path], out: Path, form: Format, limit: int | None = None) -> int:

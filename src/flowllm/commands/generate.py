@@ -3,11 +3,16 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.validators import Number
 from pymatgen.core import Composition, Element
 
+from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles, RowName
+from flowllm.config.load import load_config
 from flowllm.config.sections.llm import CONDITIONS, Base, Prompts, SampleBase
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import cell_formula
@@ -21,11 +26,14 @@ from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.sampling import DrawRequest, base_row, write_samples
 from flowllm.llm.text import composition_of
+from flowllm.runtime.log import setup_logging
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
 
 MAX_ATOMS_ASKED = 1000
 """More than in the cells of any training set, for files that are read before the model."""
+
+SpaceGroup = Annotated[int, Parameter(validator=Number(gte=1, lte=230))]
 
 Words = Mapping[str, str]
 """Conditions as a user writes them: name of the condition to its text."""
@@ -37,6 +45,58 @@ class Settings(StageSettings):
     sample_base: SampleBase
     prompts: Prompts
     base: Base
+
+
+def run(
+    *,
+    model: Path,
+    out: Path,
+    formula: str | None = None,
+    elements: str | None = None,
+    formation_energy_per_atom: float | None = None,
+    band_gap: float | None = None,
+    e_above_hull: float | None = None,
+    space_group_number: SpaceGroup | None = None,
+    conditions: Path | None = None,
+    count: PositiveInt = 1,
+    gpus: NonNegativeInt = 0,
+    config: ConfigFiles = None,
+    name: RowName = None,
+) -> None:
+    """Sample crystals for given conditions, for a file of conditions, or without any.
+
+    Args:
+        model: Folder of the merged model.
+        out: Table of crystals to write.
+        formula: Formula of the cell, e.g. Na4Cl4.
+        elements: Elements of the crystal, e.g. Na,Cl.
+        formation_energy_per_atom: Formation energy in eV per atom.
+        band_gap: Band gap in eV.
+        e_above_hull: Energy above the hull in eV per atom.
+        space_group_number: Number of the space group.
+        conditions: CSV file with one column per condition and one row per set of conditions.
+        count: Crystals per set of conditions.
+        gpus: Number of GPUs, 0 for the CPU.
+
+    Raises:
+        FlowllmError: conditions are invalid or given twice, or the model was not trained on them.
+    """
+    setup_logging(None)
+    loaded = load_config(config or DEFAULT_CONFIG)
+    settings = Settings.from_config("sample_base", loaded, name or loaded.bases[0].name)
+    given = {
+        "formula": formula,
+        "elements": elements,
+        "formation_energy_per_atom": formation_energy_per_atom,
+        "band_gap": band_gap,
+        "e_above_hull": e_above_hull,
+        "space_group_number": space_group_number,
+    }
+    words = {key: str(value) for key, value in given.items() if value is not None}
+    if conditions is not None and words:
+        raise FlowllmError("Give conditions either as options or as a file, not both.")
+    asked = read_conditions(conditions) if conditions else [words]
+    generate(settings, model=model, asked=asked, count=count, out=out, gpus=gpus)
 
 
 def generate(

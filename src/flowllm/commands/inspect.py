@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cyclopts.types import NonNegativeInt
 
 from flowllm.errors import FlowllmError
 from flowllm.io.tables import crystal_of, naming_damage, read_metadata
@@ -18,6 +19,23 @@ COUNTED_VALUES = 12
 """Distinct values up to which a text or yes-or-no column is counted."""
 
 CRYSTAL_COLUMNS = ("atomic_numbers", "frac_coords", "lengths", "angles")
+
+
+def run(file: Path, /, *, rows: NonNegativeInt = 3, cif: str | None = None) -> None:
+    """Show a file's schema, origin, counts and first rows, or one of its crystals as CIF.
+
+    Args:
+        file: Parquet file of the pipeline.
+        rows: Number of rows to show.
+        cif: Id of a crystal; only this crystal is printed, as CIF.
+
+    Raises:
+        FlowllmError: the file is missing, is not Parquet, or has no crystal of this id.
+    """
+    if cif is not None:
+        print(cif_of(file, cif), end="")
+    else:
+        print("\n".join(describe(file, rows)))
 
 
 def read(path: Path) -> pa.Table:
