@@ -43,7 +43,6 @@ def make_app() -> App:
         default_parameter=Parameter(negative_iterable=(), negative_none=()),
         group_commands=Group("Options", sort_key=9),
         result_action="return_value",
-        error_formatter=_plain,
     )
     commands, stages = Group("Commands", sort_key=1), Group("Stages", sort_key=2)
     for order, name in enumerate(COMMANDS):
@@ -63,11 +62,6 @@ def _summary(module: str) -> str:
         if isinstance(node, ast.FunctionDef) and node.name == "run":
             return (ast.get_docstring(node) or "").partition("\n")[0]
     raise ValueError(f"{path}: defines no function `run`")
-
-
-def _plain(error: CycloptsError) -> str:
-    """Return a usage error as plain text."""
-    return f"flowllm: {error}"
 
 
 def __getattr__(name: str) -> Callable[..., None]:
@@ -127,9 +121,10 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     stop_at_once_on_sigterm()
     try:
-        app(words, exit_on_error=False)
-    except CycloptsError:
-        sys.exit(2)  # Cyclopts has printed what is wrong
+        app(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        print(f"flowllm: {error}", file=sys.stderr)
+        sys.exit(2)
     except Stopped as stopped:
         log.warning("%s", stopped.said)
         raise

@@ -82,6 +82,7 @@ def run(
         target: Target of the workflow; `all_dft` includes the DFT energies.
         stage: Stage that is to run. Repeat the option for further stages. [all]
         packages: Whether the packages that the stages need must be installed in this environment.
+        config: See `options.ConfigFiles`.
 
     Raises:
         FlowllmError: a check failed; the message lists all that did.

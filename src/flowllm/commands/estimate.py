@@ -71,11 +71,11 @@ class StageEstimate:
     items: int | None
     files: int
     folders: int
-    bytes: float | None
-    gpu_hours: float | None
-    cpu_hours: float | None
-    job_hours: float | None
-    limit_hours: float | None
+    bytes: float | None = None
+    gpu_hours: float | None = None
+    cpu_hours: float | None = None
+    job_hours: float | None = None
+    limit_hours: float | None = None
     scratch: int = 0
 
 
@@ -92,6 +92,7 @@ def run(
         target: Target of the workflow; `all_dft` includes the DFT energies.
         from_run: Folder of an earlier run, from whose records costs per item are taken.
         costs: YAML file with costs per item. They take precedence over those of `--from-run`.
+        config: See `options.ConfigFiles`.
 
     Raises:
         FlowllmError: the configuration, the run or the file of costs cannot be read.
@@ -128,7 +129,7 @@ def estimate(
     lines = [line for line in lines if line.jobs]
     if target == "all_dft":
         runs = items["dft_inputs"]
-        lines.append(_with_costs(StageEstimate(DFT_RUNS, 0, runs, 0, 0, *[None] * 5), costs, None))
+        lines.append(_with_costs(StageEstimate(DFT_RUNS, 0, runs, 0, 0), costs, None))
     return lines
 
 
@@ -236,7 +237,7 @@ def _stage_estimate(
         folders = items + ceil(items / config.dft_inputs.folders_per_directory)
     limit = config.resources[stage].runtime / 60
     scratch = jobs * _flow_scratch(config) if stage == "train_rfm" and jobs else 0
-    line = StageEstimate(stage, jobs, items, files, folders, None, None, None, None, limit, scratch)
+    line = StageEstimate(stage, jobs, items, files, folders, limit_hours=limit, scratch=scratch)
     asked, nodes = config.resources[stage], getattr(config.nodes, stage, 1)
     line = _with_costs(line, costs, (asked.gpus * nodes, asked.cpus * nodes))
     if trajectories and line.bytes is not None and items:
@@ -291,19 +292,19 @@ def _with_costs(
 
     Work is taken to divide by the processors of a job: one with twice the GPUs takes half as long.
     """
-    cost = costs.get(line.stage)
-    if cost is None or line.items is None:
+    cost, items = costs.get(line.stage), line.items
+    if cost is None or items is None:
         return line
     if cost.bytes is not None:
-        line = replace(line, bytes=cost.bytes * line.items)
+        line = replace(line, bytes=cost.bytes * items)
     gpus, cpus = asked or (0, cost.cpus)
     # A CPU's seconds say nothing of a GPU's, nor the other way.
     if cost.seconds is None or bool(cost.gpus) != bool(gpus):
         return line
-    hours = cost.seconds * line.items / 3600
+    hours = cost.seconds * items / 3600
     wall = hours * cost.gpus / gpus if gpus else hours * cost.cpus / cpus
-    hours_a_job = wall / line.jobs if line.jobs else None
-    return replace(line, gpu_hours=wall * gpus, cpu_hours=wall * cpus, job_hours=hours_a_job)
+    hours_per_job = wall / line.jobs if line.jobs else None
+    return replace(line, gpu_hours=wall * gpus, cpu_hours=wall * cpus, job_hours=hours_per_job)
 
 
 def _times(count: int | None, factor: int) -> int | None:

@@ -77,6 +77,8 @@ def run(
         conditions: CSV file with one column per condition and one row per set of conditions.
         count: Crystals per set of conditions.
         gpus: Number of GPUs, 0 for the CPU.
+        config: See `options.ConfigFiles`.
+        name: See `options.RowName`; a base.
 
     Raises:
         FlowllmError: conditions are invalid or given twice, or the model was not trained on them.
@@ -162,7 +164,7 @@ def read_conditions(path: Path) -> list[Words]:
     columns = [name.strip() for name in next(lines)[1]]
     if unknown := sorted(set(columns) - set(CONDITIONS)):
         raise FlowllmError(f"{path}: unknown columns {unknown}; there are {', '.join(CONDITIONS)}")
-    rows = []
+    rows: list[Words] = []
     for line, cells in lines:
         if len(cells) != len(columns):
             raise FlowllmError(

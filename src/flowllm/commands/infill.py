@@ -29,6 +29,7 @@ def run(
         cif: CIF file of the crystal.
         hidden: Symbol of the element to hide, e.g. Cl.
         first: Number of elements to print, the most probable first.
+        config: See `options.ConfigFiles`.
 
     Raises:
         FlowllmError: as `infill`.

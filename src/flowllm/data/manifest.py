@@ -15,7 +15,9 @@ from flowllm.data.sources import Sha256, hash_file
 from flowllm.errors import FlowllmError
 from flowllm.io.files import write_text
 
-SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 SourceFormat = Literal["mp_20", "bundled", "csv_folder", "cif_folder"]
 
@@ -24,7 +26,7 @@ class ManifestFile(Section):
     """One CSV file beside the manifest; `split` is null where the source has no split."""
 
     name: Name
-    split: Literal["train", "val", "test"] | None
+    split: Split | None
     size: NonNegativeInt
     sha256: Sha256
     rows: PositiveInt

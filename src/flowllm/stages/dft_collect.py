@@ -32,13 +32,21 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, manifest: Path, out: Path) -> None:
-    """Write one row for each row of the manifest.
+    """Read the results of the DFT runs, and report the status of each crystal.
 
-    Status is ok, what kept the crystal from getting a folder, unconverged_ionic where the energy
-    is that of the last good step of a relaxation that has not come to its end, or what is wrong
-    with its run: missing, unfinished, unreadable, unconverged_electronic, wrong_composition,
-    wrong_functional, other_settings, no_correction. Folders beside the manifest that it does not
-    name are reported in the log and counted.
+    The status is ok; the reason why the crystal has no folder; unconverged_ionic where the energy
+    is that of the last good step of an unfinished relaxation; or the problem of the run: missing,
+    unfinished, unreadable, unconverged_electronic, wrong_composition, wrong_functional,
+    other_settings, no_correction. Folders beside the manifest that it does not name are logged and
+    counted.
+
+    Args:
+        settings: section `dft_collect`.
+        manifest: The manifest.parquet of dft_inputs.
+        out: Table of DFT results to write, one row per row of the manifest.
+
+    Raises:
+        FlowllmError: the manifest is missing or has another schema.
     """
     section: DftCollect = settings.dft_collect
     with stage_run(settings, inputs={"manifest": manifest}, output=out) as run:

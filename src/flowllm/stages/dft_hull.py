@@ -23,11 +23,15 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, out: Path) -> None:
-    """Write the reference entries of DFT energies.
+    """Fetch or read the reference entries for DFT energies, from dft_hull.source.
+
+    Args:
+        settings: sections `dft_hull` and `dft_collect`.
+        out: Table of reference entries to write.
 
     Raises:
         FlowllmError: no source is named, it cannot be fetched or read, or its energies cannot be
-            brought under the correction of our own.
+            brought to the correction of our own.
     """
     section: DftHull = settings.dft_hull
     if section.source is None:

@@ -36,14 +36,24 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Path) -> None:
-    """Write the manifest, one row a relaxed row, and the folders beside it.
+    """Select relaxed crystals and write one folder of DFT inputs for each.
 
-    A row without a folder has the reason as its status: what it failed of before, a
+    A row without a folder has the reason as its status: the failure of an earlier stage,
     `no_pseudopotential`, or `not_selected`.
+
+    Args:
+        settings: sections `dft` and `dft_inputs`.
+        relaxed: Shards of relaxed crystals. Repeat the option for each.
+        stability: Table of stability with the potential's energies.
+        out: Manifest to write (manifest.parquet), one row per relaxed row; the folders are written
+            beside it.
+
+    Raises:
+        FlowllmError: the inputs do not belong together, or the output is an existing folder.
     """
     section: DftInputs = settings.dft_inputs
     if out.is_dir():
-        raise FlowllmError(f"{out} is a folder, and the manifest is to be there: move it away")
+        raise FlowllmError(f"{out}: is a folder, but the manifest is written there; move it away")
     input_set = input_set_of(settings.dft.code, section)
     with stage_run(
         settings,
@@ -53,13 +63,14 @@ def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Pa
         rows = tables.read_tables(relaxed, schemas.RELAXED).to_pylist()
         distances = _distances(stability, rows)
         check_computed_from([stability], "energies", relaxed)
-        manifest = [_first_row(row, input_set) for row in rows]
+        folder = relaxed[0].parent
+        manifest = [_first_row(row, input_set, folder) for row in rows]
         chosen = _select(manifest, distances, section, settings.seed)
         progress = Progress("dft_inputs", len(chosen))
         for number, place in enumerate(chosen):
             directory = f"{number // section.folders_per_directory:05d}"
             path = Path(directory) / folder_name(rows[place]["id"])
-            crystal = tables.required_crystal(rows[place], relaxed[0].parent)
+            crystal = tables.required_crystal(rows[place], folder)
             written = write_folder(crystal, input_set, section, out.parent / path)
             manifest[place] |= {
                 "path": path.as_posix(),
@@ -100,11 +111,11 @@ def _distances(stability: Path, rows: Sequence[Record]) -> dict[str, float | Non
     return distances
 
 
-def _first_row(row: Record, input_set: str) -> dict[str, Any]:
+def _first_row(row: Record, input_set: str, folder: Path) -> dict[str, Any]:
     """The manifest's row before selection: failed before, without pseudopotential, or ok."""
     first = {name: row[name] for name in ("id", "formula", "status", "error")}
     if row["status"] == "ok":
-        missing = missing_pseudopotentials(tables.crystal_of(row), input_set)
+        missing = missing_pseudopotentials(tables.required_crystal(row, folder), input_set)
         if missing:
             detail = f"{input_set} has no pseudopotential for {', '.join(missing)}"
             first |= {"status": "no_pseudopotential", "error": detail}
@@ -121,11 +132,14 @@ def _select(
     places = [place for place, row in enumerate(manifest) if row["status"] == "ok"]
     ids = {place: manifest[place]["id"] for place in places}
     if section.selection == "e_above_hull":
-        known = {place: distances[ids[place]] for place in places}
-        near = [place for place in places if known[place] is not None]
-        near = [place for place in near if known[place] <= section.max_e_above_hull]
+        known = [(distances[ids[place]], ids[place], place) for place in places]
         # Nearest to the hull first where there are more than max_crystals.
-        places = sorted(near, key=lambda place: (known[place], ids[place]))
+        near = sorted(
+            (distance, name, place)
+            for distance, name, place in known
+            if distance is not None and distance <= section.max_e_above_hull
+        )
+        places = [place for _, _, place in near]
     elif section.selection in ("random", "n_ary"):
         formulas = [manifest[place]["formula"] for place in places]
         weights = n_ary_weights(formulas) if section.selection == "n_ary" else [1.0] * len(places)

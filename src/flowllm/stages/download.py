@@ -5,6 +5,7 @@ and test.csv, or all.csv where the source has no split.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from flowllm.config.sections.data import Data
@@ -12,7 +13,14 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.data import bundled
 from flowllm.data.cif_blocks import read_cif_text
 from flowllm.data.fetch import fetch
-from flowllm.data.manifest import SPLITS, Manifest, ManifestFile, SourceFormat, write_manifest
+from flowllm.data.manifest import (
+    SPLITS,
+    Manifest,
+    ManifestFile,
+    SourceFormat,
+    Split,
+    write_manifest,
+)
 from flowllm.data.rows import FILE_COLUMN, count_rows, write_rows
 from flowllm.data.sources import SourceFile, catalogue, hash_file, match_copy
 from flowllm.errors import FlowllmError
@@ -31,14 +39,14 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, out: Path) -> None:
-    """Run the stage.
+    """Download or copy the raw crystals, check them, and list them in a manifest.
 
     Args:
-        settings: with the section `data`.
-        out: the manifest; the CSV files lie beside it.
+        settings: section `data`.
+        out: Manifest to write (manifest.json); the CSV files are written beside it.
 
     Raises:
-        FlowllmError: the source cannot be had, or is not what it should be.
+        FlowllmError: the source cannot be fetched or read, or differs from what is expected.
     """
     section: Data = settings.data
     with stage_run(settings, inputs={}, output=out) as run:
@@ -85,7 +93,8 @@ def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manife
         files.append(_listed(path, split, origin))
         if files[-1].rows != wanted.rows:
             log.warning("%s: %d rows, %d expected", path, files[-1].rows, wanted.rows)
-    return Manifest(kind=name, licence=source.licence, files=tuple(files))
+    values = {"kind": name, "licence": source.licence, "files": tuple(files)}
+    return Manifest.model_validate(values)
 
 
 def write_bundled(folder: Path) -> Manifest:
@@ -110,7 +119,7 @@ def copy_folder(source: Path, folder: Path) -> Manifest:
         )
     if source.resolve() == folder.resolve():
         raise FlowllmError(f"data.source {str(source)!r} is the folder that download writes to")
-    csvs = {split: source / f"{split}.csv" for split in SPLITS}
+    csvs: dict[Split | None, Path] = {split: source / f"{split}.csv" for split in SPLITS}
     if any(path.exists() for path in csvs.values()):
         return _copy_csvs("csv_folder", csvs, folder)
     if (source / ALL_FILE).exists():
@@ -124,7 +133,7 @@ def copy_folder(source: Path, folder: Path) -> Manifest:
     return _gather_cifs(cifs, folder)
 
 
-def _copy_csvs(kind: SourceFormat, paths: dict[str | None, Path], folder: Path) -> Manifest:
+def _copy_csvs(kind: SourceFormat, paths: Mapping[Split | None, Path], folder: Path) -> Manifest:
     files = []
     for split, path in paths.items():
         if not path.exists():
@@ -149,7 +158,7 @@ def _gather_cifs(cifs: list[Path], folder: Path) -> Manifest:
     return Manifest(kind="cif_folder", licence=None, files=(file,))
 
 
-def _listed(path: Path, split: str | None, origin: str) -> ManifestFile:
+def _listed(path: Path, split: Split | None, origin: str) -> ManifestFile:
     sha256, _ = hash_file(path)
     return ManifestFile(
         name=path.name,

@@ -62,18 +62,18 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
-    """Fine-tune on the training crystals and write the adapter's folder.
+    """Fine-tune the base language model with LoRA and write the adapter's folder.
 
-    The folder holds the adapter (safetensors), its configuration, the tokenizer, the training curve
-    and `flowllm.json` (base model, prompts, elements); events for TensorBoard lie beside it. A
-    killed run goes on from its last checkpoint, and on the same machine ends with the same bytes as
-    an undisturbed one.
+    The folder contains the adapter (safetensors), its configuration, the tokenizer, the training
+    curve and `flowllm.json` (base model, prompts, elements); TensorBoard's events are beside it. A
+    killed run resumes from its last checkpoint and, on the same machine, ends with the same bytes
+    as an undisturbed run.
 
     Args:
         settings: sections `finetune_llm` and `prompts`.
-        train: training crystals.
-        val: crystals of the validation loss.
-        out: folder of the adapter.
+        train: Training crystals (crystals/train.parquet).
+        val: Crystals of the validation loss (crystals/val.parquet).
+        out: Folder of the adapter to write.
 
     Raises:
         FlowllmError: the base model is not found, its tokenizer or its context does not fit the
@@ -118,17 +118,24 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
             rows_in=len(train_rows),
             rows_out=len(texts),
             rows_failed=texts.too_long,
-            steps=state.step,
-            tokens=state.tokens,
-            train_loss=round(state.curve[-1]["train_loss"], 4),
-            val_loss=round(state.curve[-1]["val_loss"], 4),
-            best_step=finetuning.best.step,
-            best_val_loss=round(finetuning.best.loss, 4),
-            stopped_early=state.step < finetuning.num_steps,
             padding_share=round(padding, 4),
             padding_share_without_grouping=round(ungrouped, 4),
             training_seconds=round(seconds, 1),
+            **_training_counts(finetuning, state),
         )
+
+
+def _training_counts(finetuning: Finetuning, state: State) -> dict[str, Any]:
+    """Return what the record says of the training: its length and its losses."""
+    return {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "train_loss": round(state.curve[-1]["train_loss"], 4),
+        "val_loss": round(state.curve[-1]["val_loss"], 4),
+        "best_step": finetuning.best.step,
+        "best_val_loss": round(finetuning.best.loss, 4),
+        "stopped_early": state.step < finetuning.num_steps,
+    }
 
 
 def _check_base_model(

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cyclopts.types import NonNegativeInt
+
 from flowllm.config.sections.data import External
 from flowllm.config.stage_settings import StageSettings
 from flowllm.data.external import Unread, read_samples
@@ -19,19 +21,22 @@ class Settings(StageSettings):
     external: External
 
 
-def run(settings: Settings, *, shard: int, base: Path, out: Path) -> None:
-    """Read the shard's part of the samples; a sample that is no crystal is a row with its error.
+def run(settings: Settings, *, shard: NonNegativeInt, base: Path, out: Path) -> None:
+    """Import one shard of another model's samples (a row of external_samples) for evaluation.
+
+    A sample that cannot be read becomes a row with its error.
 
     Args:
         settings: the row `external`.
-        shard: number of the shard, from 0; the samples are cut into `external.shards` runs of
-            neighbors.
-        base: shard of `schemas.BASE` to write, where ours has the language model's crystals.
-        out: shard of `schemas.IMPORTED` to write; the same crystals, with their source's names.
+        shard: Number of the shard, from 0; the samples are divided into `external.shards` parts of
+            consecutive samples.
+        base: Shard to write in the place of base crystals.
+        out: Shard of generated crystals to write: the same crystals, with their source's
+            names.
 
     Raises:
-        FlowllmError: the file is missing, of an unknown format, holds fewer samples than shards, or
-            none of its samples can be read.
+        FlowllmError: the file is missing or of an unknown format, contains fewer samples than
+            shards, or none of its samples can be read.
     """
     row: External = settings.external
     if shard >= row.shards:

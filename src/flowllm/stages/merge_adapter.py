@@ -38,19 +38,19 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, adapter: Path, out: Path) -> None:
-    """Add the adapter's low-rank products to the base model's weights.
+    """Merge the adapter into its base model: a plain Hugging Face model folder.
 
     The base model is loaded unquantized in the precision of the fine-tuning, on the CPU. With
     `into: dequantized` its weights are first rounded as the quantization of the fine-tuning rounds
     them; `invariance` compares the merged model's validation loss with the adapter's.
 
     Args:
-        settings: section `merge_adapter`; all else stands in the adapter's folder.
-        adapter: folder of the adapter.
-        out: folder of the merged model (safetensors, tokenizer, `flowllm.json`).
+        settings: section `merge_adapter`; everything else is read from the adapter's folder.
+        adapter: Folder of the adapter.
+        out: Folder of the merged model to write (safetensors, tokenizer, `flowllm.json`).
 
     Raises:
-        FlowllmError: the folder is not an adapter's, is damaged, or its base model is not found.
+        FlowllmError: the folder is not an adapter's or is damaged, or its base model is not found.
     """
     section: MergeAdapter = settings.merge_adapter
     quiet_transformers()

@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from cyclopts.types import PositiveInt
 from pymatgen.core import Composition
 
 from flowllm.config.sections.data import Prepare
@@ -48,17 +49,17 @@ class Settings(StageSettings):
     prepare: Prepare
 
 
-def run(settings: Settings, *, manifest: Path, out: Path, workers: int) -> None:
-    """Run the stage.
+def run(settings: Settings, *, manifest: Path, out: Path, workers: PositiveInt = 1) -> None:
+    """Parse, reduce and check the raw crystals, and write one table per split.
 
     Args:
-        settings: with the section `prepare`.
-        manifest: manifest.json of download; its files lie beside it.
-        out: folder that receives train, val, test and rejected.parquet.
-        workers: processes; the result does not depend on their number.
+        settings: section `prepare`.
+        manifest: The manifest.json of download; the files that it lists are beside it.
+        out: Folder that receives train, val, test and rejected.parquet.
+        workers: Number of worker processes; the result does not depend on it.
 
     Raises:
-        FlowllmError: a file is not what the manifest says, lacks a column, or a split is empty.
+        FlowllmError: a file differs from the manifest or lacks a column, or a split is empty.
     """
     section: Prepare = settings.prepare
     with stage_run(
@@ -155,6 +156,7 @@ def write_outcomes(outcomes: Iterable[Outcome], out: Path, run: StageRun) -> Non
     reasons: Counter[str] = Counter()
     for outcome in outcomes:
         if outcome.reason is None:
+            assert outcome.split is not None  # `with_splits` has given one to each row
             by_split[outcome.split].append(outcome.row)
         else:
             reasons[outcome.reason] += 1

@@ -29,10 +29,18 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, generated: Path, out: Path) -> None:
-    """Relax one shard of generated crystals.
+    """Relax one shard of generated crystals with the potential.
 
-    Crystals that failed before stay failed, with the reason they had. Beside `out` lies a table of
-    wall times (`times_path`).
+    Crystals that failed in an earlier stage keep their status and error. A table of wall times is
+    written beside the output.
+
+    Args:
+        settings: sections `prerelax` and `potential`.
+        generated: Shard of generated crystals.
+        out: Shard of relaxed crystals to write, one row per generated crystal.
+
+    Raises:
+        FlowllmError: the shard is missing or has another schema, or the potential cannot be loaded.
     """
     section: Prerelax = settings.prerelax
     keep_freed_memory()
@@ -45,7 +53,7 @@ def run(settings: Settings, *, generated: Path, out: Path) -> None:
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             chunk = [rows[item] for item in items]
-            return _relax_rows(chunk, label, loaded, section, progress.advance)
+            return _relax_rows(chunk, generated, label, loaded, section, progress.advance)
 
         schema = schemas.RELAXED.append(schemas.TIMES.field("seconds"))
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
@@ -61,6 +69,7 @@ def times_path(out: Path) -> Path:
 
 def _relax_rows(
     rows: Sequence[Record],
+    path: Path,
     label: str,
     potential: LoadedPotential,
     section: Prerelax,
@@ -71,7 +80,7 @@ def _relax_rows(
     advance(len(rows) - len(places))
     relaxed = relax(
         potential,
-        [tables.crystal_of(rows[place]) for place in places],
+        [tables.required_crystal(rows[place], path) for place in places],
         max_force=section.max_force,
         max_steps=section.max_steps,
         max_seconds=section.max_seconds,

@@ -51,7 +51,12 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, crystals: Path, out: Path) -> None:
-    """Write the reference entries: the training crystals by the potential, or those of a file.
+    """Compute or read the reference entries for the potential's energies.
+
+    Args:
+        settings: sections `reference_hull`, `potential` and `prerelax`.
+        crystals: The training split (crystals/train.parquet).
+        out: Table of reference entries to write.
 
     Raises:
         FlowllmError: the file of entries cannot be read, or no training crystal has an energy.
@@ -134,7 +139,10 @@ def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageR
 def _candidates(crystals: Path) -> list[_Candidate]:
     """Return the training crystals in their order, then the elements' ground states."""
     rows = tables.read_table(crystals, schemas.CRYSTALS).to_pylist()
-    training = [_Candidate(row["id"], row["formula"], tables.crystal_of(row), True) for row in rows]
+    training = [
+        _Candidate(row["id"], row["formula"], tables.required_crystal(row, crystals), True)
+        for row in rows
+    ]
     return training + [
         _Candidate(f"{symbol}, {one.entry_id}", one.crystal.formula, one.crystal, False)
         for symbol, one in ground_states().items()
@@ -147,11 +155,13 @@ def _entry_rows(
     """Return one entry per crystal that has an energy; the others are named in the log."""
     entries = []
     for one, result in zip(candidates, results, strict=True):
-        if result.failure is not None:
-            log.warning("reference_hull: %s left out: %s", one.entry_id, result.failure.detail)
+        energy = result.final_energy_per_atom
+        if result.failure is not None or energy is None:
+            detail = "no energy" if result.failure is None else result.failure.detail
+            log.warning("reference_hull: %s left out: %s", one.entry_id, detail)
             continue
         amounts = Composition(one.formula).get_el_amt_dict()
-        entry = ReferenceEntry(one.entry_id, amounts, result.final_energy_per_atom)
+        entry = ReferenceEntry(one.entry_id, amounts, energy)
         row = entry_row(entry, kind="potential", source=label, converged=result.converged)
         entries.append(row)
     return entries

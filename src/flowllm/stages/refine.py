@@ -66,24 +66,24 @@ def run(
     settings: Settings,
     *,
     base: Path,
-    model: Path | None,
+    model: Path | None = None,
     out: Path,
     trajectories: Path | None = None,
 ) -> None:
-    """Refine one shard of base crystals; every base row becomes one row.
+    """Refine one shard of base crystals: integrate the learned velocity field from each of them.
 
-    The order and content of the rows do not depend on how crystals are batched, but for the
-    rounding of floating-point sums.
+    Every base row becomes one row. The order and content of the rows do not depend on the batches
+    of the integration, except for the rounding of floating-point sums.
 
     Args:
         settings: section `refine` and the row `method`.
-        base: shard of `schemas.BASE`.
-        model: folder of the method's flow, None where the method has none.
-        out: shard of `schemas.GENERATED` to write.
-        trajectories: shard of `schemas.TRAJECTORIES` to write, too.
+        base: Shard of base crystals.
+        model: Folder of the method's flow, none where the method has no flow.
+        out: Shard of generated crystals to write.
+        trajectories: Shard of trajectories to write, if given.
 
     Raises:
-        FlowllmError: the model is missing or is none.
+        FlowllmError: the model is missing or is not a flow's.
     """
     section: Refine = settings.refine
     method: Method = settings.method
@@ -91,7 +91,8 @@ def run(
     with stage_run(settings, inputs=inputs, output=out) as run:
         given = read_table(base, schemas.BASE).to_pylist()
         if method.flow is None:
-            rows, frames = [_outcome(row, crystal_of(row), 0) for row in given], []
+            rows = [_outcome(row, crystal_of(row), 0) for row in given]
+            frames: list[Record] = []
             counts: Counter[str] = Counter()
         elif model is None:
             raise FlowllmError(f"method {method.name}: needs --model, the folder of its flow")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cyclopts.types import NonNegativeInt, PositiveInt
 
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stage_settings import StageSettings
@@ -23,17 +24,24 @@ ANGLES = (60.0, 120.0)
 """Degrees; those of Niggli-reduced cells."""
 
 
-def run(settings: StageSettings, *, crystals: Path, first_draw: int, count: int, out: Path) -> None:
-    """Draw the crystals `first_draw` to `first_draw + count`.
+def run(
+    settings: StageSettings,
+    *,
+    crystals: Path,
+    first_draw: NonNegativeInt,
+    count: PositiveInt,
+    out: Path,
+) -> None:
+    """Sample FlowMM's base with compositions of the training set, without a language model.
 
-    Refinement keeps their atoms and draws the rest again, from its flow's own base.
+    Refinement keeps the atoms and draws coordinates and cell again, from its flow's own base.
 
     Args:
-        settings: the stage's settings; only the seed counts.
-        crystals: the training split.
-        first_draw: number of the first crystal.
-        count: number of crystals.
-        out: the shard (`schemas.BASE`), one row a crystal.
+        settings: no sections; only the seed is used.
+        crystals: The training split (crystals/train.parquet).
+        first_draw: Number of the shard's first draw.
+        count: Number of draws in the shard.
+        out: Shard to write, one row per crystal.
 
     Raises:
         FlowllmError: the training split is missing or empty.

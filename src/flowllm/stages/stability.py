@@ -1,6 +1,6 @@
 """E_above_hull of every generated crystal, by the potential or by DFT."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from flowllm.config.sections.energies import Stability
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import (
+    EnergySource,
     HullFile,
     MissingReference,
     dft_label,
@@ -29,23 +30,32 @@ class Settings(StageSettings):
     stability: Stability
 
 
-def run(settings: Settings, *, energies: Sequence[Path], hull: Path, kind: str, out: Path) -> None:
-    """Write one row for each row of the energies, in their order.
+def run(
+    settings: Settings,
+    *,
+    energies: Sequence[Path],
+    hull: Path,
+    kind: EnergySource,
+    out: Path,
+) -> None:
+    """Compute E_above_hull of every generated crystal of one method.
 
     Args:
-        settings: the stage's part of the configuration.
-        energies: shards of relaxed crystals (kind potential), or the table of DFT results.
-        hull: reference entries of the same kind.
-        kind: potential or dft.
-        out: the table to write.
+        settings: section `stability`.
+        energies: Shards of relaxed crystals (kind potential), or the table of DFT results (kind
+            dft). Repeat the option for each.
+        hull: Reference entries of the same kind (hull/{kind}.parquet).
+        kind: Source of the energies.
+        out: Table to write, one row per row of the energies, in their order.
 
     Raises:
-        FlowllmError: the energies are not those that the hull is made of.
+        FlowllmError: the energies and those of the hull cannot be compared.
     """
     section: Stability = settings.stability
+    readers: dict[EnergySource, Callable[[Sequence[Path]], Iterator[dict[str, Any]]]]
     readers = {"potential": _potential_rows, "dft": _dft_rows}
     if kind not in readers:
-        raise FlowllmError(f"--kind {kind!r}: potential or dft")
+        raise FlowllmError(f"The kind of energies is {kind!r}; expected potential or dft.")
     with stage_run(
         settings,
         inputs={"energies": energies, "hull": hull},

@@ -2,11 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from flowllm.config.sections.flow import Flow, TrainRfm
 from flowllm.config.stage_settings import StageSettings
@@ -37,16 +38,16 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, pairs: Sequence[Path], val_pairs: Sequence[Path], out: Path) -> None:
-    """Train on pair shards and write the model's folder.
+    """Train the velocity network of one flow on pairs of crystals.
 
     Args:
         settings: section `train_rfm` and the row `flow`.
-        pairs: shards of training pairs (`schemas.PAIRS`).
-        val_pairs: shards of validation pairs.
-        out: folder of the model.
+        pairs: Shards of training pairs. Repeat the option for each.
+        val_pairs: Shards of validation pairs. Repeat the option for each.
+        out: Folder of the model to write.
 
     Raises:
-        FlowllmError: a split holds no pair that can be used, or training diverges.
+        FlowllmError: no pair of a split can be used, or training diverges.
     """
     section: TrainRfm = settings.train_rfm
     flow: Flow = settings.flow
@@ -125,7 +126,9 @@ def _prepare(options: PairOptions, paths: tuple[Path, Path]) -> None:
     prepare_shard(*paths, options)
 
 
-def _count(run: StageRun, train: Counter[str], val: Counter[str], summary: dict) -> None:
+def _count(
+    run: StageRun, train: Counter[str], val: Counter[str], summary: Mapping[str, Any]
+) -> None:
     kept = ("pairs", "reduced")
     failed = sum(counts[name] for counts in (train, val) for name in counts if name not in kept)
     used = train["pairs"] + val["pairs"]
