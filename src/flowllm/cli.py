@@ -134,7 +134,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if (said := _correctable(error)) is not None:
             log.error("%s", said)
             sys.exit(1)
-        log.exception("This is a defect of FlowLLM; please report it with this traceback.")
+        log.exception("This is a defect of FlowLLM, please report it with this traceback.")
         sys.exit(2)
 
 

@@ -182,7 +182,11 @@ FETCH = json.dumps({"seed": 1, "version": 1})
 @pytest.mark.parametrize(
     ("words", "token", "out"),
     [
-        (["fetch_model", "--base-model", "someone/model", "--settings", FETCH], "HF_TOKEN", "model.json"),
+        (
+            ["fetch_model", "--base-model", "someone/model", "--settings", FETCH],
+            "HF_TOKEN",
+            "model.json",
+        ),
         (["dft_hull", "--settings", HULL], "MP_API_KEY", "dft.parquet"),
     ],
     ids=["fetch_model", "dft_hull"],

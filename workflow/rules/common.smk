@@ -88,7 +88,7 @@ def check_before_jobs():
         return
     if OWN_ENVIRONMENTS:
         words.append("--no-packages")  # this environment says nothing of the others
-        if find_spec("transformers") is None or find_spec("typer") is None:
+        if find_spec("transformers") is None or find_spec("cyclopts") is None:
             logger.warning(
                 "flowllm check: left out, snakemake's environment lacks its packages"
             )
