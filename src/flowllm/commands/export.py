@@ -6,11 +6,14 @@ apostrophe stands before an id that a spreadsheet would run as a formula.
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import ase
+import ase.io
+from ase.calculators.singlepoint import SinglePointCalculator
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 from pymatgen.core import Structure
@@ -129,18 +132,21 @@ def _write_csv(items: Items, out: Path) -> None:
 
 
 def _write_extxyz(items: Items, out: Path) -> None:
-    with atomic_path(out) as temporary, temporary.open("w") as handle:
-        for row, structure in items:
-            handle.writelines(_extxyz_lines(row, structure))
+    with atomic_path(out) as temporary:
+        ase.io.write(temporary, [_atoms(*item) for item in items], format="extxyz")
 
 
-def _extxyz_lines(row: dict[str, Any], structure: Structure) -> Iterator[str]:
-    cell = " ".join(f"{value:.8f}" for value in structure.lattice.matrix.ravel())
+def _atoms(row: dict[str, Any], structure: Structure) -> ase.Atoms:
+    """Return a crystal for ASE's writer, with its id and its energy."""
+    atoms = ase.Atoms(
+        numbers=structure.atomic_numbers,
+        positions=structure.cart_coords,
+        cell=structure.lattice.matrix,
+        pbc=True,
+    )
+    # The id is on one line of the file; ASE escapes the quotes in it, but not the backslashes.
+    atoms.info["id"] = " ".join(row["id"].splitlines()).replace("\\", "\\\\")
     energy = _energy(row, structure)
-    said = "" if energy is None else f" energy={energy:.8f}"
-    yield f"{len(structure)}\n"
-    name = json.dumps(" ".join(row["id"].splitlines()), ensure_ascii=False)  # quotes escaped
-    yield f'Lattice="{cell}" Properties=species:S:1:pos:R:3 id={name}{said} pbc="T T T"\n'
-    for site in structure:
-        x, y, z = site.coords
-        yield f"{site.specie.symbol} {x:.8f} {y:.8f} {z:.8f}\n"
+    if energy is not None:
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    return atoms
