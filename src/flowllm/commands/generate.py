@@ -40,7 +40,7 @@ Words = Mapping[str, str]
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings of sampling, those of the stage `sample_base`."""
 
     sample_base: SampleBase
     prompts: Prompts

@@ -1,4 +1,4 @@
-"""Take the reference entries that DFT energies are measured against, and name their correction."""
+"""Take the reference entries for DFT energies from their source, and name their correction."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from flowllm.runtime.provenance import stage_run
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     dft_hull: DftHull
     dft_collect: DftCollect
@@ -50,14 +50,17 @@ def run(settings: Settings, *, out: Path) -> None:
         )
         rows = [entry_row(entry, kind="dft", source=label) for entry in entries]
         if not rows:
-            raise FlowllmError(f"{section.source}: no entry with a composition and an energy in it")
+            raise FlowllmError(
+                f"{section.source}: contains no entry with a composition and an energy; set "
+                "dft_hull.source to another file"
+            )
         tables.write_table(out, rows, schemas.HULL_ENTRIES, run.metadata())
         failed = counts["not_covered"]
         run.count(rows_in=len(rows) + failed, rows_out=len(rows), rows_failed=failed, **counts)
 
 
 def _file(source: str, folder: Path) -> Path | None:
-    """The file of entries, fetched first if it is Matbench Discovery's; None for the API."""
+    """Return the file of entries, downloaded if it is Matbench Discovery's; None for the API."""
     if source == "mp_api":
         return None
     return matbench_file(folder) if source == "matbench_discovery" else Path(source)

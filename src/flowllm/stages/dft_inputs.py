@@ -1,4 +1,4 @@
-"""Choose relaxed crystals and write a folder of DFT inputs for each."""
+"""Select relaxed crystals and write a folder of DFT inputs for each."""
 
 import math
 from collections import Counter
@@ -29,7 +29,7 @@ Record = Mapping[str, Any]
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     dft: Dft
     dft_inputs: DftInputs
@@ -90,7 +90,7 @@ def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Pa
 
 
 def _write_scripts(folder: Path, manifest: Sequence[Record]) -> None:
-    """The folders' names one a line, and the scripts that run them on a cluster."""
+    """Write the list of folders, one per line, and the scripts that run them on a cluster."""
     paths = [row["path"] for row in manifest if row.get("path")]
     write_text(folder / "folders.txt", "".join(f"{path}\n" for path in paths))
     for name in ("job_array.sh", "gpaw_static.py"):
@@ -98,7 +98,7 @@ def _write_scripts(folder: Path, manifest: Sequence[Record]) -> None:
 
 
 def _distances(stability: Path, rows: Sequence[Record]) -> dict[str, float | None]:
-    """E_above_hull by the potential for each id, None where there is none."""
+    """Return E_above_hull with the potential by id, None where there is none."""
     columns = ("id", "e_above_hull")
     table = tables.read_table(stability, schemas.STABILITY, columns).to_pylist()
     distances = {row["id"]: row["e_above_hull"] for row in table}
@@ -106,13 +106,16 @@ def _distances(stability: Path, rows: Sequence[Record]) -> dict[str, float | Non
     if missing:
         raise FlowllmError(
             f"{stability}: no row for id {missing[0]} and {len(missing) - 1} more; "
-            "it was made from other crystals, run stability again"
+            "it was made from other crystals; run stability again"
         )
     return distances
 
 
 def _first_row(row: Record, input_set: str, folder: Path) -> dict[str, Any]:
-    """The manifest's row before selection: failed before, without pseudopotential, or ok."""
+    """Return a row of the manifest before the selection.
+
+    Its status is that of an earlier failure, no_pseudopotential, or ok.
+    """
     first = {name: row[name] for name in ("id", "formula", "status", "error")}
     if row["status"] == "ok":
         missing = missing_pseudopotentials(tables.required_crystal(row, folder), input_set)
@@ -128,7 +131,7 @@ def _select(
     section: DftInputs,
     seed: int,
 ) -> list[int]:
-    """Places of the rows that get a folder, in the order of the rows."""
+    """Return the indices of the rows that get a folder, in ascending order."""
     places = [place for place, row in enumerate(manifest) if row["status"] == "ok"]
     ids = {place: manifest[place]["id"] for place in places}
     if section.selection == "e_above_hull":
@@ -154,7 +157,7 @@ def _select(
 
 
 def n_ary_weights(formulas: Sequence[str]) -> list[float]:
-    """Weights that give each number of elements the same chance, however rare it is."""
+    """Return weights with which each number of elements has the same total probability."""
     numbers = [len(Composition(formula)) for formula in formulas]
     counts = Counter(numbers)
     return [1 / counts[number] for number in numbers]

@@ -1,6 +1,6 @@
-"""Fetch the raw crystals, check them, and list them in a manifest.
+"""Download or copy the raw crystals, check them, and list them in a manifest.
 
-Every kind of source ends as CSV files in MP-20's format beside the manifest: train.csv, val.csv
+Every kind of source results in CSV files in MP-20's format beside the manifest: train.csv, val.csv
 and test.csv, or all.csv where the source has no split.
 """
 
@@ -33,7 +33,7 @@ ALL_FILE = "all.csv"
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     data: Data
 
@@ -63,16 +63,16 @@ def run(settings: Settings, *, out: Path) -> None:
 
 
 def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manifest:
-    """Fetch a public data set of the catalogue; what is there and right is not fetched again.
+    """Download a public data set of the catalogue, except for files that are already correct.
 
     Args:
         name: the data set's name in the catalogue.
         url: base URL instead of the catalogue's, or None.
-        out: the manifest; files are put beside it.
-        run: the stage's run; parts of another URL are not continued.
+        out: the manifest; the files are written beside it.
+        run: the stage's run; partial files of another URL are not resumed.
 
     Raises:
-        FlowllmError: a file cannot be fetched, or is none of the known copies.
+        FlowllmError: a file cannot be downloaded, or is not one of the known copies.
     """
     source = catalogue()[name]
     partial = partial_folder(out, run)
@@ -109,8 +109,8 @@ def copy_folder(source: Path, folder: Path) -> Manifest:
     """Copy a local folder's CSV files, or write its CIF files as all.csv.
 
     Raises:
-        FlowllmError: it is not a folder, holds neither, lacks one of the three splits, or is the
-            very folder that is written to.
+        FlowllmError: it is not a folder, contains neither, lacks one of the three splits, or is
+            the folder of the output.
     """
     if not source.is_dir():
         raise FlowllmError(
@@ -118,7 +118,9 @@ def copy_folder(source: Path, folder: Path) -> Manifest:
             "bundled, or a folder of CSV or CIF files"
         )
     if source.resolve() == folder.resolve():
-        raise FlowllmError(f"data.source {str(source)!r} is the folder that download writes to")
+        raise FlowllmError(
+            f"data.source {str(source)!r} is the folder that download writes to; name another one"
+        )
     csvs: dict[Split | None, Path] = {split: source / f"{split}.csv" for split in SPLITS}
     if any(path.exists() for path in csvs.values()):
         return _copy_csvs("csv_folder", csvs, folder)
@@ -171,13 +173,13 @@ def _listed(path: Path, split: Split | None, origin: str) -> ManifestFile:
 
 
 def _origin_of(path: Path, wanted: SourceFile) -> str | None:
-    """Whose copy of the wanted file a file is; None where it is missing or another's."""
+    """Return the origin of a copy of the wanted file, None if it is missing or unknown."""
     copy = match_copy(path, wanted.copies) if path.is_file() else None
     return copy.origin if copy else None
 
 
 def _wrong_content(address: str, part: Path) -> str:
-    """Say that a fetched file is not what it should be, and delete it."""
+    """Delete a downloaded file with unexpected content and return the error message."""
     size = part.stat().st_size
     with part.open("rb") as handle:
         start = handle.read(64)
@@ -186,7 +188,7 @@ def _wrong_content(address: str, part: Path) -> str:
     if start.startswith(b"version https://git-lfs"):
         hint = " It is a Git LFS pointer, not the file: take the address of the LFS content."
     elif start.lstrip().startswith(b"<"):
-        hint = " It is a web page: does a proxy want a login?"
+        hint = " It is a web page, perhaps a proxy's login page."
     return (
         f"{address}: wrong checksum ({size} bytes, none of the copies in data/sources.yaml).{hint} "
         "It was deleted; run again. If it happens again, the address serves another version: "

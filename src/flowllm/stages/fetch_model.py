@@ -1,4 +1,4 @@
-"""Fetch and check the base model before any job needs it: a local step, with the internet."""
+"""Download and check the base model before any job needs it: a local step with internet."""
 
 import json
 from pathlib import Path

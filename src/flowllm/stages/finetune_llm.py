@@ -51,11 +51,11 @@ from flowllm.runtime.tensorboard import events_path
 Records = Sequence[Mapping[str, Any]]
 
 CHECKED_CRYSTALS = 100
-"""Training crystals whose texts the tokenizer must give back, beside one with every number."""
+"""Training crystals whose texts must survive encoding and decoding with the tokenizer."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     finetune_llm: FinetuneLlm
     prompts: Prompts
@@ -82,7 +82,9 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
     section: FinetuneLlm = settings.finetune_llm
     quiet_transformers()
     keep_freed_memory()
-    fabric = make_fabric("fp32")  # no autocast: the base model's weights have the precision
+    fabric = make_fabric(
+        "fp32"
+    )  # no autocast: the base model's weights have the precision of the configuration
     launch(fabric)
     inputs = {"train": train, "val": val}
     leader = fabric.is_global_zero
@@ -145,7 +147,7 @@ def _check_base_model(
     record: ModelRecord,
     longest_text: int,
 ) -> None:
-    """Check what would otherwise fail once the model is trained: its tokenizer and its context."""
+    """Check the tokenizer and the context, which otherwise fail only after the training."""
     check_architecture(config)
     numbers = [np.asarray(row["atomic_numbers"]) for row in rows]
     formulas = [Conditions(formula=prompt_formula(prompts.prompts, atoms)) for atoms in numbers]
@@ -167,7 +169,7 @@ def _check_base_model(
 
 
 def _model(source: str, settings: Settings, fabric: Fabric) -> PeftModel:
-    """Load the base model and add the adapter; whole in each process, or each with its part."""
+    """Load the base model and add the adapter, in full or sharded over the processes."""
     section: FinetuneLlm = settings.finetune_llm
     sharded = section.sharding == "fsdp" and fabric.world_size > 1
     base = load_base_model(
@@ -191,7 +193,7 @@ def _texts(
     if len(texts) == 0:
         raise FlowllmError(
             f"{path}: none of {len(rows)} crystals fits into finetune_llm.max_tokens "
-            f"({section.max_tokens}) tokens"
+            f"({section.max_tokens}) tokens; raise it"
         )
     return texts
 
@@ -209,7 +211,7 @@ def _record(settings: Settings, rows: Records) -> ModelRecord:
         base_model=section.base_model,
         precision=section.precision,
         quantization=section.quantization,
-        val_loss=math.nan,  # known after the training
+        val_loss=math.nan,  # set after the training
         prompts={
             name: sentence
             for name, sentence in settings.prompts.model_dump().items()
@@ -228,7 +230,7 @@ def _write_adapter(
     state: State,
     record: ModelRecord,
 ) -> None:
-    """Write the folder; peft's own writer would put in absolute paths and sets in any order."""
+    """Write the folder; peft's own writer includes absolute paths and sets in random order."""
     config = model.peft_config["default"].to_dict()
     config |= {
         "base_model_name_or_path": record.base_model,

@@ -17,17 +17,17 @@ from flowllm.runtime.provenance import stage_run
 from flowllm.runtime.resume import write_in_parts
 
 ROWS_PER_PART = 500
-"""Crystals that a kill can cost, per run of the stage."""
+"""Crystals per saved part: the most that a killed job loses."""
 
 MAX_MEMORY = 1536 << 20
-"""Bytes that one crystal may take; a cell of 200 atoms takes 20 MB, and a job of the shipped
+"""Most bytes of memory per crystal. A cell of 200 atoms needs 20 MB; a job of the shipped
 configuration has 2,000 MB per process."""
 
 _COLUMNS = ("id", "atomic_numbers", "frac_coords", "lengths", "angles")
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     fingerprints: Fingerprints
 

@@ -1,4 +1,4 @@
-"""Read one shard of another model's samples into our tables, to be measured like ours."""
+"""Import one shard of another model's samples into our tables, for evaluation like ours."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from flowllm.runtime.provenance import stage_run
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     external: External
 
@@ -40,13 +40,18 @@ def run(settings: Settings, *, shard: NonNegativeInt, base: Path, out: Path) -> 
     """
     row: External = settings.external
     if shard >= row.shards:
-        raise FlowllmError(f"{row.name}: has shards 0 to {row.shards - 1}, not {shard}")
+        raise FlowllmError(
+            f"external_samples {row.name}: has shards 0 to {row.shards - 1}, not {shard}"
+        )
     samples = Path(row.file)
     with stage_run(settings, inputs={"samples": samples}, output=out, work={"shard": shard}) as run:
         found = list(read_samples(samples, row.column))
         total = len(found)
         if total < row.shards:
-            raise FlowllmError(f"{samples}: {total} samples, fewer than {row.shards} shards")
+            raise FlowllmError(
+                f"{samples}: {total} samples, fewer than {row.shards} shards; lower "
+                "external_samples.shards"
+            )
         mine = range(total * shard // row.shards, total * (shard + 1) // row.shards)
         rows = [_row(f"{row.name}-{index:06d}", found[index]) for index in mine]
         failed = sum(one["status"] != "ok" for one in rows)
@@ -61,7 +66,7 @@ def run(settings: Settings, *, shard: NonNegativeInt, base: Path, out: Path) -> 
 
 
 def _any_readable(found: Sequence[Unread]) -> bool:
-    """Whether some sample of the whole file is a crystal, so that its format is understood."""
+    """Return whether any sample of the file can be read, which shows that its format is known."""
     return any(_row("", sample)["status"] == "ok" for sample in found)
 
 
@@ -69,7 +74,7 @@ def _row(name: str, sample: Unread) -> dict[str, Any]:
     named = {"id": name, "source_name": sample.name}
     try:
         crystal = sample()
-    except Exception as error:  # parsers raise many kinds; one sample must not stop all
+    except Exception as error:  # parsers raise many types; one sample must not stop the job
         said = f"{type(error).__name__}: {error}"
         return {**named, "status": "unreadable", "error": said}
     return {**named, **crystal_columns(crystal), "formula": crystal.formula, "status": "ok"}

@@ -1,7 +1,7 @@
-"""What the merged model knows: its validation loss, and that a crystal has no origin or order.
+"""Measure the merged model: its validation loss, and its invariance under transformations.
 
-The validation loss is computed here rather than where the adapter is merged: merging needs no GPU,
-and a model of 70 billion parameters takes minutes on GPUs for what takes a CPU a day.
+The validation loss is computed here and not by `merge_adapter`, since merging needs no GPU, and the
+loss of a model of 70 billion parameters takes minutes on GPUs but a day on a CPU.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,11 +33,11 @@ from flowllm.seeds import generator
 TRANSFORMATIONS = {"translation": translated, "permutation": permuted}
 
 CRYSTALS_PER_PART = 10
-"""Crystals saved at once; what a kill can cost."""
+"""Crystals per saved part: the most that a killed job loses."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     invariance: Invariance
     prompts: Prompts

@@ -1,4 +1,4 @@
-"""Compare predicted crystals with the test split's: match rate and distance."""
+"""Compare predicted crystals with those of the test split: match rate and distance."""
 
 import json
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from flowllm.runtime.provenance import stage_run
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     metrics: Metrics
 
@@ -96,7 +96,7 @@ def run(
 
 
 def _targets(base: Sequence[Path], generated: Sequence[Path], crystals: Path) -> list[Target]:
-    """Join predictions and test crystals; draws of one crystal stay in their order."""
+    """Join predictions and test crystals; the draws of one crystal keep their order."""
     drawn = read_tables(base, schemas.CSP_BASE, ["id", "material_id"]).to_pylist()
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles"]
     made = {

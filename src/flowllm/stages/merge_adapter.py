@@ -28,11 +28,11 @@ from flowllm.runtime.provenance import stage_run
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 FINETUNE_AGAIN = "delete the folder and run finetune_llm again"
-"""The cure of a damaged adapter."""
+"""What to do about a damaged adapter."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     merge_adapter: MergeAdapter
 
@@ -79,7 +79,7 @@ def run(settings: Settings, *, adapter: Path, out: Path) -> None:
 
 
 def _with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
-    """Put the adapter beside the base model.
+    """Load the adapter onto the base model.
 
     Raises:
         FlowllmError: its files are damaged, or do not fit the base model.
@@ -93,9 +93,9 @@ def _with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FlowllmError(
-            f"{adapter}: the adapter cannot be put beside its base model ({said}); {FINETUNE_AGAIN}"
+            f"{adapter}: the adapter does not load onto its base model ({said}); {FINETUNE_AGAIN}"
         ) from error
-    # peft would leave the missing ones as they begin, without effect.
+    # peft would leave missing weights at their initial values, without effect.
     if missing := sorted(set(get_peft_model_state_dict(model)) - found):
         raise FlowllmError(
             f"{adapter / ADAPTER_WEIGHTS}: lacks {len(missing)} of the adapter's weights, the "
@@ -105,7 +105,7 @@ def _with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
 
 
 def _end_at(model: PreTrainedModel, end_token_id: int) -> None:
-    """Let generation end where the training texts end, and sample as it is told to."""
+    """Set the end token of the training texts, and no other generation defaults."""
     model.config.eos_token_id = end_token_id
     model.config.use_cache = True
     model.generation_config = GenerationConfig(

@@ -24,7 +24,7 @@ from flowllm.runtime.provenance import stage_run
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     metrics: Metrics
 
@@ -122,13 +122,13 @@ def _evaluate(
 def _check_descent(
     base: Sequence[Path], generated: Sequence[Path], relaxed: Sequence[Path], stability: Path
 ) -> None:
-    """Refuse files that were not computed from each other; methods of one base share their ids.
+    """Reject files that were not computed from each other; methods of one base share their ids.
 
     Raises:
         FlowllmError: names two files that do not belong together, and what to run.
     """
     check_computed_from(generated, "base", base)
-    # Another model's base and generated crystals are read from one file by one job.
+    # One job reads the base and generated crystals of another model from one file.
     check_same_input([*base, *generated], "samples")
     check_computed_from(relaxed, "generated", generated)
     for path in relaxed:

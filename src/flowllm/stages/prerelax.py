@@ -1,4 +1,4 @@
-"""Relax generated crystals with the potential: one row a crystal, relaxed or with its reason."""
+"""Relax generated crystals with the potential: one row per crystal, relaxed or with a reason."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     prerelax: Prerelax
     potential: Potential
@@ -63,7 +63,7 @@ def run(settings: Settings, *, generated: Path, out: Path) -> None:
 
 
 def times_path(out: Path) -> Path:
-    """Where the wall times of a relaxed shard lie."""
+    """Return the path of the wall times of a relaxed shard."""
     return out.with_name(f"_{out.name}.times")
 
 
@@ -75,7 +75,7 @@ def _relax_rows(
     section: Prerelax,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Relax the crystals among some rows; rows without one are passed on."""
+    """Relax the crystals of some rows; rows without a crystal keep their status and error."""
     places = [place for place, row in enumerate(rows) if row["status"] == "ok"]
     advance(len(rows) - len(places))
     relaxed = relax(
@@ -93,7 +93,7 @@ def _relax_rows(
 
 
 def _row(row: Record, result: Relaxation | None, label: str) -> dict[str, Any]:
-    """The row of one crystal."""
+    """Return the row of one crystal."""
     if result is None:
         status, error = row["status"], row["error"]
         result = Relaxation()
@@ -120,7 +120,7 @@ def _row(row: Record, result: Relaxation | None, label: str) -> dict[str, Any]:
 
 
 def _counts(table: pa.Table) -> dict[str, Any]:
-    """What the record says of a shard: rows, failures by reason, convergence."""
+    """Return the counts of a shard for its record: rows, failures by reason, convergence."""
     statuses = table.column("status").to_pylist()
     reasons = {name: statuses.count(name) for name in sorted(set(statuses)) if name != "ok"}
     return {

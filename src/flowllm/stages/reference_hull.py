@@ -1,4 +1,4 @@
-"""Make the reference entries that the potential's energies are measured against."""
+"""Compute or read the reference entries for the potential's energies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class _Candidate:
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     reference_hull: ReferenceHull
     potential: Potential
@@ -80,7 +80,7 @@ def run(settings: Settings, *, crystals: Path, out: Path) -> None:
 
 
 def _warn_of_dft(entries: Sequence[ReferenceEntry], source: str) -> None:
-    """Log entries that look like DFT's, which a potential's hull must not have."""
+    """Warn of entries that look like DFT's, which a potential's hull must not contain."""
     dft = [one.entry_id for one in entries if one.run is not None and one.run.run_type is not None]
     if dft:
         log.warning(
@@ -94,7 +94,7 @@ def _warn_of_dft(entries: Sequence[ReferenceEntry], source: str) -> None:
 
 
 def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageRun) -> None:
-    """Relax the training crystals and the elements' ground states part by part.
+    """Relax the training crystals and the elements' ground states in parts.
 
     A hull needs an entry for each element, and a training set has few elemental crystals, some of
     which are not the ground state. Of two crystals of an element the lower one is on the hull.
@@ -103,7 +103,7 @@ def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageR
     name = settings.potential.name
     candidates = _candidates(crystals)
     progress = Progress("reference_hull", len(candidates))
-    # Time has no limit here: an entry that a busy machine drops would make other crystals stable.
+    # No time limit: an entry that is lost on a busy machine would make other crystals stable.
     evaluate = partial(
         relax,
         load_potential(name, pick_device()),

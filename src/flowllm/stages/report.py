@@ -21,7 +21,7 @@ TABLE_FORMATS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     report: Report
 
@@ -100,7 +100,7 @@ def _write_files(sections: Sequence[Section], folder: Path) -> None:
 
 
 def _print_table(table: Table) -> None:
-    """Print the main numbers of a table's own rows, if there are any; lines are not broken."""
+    """Print the main numbers of a table's own rows, if there are any, without line breaks."""
     columns = TERMINAL_COLUMNS
     lines = [[column.title for column in columns]]
     for row in table.rows:

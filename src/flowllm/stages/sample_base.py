@@ -1,4 +1,4 @@
-"""Sample one shard of unconditional crystals, where generation starts (paper, section 4.3)."""
+"""Sample one shard of crystals without conditions: the first step of generation (section 4.3)."""
 
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from flowllm.seeds import derive
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     sample_base: SampleBase
     prompts: Prompts

@@ -1,4 +1,4 @@
-"""Sample one shard of crystals of the test split's formulas: crystal structure prediction."""
+"""Sample one shard of crystals with the test split's formulas: crystal structure prediction."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     sample_base: SampleBase
     prompts: Prompts
@@ -79,7 +79,7 @@ def run(
         progress = Progress(f"sample_csp: {base.name}", count * base.attempts)
 
         def make_rows(items: range) -> list[Record]:
-            # Row i of the shard is attempt i mod k at the shard's test crystal i div k.
+            # Row i of the shard is attempt i mod k for test crystal i div k of the shard.
             draws = [divmod(item, base.attempts) for item in items]
             tasks = [
                 _task(settings, first_draw + at, attempt, targets[at], asked[at], opened.record)
@@ -128,7 +128,7 @@ def _targets(path: Path, first_draw: int, count: int) -> Sequence[Mapping[str, A
     table = read_table(path, CRYSTALS, ["id", "atomic_numbers"])
     if table.num_rows < first_draw + count:
         raise FlowllmError(
-            f"{path}: holds {table.num_rows} crystals, number {first_draw + count} was asked for; "
+            f"{path}: contains {table.num_rows} crystals, but {first_draw + count} are required; "
             "lower sizes.num_csp_crystals"
         )
     rows: list[Record] = table.slice(first_draw, count).to_pylist()

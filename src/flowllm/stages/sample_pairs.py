@@ -1,7 +1,8 @@
-"""Sample one shard of pairs (c0, c1): a training crystal, and the model's draft of its formula.
+"""Sample one shard of pairs (c0, c1): a training crystal c1, and a draft c0 with its formula.
 
-The flow learns to carry the language model's distribution to the data's (paper, section 4.3). The
-draft of a pair is accepted if it has exactly the atoms of c1's cell, so that atoms correspond.
+The flow learns the transport of the language model's distribution to that of the data (paper,
+section 4.3). A draft is accepted if it has exactly the atoms of c1's cell, so that the atoms of a
+pair correspond.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ Target = tuple[int, str, Crystal]
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     sample_pairs: SamplePairs
     prompts: Prompts
@@ -133,11 +134,11 @@ def draw_targets(
     """Draw the training crystal of each pair, with replacement.
 
     Args:
-        seed: the configuration's.
-        path: the crystals.
-        split: their split.
+        seed: seed of the configuration.
+        path: table of the crystals.
+        split: name of their split.
         draws: numbers of the draws.
-        draws_per_prompt: so many draws, counted from 0, have one crystal.
+        draws_per_prompt: number of consecutive draws, counted from 0, that share a crystal.
 
     Raises:
         FlowllmError: there are no crystals.
@@ -145,7 +146,9 @@ def draw_targets(
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles"]
     table = read_table(path, CRYSTALS, columns)
     if table.num_rows == 0:
-        raise FlowllmError(f"{path}: holds no crystals to sample pairs for")
+        raise FlowllmError(
+            f"{path}: contains no crystals to sample pairs for; run the stage prepare"
+        )
     rows_of = (generator(seed, "sample_pairs", split, draw // draws_per_prompt) for draw in draws)
     chosen = [int(random.integers(table.num_rows)) for random in rows_of]
     rows: Sequence[Mapping[str, Any]] = table.take(chosen).to_pylist()
@@ -159,7 +162,7 @@ def _task(
     settings: Settings, split: str, target: Target, conditions: Conditions, record: ModelRecord
 ) -> DrawRequest:
     draw, _, c1 = target
-    # The atoms stand in the order in which the training text of c1 has them.
+    # The atoms are in the order of the training text of c1.
     numbers = c1.atomic_numbers.tolist()
     regex = cell_regex(numbers, record.max_length) if settings.sample_pairs.structured else None
     return DrawRequest(

@@ -1,4 +1,4 @@
-"""E_above_hull of every generated crystal, by the potential or by DFT."""
+"""Compute E_above_hull of every generated crystal, with the potential or with DFT."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ Record = Mapping[str, Any]
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     stability: Stability
 
@@ -86,7 +86,7 @@ def run(
 
 
 def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Rows of relaxed crystals with their energy and whose it is."""
+    """Yield the rows of relaxed crystals with their energy and its source."""
     columns = ["id", "formula", "final_energy_per_atom", "potential", "status", "error"]
     for row in tables.read_tables(paths, schemas.RELAXED, columns).to_pylist():
         yield row | {
@@ -96,7 +96,7 @@ def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Rows of DFT results with their corrected energy and its correction scheme."""
+    """Yield the rows of DFT results with their corrected energy and its correction scheme."""
     columns = ["id", "formula", "corrected_energy_per_atom", "correction_scheme"]
     columns += ["status", "error"]
     for row in tables.read_tables(paths, schemas.DFT_RESULTS, columns).to_pylist():
@@ -108,7 +108,7 @@ def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _check_same_energies(rows: Sequence[Record], sources: Sequence[str], hull: Path) -> None:
-    """Refuse energies of another potential, relaxation criterion, code or correction."""
+    """Reject energies of another potential, relaxation criterion, code or correction."""
     labels = {row["energy_source"] for row in rows if row["energy_per_atom"] is not None}
     if any(set(sources) - measured_against(label) for label in labels):
         raise FlowllmError(
@@ -119,10 +119,10 @@ def _check_same_energies(rows: Sequence[Record], sources: Sequence[str], hull: P
 
 
 def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str, Any]:
-    """The row of one crystal; without an energy or a reference it is not stable, with a reason.
+    """Return the row of one crystal; without an energy or a reference it is not stable.
 
-    The energy of a DFT relaxation that is under way is an upper bound: so is its distance to the
-    hull, and a crystal that is stable by it is stable. Its row keeps the status that says so.
+    The energy of an unfinished DFT relaxation is an upper bound, and so is its distance to the
+    hull: a crystal that is stable with it is stable. The row keeps the status of the relaxation.
     """
     amounts = Composition(row["formula"]).get_el_amt_dict() if row["formula"] else {}
     status, error, distance = row["status"], row["error"], None
@@ -148,7 +148,7 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
 
 
 def is_stable(e_above_hull: float, section: Stability) -> bool:
-    """Whether a distance to the hull in eV per atom counts as stable (paper, appendix D)."""
+    """Return whether a distance to the hull in eV per atom is stable (paper, appendix D)."""
     if section.inclusive:
         return e_above_hull <= section.stable_below
     return e_above_hull < section.stable_below

@@ -27,11 +27,11 @@ from flowllm.runtime.tensorboard import events_path
 from flowllm.seeds import generator
 
 PARALLEL_ROWS = 20_000
-"""Pairs from which it pays to start processes that prepare them (about 1 ms a pair)."""
+"""Pairs from which worker processes prepare them faster (about 1 ms per pair)."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     train_rfm: TrainRfm
     flow: Flow
@@ -81,8 +81,8 @@ def run(settings: Settings, *, pairs: Sequence[Path], val_pairs: Sequence[Path],
             counts = {"pairs": dict(train_counts), "val_pairs": dict(val_counts)}
             description = {**trained.summary, "counts": counts, "settings": settings.values}
             save_model(out, trained.field, trained.weights, start, description, trained.curve)
-        del train_set, val_set  # their files are mapped, and some file systems keep such a folder
-        fabric.barrier()  # the leader drops that folder when it leaves
+        del train_set, val_set  # their files are mapped, and some file systems then keep the folder
+        fabric.barrier()  # the leader deletes that folder at the end
         _count(run, train_counts, val_counts, trained.summary)
 
 
@@ -94,7 +94,7 @@ def prepare_split(
     *,
     augment_axes: bool = False,
 ) -> tuple[PreparedPairs, Counter[str]]:
-    """Prepare a split's shards, in parallel and once only, and open them.
+    """Prepare a split's shards in parallel, unless they are prepared, and open them.
 
     Raises:
         FlowllmError: no pair of the split can be used.
