@@ -138,7 +138,7 @@ def test_what_a_training_keeps_while_it_runs(tmp_path):
     line = lines_of(configured(tmp_path, **PAPERS | changes), {})["train_rfm"]
     assert line.scratch == pytest.approx(pairs + 2 * checkpoint, rel=0.01)
     text = "\n".join(describe([line]))
-    assert f"train_rfm: up to {line.scratch / 1e6:.3g} MB more beside its output" in text
+    assert f"train_rfm: up to {line.scratch / 1e6:.3g} MB of temporary files" in text
 
 
 def test_hours_and_bytes_by_hand(tmp_path):
@@ -185,7 +185,7 @@ def test_a_job_over_its_limit_is_said(tmp_path):
     config = configured(tmp_path, resources=limits)
     lines = estimate(config, {"sample_pairs": ItemCost(seconds=6.545, gpus=1)}, "all", {})
     text = "\n".join(describe(lines))
-    assert "sample_pairs: about 20.0 h a job, over its limit of 10.0 h" in text
+    assert "sample_pairs: about 20.0 h per job, over its limit of 10.0 h" in text
 
 
 def a_record(folder, name, stage, **more):
@@ -211,7 +211,7 @@ def test_figures_from_the_records_of_a_run(tmp_path):
     assert crystals == {"train": 60, "val": 20, "test": 9, "rows": 90}
 
 
-def test_bad_figures_are_refused(tmp_path):
+def test_invalid_costs_are_rejected(tmp_path):
     with pytest.raises(FlowllmError, match="no records"):
         costs_of_run(tmp_path)
     path = tmp_path / "f.yaml"

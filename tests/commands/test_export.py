@@ -103,5 +103,5 @@ def test_an_existing_folder_is_kept(shards, tmp_path):
 def test_a_table_without_crystals_is_refused(tmp_path):
     path = tmp_path / "stability.parquet"
     write_table(path, [], schemas.STABILITY, {})
-    with pytest.raises(FlowllmError, match="holds no crystals"):
+    with pytest.raises(FlowllmError, match="contains no crystals"):
         export([path], tmp_path / "out.csv", "csv")

@@ -1,7 +1,7 @@
-"""Crystals in other programs' formats: CIF folder, CSV of pymatgen JSON, extended XYZ.
+"""Write crystals in the formats of other programs: CIF folder, CSV of pymatgen JSON, extended XYZ.
 
-The CIF folder and the CSV are what LeMat-GenBench and leaderboards like it read. In the CSV an
-apostrophe stands before an id that a spreadsheet would run as a formula.
+LeMat-GenBench and similar leaderboards read the CIF folder and the CSV. In the CSV an apostrophe
+precedes an id that a spreadsheet would run as a formula.
 """
 
 import csv
@@ -29,7 +29,7 @@ from flowllm.runtime.log import log, setup_logging
 Format = Literal["cif", "csv", "extxyz"]
 
 ENERGY_COLUMNS = ("final_energy_per_atom", "corrected_energy_per_atom")
-"""eV per atom, of the potential's relaxation or of DFT; the first that a table has is exported."""
+"""Columns in eV per atom, of the potential or of DFT; the first one of a table is exported."""
 
 
 def run(
@@ -56,19 +56,19 @@ def run(
 
 
 def export(paths: Sequence[Path], out: Path, form: Format, limit: int | None = None) -> int:
-    """Write the crystals of some tables; rows without one are left out, and counted in the log.
+    """Write the crystals of some tables; rows without a crystal are counted in the log.
 
     Args:
         paths: tables of crystals, e.g. the relaxed shards of one method.
         out: a new folder for `cif`, a file otherwise.
         form: the format.
-        limit: write the first so many crystals, None for all.
+        limit: number of crystals to write, from the first on; None for all.
 
     Returns:
         The number of crystals written.
 
     Raises:
-        FlowllmError: a table is missing or holds no crystals, two crystals have one id, or the
+        FlowllmError: a table is missing or contains no crystals, two crystals have one id, or the
             folder exists.
     """
     rows = [row for path in paths for row in _rows(path)]
@@ -88,13 +88,15 @@ Items = Sequence[tuple[dict[str, Any], Structure]]
 def _rows(path: Path) -> list[dict[str, Any]]:
     table = read(path)
     if not {"id", *CRYSTAL_COLUMNS} <= set(table.column_names):
-        raise FlowllmError(f"{path}: holds no crystals")
+        raise FlowllmError(
+            f"{path}: contains no crystals; name a table of crystals, e.g. a relaxed shard"
+        )
     columns = ["id", *CRYSTAL_COLUMNS, *(c for c in ENERGY_COLUMNS if c in table.column_names)]
     return [row | {"table": path} for row in table.select(columns).to_pylist()]
 
 
 def _check_ids(rows: Iterable[dict[str, Any]]) -> None:
-    """Refuse an id twice: methods of one base share their ids, and one CIF would replace another.
+    """Reject a repeated id: methods of one base share ids, and one CIF would replace another.
 
     Raises:
         FlowllmError: names the id and the tables that have it.
@@ -103,7 +105,7 @@ def _check_ids(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
         if first := tables.get(row["id"]):
             raise FlowllmError(
-                f"id {row['id']} is in {first} and in {row['table']}; export them one by one"
+                f"id {row['id']} is in {first} and in {row['table']}; export them separately"
             )
         tables[row["id"]] = row["table"]
 

@@ -1,4 +1,4 @@
-"""Crystals on request (`flowllm generate`): any conditions that the model was trained on."""
+"""Sample crystals for given conditions that the model was trained on (`flowllm generate`)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -31,12 +31,12 @@ from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
 
 MAX_ATOMS_ASKED = 1000
-"""More than in the cells of any training set, for files that are read before the model."""
+"""Limit of the atoms in a condition while the model's own limit is not known yet."""
 
 SpaceGroup = Annotated[int, Parameter(validator=Number(gte=1, lte=230))]
 
 Words = Mapping[str, str]
-"""Conditions as a user writes them: name of the condition to its text."""
+"""Conditions as the user writes them: name of the condition to its text."""
 
 
 class Settings(StageSettings):
@@ -110,23 +110,23 @@ def generate(
     out: Path,
     gpus: int,
 ) -> None:
-    """Sample crystals for some conditions.
+    """Sample crystals for the given conditions.
 
     Args:
-        settings: of `sample_base`.
+        settings: settings of `sample_base`.
         model: folder of the merged model.
-        asked: conditions as their words, see `read_conditions`.
-        count: crystals for each of them.
-        out: a table (`schemas.BASE`); ids are `sample-{conditions}-{number}`.
+        asked: sets of conditions as text, see `read_conditions`.
+        count: crystals per set.
+        out: table to write (`schemas.BASE`); ids are `sample-{conditions}-{number}`.
         gpus: GPUs to use, 0 for the CPU.
 
     Raises:
-        FlowllmError: conditions make no sense, or the model was not trained on such prompts.
+        FlowllmError: conditions are invalid, or the model was not trained on such prompts.
     """
     opened = ModelFolder(model, settings.prompts)
-    wishes = [_wish(settings.prompts, words, opened.record.max_atoms) for words in asked]
+    targets = [_target(settings.prompts, words, opened.record.max_atoms) for words in asked]
     sampler = opened.sampler(
-        [conditions for conditions, _ in wishes],
+        [conditions for conditions, _ in targets],
         temperature=settings.base.temperature,
         top_p=settings.base.top_p,
         max_attempts=settings.sample_base.max_attempts,
@@ -135,14 +135,14 @@ def generate(
         backend=settings.sample_base.backend,
         gpus=gpus,
     )
-    numbers = [(i, j) for i in range(len(wishes)) for j in range(count)]
+    numbers = [(i, j) for i in range(len(targets)) for j in range(count)]
 
     def make_rows(items: range) -> list[dict[str, Any]]:
         chosen = [numbers[k] for k in items]
-        tasks = [_task(settings, opened.record, wishes[i], i, j) for i, j in chosen]
+        tasks = [_task(settings, opened.record, targets[i], i, j) for i, j in chosen]
         return [
             base_row(
-                f"sample-{i:04d}-{j:06d}", outcome, prompt_text(settings.prompts, wishes[i][0])
+                f"sample-{i:04d}-{j:06d}", outcome, prompt_text(settings.prompts, targets[i][0])
             )
             for (i, j), outcome in zip(chosen, sampler.draw(tasks), strict=True)
         ]
@@ -154,7 +154,9 @@ def generate(
 
 
 def read_conditions(path: Path) -> list[Words]:
-    """Read a CSV file of conditions: a column each, a row for each wish, empty where not given.
+    """Read a CSV file with one column per condition and one row per set of conditions.
+
+    An empty cell is a condition that is not given.
 
     Raises:
         FlowllmError: as `read_csv`, or a column is unknown, a row has more or fewer cells than the
@@ -183,16 +185,18 @@ def read_conditions(path: Path) -> list[Words]:
         except ValueError as error:
             raise FlowllmError(f"{path}, line {line}: {error}") from error
     if not rows:
-        raise FlowllmError(f"{path}: holds no rows of conditions")
+        raise FlowllmError(
+            f"{path}: contains no rows of conditions; add one row per set of conditions"
+        )
     return rows
 
 
-Wish = tuple[Conditions, np.ndarray | None]
-"""What the prompt gives, and the atoms that follow from it (none of a reduced formula)."""
+Target = tuple[Conditions, np.ndarray | None]
+"""The conditions of the prompt, and the atoms of its formula (None for a reduced formula)."""
 
 
-def _wish(prompts: Prompts, words: Words, max_atoms: int) -> Wish:
-    """Read one wish; `max_atoms` is the most that the model was trained on."""
+def _target(prompts: Prompts, words: Words, max_atoms: int) -> Target:
+    """Parse one set of conditions; `max_atoms` is the most atoms in the model's training."""
     try:
         values = _values(words, max_atoms)
     except ValueError as error:
@@ -204,10 +208,10 @@ def _wish(prompts: Prompts, words: Words, max_atoms: int) -> Wish:
 
 
 def _values(words: Words, max_atoms: int) -> dict[str, Any]:
-    """Return what conditions say: atomic numbers for a formula, symbols for elements, and numbers.
+    """Return the values of conditions: atomic numbers of a formula, symbols of elements, numbers.
 
     Raises:
-        ValueError: a condition makes no sense; the message names it.
+        ValueError: a condition is invalid; the message names it.
     """
     values: dict[str, Any] = {}
     for name, text in words.items():
@@ -226,12 +230,14 @@ def _number(name: str, text: str) -> float | int:
     except ValueError as error:
         raise ValueError(f"{name} is {error}") from error
     if value is None:
-        raise ValueError(f"{name} is {text!r}, expected a number; leave it out if it may be any")
+        raise ValueError(
+            f"{name} is {text!r}, expected a number; omit it if any value is acceptable"
+        )
     return value
 
 
 def _atoms(formula: str, max_atoms: int) -> np.ndarray:
-    """Atomic numbers of a formula's atoms, by electronegativity as in training texts."""
+    """Return the atomic numbers of a formula, by electronegativity as in training texts."""
     composition = Composition(formula)
     if strange := [str(one) for one in composition if not isinstance(one, Element)]:
         raise ValueError(f"formula {formula}: {strange[0]} is not an element")
@@ -261,8 +267,8 @@ def _elements(text: str, max_atoms: int) -> tuple[str, ...]:
     return tuple(Composition(cell_formula(_atoms("".join(symbols), max_atoms))).as_dict())
 
 
-def _task(settings: Settings, record: ModelRecord, wish: Wish, i: int, j: int) -> DrawRequest:
-    conditions, numbers = wish
+def _task(settings: Settings, record: ModelRecord, target: Target, i: int, j: int) -> DrawRequest:
+    conditions, numbers = target
     regex = None
     if settings.sample_base.structured:
         regex = (

@@ -1,4 +1,4 @@
-"""Predict which element is hidden in a crystal (`flowllm infill`)."""
+"""Predict the hidden element of a crystal (`flowllm infill`)."""
 
 from pathlib import Path
 
@@ -42,19 +42,19 @@ def run(
 
 
 def infill(config: Config, *, model: Path, cif: Path, hidden: str) -> dict[str, float]:
-    """Hide an element of a crystal and ask a model for it.
+    """Predict a hidden element of a crystal.
 
     Args:
-        config: its prompts, and the cell that the model was trained on.
+        config: configuration with the prompts and the cell of the model's training.
         model: folder of the merged model.
-        cif: the crystal.
+        cif: CIF file of the crystal.
         hidden: symbol of the element to hide.
 
     Returns:
-        Symbols of the elements of the model's training, likeliest first, to their probabilities.
+        Probability by symbol of the elements of the model's training, the highest first.
 
     Raises:
-        FlowllmError: the file holds no such crystal, or the model was not trained on the task.
+        FlowllmError: the file contains no such crystal, or the model was not trained on the task.
     """
     opened = ModelFolder(model, config.prompts)
     opened.record.check_infilling(model)
