@@ -1,4 +1,4 @@
-"""The bill before paying, against numbers worked by hand; job counts also in
+"""Estimates of a run against numbers computed by hand; job counts also in
 tests/workflow/test_workflow.py.
 """
 
@@ -169,7 +169,7 @@ def test_hours_and_bytes_by_hand(tmp_path):
     assert lines["DFT runs"].cpu_hours == 3600 * 26
 
 
-def test_the_papers_own_bill(tmp_path):
+def test_the_estimate_of_the_papers_run(tmp_path):
     lines = lines_of(configured(tmp_path, **PAPERS), read_costs(PAPER), "all_dft")
     # 250 A100-days for the 3.3 million pairs, and a hundredth more for the validation pairs.
     assert lines["sample_pairs"].gpu_hours / 24 == pytest.approx(250 * 1.01, rel=1e-3)
@@ -196,7 +196,7 @@ def a_record(folder, name, stage, **more):
     (folder / name).write_bytes(b"x" * 500)
 
 
-def test_figures_from_the_records_of_a_run(tmp_path):
+def test_costs_from_the_records_of_a_run(tmp_path):
     gpu = {"cpus": 16, "gpus": ["A100", "A100"]}
     pairs = tmp_path / "pairs" / "train"
     a_record(pairs, "a.parquet", "sample_pairs", counts={"rows_in": 10}, seconds=30, hardware=gpu)
