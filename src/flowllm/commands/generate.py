@@ -231,7 +231,7 @@ def _number(name: str, text: str) -> float | int:
         raise ValueError(f"{name} is {error}") from error
     if value is None:
         raise ValueError(
-            f"{name} is {text!r}, expected a number; omit it if any value is acceptable"
+            f"{name} is {text!r}, expected a number; leave it out if any value is acceptable"
         )
     return value
 
