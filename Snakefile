@@ -65,17 +65,17 @@ onstart:
 
 
 rule all:
-    """Everything up to the tables with the potential's estimates, and the DFT inputs."""
+    """Everything up to the report with the potential's energies, and the DFT inputs."""
     default_target: True
     input:
         f"{RUN}/report/index.html",
-        # Without these Snakemake would not notice that a finished report has lost what it read.
+        # Without these Snakemake would not notice that an input of a finished report was deleted.
         report_inputs("report"),
         expand(f"{RUN}/dft_inputs/{{method}}/manifest.parquet", method=ROWS),
 
 
 rule all_dft:
-    """The same with DFT energies, once the DFT runs have finished."""
+    """The report with DFT energies, after the DFT runs have finished."""
     input:
         f"{RUN}/report_dft/index.html",
         report_inputs("report_dft"),

@@ -1,4 +1,4 @@
-"""The bill before paying, against numbers worked by hand; job counts also in
+"""Estimates of a run against numbers computed by hand; job counts also in
 tests/workflow/test_workflow.py.
 """
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from crystals import perovskite
 from flow_pairs import OPTIONS, write_pairs
@@ -139,7 +138,7 @@ def test_what_a_training_keeps_while_it_runs(tmp_path):
     line = lines_of(configured(tmp_path, **PAPERS | changes), {})["train_rfm"]
     assert line.scratch == pytest.approx(pairs + 2 * checkpoint, rel=0.01)
     text = "\n".join(describe([line]))
-    assert f"train_rfm: up to {line.scratch / 1e6:.3g} MB more beside its output" in text
+    assert f"train_rfm: up to {line.scratch / 1e6:.3g} MB of temporary files" in text
 
 
 def test_hours_and_bytes_by_hand(tmp_path):
@@ -170,7 +169,7 @@ def test_hours_and_bytes_by_hand(tmp_path):
     assert lines["DFT runs"].cpu_hours == 3600 * 26
 
 
-def test_the_papers_own_bill(tmp_path):
+def test_the_estimate_of_the_papers_run(tmp_path):
     lines = lines_of(configured(tmp_path, **PAPERS), read_costs(PAPER), "all_dft")
     # 250 A100-days for the 3.3 million pairs, and a hundredth more for the validation pairs.
     assert lines["sample_pairs"].gpu_hours / 24 == pytest.approx(250 * 1.01, rel=1e-3)
@@ -186,7 +185,7 @@ def test_a_job_over_its_limit_is_said(tmp_path):
     config = configured(tmp_path, resources=limits)
     lines = estimate(config, {"sample_pairs": ItemCost(seconds=6.545, gpus=1)}, "all", {})
     text = "\n".join(describe(lines))
-    assert "sample_pairs: about 20.0 h a job, over its limit of 10.0 h" in text
+    assert "sample_pairs: about 20.0 h per job, over its limit of 10.0 h" in text
 
 
 def a_record(folder, name, stage, **more):
@@ -197,7 +196,7 @@ def a_record(folder, name, stage, **more):
     (folder / name).write_bytes(b"x" * 500)
 
 
-def test_figures_from_the_records_of_a_run(tmp_path):
+def test_costs_from_the_records_of_a_run(tmp_path):
     gpu = {"cpus": 16, "gpus": ["A100", "A100"]}
     pairs = tmp_path / "pairs" / "train"
     a_record(pairs, "a.parquet", "sample_pairs", counts={"rows_in": 10}, seconds=30, hardware=gpu)
@@ -212,7 +211,7 @@ def test_figures_from_the_records_of_a_run(tmp_path):
     assert crystals == {"train": 60, "val": 20, "test": 9, "rows": 90}
 
 
-def test_bad_figures_are_refused(tmp_path):
+def test_invalid_costs_are_rejected(tmp_path):
     with pytest.raises(FlowllmError, match="no records"):
         costs_of_run(tmp_path)
     path = tmp_path / "f.yaml"
@@ -222,13 +221,13 @@ def test_bad_figures_are_refused(tmp_path):
             read_costs(path)
 
 
-def test_the_command_prints_totals(tmp_path):
+def test_the_command_prints_totals(tmp_path, capsys):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(yaml.safe_dump(PAPERS))
     files = ["--config", str(ROOT / "config.yaml"), "--config", str(overlay)]
     arguments = ["estimate", *files, "--costs", str(PAPER)]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
-    total = next(line for line in done.output.splitlines() if line.startswith("total"))
+    app(arguments, exit_on_error=False)
+    printed = capsys.readouterr().out
+    total = next(line for line in printed.splitlines() if line.startswith("total"))
     assert total.split()[1] == "549"
-    assert "? is unknown" in done.output
+    assert "? is unknown" in printed

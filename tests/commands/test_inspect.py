@@ -2,7 +2,6 @@
 
 import pytest
 from pymatgen.core import Structure
-from typer.testing import CliRunner
 
 from crystals import fcc, rocksalt
 from evaluated_run import stage_settings
@@ -55,9 +54,9 @@ def test_provenance_of_a_real_stage_is_shown(shard):
     assert "input crystals" in text
 
 
-def test_cif_is_the_crystal(shard):
-    done = CliRunner().invoke(app, ["inspect", str(shard), "--cif", "a"])
-    structure = Structure.from_str(done.stdout, fmt="cif")
+def test_cif_is_the_crystal(shard, capsys):
+    app(["inspect", str(shard), "--cif", "a"], exit_on_error=False)
+    structure = Structure.from_str(capsys.readouterr().out, fmt="cif")
     assert structure.matches(rocksalt().to_structure())
 
 

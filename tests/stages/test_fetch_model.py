@@ -34,7 +34,7 @@ def test_what_is_here_is_not_fetched(settings, tmp_path, cache, kind):
     name = "smollm2-135m"
     if kind == "folder":
         name = str(write_tiny_llm(tmp_path / "base"))
-    fetch_model.run(settings, name=name, out=tmp_path / "base_model.json")
+    fetch_model.run(settings, base_model=name, out=tmp_path / "base_model.json")
     written = json.loads((tmp_path / "base_model.json").read_text())
     assert written == {"base_model": name, "commit": None}
     assert not cache.exists()
@@ -47,7 +47,7 @@ def test_a_model_in_the_cache_is_found_without_the_internet(settings, tmp_path, 
     write_tiny_llm(snapshot)
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text(commit)
-    fetch_model.run(settings, name="someone/model", out=tmp_path / "out.json")
+    fetch_model.run(settings, base_model="someone/model", out=tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text())["commit"] == commit
 
 
@@ -64,7 +64,7 @@ def test_a_model_that_no_job_could_use_is_refused(settings, tmp_path, kind):
     else:
         (base / "config.json").unlink()
     with pytest.raises(FlowllmError, match=re.escape(str(base))):
-        fetch_model.run(settings, name=str(base), out=tmp_path / "out.json")
+        fetch_model.run(settings, base_model=str(base), out=tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 
 
@@ -72,7 +72,7 @@ def test_a_model_that_no_job_could_use_is_refused(settings, tmp_path, kind):
 @pytest.mark.parametrize("name", ["someone/no-such-model", "/no/such/folder", "a b; rm -rf x"])
 def test_what_cannot_be_had_is_said(settings, tmp_path, name):
     with pytest.raises(FlowllmError, match=r"finetune_llm\.base_model"):
-        fetch_model.run(settings, name=name, out=tmp_path / "out.json")
+        fetch_model.run(settings, base_model=name, out=tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 
 

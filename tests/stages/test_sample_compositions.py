@@ -76,5 +76,5 @@ def test_the_language_models_columns_are_empty(train):
 
 def test_an_empty_training_split_is_named(tmp_path):
     tables.write_table(tmp_path / "train.parquet", [], schemas.CRYSTALS, {})
-    with pytest.raises(FlowllmError, match=r"train\.parquet: holds no crystals"):
+    with pytest.raises(FlowllmError, match=r"train\.parquet: contains no crystals"):
         drawn(tmp_path / "train.parquet", 0, 1)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import yaml
-from typer.main import get_command
 
 from flowllm.cli import app
 from flowllm.config.model import Config
@@ -103,12 +102,12 @@ def commands():
 
 
 def test_every_command_and_option_in_the_pages_exists():
-    known = get_command(app).commands
     found = 0
     for page, (_, name, *words) in ((p, w) for p, w in commands() if len(w) > 1):
         if name in ("--help", "STAGE"):
             continue
-        options = {option for param in known[name].params for option in param.opts}
+        arguments = app[name].assemble_argument_collection()
+        options = {option for argument in arguments for option in argument.names}
         for word in words:
             assert not word.startswith("--") or word.partition("=")[0] in options, (page, word)
         found += 1

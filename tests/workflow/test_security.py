@@ -182,7 +182,11 @@ FETCH = json.dumps({"seed": 1, "version": 1})
 @pytest.mark.parametrize(
     ("words", "token", "out"),
     [
-        (["fetch_model", "--name", "someone/model", "--settings", FETCH], "HF_TOKEN", "model.json"),
+        (
+            ["fetch_model", "--base-model", "someone/model", "--settings", FETCH],
+            "HF_TOKEN",
+            "model.json",
+        ),
         (["dft_hull", "--settings", HULL], "MP_API_KEY", "dft.parquet"),
     ],
     ids=["fetch_model", "dft_hull"],
@@ -209,7 +213,7 @@ def test_a_stage_that_reads_a_token_writes_it_nowhere(tmp_path, tokened, words, 
 
 
 def test_a_crystals_id_names_no_file_elsewhere(tmp_path):
-    ids = ["../../evil", "/tmp/evil", 'a"b\nc', "a/b", "..", "x" * 300]
+    ids = ["../../evil", "/tmp/evil", 'a"b\nc', "a/b", "a\\b", "..", "x" * 300]
     shown = tables.crystal_columns(rocksalt())
     rows = [{"id": name, **shown, "status": "ok"} for name in ids]
     table = tmp_path / "base.parquet"

@@ -18,15 +18,15 @@ from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.data.sample_files import sample_files
 
-# A cluster's job reads this file again; it is given the configuration that snakemake started with,
-# so that a file edited meanwhile counts from the next start on, for all jobs alike.
+# A cluster's job reads this file again. It receives the configuration that snakemake started with,
+# so that a file that is edited meanwhile takes effect at the next start, for all jobs.
 GIVEN = os.getenv("FLOWLLM_CONFIG")
 if GIVEN and not workflow.is_main_process:
     config = json.loads(GIVEN)
 os.environ.update(FLOWLLM_CONFIG=json.dumps(config))
 
-# sacct says `CANCELLED by 1000` of a cancelled job. Snakemake's plugin takes just `CANCELLED` for an
-# end, in all versions so far, and would wait for such a job for ever.
+# sacct reports `CANCELLED by 1000` for a cancelled job. Snakemake's plugin (2.5.0) recognizes only
+# `CANCELLED` as an end and would wait for such a job forever.
 SLURM_PLUGIN = sys.modules.get("snakemake_executor_plugin_slurm")
 if SLURM_PLUGIN is not None:
 
@@ -38,8 +38,8 @@ if SLURM_PLUGIN is not None:
 
     SLURM_PLUGIN.query_job_status = job_states
 
-# No shell stays between: SIGTERM, which comes before a job is killed, reaches the stage, and the
-# job ends when the stage has saved.
+# The stage replaces the shell: SIGTERM, which precedes the kill of a job, reaches the stage, and the
+# job ends when the stage has saved its state.
 shell.prefix("exec ")
 
 try:
@@ -61,11 +61,11 @@ BASE_OF = {method.name: method.base for method in REFINED}
 FLOW_OF = {method.name: method.flow for method in REFINED}
 NO_NAME = "(?!)"  # a wildcard of an empty list
 
-# Jobs import the package from the clone too; a cluster's job reads this file again and sets it there.
+# Jobs import the package from the clone, too; a cluster's job reads this file again and sets the path.
 SEARCH_PATH = [SOURCE, *filter(None, [os.getenv("PYTHONPATH")])]
 os.environ.update(PYTHONPATH=os.pathsep.join(SEARCH_PATH))
 
-# What a cluster's jobs need was fetched by the local rules; HF_HUB_OFFLINE=0 lets them fetch.
+# The local rules have downloaded what a cluster's jobs need; HF_HUB_OFFLINE=0 permits downloads.
 if workflow.remote_exec:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -75,10 +75,10 @@ OWN_ENVIRONMENTS = bool(workflow.deployment_settings.deployment_method)
 
 
 def check_before_jobs():
-    """Check what the jobs to come need (`flowllm check`), where snakemake itself runs.
+    """Run `flowllm check` for the planned jobs, where snakemake itself runs.
 
-    No rule: Snakemake plans none of the jobs behind one that is to run, whatever else has changed,
-    even if they depend on it as `ancient`; and a rule that failed once is not tried again.
+    This is not a rule: Snakemake does not plan jobs that depend on an unfinished rule, even as
+    `ancient`, and does not repeat a rule that failed once.
     """
     if not workflow.is_main_process or workflow.touch:
         return
@@ -87,10 +87,10 @@ def check_before_jobs():
     if not words:
         return
     if OWN_ENVIRONMENTS:
-        words.append("--no-packages")  # this environment says nothing of the others
-        if find_spec("transformers") is None or find_spec("typer") is None:
+        words.append("--no-packages")  # the stages run in other environments
+        if find_spec("transformers") is None or find_spec("cyclopts") is None:
             logger.warning(
-                "flowllm check: left out, snakemake's environment lacks its packages"
+                "flowllm check is skipped, since snakemake's environment lacks its packages"
             )
             return
     command = [sys.executable, "-m", "flowllm", "check", "--whole", json.dumps(config)]
@@ -101,7 +101,7 @@ def check_before_jobs():
 
 
 def shard_names(total, per_shard):
-    """Zero-padded names of the shards that `total` draws fill."""
+    """Return the zero-padded names of the shards for `total` draws."""
     return [f"{shard:05d}" for shard in range(-(-total // per_shard))]
 
 
@@ -109,7 +109,7 @@ PAIR_SHARDS = {
     "train": shard_names(SIZES.num_pairs, SIZES.pairs_per_shard),
     "val": shard_names(SIZES.num_val_pairs, SIZES.pairs_per_shard),
 }
-# refine's second output, where the configuration asks for it.
+# refine's second output, if the configuration requires it.
 TRAJECTORIES = {}
 if CONFIG.refine.trajectory_every:
     TRAJECTORIES["trajectories"] = (
@@ -120,20 +120,20 @@ CSP_SHARDS = shard_names(SIZES.num_csp_crystals, SIZES.csp_crystals_per_shard)
 
 
 def shards_of(row):
-    """Names of the shards of a row of the results."""
+    """Return the names of the shards of a row of the results."""
     if row in EXTERNAL:
         return shard_names(EXTERNAL[row].shards, 1)
     return CSP_SHARDS if row in CSP_METHODS else SAMPLE_SHARDS
 
 
 def draws(total, per_shard, shard):
-    """First draw and number of draws of a shard, as command line options."""
+    """Return the first draw and the number of draws of a shard as command line options."""
     start = int(shard) * per_shard
     return f"--first-draw {start} --count {min(per_shard, total - start)}"
 
 
 def settings_of(stage, row=None):
-    """The stage's part of the configuration as JSON, a function since JSON has braces."""
+    """Return the stage's part of the configuration as JSON, by a function, since JSON has braces."""
 
     def values(wildcards):
         return stage_json(CONFIG, stage, wildcards[row] if row else None)
@@ -150,27 +150,27 @@ def gpus(stage):
 
 
 def gpus_on_nodes(stage):
-    """What a job of several nodes asks for; of one node, its GPUs."""
+    """Return the resources of a job on several nodes, or the GPUs of a job on one node."""
     gpus, nodes = CONFIG.resources[stage].gpus, getattr(CONFIG.nodes, stage)
     if nodes == 1:
         return {"gpu": gpus}
-    # With `mpi` the SLURM plugin leaves it to the command to start its tasks (runtime/distributed.py).
+    # With `mpi` the SLURM plugin lets the command start its tasks (runtime/distributed.py).
     each = {"gres": f"gpu:{gpus}"} if gpus else {}
     return {"nodes": nodes, "tasks": nodes, "mpi": "srun", **each}
 
 
 def mem_mb(stage):
-    """Memory that grows with the attempt: a job killed for memory gets more."""
+    """Return the memory, which grows with the attempt: a job killed for memory gets more."""
     return lambda wildcards, attempt: CONFIG.resources[stage].mem_mb * attempt
 
 
 def runtime(stage):
-    """Minutes that grow with the attempt: a job killed at the time limit gets more."""
+    """Return the minutes, which grow with the attempt: a job killed at the time limit gets more."""
     return lambda wildcards, attempt: CONFIG.resources[stage].runtime * attempt
 
 
 def sample_shards(folder):
-    """The shards of one row in a folder; in `base`, those of the method's base."""
+    """Return the shards of one row in a folder; in `base`, those of the method's base."""
 
     def paths(wildcards):
         row = wildcards.method
@@ -183,30 +183,30 @@ def sample_shards(folder):
 
 
 def energies(wildcards):
-    """Relaxed crystals and their energies: the potential's shards, or DFT's file."""
+    """Return the files of relaxed crystals and energies: the potential's shards, or DFT's table."""
     if wildcards.kind == "dft":
         return [f"{RUN}/dft/{wildcards.method}.parquet"]
     return sample_shards("relaxed")(wildcards)
 
 
 def without_braces(paths):
-    """The names of files in order; Snakemake would take braces for a wildcard."""
+    """Return the sorted names of files without braces, which Snakemake reads as wildcards."""
     names = sorted(map(str, paths))
     for name in names:
         if "{" in name or "}" in name:
-            raise WorkflowError(f"{name}: braces in the name; rename the file")
+            raise WorkflowError(f"{name}: the name contains braces; rename the file")
     return names
 
 
 def source_files(wildcards):
-    """Files of a local source, so that a changed data file reruns the download."""
+    """Return the files of a local source, so that a changed data file reruns the download."""
     folder = Path(CONFIG.data.source)
     found = (path for path in folder.glob("*") if path.suffix in (".csv", ".cif"))
     return without_braces(found)
 
 
 def external_files(wildcards):
-    """The files that a row's samples are read from, so that a changed one is read again."""
+    """Return the files of a row's samples, so that a changed file is read again."""
     path = Path(EXTERNAL[wildcards.external].file)
     try:
         return without_braces(sample_files(path))
@@ -232,20 +232,20 @@ def base_shard(wildcards):
 
 
 def flow_model(wildcards):
-    """The flow of a method; none where the LLM's crystals are kept as they are."""
+    """Return the flow of a method; none where the LLM's crystals are not refined."""
     flow = FLOW_OF[wildcards.method]
     return [f"{RUN}/rfm/{flow}"] if flow else []
 
 
 def finished_runs(wildcards):
-    """The runs that have written output, so that a new one is collected."""
+    """Return the output files of DFT runs, so that a new run is collected."""
     folder = Path(RUN) / "dft_inputs" / wildcards.method
     names = ("vasprun.xml*", "gpaw_result.json")
     return without_braces(path for name in names for path in folder.rglob(name))
 
 
 def dft_entries(wildcards):
-    """The file of reference entries, where the source is one; without a source there is no DAG."""
+    """Return the file of reference entries, if the source is a file; a source is required."""
     source = CONFIG.dft_hull.source
     if source is None:
         raise WorkflowError(
@@ -262,7 +262,7 @@ def dft_entries(wildcards):
 
 
 def fingerprinted(wildcards):
-    """The test split's crystals, or the generated ones of a method."""
+    """Return the files of the test split's crystals, or of a method's generated crystals."""
     if wildcards.sample == "test":
         return [f"{RUN}/crystals/test.parquet"]
     paths = f"{RUN}/generated/{wildcards.sample}/shard-{{shard}}.parquet"
@@ -273,7 +273,7 @@ REPORT_KINDS = {"report": ["potential"], "report_dft": ["potential", "dft"]}
 
 
 def report_metrics(wildcards):
-    """Metrics with the potential's energies; with DFT's beside them in the second report."""
+    """Return the metrics with the potential's energies and, for report_dft, with DFT's."""
     kinds = REPORT_KINDS[wildcards.report]
     return [f"{RUN}/metrics/{kind}/{name}.json" for kind in kinds for name in ROWS]
 
@@ -288,9 +288,9 @@ if TRAINED_FLOWS:
 
 
 def report_inputs(name):
-    """All files and folders that a report reads besides its metrics' JSON files, by name of the report.
+    """Return all files and folders that a report reads besides the JSON files of its metrics.
 
-    A report that was made without one of them would lack its rows and not say so.
+    A report without one of them would lack rows without a message.
     """
     kinds = REPORT_KINDS[name]
     paths = [f"{RUN}/metrics/{kind}/{row}.parquet" for kind in kinds for row in ROWS]
@@ -317,12 +317,12 @@ def crystals_folder(wildcards, input):
     return os.path.dirname(input.crystals[0])
 
 
-# Linux passes at most 128 kB on to a shell as its command.
+# Linux limits one argument, here the shell command, to 128 kB.
 MAX_COMMAND = 100_000
 
 
 def options(**roles):
-    """One command line option for each file of an input, e.g. `options(pairs="pairs")`."""
+    """Return one command line option per file of an input, e.g. `options(pairs="pairs")`."""
 
     def words(wildcards, input):
         given = [

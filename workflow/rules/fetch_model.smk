@@ -14,10 +14,10 @@ rule fetch_model:
         runtime=runtime("fetch_model"),
     params:
         settings=settings_of("fetch_model"),
-        name=CONFIG.finetune_llm.base_model,
+        base_model=CONFIG.finetune_llm.base_model,
     message:
         "Fetching and checking the base model"
     shell:
         "python -m flowllm fetch_model "
-        "--name {params.name:q} --out {output:q} "
+        "--base-model {params.base_model:q} --out {output:q} "
         "--settings {params.settings:q} --log {log:q}"

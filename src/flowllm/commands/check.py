@@ -1,22 +1,26 @@
-"""Checks of a configuration before anything expensive starts, for `flowllm check` and the workflow.
+"""Check a configuration before a run, for `flowllm check` and the workflow.
 
-All that follows from the configuration, the base model's files, the data's header and the installed
-packages. What needs the whole data (the longest text, the tokenizer on all of them) is checked by
-`finetune_llm` before it loads the model.
+The checks use the configuration, the base model's files, the data's header and the installed
+packages. `finetune_llm` checks what needs all data (the longest text, the tokenizer on all texts)
+before it loads the model.
 """
 
 import importlib.util
+import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from flowllm.commands.estimate import Target
+from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
+from flowllm.config.load import check_config, load_config
 from flowllm.config.model import Config
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
+from flowllm.runtime.log import setup_logging
 
 State = Literal["ok", "failed", "later"]
 
@@ -29,7 +33,7 @@ _POTENTIAL_PACKAGES = {
     "sevennet": "sevenn",
     "orb": "orb_models",
 }
-"""What each potential is imported from."""
+"""Package of each potential."""
 
 _NEEDING_PACKAGES = (
     *("finetune_llm", "merge_adapter", "sample_pairs", "sample_base", "sample_csp"),
@@ -46,7 +50,7 @@ class Check:
 
     Attributes:
         subject: the part of the configuration.
-        state: ok, failed, or later where what is needed is not here yet.
+        state: ok, failed, or later where the needed files are not available yet.
         said: what was found, or what is wrong and what to do.
     """
 
@@ -60,7 +64,37 @@ class Check:
 
 
 class _LaterError(Exception):
-    """What a check needs is not here yet; who checks it then."""
+    """The files that a check needs are not available yet; a stage checks them later."""
+
+
+def run(
+    *,
+    config: ConfigFiles = None,
+    whole: str | None = None,
+    target: Target = "all",
+    stage: Sequence[str] = (),
+    packages: bool = True,
+) -> None:
+    """Check configuration, data, base model and packages before a run.
+
+    Args:
+        whole: The whole configuration as JSON, in place of --config.
+        target: Target of the workflow; `all_dft` includes the DFT energies.
+        stage: Stage that is to run. Repeat the option for further stages. [all]
+        packages: Whether the packages that the stages need must be installed in this environment.
+        config: See `options.ConfigFiles`.
+
+    Raises:
+        FlowllmError: a check failed; the message lists all that did.
+    """
+    setup_logging(None)
+    loaded = check_config(json.loads(whole)) if whole else load_config(config or DEFAULT_CONFIG)
+    found = check(loaded, target=target, stages=stage or ALL_STAGES, packages=packages)
+    for one in found:
+        print(one.line())
+    if failed := failures(found):
+        problems = "".join(f"\n  {one.subject}: {one.said}" for one in failed)
+        raise FlowllmError(f"{len(failed)} of {len(found)} checks failed:{problems}")
 
 
 def check(
@@ -70,13 +104,13 @@ def check(
     stages: Collection[str] = ALL_STAGES,
     packages: bool = True,
 ) -> list[Check]:
-    """Make the checks that concern some stages.
+    """Make the checks that concern the given stages.
 
     Args:
-        config: the configuration, already free of contradictions.
-        target: of the workflow; all_dft needs reference entries of DFT energies.
-        stages: those that are to run; a finished fine-tuning needs no base model any more.
-        packages: whether this environment is the one in which the stages run.
+        config: the configuration, after its own validation.
+        target: target of the workflow; all_dft needs reference entries for DFT energies.
+        stages: stages that are to run; after the fine-tuning the base model is not needed.
+        packages: whether the stages run in this environment.
     """
     to_run = set(stages)
     if unknown := sorted(to_run - ALL_STAGES):
@@ -114,7 +148,7 @@ def _outcome(subject: str, run: Callable[[Config], str], config: Config) -> Chec
 
 
 def _data(config: Config) -> str:
-    """Check that the source is there and its first rows have the columns."""
+    """Check that the source exists and that its first rows have the required columns."""
     from flowllm.data.sources import catalogue
 
     source = config.data.source
@@ -130,7 +164,7 @@ def _data(config: Config) -> str:
 
 
 def _source_files(folder: Path) -> list[Path]:
-    """Return the files that download would read, in the order of its own choice."""
+    """Return the files that download would read, in the same order."""
     if not folder.is_dir():
         raise FlowllmError(
             f"{str(folder)!r}: no such folder; give mp_20, bundled, or a folder of CSV or CIF files"
@@ -163,7 +197,7 @@ def _first_row(path: Path) -> None:
 
 
 def _csp_crystals(config: Config) -> str:
-    """Check the number of test crystals to predict against what the test split can have."""
+    """Check the number of test crystals to predict against the size of the test split."""
     from flowllm.data.sources import catalogue
 
     if not config.csp_methods:
@@ -187,7 +221,7 @@ def _prompts(config: Config) -> str:
     rows = (*config.methods, *config.csp_methods)
     asked = "flows are trained on pairs, which are sampled" if _uses_flow(config) else None
     if config.csp_methods:
-        asked = asked or "csp_settings are sampled"
+        asked = asked or "csp_methods are sampled"
     if asked and not llm.formula_share + llm.properties_share:
         raise FlowllmError(
             f"{asked} with the formula, but finetune_llm.formula_share and properties_share are 0, "
@@ -199,7 +233,7 @@ def _prompts(config: Config) -> str:
             "bases are sampled without a condition, but finetune_llm.infill_share, formula_share "
             "and properties_share are 1 together, so that no training text lacks one; lower them"
         )
-    return f"{len(rows)} settings ask what the model is trained on"
+    return f"{len(rows)} methods use prompts that the model is trained on"
 
 
 def _uses_flow(config: Config) -> bool:
@@ -207,7 +241,7 @@ def _uses_flow(config: Config) -> bool:
 
 
 def _base_model(config: Config) -> str:
-    """Check the base model's files, architecture, heads, tokenizer, and its context roughly."""
+    """Check the base model's files, architecture, heads and tokenizer, and read its context."""
     from flowllm.llm.model_files import BUNDLED
 
     name = config.finetune_llm.base_model
@@ -268,11 +302,11 @@ def _cached(name: str) -> Path:
             f"{name!r}: no such folder, and no name on the Hugging Face hub"
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
-        raise _LaterError(f"{name} is not here yet; fetch_model checks it") from error
+        raise _LaterError(f"{name} is not downloaded yet; fetch_model checks it") from error
 
 
 def _external_samples(config: Config) -> str:
-    """Check that each file is there and of a known format."""
+    """Check that each file exists and has a known format."""
     from flowllm.data.external import read_samples
 
     for row in config.external_samples:
@@ -329,5 +363,5 @@ def _packages(config: Config, stages: Collection[str]) -> str:
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         said = ", ".join(f"{name} (for {wanted[name]})" for name in missing)
-        raise FlowllmError(f"not installed: {said}; README.md and docs/energies.md tell how")
+        raise FlowllmError(f"not installed: {said}; see README.md and docs/energies.md")
     return ", ".join(sorted(wanted)) or "none beside those of each stage"

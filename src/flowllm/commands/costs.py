@@ -1,4 +1,4 @@
-"""Costs of one item of each stage, from an earlier run's records or from a file."""
+"""Costs per item of each stage, from the records of an earlier run or from a file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,17 +13,17 @@ from flowllm.errors import FlowllmError
 from flowllm.runtime.provenance import find_records, processors, read_record
 
 DFT_RUNS = "DFT runs"
-"""The calculations themselves, which the workflow does not submit; a figure may be named so."""
+"""Name, in files of costs, of the DFT calculations, which the workflow does not submit."""
 
 
 class ItemCost(Section):
-    """What one item of a stage costs.
+    """The cost per item of a stage.
 
     Attributes:
-        seconds: wall time of a job with `gpus` or `cpus`, for one item.
-        gpus: GPUs that it was measured with, 0 for a measurement without.
-        cpus: cores likewise; they count where there are no GPUs.
-        bytes: of the output.
+        seconds: wall time per item of a job with `gpus` or `cpus`.
+        gpus: number of GPUs of the measurement, 0 for none.
+        cpus: number of cores of the measurement; used if there are no GPUs.
+        bytes: size of the output per item.
     """
 
     seconds: NonNegativeFloat | None = None
@@ -33,20 +33,23 @@ class ItemCost(Section):
 
 
 def costs_of_run(run_dir: Path) -> tuple[dict[str, ItemCost], dict[str, int]]:
-    """Take figures, and the number of crystals in each split, from the records of a run.
+    """Read costs, and the number of crystals per split, from the records of a run.
 
     Args:
-        run_dir: the run's folder; stages that have not run there get no figure.
+        run_dir: the run's folder; stages that have not run there have no cost.
 
     Raises:
-        FlowllmError: the folder holds no records, or one that cannot be read.
+        FlowllmError: the folder contains no records, or one that cannot be read.
     """
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for path in find_records(run_dir):
         record = read_record(path)
         found.setdefault(record["stage"], []).append((path, record))
     if not found:
-        raise FlowllmError(f"{run_dir}: holds no records (_*.provenance.json) of an earlier run")
+        raise FlowllmError(
+            f"{run_dir}: contains no records (_*.provenance.json) of an earlier run; name the "
+            "run_dir of a run"
+        )
     costs = {stage: _measured(stage, records) for stage, records in found.items()}
     counts = found["prepare"][0][1]["counts"] if "prepare" in found else {}
     crystals = {split: counts[split] for split in ("train", "val", "test") if split in counts}
@@ -56,7 +59,7 @@ def costs_of_run(run_dir: Path) -> tuple[dict[str, ItemCost], dict[str, int]]:
 
 
 def read_costs(path: Path) -> dict[str, ItemCost]:
-    """Read figures from a YAML file: a mapping from stage to `ItemCost`'s fields.
+    """Read costs from a YAML file: a mapping from stage to the fields of `ItemCost`.
 
     Raises:
         FlowllmError: it is missing, not YAML, or has another stage, key or value.
@@ -72,7 +75,7 @@ def read_costs(path: Path) -> dict[str, ItemCost]:
 
 
 def _measured(stage: str, records: Sequence[tuple[Path, dict[str, Any]]]) -> ItemCost:
-    """Return the mean cost of an item over a stage's records."""
+    """Return the mean cost per item over a stage's records."""
     items = sum(_items_of(stage, record) for _, record in records)
     machines = [processors(record["hardware"]) for _, record in records]
     if not items:
@@ -86,7 +89,7 @@ def _measured(stage: str, records: Sequence[tuple[Path, dict[str, Any]]]) -> Ite
 
 
 def _items_of(stage: str, record: Mapping[str, Any]) -> int:
-    """Return the items of one record, of the kind that `count_items` counts."""
+    """Return the number of items of one record, counted as in `count_items`."""
     counts, settings = record["counts"], record["settings"]
     if stage in ("finetune_llm", "train_rfm"):
         return int(counts["steps"] * settings[stage]["batch_size"])
@@ -98,7 +101,7 @@ def _items_of(stage: str, record: Mapping[str, Any]) -> int:
 
 
 def _output_bytes(record: Path) -> int:
-    """Size of the output that a record lies beside; of its folder where it only lists files."""
+    """Return the bytes of the output of a record, with the files that the output lists."""
     output = record.with_name(record.name.removeprefix("_").removesuffix(".provenance.json"))
     if output.name in ("manifest.json", "manifest.parquet", "index.html"):
         output = output.parent

@@ -1,16 +1,19 @@
-"""The bill before paying: jobs, files, disk and hours of a configuration, for `flowllm estimate`.
+"""Estimate jobs, files, disk and hours of a configuration, for `flowllm estimate`.
 
 Counts follow from the configuration alone and equal the workflow's (the tests compare them with a
-dry run). Hours and bytes need figures: seconds and bytes for one item of a stage (a pair, a sample,
-a text, a crystal), taken from the records of an earlier run or from a YAML file.
+dry run). Hours and bytes need costs: seconds and bytes per item of a stage (pair, sample, text or
+crystal), from the records of an earlier run or from a YAML file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from pathlib import Path
 from typing import Literal
 
-from flowllm.commands.costs import DFT_RUNS, ItemCost
+from flowllm.commands.costs import DFT_RUNS, ItemCost, costs_of_run, read_costs
+from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
+from flowllm.config.load import load_config
 from flowllm.config.model import Config
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stages import STAGES
@@ -19,7 +22,7 @@ from flowllm.data.sources import catalogue
 Target = Literal["all", "all_dft"]
 
 JOB_FILES = 3
-"""Beside each job's output: its log, its benchmark and its record."""
+"""Files beside the output of each job: its log, its benchmark and its record."""
 
 OUTPUT_FILES = {
     "prepare": 4,
@@ -27,40 +30,40 @@ OUTPUT_FILES = {
     # With TensorBoard's events, and the mark of its time that Snakemake leaves in a folder.
     "finetune_llm": 8,
     "train_rfm": 5,
-    "merge_adapter": 7,  # and one for each 5 GB of the weights
+    "merge_adapter": 7,  # and one more per 5 GB of the weights
     "import_samples": 2,
-    "prerelax": 2,  # the times of the crystals lie in a file of their own
+    "prerelax": 2,  # the wall times of the crystals are in their own file
     "dft_inputs": 4,
     "metrics": 2,
     "match_csp": 2,
     "report": 62,  # with its figures and tables, about
 }
-"""Files of a job's output where they are not one."""
+"""Number of files in the output of a job, where it is not one."""
 
 DFT_FILES = 4
-"""INCAR, KPOINTS, POSCAR and POTCAR or POTCAR.spec, in a folder for each crystal."""
+"""INCAR, KPOINTS, POSCAR and POTCAR or POTCAR.spec, in one folder per crystal."""
 
 _STATES = 5
-"""Of each weight in a checkpoint: it, its average, the best average, and AdamW's two moments."""
+"""Values per weight in a checkpoint: it, its average, the best average, AdamW's two moments."""
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One stage's part of the bill; None where nothing is known.
+    """The estimate of one stage; None where a value is unknown.
 
     Attributes:
-        stage: its name.
+        stage: name of the stage.
         jobs: jobs of the workflow.
-        items: what its figure is for one of, over all jobs.
+        items: number of items of all jobs; the cost is per item.
         files: files of all jobs.
-        folders: folders that only this stage makes in great number.
+        folders: folders of all jobs, where a stage makes many.
         bytes: of all outputs.
         gpu_hours: GPUs times hours, of all jobs.
         cpu_hours: cores times hours, of all jobs.
         job_hours: wall time of one job.
         limit_hours: wall time that the configuration gives a first attempt.
-        scratch: most bytes of what jobs keep beside their outputs while they run, where that is
-            more than the outputs themselves.
+        scratch: most bytes of temporary files beside the outputs, where they are larger than the
+            outputs.
     """
 
     stage: str
@@ -68,12 +71,42 @@ class StageEstimate:
     items: int | None
     files: int
     folders: int
-    bytes: float | None
-    gpu_hours: float | None
-    cpu_hours: float | None
-    job_hours: float | None
-    limit_hours: float | None
+    bytes: float | None = None
+    gpu_hours: float | None = None
+    cpu_hours: float | None = None
+    job_hours: float | None = None
+    limit_hours: float | None = None
     scratch: int = 0
+
+
+def run(
+    *,
+    config: ConfigFiles = None,
+    target: Target = "all",
+    from_run: Path | None = None,
+    costs: Path | None = None,
+) -> None:
+    """Estimate jobs, files, disk and GPU/CPU hours before a run.
+
+    Args:
+        target: Target of the workflow; `all_dft` includes the DFT energies.
+        from_run: Folder of an earlier run, from whose records costs per item are taken.
+        costs: YAML file with costs per item. They take precedence over those of `--from-run`.
+        config: See `options.ConfigFiles`.
+
+    Raises:
+        FlowllmError: the configuration, the run or the file of costs cannot be read.
+    """
+    known: dict[str, ItemCost] = {}
+    crystals: dict[str, int] = {}
+    if from_run is not None:
+        known, crystals = costs_of_run(from_run)
+    if costs is not None:
+        known |= read_costs(costs)
+    loaded = load_config(config or DEFAULT_CONFIG)
+    # The sizes of MP-20 are known; those of other data are in the run's records.
+    crystals |= split_sizes(loaded)
+    print("\n".join(describe(estimate(loaded, known, target, crystals))))
 
 
 def estimate(
@@ -82,11 +115,11 @@ def estimate(
     target: Target,
     crystals: Mapping[str, int],
 ) -> list[StageEstimate]:
-    """Return the bill, a line a stage that has jobs, in the order of the pipeline.
+    """Return the estimates of the stages that have jobs, in the order of the pipeline.
 
     Args:
         config: the configuration.
-        costs: what one item costs, by stage.
+        costs: costs per item, by stage.
         target: all, or all_dft with the stages for DFT energies.
         crystals: crystals in each split, where known.
     """
@@ -96,12 +129,12 @@ def estimate(
     lines = [line for line in lines if line.jobs]
     if target == "all_dft":
         runs = items["dft_inputs"]
-        lines.append(_with_costs(StageEstimate(DFT_RUNS, 0, runs, 0, 0, *[None] * 5), costs, None))
+        lines.append(_with_costs(StageEstimate(DFT_RUNS, 0, runs, 0, 0), costs, None))
     return lines
 
 
 def count_jobs(config: Config, target: Target) -> dict[str, int]:
-    """Return the number of jobs of every stage, as the workflow would run from nothing."""
+    """Return the number of jobs of every stage in a run from the start."""
     sizes = config.sizes
     shards = ceil(sizes.num_samples / sizes.samples_per_shard)
     pair_shards = [ceil(n / sizes.pairs_per_shard) for n in (sizes.num_pairs, sizes.num_val_pairs)]
@@ -136,7 +169,7 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
 def count_items(
     config: Config, crystals: Mapping[str, int], target: Target
 ) -> dict[str, int | None]:
-    """Return how many items every stage works through; None where it depends on unseen data."""
+    """Return the number of items of every stage, None where it depends on unknown data."""
     sizes, llm, flow = config.sizes, config.finetune_llm, config.train_rfm
     train, test, every = crystals.get("train"), crystals.get("test"), crystals.get("rows")
     bases = {method.base for method in config.methods}
@@ -177,13 +210,13 @@ def count_items(
 
 
 def _flows(config: Config) -> set[str]:
-    """The flows that some method uses; no other is trained."""
+    """Return the flows that a method uses; no other is trained."""
     rows = (*config.methods, *config.csp_methods)
     return {method.flow for method in rows if method.flow is not None}
 
 
 def split_sizes(config: Config) -> dict[str, int]:
-    """Return the rows of each split, and of all, of a data set of the catalogue; else nothing."""
+    """Return the rows per split and in total of a data set of the catalogue, {} for other data."""
     source = catalogue().get(config.data.source)
     if source is None:
         return {}
@@ -204,17 +237,17 @@ def _stage_estimate(
         folders = items + ceil(items / config.dft_inputs.folders_per_directory)
     limit = config.resources[stage].runtime / 60
     scratch = jobs * _flow_scratch(config) if stage == "train_rfm" and jobs else 0
-    line = StageEstimate(stage, jobs, items, files, folders, None, None, None, None, limit, scratch)
+    line = StageEstimate(stage, jobs, items, files, folders, limit_hours=limit, scratch=scratch)
     asked, nodes = config.resources[stage], getattr(config.nodes, stage, 1)
     line = _with_costs(line, costs, (asked.gpus * nodes, asked.cpus * nodes))
     if trajectories and line.bytes is not None and items:
-        # A crystal on its way takes as much as one at its end.
+        # A snapshot of a crystal takes as many bytes as the final crystal.
         line = replace(line, bytes=line.bytes * (1 + _snapshots(config) / items))
     return line
 
 
 def _snapshots(config: Config) -> int:
-    """Crystals in all trajectories: one at the start, one every so many steps, the last one."""
+    """Return the number of snapshots in all trajectories: the first, the regular, the last ones."""
     every = config.refine.trajectory_every
     if every is None:
         return 0
@@ -230,8 +263,8 @@ def _snapshots(config: Config) -> int:
 
 
 def _flow_scratch(config: Config) -> int:
-    """Most bytes of a flow's prepared pairs, and of its checkpoint while the next is written."""
-    import torch  # takes seconds, and nothing else here needs it
+    """Return the bytes of a flow's prepared pairs and of two checkpoints, old and new."""
+    import torch  # imported here, since it takes seconds
 
     from flowllm.rfm.network import NetworkSize, VelocityNetwork
 
@@ -244,10 +277,10 @@ def _flow_scratch(config: Config) -> int:
 
 
 def prepared_bytes(num_atoms: int) -> int:
-    """Bytes of a pair of cells of so many atoms, as `rfm.pairs.PREPARED` holds it.
+    """Return the bytes of a pair of cells with `num_atoms` atoms, as in `rfm.pairs.PREPARED`.
 
-    An atom: its element and two times three coordinates; a pair: two lattices of six numbers, the
-    beginnings of three lists, and a bit a column that says that it is there.
+    Per atom: its element and two times three coordinates. Per pair: two lattices of six numbers,
+    the offsets of three lists, and one validity bit per column.
     """
     return num_atoms * (1 + 2 * 3 * 4) + 2 * 6 * 4 + 3 * 4 + 1
 
@@ -255,23 +288,23 @@ def prepared_bytes(num_atoms: int) -> int:
 def _with_costs(
     line: StageEstimate, costs: Mapping[str, ItemCost], asked: tuple[int, int] | None
 ) -> StageEstimate:
-    """Add bytes and hours to a line, where its figure is known and fits the job's GPUs and cores.
+    """Add bytes and hours to a line, where its cost is known for the job's type of processor.
 
-    Work is taken to divide by the processors of a job: one with twice the GPUs takes half as long.
+    The work is assumed to scale with the processors of a job: twice the GPUs take half the time.
     """
-    cost = costs.get(line.stage)
-    if cost is None or line.items is None:
+    cost, items = costs.get(line.stage), line.items
+    if cost is None or items is None:
         return line
     if cost.bytes is not None:
-        line = replace(line, bytes=cost.bytes * line.items)
+        line = replace(line, bytes=cost.bytes * items)
     gpus, cpus = asked or (0, cost.cpus)
-    # A CPU's seconds say nothing of a GPU's, nor the other way.
+    # Seconds on a CPU do not predict seconds on a GPU, nor the reverse.
     if cost.seconds is None or bool(cost.gpus) != bool(gpus):
         return line
-    hours = cost.seconds * line.items / 3600
+    hours = cost.seconds * items / 3600
     wall = hours * cost.gpus / gpus if gpus else hours * cost.cpus / cpus
-    hours_a_job = wall / line.jobs if line.jobs else None
-    return replace(line, gpu_hours=wall * gpus, cpu_hours=wall * cpus, job_hours=hours_a_job)
+    hours_per_job = wall / line.jobs if line.jobs else None
+    return replace(line, gpu_hours=wall * gpus, cpu_hours=wall * cpus, job_hours=hours_per_job)
 
 
 def _times(count: int | None, factor: int) -> int | None:
@@ -279,7 +312,7 @@ def _times(count: int | None, factor: int) -> int | None:
 
 
 def describe(lines: Sequence[StageEstimate]) -> Iterator[str]:
-    """Give the bill as a table with its totals."""
+    """Yield the lines of the estimate: a table with totals, then notes."""
     yield f"{'stage':16}{'jobs':>7}{'items':>13}{'files':>10}{'folders':>10}" + (
         f"{'disk':>10}{'GPU-hours':>12}{'CPU-hours':>12}"
     )
@@ -292,21 +325,21 @@ def describe(lines: Sequence[StageEstimate]) -> Iterator[str]:
     disk, gpu, cpu = (_total(lines, name) for name in ("bytes", "gpu_hours", "cpu_hours"))
     hours = f"{_hours(gpu):>12}{_hours(cpu):>12}"
     yield f"{'total':16}{jobs:7,}{'':13}{files:10,}{folders:10,}{_size(disk):>10}{hours}"
-    yield f"Files and folders (inodes): {files + folders:,}, and Snakemake's own, one a job."
+    yield f"Files and folders (inodes): {files + folders:,}, and Snakemake's own, one per job."
     for line in lines:
         if line.scratch:
             yield (
-                f"{line.stage}: up to {_size(line.scratch)} more beside its output while it runs "
+                f"{line.stage}: up to {_size(line.scratch)} of temporary files while it runs "
                 "(prepared pairs, checkpoints)"
             )
         if line.job_hours and line.limit_hours and line.job_hours > line.limit_hours:
             yield (
-                f"{line.stage}: about {_hours(line.job_hours)} h a job, over its limit of "
+                f"{line.stage}: about {_hours(line.job_hours)} h per job, over its limit of "
                 f"{_hours(line.limit_hours)} h (resources.{line.stage}.runtime)"
             )
     unknown = [line.stage for line in lines if line.cpu_hours is None]
     if unknown:
-        yield f"? is unknown; the totals leave it out. No hours for: {', '.join(unknown)}."
+        yield f"? is unknown and not included in the totals. No hours for: {', '.join(unknown)}."
 
 
 def _total(lines: Sequence[StageEstimate], name: str) -> float | None:

@@ -1,16 +1,21 @@
-"""Crystals in other programs' formats: CIF folder, CSV of pymatgen JSON, extended XYZ.
+"""Write crystals in the formats of other programs: CIF folder, CSV of pymatgen JSON, extended XYZ.
 
-The CIF folder and the CSV are what LeMat-GenBench and leaderboards like it read. In the CSV an
-apostrophe stands before an id that a spreadsheet would run as a formula.
+LeMat-GenBench and similar leaderboards read the CIF folder and the CSV. In the CSV an apostrophe
+precedes an id that a spreadsheet would run as a formula.
 """
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import ase
+import ase.io
+from ase.calculators.singlepoint import SinglePointCalculator
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 from pymatgen.core import Structure
 
 from flowllm.commands.inspect import CRYSTAL_COLUMNS, read
@@ -19,28 +24,51 @@ from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder, atomic_path
 from flowllm.io.tables import crystal_of
 from flowllm.plain_text import spreadsheet_text
-from flowllm.runtime.log import log
+from flowllm.runtime.log import log, setup_logging
 
 Format = Literal["cif", "csv", "extxyz"]
 
 ENERGY_COLUMNS = ("final_energy_per_atom", "corrected_energy_per_atom")
-"""eV per atom, of the potential's relaxation or of DFT; the first that a table has is exported."""
+"""Columns in eV per atom, of the potential or of DFT; the first one of a table is exported."""
+
+
+def run(
+    files: Annotated[list[Path], Parameter(negative=())],
+    /,
+    *,
+    out: Path,
+    form: Annotated[Format, Parameter(name="--format")],
+    limit: PositiveInt | None = None,
+) -> None:
+    """Write crystals as a folder of CIF files, CSV or extended XYZ, e.g. for LeMat-GenBench.
+
+    Args:
+        files: Tables of crystals, e.g. the relaxed shards of one method.
+        out: File to write; for `cif` a new folder.
+        form: Format of the output.
+        limit: Number of crystals to write, from the first on. [all]
+
+    Raises:
+        FlowllmError: as `export`.
+    """
+    setup_logging(None)
+    export(files, out, form, limit)
 
 
 def export(paths: Sequence[Path], out: Path, form: Format, limit: int | None = None) -> int:
-    """Write the crystals of some tables; rows without one are left out, and counted in the log.
+    """Write the crystals of some tables; rows without a crystal are counted in the log.
 
     Args:
         paths: tables of crystals, e.g. the relaxed shards of one method.
         out: a new folder for `cif`, a file otherwise.
         form: the format.
-        limit: write the first so many crystals, None for all.
+        limit: number of crystals to write, from the first on; None for all.
 
     Returns:
         The number of crystals written.
 
     Raises:
-        FlowllmError: a table is missing or holds no crystals, two crystals have one id, or the
+        FlowllmError: a table is missing or contains no crystals, two crystals have one id, or the
             folder exists.
     """
     rows = [row for path in paths for row in _rows(path)]
@@ -60,13 +88,15 @@ Items = Sequence[tuple[dict[str, Any], Structure]]
 def _rows(path: Path) -> list[dict[str, Any]]:
     table = read(path)
     if not {"id", *CRYSTAL_COLUMNS} <= set(table.column_names):
-        raise FlowllmError(f"{path}: holds no crystals")
+        raise FlowllmError(
+            f"{path}: contains no crystals; name a table of crystals, e.g. a relaxed shard"
+        )
     columns = ["id", *CRYSTAL_COLUMNS, *(c for c in ENERGY_COLUMNS if c in table.column_names)]
     return [row | {"table": path} for row in table.select(columns).to_pylist()]
 
 
 def _check_ids(rows: Iterable[dict[str, Any]]) -> None:
-    """Refuse an id twice: methods of one base share their ids, and one CIF would replace another.
+    """Reject a repeated id: methods of one base share ids, and one CIF would replace another.
 
     Raises:
         FlowllmError: names the id and the tables that have it.
@@ -75,7 +105,7 @@ def _check_ids(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
         if first := tables.get(row["id"]):
             raise FlowllmError(
-                f"id {row['id']} is in {first} and in {row['table']}; export them one by one"
+                f"id {row['id']} is in {first} and in {row['table']}; export them separately"
             )
         tables[row["id"]] = row["table"]
 
@@ -104,18 +134,21 @@ def _write_csv(items: Items, out: Path) -> None:
 
 
 def _write_extxyz(items: Items, out: Path) -> None:
-    with atomic_path(out) as temporary, temporary.open("w") as handle:
-        for row, structure in items:
-            handle.writelines(_extxyz_lines(row, structure))
+    with atomic_path(out) as temporary:
+        ase.io.write(temporary, [_atoms(*item) for item in items], format="extxyz")
 
 
-def _extxyz_lines(row: dict[str, Any], structure: Structure) -> Iterator[str]:
-    cell = " ".join(f"{value:.8f}" for value in structure.lattice.matrix.ravel())
+def _atoms(row: dict[str, Any], structure: Structure) -> ase.Atoms:
+    """Return a crystal for ASE's writer, with its id and its energy."""
+    atoms = ase.Atoms(
+        numbers=structure.atomic_numbers,
+        positions=structure.cart_coords,
+        cell=structure.lattice.matrix,
+        pbc=True,
+    )
+    # The id is on one line of the file; ASE escapes the quotes in it, but not the backslashes.
+    atoms.info["id"] = " ".join(row["id"].splitlines()).replace("\\", "\\\\")
     energy = _energy(row, structure)
-    said = "" if energy is None else f" energy={energy:.8f}"
-    yield f"{len(structure)}\n"
-    name = json.dumps(" ".join(row["id"].splitlines()), ensure_ascii=False)  # quotes escaped
-    yield f'Lattice="{cell}" Properties=species:S:1:pos:R:3 id={name}{said} pbc="T T T"\n'
-    for site in structure:
-        x, y, z = site.coords
-        yield f"{site.specie.symbol} {x:.8f} {y:.8f} {z:.8f}\n"
+    if energy is not None:
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    return atoms

@@ -1,13 +1,18 @@
-"""Crystals on request (`flowllm generate`): any conditions that the model was trained on."""
+"""Sample crystals for given conditions that the model was trained on (`flowllm generate`)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt, PositiveInt
+from cyclopts.validators import Number
 from pymatgen.core import Composition, Element
 
+from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles, RowName
+from flowllm.config.load import load_config
 from flowllm.config.sections.llm import CONDITIONS, Base, Prompts, SampleBase
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import cell_formula
@@ -21,22 +26,79 @@ from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.sampling import DrawRequest, base_row, write_samples
 from flowllm.llm.text import composition_of
+from flowllm.runtime.log import setup_logging
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
 
 MAX_ATOMS_ASKED = 1000
-"""More than in the cells of any training set, for files that are read before the model."""
+"""Limit of the atoms in a condition while the model's own limit is not known yet."""
+
+SpaceGroup = Annotated[int, Parameter(validator=Number(gte=1, lte=230))]
 
 Words = Mapping[str, str]
-"""Conditions as a user writes them: name of the condition to its text."""
+"""Conditions as the user writes them: name of the condition to its text."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings of sampling, those of the stage `sample_base`."""
 
     sample_base: SampleBase
     prompts: Prompts
     base: Base
+
+
+def run(
+    *,
+    model: Path,
+    out: Path,
+    formula: str | None = None,
+    elements: str | None = None,
+    formation_energy_per_atom: float | None = None,
+    band_gap: float | None = None,
+    e_above_hull: float | None = None,
+    space_group_number: SpaceGroup | None = None,
+    conditions: Path | None = None,
+    count: PositiveInt = 1,
+    gpus: NonNegativeInt = 0,
+    config: ConfigFiles = None,
+    name: RowName = None,
+) -> None:
+    """Sample crystals for given conditions, for a file of conditions, or without any.
+
+    Args:
+        model: Folder of the merged model.
+        out: Table of crystals to write.
+        formula: Formula of the cell, e.g. Na4Cl4.
+        elements: Elements of the crystal, e.g. Na,Cl.
+        formation_energy_per_atom: Formation energy in eV per atom.
+        band_gap: Band gap in eV.
+        e_above_hull: Energy above the hull in eV per atom.
+        space_group_number: Number of the space group.
+        conditions: CSV file with one column per condition and one row per set of conditions.
+        count: Crystals per set of conditions.
+        gpus: Number of GPUs, 0 for the CPU.
+        config: See `options.ConfigFiles`.
+        name: See `options.RowName`; a base.
+
+    Raises:
+        FlowllmError: conditions are invalid or given twice, or the model was not trained on them.
+    """
+    setup_logging(None)
+    loaded = load_config(config or DEFAULT_CONFIG)
+    settings = Settings.from_config("sample_base", loaded, name or loaded.bases[0].name)
+    given = {
+        "formula": formula,
+        "elements": elements,
+        "formation_energy_per_atom": formation_energy_per_atom,
+        "band_gap": band_gap,
+        "e_above_hull": e_above_hull,
+        "space_group_number": space_group_number,
+    }
+    words = {key: str(value) for key, value in given.items() if value is not None}
+    if conditions is not None and words:
+        raise FlowllmError("Give conditions either as options or as a file, not both.")
+    asked = read_conditions(conditions) if conditions else [words]
+    generate(settings, model=model, asked=asked, count=count, out=out, gpus=gpus)
 
 
 def generate(
@@ -48,23 +110,23 @@ def generate(
     out: Path,
     gpus: int,
 ) -> None:
-    """Sample crystals for some conditions.
+    """Sample crystals for the given conditions.
 
     Args:
-        settings: of `sample_base`.
+        settings: settings of `sample_base`.
         model: folder of the merged model.
-        asked: conditions as their words, see `read_conditions`.
-        count: crystals for each of them.
-        out: a table (`schemas.BASE`); ids are `sample-{conditions}-{number}`.
+        asked: sets of conditions as text, see `read_conditions`.
+        count: crystals per set.
+        out: table to write (`schemas.BASE`); ids are `sample-{conditions}-{number}`.
         gpus: GPUs to use, 0 for the CPU.
 
     Raises:
-        FlowllmError: conditions make no sense, or the model was not trained on such prompts.
+        FlowllmError: conditions are invalid, or the model was not trained on such prompts.
     """
     opened = ModelFolder(model, settings.prompts)
-    wishes = [_wish(settings.prompts, words, opened.record.max_atoms) for words in asked]
+    targets = [_target(settings.prompts, words, opened.record.max_atoms) for words in asked]
     sampler = opened.sampler(
-        [conditions for conditions, _ in wishes],
+        [conditions for conditions, _ in targets],
         temperature=settings.base.temperature,
         top_p=settings.base.top_p,
         max_attempts=settings.sample_base.max_attempts,
@@ -73,14 +135,14 @@ def generate(
         backend=settings.sample_base.backend,
         gpus=gpus,
     )
-    numbers = [(i, j) for i in range(len(wishes)) for j in range(count)]
+    numbers = [(i, j) for i in range(len(targets)) for j in range(count)]
 
     def make_rows(items: range) -> list[dict[str, Any]]:
         chosen = [numbers[k] for k in items]
-        tasks = [_task(settings, opened.record, wishes[i], i, j) for i, j in chosen]
+        tasks = [_task(settings, opened.record, targets[i], i, j) for i, j in chosen]
         return [
             base_row(
-                f"sample-{i:04d}-{j:06d}", outcome, prompt_text(settings.prompts, wishes[i][0])
+                f"sample-{i:04d}-{j:06d}", outcome, prompt_text(settings.prompts, targets[i][0])
             )
             for (i, j), outcome in zip(chosen, sampler.draw(tasks), strict=True)
         ]
@@ -92,7 +154,9 @@ def generate(
 
 
 def read_conditions(path: Path) -> list[Words]:
-    """Read a CSV file of conditions: a column each, a row for each wish, empty where not given.
+    """Read a CSV file with one column per condition and one row per set of conditions.
+
+    An empty cell is a condition that is not given.
 
     Raises:
         FlowllmError: as `read_csv`, or a column is unknown, a row has more or fewer cells than the
@@ -102,7 +166,7 @@ def read_conditions(path: Path) -> list[Words]:
     columns = [name.strip() for name in next(lines)[1]]
     if unknown := sorted(set(columns) - set(CONDITIONS)):
         raise FlowllmError(f"{path}: unknown columns {unknown}; there are {', '.join(CONDITIONS)}")
-    rows = []
+    rows: list[Words] = []
     for line, cells in lines:
         if len(cells) != len(columns):
             raise FlowllmError(
@@ -121,16 +185,18 @@ def read_conditions(path: Path) -> list[Words]:
         except ValueError as error:
             raise FlowllmError(f"{path}, line {line}: {error}") from error
     if not rows:
-        raise FlowllmError(f"{path}: holds no rows of conditions")
+        raise FlowllmError(
+            f"{path}: contains no rows of conditions; add one row per set of conditions"
+        )
     return rows
 
 
-Wish = tuple[Conditions, np.ndarray | None]
-"""What the prompt gives, and the atoms that follow from it (none of a reduced formula)."""
+Target = tuple[Conditions, np.ndarray | None]
+"""The conditions of the prompt, and the atoms of its formula (None for a reduced formula)."""
 
 
-def _wish(prompts: Prompts, words: Words, max_atoms: int) -> Wish:
-    """Read one wish; `max_atoms` is the most that the model was trained on."""
+def _target(prompts: Prompts, words: Words, max_atoms: int) -> Target:
+    """Parse one set of conditions; `max_atoms` is the most atoms in the model's training."""
     try:
         values = _values(words, max_atoms)
     except ValueError as error:
@@ -142,10 +208,10 @@ def _wish(prompts: Prompts, words: Words, max_atoms: int) -> Wish:
 
 
 def _values(words: Words, max_atoms: int) -> dict[str, Any]:
-    """Return what conditions say: atomic numbers for a formula, symbols for elements, and numbers.
+    """Return the values of conditions: atomic numbers of a formula, symbols of elements, numbers.
 
     Raises:
-        ValueError: a condition makes no sense; the message names it.
+        ValueError: a condition is invalid; the message names it.
     """
     values: dict[str, Any] = {}
     for name, text in words.items():
@@ -164,12 +230,14 @@ def _number(name: str, text: str) -> float | int:
     except ValueError as error:
         raise ValueError(f"{name} is {error}") from error
     if value is None:
-        raise ValueError(f"{name} is {text!r}, expected a number; leave it out if it may be any")
+        raise ValueError(
+            f"{name} is {text!r}, expected a number; leave it out if any value is acceptable"
+        )
     return value
 
 
 def _atoms(formula: str, max_atoms: int) -> np.ndarray:
-    """Atomic numbers of a formula's atoms, by electronegativity as in training texts."""
+    """Return the atomic numbers of a formula, by electronegativity as in training texts."""
     composition = Composition(formula)
     if strange := [str(one) for one in composition if not isinstance(one, Element)]:
         raise ValueError(f"formula {formula}: {strange[0]} is not an element")
@@ -199,8 +267,8 @@ def _elements(text: str, max_atoms: int) -> tuple[str, ...]:
     return tuple(Composition(cell_formula(_atoms("".join(symbols), max_atoms))).as_dict())
 
 
-def _task(settings: Settings, record: ModelRecord, wish: Wish, i: int, j: int) -> DrawRequest:
-    conditions, numbers = wish
+def _task(settings: Settings, record: ModelRecord, target: Target, i: int, j: int) -> DrawRequest:
+    conditions, numbers = target
     regex = None
     if settings.sample_base.structured:
         regex = (

@@ -1,9 +1,12 @@
-"""Predict which element is hidden in a crystal (`flowllm infill`)."""
+"""Predict the hidden element of a crystal (`flowllm infill`)."""
 
 from pathlib import Path
 
+from cyclopts.types import PositiveInt
 from pymatgen.core.periodic_table import Element
 
+from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
+from flowllm.config.load import load_config
 from flowllm.config.model import Config
 from flowllm.data.cif import crystal_from_cif
 from flowllm.data.cif_blocks import read_cif_text
@@ -13,22 +16,45 @@ from flowllm.llm.infilling import element_chances
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.text import element_symbol
 from flowllm.runtime.device import pick_device
+from flowllm.runtime.log import setup_logging
+
+
+def run(
+    *, model: Path, cif: Path, hidden: str, first: PositiveInt = 5, config: ConfigFiles = None
+) -> None:
+    """Hide one element of a crystal and print which elements the model predicts in its place.
+
+    Args:
+        model: Folder of the merged model.
+        cif: CIF file of the crystal.
+        hidden: Symbol of the element to hide, e.g. Cl.
+        first: Number of elements to print, the most probable first.
+        config: See `options.ConfigFiles`.
+
+    Raises:
+        FlowllmError: as `infill`.
+    """
+    setup_logging(None)
+    loaded = load_config(config or DEFAULT_CONFIG)
+    chances = infill(loaded, model=model, cif=cif, hidden=hidden)
+    for symbol, chance in list(chances.items())[:first]:
+        print(f"{symbol:2} {chance:.3f}")
 
 
 def infill(config: Config, *, model: Path, cif: Path, hidden: str) -> dict[str, float]:
-    """Hide an element of a crystal and ask a model for it.
+    """Predict a hidden element of a crystal.
 
     Args:
-        config: its prompts, and the cell that the model was trained on.
+        config: configuration with the prompts and the cell of the model's training.
         model: folder of the merged model.
-        cif: the crystal.
+        cif: CIF file of the crystal.
         hidden: symbol of the element to hide.
 
     Returns:
-        Symbols of the elements of the model's training, likeliest first, to their probabilities.
+        Probability by symbol of the elements of the model's training, the highest first.
 
     Raises:
-        FlowllmError: the file holds no such crystal, or the model was not trained on the task.
+        FlowllmError: the file contains no such crystal, or the model was not trained on the task.
     """
     opened = ModelFolder(model, config.prompts)
     opened.record.check_infilling(model)

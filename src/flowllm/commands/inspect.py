@@ -1,4 +1,4 @@
-"""What is in an artefact: schema, origin, counts and a few rows, for `flowllm inspect`."""
+"""Describe an artefact: schema, origin, counts and first rows, for `flowllm inspect`."""
 
 import json
 from collections import Counter
@@ -8,20 +8,38 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cyclopts.types import NonNegativeInt
 
 from flowllm.errors import FlowllmError
-from flowllm.io.tables import crystal_of, naming_damage, read_metadata
+from flowllm.io.tables import crystal_of, naming_damage, read_metadata, required_crystal
 from flowllm.plain_text import printable
 from flowllm.runtime.provenance import provenance_path, read_record
 
 COUNTED_VALUES = 12
-"""Distinct values up to which a text or yes-or-no column is counted."""
+"""Most distinct values of a text or Boolean column that are counted."""
 
 CRYSTAL_COLUMNS = ("atomic_numbers", "frac_coords", "lengths", "angles")
 
 
+def run(file: Path, /, *, rows: NonNegativeInt = 3, cif: str | None = None) -> None:
+    """Show a file's schema, origin, counts and first rows, or one of its crystals as CIF.
+
+    Args:
+        file: Parquet file of the pipeline.
+        rows: Number of rows to show.
+        cif: Id of a crystal; only this crystal is printed, as CIF.
+
+    Raises:
+        FlowllmError: the file is missing, is not Parquet, or has no crystal of this id.
+    """
+    if cif is not None:
+        print(cif_of(file, cif), end="")
+    else:
+        print("\n".join(describe(file, rows)))
+
+
 def read(path: Path) -> pa.Table:
-    """Read a Parquet file whatever its schema.
+    """Read a Parquet file of any schema.
 
     Raises:
         FlowllmError: the file is missing or not Parquet.
@@ -31,7 +49,7 @@ def read(path: Path) -> pa.Table:
 
 
 def describe(path: Path, num_rows: int) -> Iterator[str]:
-    """Give the lines that describe a file, as plain text whatever it holds.
+    """Yield the lines that describe a file, as printable text.
 
     Args:
         path: a Parquet file of the pipeline.
@@ -58,13 +76,13 @@ def _lines(path: Path, num_rows: int) -> Iterator[str]:
         yield ""
         yield "Rows"
         for row in table.slice(0, num_rows).to_pylist():
-            yield from _row(row)
+            yield from _row(row, path)
 
 
 def _origin(path: Path) -> Iterator[str]:
     metadata = read_metadata(path)
     if not metadata:
-        yield "  no metadata of FlowLLM in it"
+        yield "  has no metadata of FlowLLM"
         return
     said = {name: metadata.get(name, "?") for name in ("stage", "package_version", "seed")}
     yield (
@@ -84,7 +102,7 @@ def _origin(path: Path) -> Iterator[str]:
 
 
 def _values(column: pa.ChunkedArray) -> str:
-    """Return what a column holds in short: counts of few values, the range of numbers, nulls."""
+    """Return a summary of a column: counts of few values, the range of numbers, nulls."""
     said = []
     kind = column.type
     if pa.types.is_boolean(kind) or pa.types.is_string(kind):
@@ -102,12 +120,11 @@ def _values(column: pa.ChunkedArray) -> str:
     return "; ".join(said)
 
 
-def _row(row: dict[str, Any]) -> Iterator[str]:
-    """Give a row's lines: its crystal as people write it, then the columns with a value."""
+def _row(row: dict[str, Any], path: Path) -> Iterator[str]:
+    """Yield the lines of a row: its crystal, then the columns with a value."""
     yield f"- {row.get('id', row.get('material_id', ''))}".rstrip()
     if row.get("lengths") is not None and row.get("atomic_numbers") is not None:
-        crystal = crystal_of(row)
-        assert crystal is not None
+        crystal = required_crystal(row, path)
         lengths = " ".join(f"{value:.3f}" for value in crystal.lengths)
         angles = " ".join(f"{value:.2f}" for value in crystal.angles)
         yield f"    crystal: {crystal.formula}, {lengths} angstrom, {angles} degrees"
@@ -129,7 +146,9 @@ def cif_of(path: Path, name: str) -> str:
     """
     table = read(path)
     if not {"id", *CRYSTAL_COLUMNS} <= set(table.column_names):
-        raise FlowllmError(f"{path}: holds no crystals")
+        raise FlowllmError(
+            f"{path}: contains no crystals; name a table of crystals, e.g. a shard of refine"
+        )
     row = next((row for row in table.to_pylist() if row["id"] == name), None)
     if row is None:
         raise FlowllmError(f"{path}: no row has the id {name!r}")

@@ -1,1 +1,1 @@
-"""One module a pipeline stage; each has the name of its rule, its command and its test file."""
+"""One module per pipeline stage; each has the name of its rule, its command and its test file."""

@@ -1,4 +1,4 @@
-"""Read the DFT runs that have finished, and say of each crystal what became of it."""
+"""Read the results of the DFT runs, and report the status of each crystal."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,30 +22,38 @@ from flowllm.runtime.provenance import stage_run
 Record = Mapping[str, Any]
 
 _MAX_ERROR = 500
-"""Letters of a row's error."""
+"""Most characters of a row's error."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     dft_collect: DftCollect
 
 
 def run(settings: Settings, *, manifest: Path, out: Path) -> None:
-    """Write one row for each row of the manifest.
+    """Read the results of the DFT runs, and report the status of each crystal.
 
-    Status is ok, what kept the crystal from getting a folder, unconverged_ionic where the energy
-    is that of the last good step of a relaxation that has not come to its end, or what is wrong
-    with its run: missing, unfinished, unreadable, unconverged_electronic, wrong_composition,
-    wrong_functional, other_settings, no_correction. Folders beside the manifest that it does not
-    name are reported in the log and counted.
+    The status is ok; the reason why the crystal has no folder; unconverged_ionic where the energy
+    is that of the last good step of an unfinished relaxation; or the problem of the run: missing,
+    unfinished, unreadable, unconverged_electronic, wrong_composition, wrong_functional,
+    other_settings, no_correction. Folders beside the manifest that it does not name are logged and
+    counted.
+
+    Args:
+        settings: section `dft_collect`.
+        manifest: The manifest.parquet of dft_inputs.
+        out: Table of DFT results to write, one row per row of the manifest.
+
+    Raises:
+        FlowllmError: the manifest is missing or has another schema.
     """
     section: DftCollect = settings.dft_collect
     with stage_run(settings, inputs={"manifest": manifest}, output=out) as run:
         entries = tables.read_table(manifest, schemas.DFT_MANIFEST).to_pylist()
         foreign = _foreign_folders(manifest.parent, entries)
         for folder in foreign:
-            log.warning("dft_collect: %s is not in the manifest, left out", _one_line(folder))
+            log.warning("dft_collect: %s is not in the manifest and is left out", _one_line(folder))
         progress = Progress("dft_collect", len(entries))
         rows = []
         for entry in entries:
@@ -64,10 +72,10 @@ def run(settings: Settings, *, manifest: Path, out: Path) -> None:
 
 
 def _foreign_folders(root: Path, entries: Sequence[Record]) -> list[str]:
-    """Folders with an output or input below `root` that no row names, relative to it.
+    """Return the folders below `root` that have DFT files and that no row names, relative to it.
 
-    Hidden folders are not looked into: dft_inputs writes a folder under a hidden name first. Nor
-    are links, and what cannot be listed is passed over.
+    Hidden folders are not searched, since dft_inputs first writes a folder under a hidden name.
+    Links and folders that cannot be listed are skipped, too.
     """
     known = {entry["path"] for entry in entries if entry["path"]}
     found, folders = set(), [str(root)]
@@ -87,7 +95,7 @@ def _foreign_folders(root: Path, entries: Sequence[Record]) -> list[str]:
 
 
 def _collect(entry: Record, root: Path, section: DftCollect) -> dict[str, Any]:
-    """The row of one manifest row."""
+    """Return the result row of one manifest row."""
     row = {name: entry[name] for name in ("id", "path", "formula", "status", "error")}
     if entry["path"] is None:
         return row
@@ -97,20 +105,20 @@ def _collect(entry: Record, root: Path, section: DftCollect) -> dict[str, Any]:
         return row | {"status": problem.status, "error": _one_line(str(problem))}
     except FlowllmError:
         raise
-    # A folder may hold anything, and what it holds costs its own row only.
+    # A folder can contain anything; an unexpected error concerns only its own row.
     except Exception as error:
         detail = f"{type(error).__name__}: {error}"
         return row | {"status": "unreadable", "error": _one_line(detail)}
 
 
 def _one_line(text: str) -> str:
-    """What fits into a table's cell: printable, and not as long as what it quotes."""
+    """Return a text as one printable line of limited length."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text[:_MAX_ERROR])
     return shown + ("..." if len(text) > _MAX_ERROR else "")
 
 
 def _read(folder: Path, entry: Record, section: DftCollect) -> dict[str, Any]:
-    """Columns of a run with an energy; status unconverged_ionic where it is an upper bound."""
+    """Return the columns of a run with an energy; it is an upper bound if unconverged_ionic."""
     found = read_run(folder, RequestedRun(entry["input_set"], entry["potcar_symbols"]))
     if found.structure.composition != Composition(entry["formula"]):
         raise RunProblem(

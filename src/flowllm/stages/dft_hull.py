@@ -1,4 +1,4 @@
-"""Take the reference entries that DFT energies are measured against, and name their correction."""
+"""Take the reference entries for DFT energies from their source, and name their correction."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +16,22 @@ from flowllm.runtime.provenance import stage_run
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     dft_hull: DftHull
     dft_collect: DftCollect
 
 
 def run(settings: Settings, *, out: Path) -> None:
-    """Write the reference entries of DFT energies.
+    """Fetch or read the reference entries for DFT energies, from dft_hull.source.
+
+    Args:
+        settings: sections `dft_hull` and `dft_collect`.
+        out: Table of reference entries to write.
 
     Raises:
         FlowllmError: no source is named, it cannot be fetched or read, or its energies cannot be
-            brought under the correction of our own.
+            brought to the correction of our own.
     """
     section: DftHull = settings.dft_hull
     if section.source is None:
@@ -46,14 +50,17 @@ def run(settings: Settings, *, out: Path) -> None:
         )
         rows = [entry_row(entry, kind="dft", source=label) for entry in entries]
         if not rows:
-            raise FlowllmError(f"{section.source}: no entry with a composition and an energy in it")
+            raise FlowllmError(
+                f"{section.source}: contains no entry with a composition and an energy; set "
+                "dft_hull.source to another file"
+            )
         tables.write_table(out, rows, schemas.HULL_ENTRIES, run.metadata())
         failed = counts["not_covered"]
         run.count(rows_in=len(rows) + failed, rows_out=len(rows), rows_failed=failed, **counts)
 
 
 def _file(source: str, folder: Path) -> Path | None:
-    """The file of entries, fetched first if it is Matbench Discovery's; None for the API."""
+    """Return the file of entries, downloaded if it is Matbench Discovery's; None for the API."""
     if source == "mp_api":
         return None
     return matbench_file(folder) if source == "matbench_discovery" else Path(source)

@@ -1,4 +1,4 @@
-"""Choose relaxed crystals and write a folder of DFT inputs for each."""
+"""Select relaxed crystals and write a folder of DFT inputs for each."""
 
 import math
 from collections import Counter
@@ -29,21 +29,31 @@ Record = Mapping[str, Any]
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     dft: Dft
     dft_inputs: DftInputs
 
 
 def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Path) -> None:
-    """Write the manifest, one row a relaxed row, and the folders beside it.
+    """Select relaxed crystals and write one folder of DFT inputs for each.
 
-    A row without a folder has the reason as its status: what it failed of before, a
+    A row without a folder has the reason as its status: the failure of an earlier stage,
     `no_pseudopotential`, or `not_selected`.
+
+    Args:
+        settings: sections `dft` and `dft_inputs`.
+        relaxed: Shards of relaxed crystals. Repeat the option for each.
+        stability: Table of stability with the potential's energies.
+        out: Manifest to write (manifest.parquet), one row per relaxed row; the folders are written
+            beside it.
+
+    Raises:
+        FlowllmError: the inputs do not belong together, or the output is an existing folder.
     """
     section: DftInputs = settings.dft_inputs
     if out.is_dir():
-        raise FlowllmError(f"{out} is a folder, and the manifest is to be there: move it away")
+        raise FlowllmError(f"{out}: is a folder, but the manifest is written there; move it away")
     input_set = input_set_of(settings.dft.code, section)
     with stage_run(
         settings,
@@ -53,13 +63,14 @@ def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Pa
         rows = tables.read_tables(relaxed, schemas.RELAXED).to_pylist()
         distances = _distances(stability, rows)
         check_computed_from([stability], "energies", relaxed)
-        manifest = [_first_row(row, input_set) for row in rows]
+        folder = relaxed[0].parent
+        manifest = [_first_row(row, input_set, folder) for row in rows]
         chosen = _select(manifest, distances, section, settings.seed)
         progress = Progress("dft_inputs", len(chosen))
         for number, place in enumerate(chosen):
             directory = f"{number // section.folders_per_directory:05d}"
             path = Path(directory) / folder_name(rows[place]["id"])
-            crystal = tables.required_crystal(rows[place], relaxed[0].parent)
+            crystal = tables.required_crystal(rows[place], folder)
             written = write_folder(crystal, input_set, section, out.parent / path)
             manifest[place] |= {
                 "path": path.as_posix(),
@@ -79,7 +90,7 @@ def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Pa
 
 
 def _write_scripts(folder: Path, manifest: Sequence[Record]) -> None:
-    """The folders' names one a line, and the scripts that run them on a cluster."""
+    """Write the list of folders, one per line, and the scripts that run them on a cluster."""
     paths = [row["path"] for row in manifest if row.get("path")]
     write_text(folder / "folders.txt", "".join(f"{path}\n" for path in paths))
     for name in ("job_array.sh", "gpaw_static.py"):
@@ -87,7 +98,7 @@ def _write_scripts(folder: Path, manifest: Sequence[Record]) -> None:
 
 
 def _distances(stability: Path, rows: Sequence[Record]) -> dict[str, float | None]:
-    """E_above_hull by the potential for each id, None where there is none."""
+    """Return E_above_hull with the potential by id, None where there is none."""
     columns = ("id", "e_above_hull")
     table = tables.read_table(stability, schemas.STABILITY, columns).to_pylist()
     distances = {row["id"]: row["e_above_hull"] for row in table}
@@ -95,16 +106,19 @@ def _distances(stability: Path, rows: Sequence[Record]) -> dict[str, float | Non
     if missing:
         raise FlowllmError(
             f"{stability}: no row for id {missing[0]} and {len(missing) - 1} more; "
-            "it was made from other crystals, run stability again"
+            "it was made from other crystals; run stability again"
         )
     return distances
 
 
-def _first_row(row: Record, input_set: str) -> dict[str, Any]:
-    """The manifest's row before selection: failed before, without pseudopotential, or ok."""
+def _first_row(row: Record, input_set: str, folder: Path) -> dict[str, Any]:
+    """Return a row of the manifest before the selection.
+
+    Its status is that of an earlier failure, no_pseudopotential, or ok.
+    """
     first = {name: row[name] for name in ("id", "formula", "status", "error")}
     if row["status"] == "ok":
-        missing = missing_pseudopotentials(tables.crystal_of(row), input_set)
+        missing = missing_pseudopotentials(tables.required_crystal(row, folder), input_set)
         if missing:
             detail = f"{input_set} has no pseudopotential for {', '.join(missing)}"
             first |= {"status": "no_pseudopotential", "error": detail}
@@ -117,15 +131,18 @@ def _select(
     section: DftInputs,
     seed: int,
 ) -> list[int]:
-    """Places of the rows that get a folder, in the order of the rows."""
+    """Return the indices of the rows that get a folder, in ascending order."""
     places = [place for place, row in enumerate(manifest) if row["status"] == "ok"]
     ids = {place: manifest[place]["id"] for place in places}
     if section.selection == "e_above_hull":
-        known = {place: distances[ids[place]] for place in places}
-        near = [place for place in places if known[place] is not None]
-        near = [place for place in near if known[place] <= section.max_e_above_hull]
+        known = [(distances[ids[place]], ids[place], place) for place in places]
         # Nearest to the hull first where there are more than max_crystals.
-        places = sorted(near, key=lambda place: (known[place], ids[place]))
+        near = sorted(
+            (distance, name, place)
+            for distance, name, place in known
+            if distance is not None and distance <= section.max_e_above_hull
+        )
+        places = [place for _, _, place in near]
     elif section.selection in ("random", "n_ary"):
         formulas = [manifest[place]["formula"] for place in places]
         weights = n_ary_weights(formulas) if section.selection == "n_ary" else [1.0] * len(places)
@@ -140,7 +157,7 @@ def _select(
 
 
 def n_ary_weights(formulas: Sequence[str]) -> list[float]:
-    """Weights that give each number of elements the same chance, however rare it is."""
+    """Return weights with which each number of elements has the same total probability."""
     numbers = [len(Composition(formula)) for formula in formulas]
     counts = Counter(numbers)
     return [1 / counts[number] for number in numbers]

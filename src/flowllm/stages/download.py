@@ -1,10 +1,11 @@
-"""Fetch the raw crystals, check them, and list them in a manifest.
+"""Download or copy the raw crystals, check them, and list them in a manifest.
 
-Every kind of source ends as CSV files in MP-20's format beside the manifest: train.csv, val.csv
+Every kind of source results in CSV files in MP-20's format beside the manifest: train.csv, val.csv
 and test.csv, or all.csv where the source has no split.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from flowllm.config.sections.data import Data
@@ -12,7 +13,14 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.data import bundled
 from flowllm.data.cif_blocks import read_cif_text
 from flowllm.data.fetch import fetch
-from flowllm.data.manifest import SPLITS, Manifest, ManifestFile, SourceFormat, write_manifest
+from flowllm.data.manifest import (
+    SPLITS,
+    Manifest,
+    ManifestFile,
+    SourceFormat,
+    Split,
+    write_manifest,
+)
 from flowllm.data.rows import FILE_COLUMN, count_rows, write_rows
 from flowllm.data.sources import SourceFile, catalogue, hash_file, match_copy
 from flowllm.errors import FlowllmError
@@ -25,20 +33,20 @@ ALL_FILE = "all.csv"
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     data: Data
 
 
 def run(settings: Settings, *, out: Path) -> None:
-    """Run the stage.
+    """Download or copy the raw crystals, check them, and list them in a manifest.
 
     Args:
-        settings: with the section `data`.
-        out: the manifest; the CSV files lie beside it.
+        settings: section `data`.
+        out: Manifest to write (manifest.json); the CSV files are written beside it.
 
     Raises:
-        FlowllmError: the source cannot be had, or is not what it should be.
+        FlowllmError: the source cannot be fetched or read, or differs from what is expected.
     """
     section: Data = settings.data
     with stage_run(settings, inputs={}, output=out) as run:
@@ -55,16 +63,16 @@ def run(settings: Settings, *, out: Path) -> None:
 
 
 def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manifest:
-    """Fetch a public data set of the catalogue; what is there and right is not fetched again.
+    """Download a public data set of the catalogue, except for files that are already correct.
 
     Args:
         name: the data set's name in the catalogue.
         url: base URL instead of the catalogue's, or None.
-        out: the manifest; files are put beside it.
-        run: the stage's run; parts of another URL are not continued.
+        out: the manifest; the files are written beside it.
+        run: the stage's run; partial files of another URL are not resumed.
 
     Raises:
-        FlowllmError: a file cannot be fetched, or is none of the known copies.
+        FlowllmError: a file cannot be downloaded, or is not one of the known copies.
     """
     source = catalogue()[name]
     partial = partial_folder(out, run)
@@ -85,7 +93,8 @@ def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manife
         files.append(_listed(path, split, origin))
         if files[-1].rows != wanted.rows:
             log.warning("%s: %d rows, %d expected", path, files[-1].rows, wanted.rows)
-    return Manifest(kind=name, licence=source.licence, files=tuple(files))
+    values = {"kind": name, "licence": source.licence, "files": tuple(files)}
+    return Manifest.model_validate(values)
 
 
 def write_bundled(folder: Path) -> Manifest:
@@ -100,8 +109,8 @@ def copy_folder(source: Path, folder: Path) -> Manifest:
     """Copy a local folder's CSV files, or write its CIF files as all.csv.
 
     Raises:
-        FlowllmError: it is not a folder, holds neither, lacks one of the three splits, or is the
-            very folder that is written to.
+        FlowllmError: it is not a folder, contains neither, lacks one of the three splits, or is
+            the folder of the output.
     """
     if not source.is_dir():
         raise FlowllmError(
@@ -109,8 +118,10 @@ def copy_folder(source: Path, folder: Path) -> Manifest:
             "bundled, or a folder of CSV or CIF files"
         )
     if source.resolve() == folder.resolve():
-        raise FlowllmError(f"data.source {str(source)!r} is the folder that download writes to")
-    csvs = {split: source / f"{split}.csv" for split in SPLITS}
+        raise FlowllmError(
+            f"data.source {str(source)!r} is the folder that download writes to; name another one"
+        )
+    csvs: dict[Split | None, Path] = {split: source / f"{split}.csv" for split in SPLITS}
     if any(path.exists() for path in csvs.values()):
         return _copy_csvs("csv_folder", csvs, folder)
     if (source / ALL_FILE).exists():
@@ -124,7 +135,7 @@ def copy_folder(source: Path, folder: Path) -> Manifest:
     return _gather_cifs(cifs, folder)
 
 
-def _copy_csvs(kind: SourceFormat, paths: dict[str | None, Path], folder: Path) -> Manifest:
+def _copy_csvs(kind: SourceFormat, paths: Mapping[Split | None, Path], folder: Path) -> Manifest:
     files = []
     for split, path in paths.items():
         if not path.exists():
@@ -149,7 +160,7 @@ def _gather_cifs(cifs: list[Path], folder: Path) -> Manifest:
     return Manifest(kind="cif_folder", licence=None, files=(file,))
 
 
-def _listed(path: Path, split: str | None, origin: str) -> ManifestFile:
+def _listed(path: Path, split: Split | None, origin: str) -> ManifestFile:
     sha256, _ = hash_file(path)
     return ManifestFile(
         name=path.name,
@@ -162,13 +173,13 @@ def _listed(path: Path, split: str | None, origin: str) -> ManifestFile:
 
 
 def _origin_of(path: Path, wanted: SourceFile) -> str | None:
-    """Whose copy of the wanted file a file is; None where it is missing or another's."""
+    """Return the origin of a copy of the wanted file, None if it is missing or unknown."""
     copy = match_copy(path, wanted.copies) if path.is_file() else None
     return copy.origin if copy else None
 
 
 def _wrong_content(address: str, part: Path) -> str:
-    """Say that a fetched file is not what it should be, and delete it."""
+    """Delete a downloaded file with unexpected content and return the error message."""
     size = part.stat().st_size
     with part.open("rb") as handle:
         start = handle.read(64)
@@ -177,7 +188,7 @@ def _wrong_content(address: str, part: Path) -> str:
     if start.startswith(b"version https://git-lfs"):
         hint = " It is a Git LFS pointer, not the file: take the address of the LFS content."
     elif start.lstrip().startswith(b"<"):
-        hint = " It is a web page: does a proxy want a login?"
+        hint = " It is a web page, perhaps a proxy's login page."
     return (
         f"{address}: wrong checksum ({size} bytes, none of the copies in data/sources.yaml).{hint} "
         "It was deleted; run again. If it happens again, the address serves another version: "

@@ -1,4 +1,4 @@
-"""Fetch and check the base model before any job needs it: a local step, with the internet."""
+"""Download and check the base model before any job needs it: a local step with internet."""
 
 import json
 from pathlib import Path
@@ -11,26 +11,26 @@ from flowllm.llm.model_files import BUNDLED, check_model_folder
 from flowllm.runtime.provenance import stage_run
 
 
-def run(settings: StageSettings, *, name: str, out: Path) -> None:
-    """Fetch a model on the Hugging Face hub; a folder and the bundled model are there already.
+def run(settings: StageSettings, *, base_model: str, out: Path) -> None:
+    """Download the base model, so that compute nodes need no internet, and check its files.
 
-    Its files are checked here, before a job with GPUs needs them.
+    A local folder and the bundled model need no download.
 
     Args:
         settings: no sections; the workflow gives the name alone, so that no other value of
-            `finetune_llm` fetches again.
-        name: `finetune_llm.base_model`.
-        out: JSON with the name, and the commit of a model on the hub.
+            `finetune_llm` downloads the model again.
+        base_model: The configuration's finetune_llm.base_model.
+        out: JSON file to write, with the name and, for a model on the hub, its commit.
 
     Raises:
-        FlowllmError: the model cannot be fetched, or its files are damaged, name code or pickles,
-            or are of an architecture that continues no texts.
+        FlowllmError: the model cannot be fetched; its files are damaged or contain code or
+            pickles; or its architecture is not that of a causal language model.
     """
-    with stage_run(settings, inputs={}, output=out, work={"base_model": name}):
-        is_here = name == BUNDLED or Path(name).is_dir()
-        folder = Path(name) if is_here else fetch_model(name)
-        if name != BUNDLED:
+    with stage_run(settings, inputs={}, output=out, work={"base_model": base_model}):
+        is_local = base_model == BUNDLED or Path(base_model).is_dir()
+        folder = Path(base_model) if is_local else fetch_model(base_model)
+        if base_model != BUNDLED:
             check_model_folder(folder)
             check_architecture(load_config(str(folder)))
-        commit = None if is_here else folder.name
-        write_text(out, json.dumps({"base_model": name, "commit": commit}, indent=1) + "\n")
+        commit = None if is_local else folder.name
+        write_text(out, json.dumps({"base_model": base_model, "commit": commit}, indent=1) + "\n")

@@ -51,29 +51,29 @@ from flowllm.runtime.tensorboard import events_path
 Records = Sequence[Mapping[str, Any]]
 
 CHECKED_CRYSTALS = 100
-"""Training crystals whose texts the tokenizer must give back, beside one with every number."""
+"""Training crystals whose texts must survive encoding and decoding with the tokenizer."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     finetune_llm: FinetuneLlm
     prompts: Prompts
 
 
 def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
-    """Fine-tune on the training crystals and write the adapter's folder.
+    """Fine-tune the base language model with LoRA and write the adapter's folder.
 
-    The folder holds the adapter (safetensors), its configuration, the tokenizer, the training curve
-    and `flowllm.json` (base model, prompts, elements); events for TensorBoard lie beside it. A
-    killed run goes on from its last checkpoint, and on the same machine ends with the same bytes as
-    an undisturbed one.
+    The folder contains the adapter (safetensors), its configuration, the tokenizer, the training
+    curve and `flowllm.json` (base model, prompts, elements); TensorBoard's events are beside it. A
+    killed run resumes from its last checkpoint and, on the same machine, ends with the same bytes
+    as an undisturbed run.
 
     Args:
         settings: sections `finetune_llm` and `prompts`.
-        train: training crystals.
-        val: crystals of the validation loss.
-        out: folder of the adapter.
+        train: Training crystals (crystals/train.parquet).
+        val: Crystals of the validation loss (crystals/val.parquet).
+        out: Folder of the adapter to write.
 
     Raises:
         FlowllmError: the base model is not found, its tokenizer or its context does not fit the
@@ -82,7 +82,9 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
     section: FinetuneLlm = settings.finetune_llm
     quiet_transformers()
     keep_freed_memory()
-    fabric = make_fabric("fp32")  # no autocast: the base model's weights have the precision
+    fabric = make_fabric(
+        "fp32"
+    )  # no autocast: the base model's weights have the precision of the configuration
     launch(fabric)
     inputs = {"train": train, "val": val}
     leader = fabric.is_global_zero
@@ -118,17 +120,24 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
             rows_in=len(train_rows),
             rows_out=len(texts),
             rows_failed=texts.too_long,
-            steps=state.step,
-            tokens=state.tokens,
-            train_loss=round(state.curve[-1]["train_loss"], 4),
-            val_loss=round(state.curve[-1]["val_loss"], 4),
-            best_step=finetuning.best.step,
-            best_val_loss=round(finetuning.best.loss, 4),
-            stopped_early=state.step < finetuning.num_steps,
             padding_share=round(padding, 4),
             padding_share_without_grouping=round(ungrouped, 4),
             training_seconds=round(seconds, 1),
+            **_training_counts(finetuning, state),
         )
+
+
+def _training_counts(finetuning: Finetuning, state: State) -> dict[str, Any]:
+    """Return what the record says of the training: its length and its losses."""
+    return {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "train_loss": round(state.curve[-1]["train_loss"], 4),
+        "val_loss": round(state.curve[-1]["val_loss"], 4),
+        "best_step": finetuning.best.step,
+        "best_val_loss": round(finetuning.best.loss, 4),
+        "stopped_early": state.step < finetuning.num_steps,
+    }
 
 
 def _check_base_model(
@@ -138,7 +147,7 @@ def _check_base_model(
     record: ModelRecord,
     longest_text: int,
 ) -> None:
-    """Check what would otherwise fail once the model is trained: its tokenizer and its context."""
+    """Check the tokenizer and the context, which otherwise fail only after the training."""
     check_architecture(config)
     numbers = [np.asarray(row["atomic_numbers"]) for row in rows]
     formulas = [Conditions(formula=prompt_formula(prompts.prompts, atoms)) for atoms in numbers]
@@ -160,7 +169,7 @@ def _check_base_model(
 
 
 def _model(source: str, settings: Settings, fabric: Fabric) -> PeftModel:
-    """Load the base model and add the adapter; whole in each process, or each with its part."""
+    """Load the base model and add the adapter, in full or sharded over the processes."""
     section: FinetuneLlm = settings.finetune_llm
     sharded = section.sharding == "fsdp" and fabric.world_size > 1
     base = load_base_model(
@@ -184,7 +193,7 @@ def _texts(
     if len(texts) == 0:
         raise FlowllmError(
             f"{path}: none of {len(rows)} crystals fits into finetune_llm.max_tokens "
-            f"({section.max_tokens}) tokens"
+            f"({section.max_tokens}) tokens; raise it"
         )
     return texts
 
@@ -202,7 +211,7 @@ def _record(settings: Settings, rows: Records) -> ModelRecord:
         base_model=section.base_model,
         precision=section.precision,
         quantization=section.quantization,
-        val_loss=math.nan,  # known after the training
+        val_loss=math.nan,  # set after the training
         prompts={
             name: sentence
             for name, sentence in settings.prompts.model_dump().items()
@@ -221,7 +230,7 @@ def _write_adapter(
     state: State,
     record: ModelRecord,
 ) -> None:
-    """Write the folder; peft's own writer would put in absolute paths and sets in any order."""
+    """Write the folder; peft's own writer includes absolute paths and sets in random order."""
     config = model.peft_config["default"].to_dict()
     config |= {
         "base_model_name_or_path": record.base_model,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cyclopts.types import PositiveInt
+
 from flowllm.config.sections.evaluation import Fingerprints
 from flowllm.config.stage_settings import StageSettings
 from flowllm.evaluate.fingerprints import fingerprint, without_fingerprint
@@ -15,32 +17,38 @@ from flowllm.runtime.provenance import stage_run
 from flowllm.runtime.resume import write_in_parts
 
 ROWS_PER_PART = 500
-"""Crystals that a kill can cost, per run of the stage."""
+"""Crystals per saved part: the most that a killed job loses."""
 
 MAX_MEMORY = 1536 << 20
-"""Bytes that one crystal may take; a cell of 200 atoms takes 20 MB, and a job of the shipped
+"""Most bytes of memory per crystal. A cell of 200 atoms needs 20 MB; a job of the shipped
 configuration has 2,000 MB per process."""
 
 _COLUMNS = ("id", "atomic_numbers", "frac_coords", "lengths", "angles")
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     fingerprints: Fingerprints
 
 
-def run(settings: Settings, *, crystals: Sequence[Path], out: Path, workers: int) -> None:
-    """Compute the fingerprints of every crystal of some tables.
+def run(
+    settings: Settings,
+    *,
+    crystals: Sequence[Path],
+    out: Path,
+    workers: PositiveInt = 1,
+) -> None:
+    """Compute the fingerprints of crystals, from which coverage is computed.
 
-    A crystal whose cell nothing can be computed in, or that takes more time or memory than it may,
-    is a row with the reason.
+    A crystal whose fingerprint cannot be computed, or exceeds the limits of time or memory, becomes
+    a row with the reason.
 
     Args:
-        settings: the stage's settings.
-        crystals: any tables of crystals: the test split, or the shards of one method.
-        out: the table of fingerprints, one row a row of the inputs, in their order.
-        workers: worker processes; the fingerprints do not depend on it.
+        settings: section `fingerprints`.
+        crystals: The test split, or the generated shards of one method. Repeat the option for each.
+        out: Table of fingerprints to write, one row per row of the inputs, in their order.
+        workers: Number of worker processes; the result does not depend on it.
 
     Raises:
         FlowllmError: an input is missing or has another schema.

@@ -1,7 +1,7 @@
-"""What the merged model knows: its validation loss, and that a crystal has no origin or order.
+"""Measure the merged model: its validation loss, and its invariance under transformations.
 
-The validation loss is computed here rather than where the adapter is merged: merging needs no GPU,
-and a model of 70 billion parameters takes minutes on GPUs for what takes a CPU a day.
+The validation loss is computed here and not by `merge_adapter`, since merging needs no GPU, and the
+loss of a model of 70 billion parameters takes minutes on GPUs but a day on a CPU.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from flowllm.config.sections.llm import MAX_LOSS_RISE, FinetuneLlm, Invariance, 
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.io import schemas
-from flowllm.io.tables import crystal_of, read_table
+from flowllm.io.tables import read_table, required_crystal
 from flowllm.llm.base_model import quiet_transformers
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.perplexity import increase_under_transformation, perplexities
@@ -33,11 +33,11 @@ from flowllm.seeds import generator
 TRANSFORMATIONS = {"translation": translated, "permutation": permuted}
 
 CRYSTALS_PER_PART = 10
-"""Crystals saved at once; what a kill can cost."""
+"""Crystals per saved part: the most that a killed job loses."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     invariance: Invariance
     prompts: Prompts
@@ -45,16 +45,16 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, model: Path, crystals: Path, out: Path) -> None:
-    """Measure the increase in perplexity under transformation (equation 9), one row per crystal.
+    """Measure the increase in perplexity under translation and permutation (equation 9).
 
-    The merged model's loss on the fine-tuning's validation texts goes into the record, beside the
-    loss that the adapter had when it was trained.
+    The merged model's loss on the validation texts of the fine-tuning goes into the record, beside
+    the loss that the adapter had at the end of its training.
 
     Args:
         settings: sections `invariance`, `prompts` and `finetune_llm`.
-        model: folder of the merged model; it is laid over all GPUs of the job.
-        crystals: the validation split.
-        out: `schemas.INVARIANCE`.
+        model: Folder of the merged model; it is distributed over all GPUs of the job.
+        crystals: The validation split (crystals/val.parquet).
+        out: Table to write, one row per crystal.
 
     Raises:
         FlowllmError: the model was trained on other prompts, or an input is missing.
@@ -73,7 +73,7 @@ def run(settings: Settings, *, model: Path, crystals: Path, out: Path) -> None:
             return perplexities(language_model, opened.prompts, texts, section.batch_size)
 
         def make_rows(items: range) -> list[dict[str, Any]]:
-            made = [_row(rows[item], settings, measure) for item in items]
+            made = [_row(rows[item], crystals, settings, measure) for item in items]
             progress.advance(len(items))
             return made
 
@@ -117,11 +117,13 @@ def _losses(
 
 
 def _row(
-    row: Mapping[str, Any], settings: Settings, measure: Callable[[list[str]], np.ndarray]
+    row: Mapping[str, Any],
+    path: Path,
+    settings: Settings,
+    measure: Callable[[list[str]], np.ndarray],
 ) -> dict[str, Any]:
     """Return one crystal's row; what is drawn depends on the seed and the crystal's id alone."""
-    crystal = crystal_of(row)
-    assert isinstance(crystal, Crystal)
+    crystal = required_crystal(row, path)
     count = settings.invariance.num_transformations
     plain, *transformed = measure([encode(crystal), *_texts(row["id"], crystal, settings)])
     made = {"id": row["id"], "num_atoms": crystal.num_atoms, "perplexity": plain}

@@ -1,4 +1,4 @@
-"""Compare predicted crystals with the test split's: match rate and distance."""
+"""Compare predicted crystals with those of the test split: match rate and distance."""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+
+from cyclopts.types import PositiveInt
 
 from flowllm.config.sections.evaluation import Metrics
 from flowllm.config.stage_settings import StageSettings
@@ -18,14 +20,21 @@ from flowllm.evaluate.samples import check_ids
 from flowllm.io import schemas
 from flowllm.io.files import write_text
 from flowllm.io.schemas import CSP_FORMAT
-from flowllm.io.tables import crystal_of, read_metadata, read_table, read_tables, write_table
+from flowllm.io.tables import (
+    crystal_of,
+    read_metadata,
+    read_table,
+    read_tables,
+    required_crystal,
+    write_table,
+)
 from flowllm.runtime.descent import check_computed_from
 from flowllm.runtime.log import log
 from flowllm.runtime.provenance import stage_run
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     metrics: Metrics
 
@@ -37,22 +46,24 @@ def run(
     generated: Sequence[Path],
     crystals: Path,
     out: Path,
-    workers: int,
+    workers: PositiveInt = 1,
 ) -> None:
-    """Compute match rate and distance of one method.
+    """Compare predicted crystals with those of the test split: match rate and distance.
 
     Args:
         settings: section `metrics`.
-        base: shards of sample_csp.
-        generated: shards of refine, of the same draws.
-        crystals: the test split.
-        out: the JSON of the numbers; a row a test crystal goes to the same name in .parquet.
-        workers: worker processes; the results do not depend on it.
+        base: Shards of sample_csp. Repeat the option for each.
+        generated: Shards of refine, of the same draws. Repeat the option for each.
+        crystals: The test split (crystals/test.parquet).
+        out: JSON file to write ({method}.json); one row per test crystal is written to the same
+            name with .parquet.
+        workers: Number of worker processes; the result does not depend on it.
 
     Raises:
-        FlowllmError: an input is missing, has another schema, or is of another run.
+        FlowllmError: an input is missing, has another schema, or belongs to another run.
     """
     section: Metrics = settings.metrics
+    inputs: dict[str, Path | Sequence[Path]]
     inputs = {"base": base, "generated": generated, "crystals": crystals}
     with stage_run(settings, inputs=inputs, output=out) as run:
         targets = _targets(base, generated, crystals)
@@ -85,7 +96,7 @@ def run(
 
 
 def _targets(base: Sequence[Path], generated: Sequence[Path], crystals: Path) -> list[Target]:
-    """Join predictions and test crystals; draws of one crystal stay in their order."""
+    """Join predictions and test crystals; the draws of one crystal keep their order."""
     drawn = read_tables(base, schemas.CSP_BASE, ["id", "material_id"]).to_pylist()
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles"]
     made = {
@@ -99,8 +110,10 @@ def _targets(base: Sequence[Path], generated: Sequence[Path], crystals: Path) ->
     targets = []
     for material_id, predictions in attempts.items():
         if material_id not in known:
-            raise FlowllmError(f"{crystals}: has no {material_id}, which {base[0]} predicts")
-        crystal = crystal_of(known[material_id])
-        assert crystal is not None
+            raise FlowllmError(
+                f"{crystals}: no crystal has the id {material_id}, which {base[0]} predicts; "
+                "run sample_csp again"
+            )
+        crystal = required_crystal(known[material_id], crystals)
         targets.append(Target(material_id, crystal, tuple(predictions)))
     return targets

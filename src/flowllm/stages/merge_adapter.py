@@ -28,29 +28,29 @@ from flowllm.runtime.provenance import stage_run
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 FINETUNE_AGAIN = "delete the folder and run finetune_llm again"
-"""The cure of a damaged adapter."""
+"""What to do about a damaged adapter."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     merge_adapter: MergeAdapter
 
 
 def run(settings: Settings, *, adapter: Path, out: Path) -> None:
-    """Add the adapter's low-rank products to the base model's weights.
+    """Merge the adapter into its base model: a plain Hugging Face model folder.
 
     The base model is loaded unquantized in the precision of the fine-tuning, on the CPU. With
     `into: dequantized` its weights are first rounded as the quantization of the fine-tuning rounds
     them; `invariance` compares the merged model's validation loss with the adapter's.
 
     Args:
-        settings: section `merge_adapter`; all else stands in the adapter's folder.
-        adapter: folder of the adapter.
-        out: folder of the merged model (safetensors, tokenizer, `flowllm.json`).
+        settings: section `merge_adapter`; everything else is read from the adapter's folder.
+        adapter: Folder of the adapter.
+        out: Folder of the merged model to write (safetensors, tokenizer, `flowllm.json`).
 
     Raises:
-        FlowllmError: the folder is not an adapter's, is damaged, or its base model is not found.
+        FlowllmError: the folder is not an adapter's or is damaged, or its base model is not found.
     """
     section: MergeAdapter = settings.merge_adapter
     quiet_transformers()
@@ -79,7 +79,7 @@ def run(settings: Settings, *, adapter: Path, out: Path) -> None:
 
 
 def _with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
-    """Put the adapter beside the base model.
+    """Load the adapter onto the base model.
 
     Raises:
         FlowllmError: its files are damaged, or do not fit the base model.
@@ -93,9 +93,9 @@ def _with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FlowllmError(
-            f"{adapter}: the adapter cannot be put beside its base model ({said}); {FINETUNE_AGAIN}"
+            f"{adapter}: the adapter does not load onto its base model ({said}); {FINETUNE_AGAIN}"
         ) from error
-    # peft would leave the missing ones as they begin, without effect.
+    # peft would leave missing weights at their initial values, without effect.
     if missing := sorted(set(get_peft_model_state_dict(model)) - found):
         raise FlowllmError(
             f"{adapter / ADAPTER_WEIGHTS}: lacks {len(missing)} of the adapter's weights, the "
@@ -105,7 +105,7 @@ def _with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
 
 
 def _end_at(model: PreTrainedModel, end_token_id: int) -> None:
-    """Let generation end where the training texts end, and sample as it is told to."""
+    """Set the end token of the training texts, and no other generation defaults."""
     model.config.eos_token_id = end_token_id
     model.config.use_cache = True
     model.generation_config = GenerationConfig(

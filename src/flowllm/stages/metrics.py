@@ -1,17 +1,20 @@
 """Every metric of one method: validity, stability, uniqueness, novelty, S.U.N., distance moved."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from cyclopts.types import PositiveInt
 
 from flowllm.config.sections.evaluation import Metrics
 from flowllm.config.stage_settings import StageSettings
 from flowllm.evaluate.aggregate import FORMAT, NOVELTY_SETS, Evaluation, all_numbers
-from flowllm.evaluate.coverage import add_coverage, read_fingerprints
+from flowllm.evaluate.coverage import Fingerprints, add_coverage, read_fingerprints
 from flowllm.evaluate.parallel import ordered_map
 from flowllm.evaluate.per_crystal import add_matches, match_samples, measure
-from flowllm.evaluate.samples import check_ids, read_samples
+from flowllm.evaluate.samples import Sample, Sources, check_ids, read_samples
 from flowllm.io import schemas
 from flowllm.io.files import write_text
 from flowllm.io.tables import write_table
@@ -21,7 +24,7 @@ from flowllm.runtime.provenance import stage_run
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     metrics: Metrics
 
@@ -37,62 +40,49 @@ def run(
     test_fingerprints: Path,
     crystals: Path,
     out: Path,
-    workers: int,
+    workers: PositiveInt = 1,
 ) -> None:
-    """Compute the metrics of one method.
+    """Compute every metric of one method.
 
     Args:
-        settings: the stage's settings.
-        base: shards of the language model's crystals.
-        generated: shards of the crystals after flow matching.
-        relaxed: shards of the potential's relaxed crystals, or the one file of DFT's results.
-        stability: E_above_hull by the same energies.
-        fingerprints: of the generated crystals.
-        test_fingerprints: of the test split.
-        crystals: folder of train.parquet, val.parquet and test.parquet.
-        out: the JSON of the numbers; the flags of each crystal go to the same name in .parquet.
-        workers: worker processes; the results do not depend on it.
+        settings: section `metrics`.
+        base: Shards of base crystals. Repeat the option for each.
+        generated: Shards of generated crystals. Repeat the option for each.
+        relaxed: Shards of relaxed crystals, or the one table of DFT results.
+        stability: Table of stability with the same energies.
+        fingerprints: Fingerprints of the generated crystals.
+        test_fingerprints: Fingerprints of the test split.
+        crystals: Folder of train.parquet, val.parquet and test.parquet.
+        out: JSON file to write ({method}.json); the metrics per crystal are written to the same
+            name with .parquet.
+        workers: Number of worker processes; the result does not depend on it.
 
     Raises:
-        FlowllmError: an input is missing, has another schema, or is of another run.
+        FlowllmError: an input is missing, has another schema, or belongs to another run.
     """
-    section: Metrics = settings.metrics
     splits = {name: crystals / f"{name}.parquet" for name in ("train", "val", "test")}
-    with stage_run(
-        settings,
-        inputs={
-            "base": base,
-            "generated": generated,
-            "relaxed": relaxed,
-            "stability": stability,
-            "fingerprints": fingerprints,
-            "test_fingerprints": test_fingerprints,
-            **splits,
-        },
-        output=out,
-    ) as run:
+    inputs: dict[str, Path | Sequence[Path]] = {
+        "base": base,
+        "generated": generated,
+        "relaxed": relaxed,
+        "stability": stability,
+        "fingerprints": fingerprints,
+        "test_fingerprints": test_fingerprints,
+        **splits,
+    }
+    with stage_run(settings, inputs=inputs, output=out) as run:
         samples, sources = read_samples(base, generated, relaxed, stability)
         _check_descent(base, generated, relaxed, stability)
-        names = [sample.name for sample in samples]
         prints, test_prints = read_fingerprints(fingerprints), read_fingerprints(test_fingerprints)
-        check_ids(names, prints.names, fingerprints, complete=True)
+        check_ids([one.name for one in samples], prints.names, fingerprints, complete=True)
         check_computed_from([fingerprints], "crystals", generated)
         check_computed_from([test_fingerprints], "crystals", [splits["test"]])
-        measured = ordered_map(
-            partial(measure, oxidation_states=section.oxidation_states),
-            samples,
-            workers=workers,
-            what="validity and relaxation, crystals",
+        evaluation = _evaluate(
+            settings.metrics, splits, samples, sources, (prints, test_prints), workers
         )
-        known = {name: splits[name] for name in ("train", "val")}
-        novelty_sets = NOVELTY_SETS[section.novelty_against]
-        matches = match_samples(samples, known, novelty_sets, workers)
-        prints = prints.in_order(names)
-        rows = add_matches(measured, matches, novelty_sets)
-        rows = add_coverage(rows, prints, test_prints)
-        evaluation = Evaluation(samples, sources, matches, prints, test_prints, rows)
-        numbers = {"format": FORMAT, "setting": out.stem}
-        numbers |= all_numbers(evaluation, section, settings.seed, splits["test"])
+        numbers: dict[str, Any] = {"format": FORMAT, "setting": out.stem}
+        numbers |= all_numbers(evaluation, settings.metrics, settings.seed, splits["test"])
+        rows = evaluation.rows
         run.count(
             rows_in=len(samples),
             rows_out=len(rows),
@@ -105,16 +95,40 @@ def run(
             log.info("%s: %d of %d", name, found["numerator"], found["denominator"])
 
 
+def _evaluate(
+    section: Metrics,
+    splits: Mapping[str, Path],
+    samples: Sequence[Sample],
+    sources: Sources,
+    prints: tuple[Fingerprints, Fingerprints],
+    workers: int,
+) -> Evaluation:
+    """Compute the metrics per crystal; `prints` are those of the samples and the test split."""
+    measured = ordered_map(
+        partial(measure, oxidation_states=section.oxidation_states),
+        samples,
+        workers=workers,
+        what="validity and relaxation, crystals",
+    )
+    novelty_sets = NOVELTY_SETS[section.novelty_against]
+    known = {name: splits[name] for name in ("train", "val")}
+    matches = match_samples(samples, known, novelty_sets, workers)
+    generated = prints[0].in_order([sample.name for sample in samples])
+    rows = add_matches(measured, matches, novelty_sets)
+    rows = add_coverage(rows, generated, prints[1])
+    return Evaluation(samples, sources, matches, generated, prints[1], rows)
+
+
 def _check_descent(
     base: Sequence[Path], generated: Sequence[Path], relaxed: Sequence[Path], stability: Path
 ) -> None:
-    """Refuse files that were not computed from each other; methods of one base share their ids.
+    """Reject files that were not computed from each other; methods of one base share their ids.
 
     Raises:
         FlowllmError: names two files that do not belong together, and what to run.
     """
     check_computed_from(generated, "base", base)
-    # Another model's base and generated crystals are read from one file by one job.
+    # One job reads the base and generated crystals of another model from one file.
     check_same_input([*base, *generated], "samples")
     check_computed_from(relaxed, "generated", generated)
     for path in relaxed:

@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from cyclopts.types import PositiveInt
 from pymatgen.core import Composition
 
 from flowllm.config.sections.data import Prepare
@@ -28,14 +29,14 @@ from flowllm.runtime.log import Progress, log
 from flowllm.runtime.provenance import StageRun, stage_run
 
 CHUNK_ROWS = 32
-"""Rows that a worker takes at a time."""
+"""Rows per task of a worker process."""
 
 DETAIL_LENGTH = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a source row: a row of CRYSTALS, or one of REJECTED where `reason` is set."""
+    """The result of a source row: a row of CRYSTALS, or one of REJECTED if `reason` is set."""
 
     split: str | None
     row: Mapping[str, Any]
@@ -43,22 +44,22 @@ class Outcome:
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     prepare: Prepare
 
 
-def run(settings: Settings, *, manifest: Path, out: Path, workers: int) -> None:
-    """Run the stage.
+def run(settings: Settings, *, manifest: Path, out: Path, workers: PositiveInt = 1) -> None:
+    """Parse, reduce and check the raw crystals, and write one table per split.
 
     Args:
-        settings: with the section `prepare`.
-        manifest: manifest.json of download; its files lie beside it.
-        out: folder that receives train, val, test and rejected.parquet.
-        workers: processes; the result does not depend on their number.
+        settings: section `prepare`.
+        manifest: The manifest.json of download; the files that it lists are beside it.
+        out: Folder that receives train, val, test and rejected.parquet.
+        workers: Number of worker processes; the result does not depend on it.
 
     Raises:
-        FlowllmError: a file is not what the manifest says, lacks a column, or a split is empty.
+        FlowllmError: a file differs from the manifest or lacks a column, or a split is empty.
     """
     section: Prepare = settings.prepare
     with stage_run(
@@ -99,7 +100,7 @@ def first_rows(rows: Sequence[SourceRow], max_rows: int | None) -> list[SourceRo
 
 
 def make_outcomes(rows: Sequence[SourceRow], section: Prepare, workers: int) -> list[Outcome]:
-    """Return what becomes of each row, in order; the crystals are parsed by `workers` processes."""
+    """Return the outcome of each row, in order; `workers` processes parse the crystals."""
     problems = form_problems(rows)
     good = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
     parsed = _parse_all(good, section, workers)
@@ -110,7 +111,7 @@ def make_outcomes(rows: Sequence[SourceRow], section: Prepare, workers: int) -> 
 
 
 def form_problems(rows: Iterable[SourceRow]) -> list[tuple[str, str] | None]:
-    """Return reason and detail of each row whose form is wrong, or that repeats an earlier id."""
+    """Return reason and detail of each row that is malformed or repeats an earlier id."""
     problems: list[tuple[str, str] | None] = []
     first: dict[str, SourceRow] = {}
     for row in rows:
@@ -127,7 +128,7 @@ def form_problems(rows: Iterable[SourceRow]) -> list[tuple[str, str] | None]:
 
 
 def parse_row(row: SourceRow, section: Prepare) -> Outcome:
-    """Return a row's crystal with its properties, or why it is rejected."""
+    """Return a row's crystal with its properties, or the reason of its rejection."""
     try:
         properties = _properties(row)
         crystal = crystal_from_cif(row.cells["cif"], section.cell, section.max_atoms)
@@ -155,6 +156,7 @@ def write_outcomes(outcomes: Iterable[Outcome], out: Path, run: StageRun) -> Non
     reasons: Counter[str] = Counter()
     for outcome in outcomes:
         if outcome.reason is None:
+            assert outcome.split is not None  # `with_splits` has given one to each row
             by_split[outcome.split].append(outcome.row)
         else:
             reasons[outcome.reason] += 1
@@ -182,7 +184,7 @@ def _parse_all(rows: Sequence[SourceRow], section: Prepare, workers: int) -> Ite
             progress.advance()
             yield outcome
         return
-    # Fresh interpreters: a forked one would inherit Arrow's threads in an undefined state.
+    # New interpreters, since a forked one inherits Arrow's threads in an undefined state.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for outcome in pool.map(parse, rows, chunksize=CHUNK_ROWS):
             progress.advance()
@@ -190,7 +192,7 @@ def _parse_all(rows: Sequence[SourceRow], section: Prepare, workers: int) -> Ite
 
 
 def _properties(row: SourceRow) -> dict[str, float | int | None]:
-    """Return a row's properties by our names; a column or a value that is missing is null."""
+    """Return a row's properties by our names; a missing column or value is null."""
     properties = {}
     for theirs, ours in PROPERTY_COLUMNS.items():
         try:
@@ -202,7 +204,7 @@ def _properties(row: SourceRow) -> dict[str, float | int | None]:
 
 def _reduced_formula(formula: str) -> str:
     with warnings.catch_warnings():
-        # That helium has no electronegativity says nothing of the row.
+        # pymatgen warns that helium has no electronegativity, which is no problem of the row.
         warnings.simplefilter("ignore")
         return Composition(formula).reduced_formula
 

@@ -1,4 +1,4 @@
-"""Relax generated crystals with the potential: one row a crystal, relaxed or with its reason."""
+"""Relax generated crystals with the potential: one row per crystal, relaxed or with a reason."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,17 +22,25 @@ Record = Mapping[str, Any]
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     prerelax: Prerelax
     potential: Potential
 
 
 def run(settings: Settings, *, generated: Path, out: Path) -> None:
-    """Relax one shard of generated crystals.
+    """Relax one shard of generated crystals with the potential.
 
-    Crystals that failed before stay failed, with the reason they had. Beside `out` lies a table of
-    wall times (`times_path`).
+    Crystals that failed in an earlier stage keep their status and error. A table of wall times is
+    written beside the output.
+
+    Args:
+        settings: sections `prerelax` and `potential`.
+        generated: Shard of generated crystals.
+        out: Shard of relaxed crystals to write, one row per generated crystal.
+
+    Raises:
+        FlowllmError: the shard is missing or has another schema, or the potential cannot be loaded.
     """
     section: Prerelax = settings.prerelax
     keep_freed_memory()
@@ -45,7 +53,7 @@ def run(settings: Settings, *, generated: Path, out: Path) -> None:
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             chunk = [rows[item] for item in items]
-            return _relax_rows(chunk, label, loaded, section, progress.advance)
+            return _relax_rows(chunk, generated, label, loaded, section, progress.advance)
 
         schema = schemas.RELAXED.append(schemas.TIMES.field("seconds"))
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
@@ -55,23 +63,24 @@ def run(settings: Settings, *, generated: Path, out: Path) -> None:
 
 
 def times_path(out: Path) -> Path:
-    """Where the wall times of a relaxed shard lie."""
+    """Return the path of the wall times of a relaxed shard."""
     return out.with_name(f"_{out.name}.times")
 
 
 def _relax_rows(
     rows: Sequence[Record],
+    path: Path,
     label: str,
     potential: LoadedPotential,
     section: Prerelax,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Relax the crystals among some rows; rows without one are passed on."""
+    """Relax the crystals of some rows; rows without a crystal keep their status and error."""
     places = [place for place, row in enumerate(rows) if row["status"] == "ok"]
     advance(len(rows) - len(places))
     relaxed = relax(
         potential,
-        [tables.crystal_of(rows[place]) for place in places],
+        [tables.required_crystal(rows[place], path) for place in places],
         max_force=section.max_force,
         max_steps=section.max_steps,
         max_seconds=section.max_seconds,
@@ -84,7 +93,7 @@ def _relax_rows(
 
 
 def _row(row: Record, result: Relaxation | None, label: str) -> dict[str, Any]:
-    """The row of one crystal."""
+    """Return the row of one crystal."""
     if result is None:
         status, error = row["status"], row["error"]
         result = Relaxation()
@@ -111,7 +120,7 @@ def _row(row: Record, result: Relaxation | None, label: str) -> dict[str, Any]:
 
 
 def _counts(table: pa.Table) -> dict[str, Any]:
-    """What the record says of a shard: rows, failures by reason, convergence."""
+    """Return the counts of a shard for its record: rows, failures by reason, convergence."""
     statuses = table.column("status").to_pylist()
     reasons = {name: statuses.count(name) for name in sorted(set(statuses)) if name != "ok"}
     return {

@@ -1,4 +1,4 @@
-"""Make the reference entries that the potential's energies are measured against."""
+"""Compute or read the reference entries for the potential's energies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class _Candidate:
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     reference_hull: ReferenceHull
     potential: Potential
@@ -51,7 +51,12 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, crystals: Path, out: Path) -> None:
-    """Write the reference entries: the training crystals by the potential, or those of a file.
+    """Compute or read the reference entries for the potential's energies.
+
+    Args:
+        settings: sections `reference_hull`, `potential` and `prerelax`.
+        crystals: The training split (crystals/train.parquet).
+        out: Table of reference entries to write.
 
     Raises:
         FlowllmError: the file of entries cannot be read, or no training crystal has an energy.
@@ -75,7 +80,7 @@ def run(settings: Settings, *, crystals: Path, out: Path) -> None:
 
 
 def _warn_of_dft(entries: Sequence[ReferenceEntry], source: str) -> None:
-    """Log entries that look like DFT's, which a potential's hull must not have."""
+    """Warn of entries that look like DFT's, which a potential's hull must not contain."""
     dft = [one.entry_id for one in entries if one.run is not None and one.run.run_type is not None]
     if dft:
         log.warning(
@@ -89,7 +94,7 @@ def _warn_of_dft(entries: Sequence[ReferenceEntry], source: str) -> None:
 
 
 def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageRun) -> None:
-    """Relax the training crystals and the elements' ground states part by part.
+    """Relax the training crystals and the elements' ground states in parts.
 
     A hull needs an entry for each element, and a training set has few elemental crystals, some of
     which are not the ground state. Of two crystals of an element the lower one is on the hull.
@@ -98,7 +103,7 @@ def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageR
     name = settings.potential.name
     candidates = _candidates(crystals)
     progress = Progress("reference_hull", len(candidates))
-    # Time has no limit here: an entry that a busy machine drops would make other crystals stable.
+    # No time limit: an entry that is lost on a busy machine would make other crystals stable.
     evaluate = partial(
         relax,
         load_potential(name, pick_device()),
@@ -134,7 +139,10 @@ def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageR
 def _candidates(crystals: Path) -> list[_Candidate]:
     """Return the training crystals in their order, then the elements' ground states."""
     rows = tables.read_table(crystals, schemas.CRYSTALS).to_pylist()
-    training = [_Candidate(row["id"], row["formula"], tables.crystal_of(row), True) for row in rows]
+    training = [
+        _Candidate(row["id"], row["formula"], tables.required_crystal(row, crystals), True)
+        for row in rows
+    ]
     return training + [
         _Candidate(f"{symbol}, {one.entry_id}", one.crystal.formula, one.crystal, False)
         for symbol, one in ground_states().items()
@@ -147,11 +155,13 @@ def _entry_rows(
     """Return one entry per crystal that has an energy; the others are named in the log."""
     entries = []
     for one, result in zip(candidates, results, strict=True):
-        if result.failure is not None:
-            log.warning("reference_hull: %s left out: %s", one.entry_id, result.failure.detail)
+        energy = result.final_energy_per_atom
+        if result.failure is not None or energy is None:
+            detail = "no energy" if result.failure is None else result.failure.detail
+            log.warning("reference_hull: %s left out: %s", one.entry_id, detail)
             continue
         amounts = Composition(one.formula).get_el_amt_dict()
-        entry = ReferenceEntry(one.entry_id, amounts, result.final_energy_per_atom)
+        entry = ReferenceEntry(one.entry_id, amounts, energy)
         row = entry_row(entry, kind="potential", source=label, converged=result.converged)
         entries.append(row)
     return entries

@@ -53,11 +53,11 @@ class RefinementInput:
 
 
 Snapshot = tuple[int, list[Crystal | str]]
-"""After how many steps, and each task's crystal then, or what is wrong with it."""
+"""Number of steps, and the crystal of each task after them or the reason why it has none."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     refine: Refine
     method: Method
@@ -67,24 +67,24 @@ def run(
     settings: Settings,
     *,
     base: Path,
-    model: Path | None,
+    model: Path | None = None,
     out: Path,
     trajectories: Path | None = None,
 ) -> None:
-    """Refine one shard of base crystals; every base row becomes one row.
+    """Refine one shard of base crystals: integrate the learned velocity field from each of them.
 
-    The order and content of the rows do not depend on how crystals are batched, but for the
-    rounding of floating-point sums.
+    Every base row becomes one row. The order and content of the rows do not depend on the batches
+    of the integration, except for the rounding of floating-point sums.
 
     Args:
         settings: section `refine` and the row `method`.
-        base: shard of `schemas.BASE`.
-        model: folder of the method's flow, None where the method has none.
-        out: shard of `schemas.GENERATED` to write.
-        trajectories: shard of `schemas.TRAJECTORIES` to write, too.
+        base: Shard of base crystals.
+        model: Folder of the method's flow, none where the method has no flow.
+        out: Shard of generated crystals to write.
+        trajectories: Shard of trajectories to write, if given.
 
     Raises:
-        FlowllmError: the model is missing or is none.
+        FlowllmError: the model is missing or is not a flow's.
     """
     section: Refine = settings.refine
     method: Method = settings.method
@@ -92,7 +92,8 @@ def run(
     with stage_run(settings, inputs=inputs, output=out) as run:
         given = read_table(base, schemas.BASE).to_pylist()
         if method.flow is None:
-            rows, frames = [_outcome(row, crystal_of(row), 0) for row in given], []
+            rows = [_outcome(row, crystal_of(row), 0) for row in given]
+            frames: list[Record] = []
             counts: Counter[str] = Counter()
         elif model is None:
             raise FlowllmError(f"method {method.name}: needs --model, the folder of its flow")
@@ -118,11 +119,11 @@ def refine_rows(
     """Refine the crystals of base rows; rows come back in the given order.
 
     Args:
-        given: rows of `schemas.BASE`; failed ones stay failed with their reason.
+        given: rows of `schemas.BASE`; failed ones keep their status and error.
         field: the velocity field.
-        start: the base distribution that it was trained from.
+        start: the base distribution that it was trained on.
         settings: of the stage.
-        every: record each crystal after every so many steps, None for none.
+        every: number of steps between two recorded snapshots, None for no snapshots.
 
     Returns:
         Rows of `schemas.GENERATED` and of `schemas.TRAJECTORIES`; how many starts were moved onto
@@ -162,7 +163,7 @@ def refine_rows(
 def refinement_input(
     crystal: Crystal, field: VelocityField, start: BaseDistribution, rng: np.random.Generator
 ) -> RefinementInput:
-    """Draw where the integration of a base crystal starts.
+    """Draw the starting point of the integration of a base crystal.
 
     Raises:
         RejectedCrystalError: the flow cannot start from it.
@@ -178,10 +179,11 @@ def symmetric_task(
     """Move a task's start onto its space group, which its integration keeps.
 
     Args:
-        task: without a space group.
-        bounds: of the angles' logit, degrees.
-        counts: raised by one: `starts_symmetric`, `starts_without_symmetry` (the identity alone),
-            or `starts_undetermined` (no group was found, and the start is as it was).
+        task: a task without a space group.
+        bounds: bounds of the angles' logit in degrees.
+        counts: counter in which one of these is increased: `starts_symmetric`,
+            `starts_without_symmetry` (only the identity), or `starts_undetermined` (no group was
+            found, and the start is unchanged).
 
     Raises:
         RejectedCrystalError: the symmetric cell cannot be brought within the bounds.
@@ -204,10 +206,10 @@ def refine_batch(
     num_steps: int,
     every: int | None,
 ) -> list[Snapshot]:
-    """Integrate tasks of one number of atoms, all of them over all steps.
+    """Integrate tasks of one number of atoms over all steps.
 
     Returns:
-        What they were after every `every` steps from 0 on, and, last, after all steps.
+        Snapshots after every `every` steps from 0 on, and, as the last one, after all steps.
     """
     device, bounds = field.lattice_mean.device, field.bounds
     elements = torch.from_numpy(np.stack([task.elements for task in tasks])).long().to(device)
@@ -243,7 +245,7 @@ def refine_batch(
 
 
 def _crystals(tasks: Sequence[RefinementInput], *points: Tensor) -> list[Crystal | str]:
-    """Crystals of coordinates, lengths and angles, or what is wrong with them."""
+    """Return the crystals of coordinates, lengths and angles, or why there is none."""
     arrays = [point.cpu().numpy() for point in points]
     found: list[Crystal | str] = []
     for task, *arrays_of_one in zip(tasks, *arrays, strict=True):
@@ -257,9 +259,9 @@ def _crystals(tasks: Sequence[RefinementInput], *points: Tensor) -> list[Crystal
 def _batches_by_size(
     tasks: Mapping[int, RefinementInput], memory_mb: int, size: NetworkSize
 ) -> Iterator[list[int]]:
-    """Indices of tasks in batches of one number of atoms, small ones first.
+    """Yield the indices of tasks in batches of one number of atoms, small numbers first.
 
-    A batch holds as many as the memory allows, but at least one.
+    A batch has as many tasks as the memory allows, but at least one.
     """
     for num_atoms in sorted({len(task.elements) for task in tasks.values()}):
         members = [index for index, task in tasks.items() if len(task.elements) == num_atoms]
@@ -268,7 +270,7 @@ def _batches_by_size(
 
 
 def _outcome(row: Mapping[str, Any], crystal: Crystal | None, num_steps: int) -> Record:
-    """A generated row: a crystal, or the base row's own failure."""
+    """Return a generated row: a crystal, or the failure of the base row."""
     kept = {name: row[name] for name in ("id", "formula", "status", "error")}
     return {**kept, **crystal_columns(crystal), "num_steps": num_steps}
 
@@ -278,6 +280,6 @@ def _failure(row: Mapping[str, Any], status: str, error: str, num_steps: int) ->
 
 
 def _snapshot(row: Mapping[str, Any], crystal: Crystal | str, step: int, num_steps: int) -> Record:
-    """A row of a trajectory; null where the crystal is no crystal then."""
+    """Return a row of a trajectory, with null columns if the snapshot is not a valid crystal."""
     columns = crystal_columns(crystal if isinstance(crystal, Crystal) else None)
     return {"id": row["id"], **columns, "step": step, "time": step / num_steps}

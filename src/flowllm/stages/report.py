@@ -1,6 +1,6 @@
 """The report: tables, figures, the HTML page, and the main table on the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowllm.config.sections.evaluation import Report
@@ -13,6 +13,7 @@ from flowllm.report.protocol_text import hull_name
 from flowllm.report.quality_tables import TERMINAL_COLUMNS
 from flowllm.report.sections import make_sections
 from flowllm.report.table import Shown, Table, show, to_csv, to_latex, to_markdown
+from flowllm.report.training_history import shard_counts
 from flowllm.runtime.descent import check_same_input
 from flowllm.runtime.provenance import stage_run
 
@@ -20,7 +21,7 @@ TABLE_FORMATS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     report: Report
 
@@ -32,18 +33,19 @@ def run(
     run_dir: Path,
     out: Path,
     csp: Sequence[Path] = (),
-    shards: Mapping[str, int] | None = None,
+    shards: Sequence[str] = (),
 ) -> None:
-    """Write the report of a run.
+    """Write the tables, the figures and the HTML page of a run.
 
     Args:
-        settings: the stage's settings.
-        metrics: the metrics' JSON files, one a row of the tables; their flags lie beside them.
-        run_dir: folder of the whole run; curves, counts and records are read where they exist.
-        csp: numbers of structure prediction, csp/{method}.json.
-        out: the page; figures/ and tables/ are written beside it.
-        shards: how many shards belong to the run, by folder below `run_dir`; of a folder that is
-            not named, all that exist.
+        settings: section `report`.
+        metrics: The metrics/*/{method}.json files, one per row of the tables. Repeat the option for
+            each; the metrics per crystal are beside them.
+        run_dir: Folder of the whole run; curves, counts and records are read where they exist.
+        out: Page to write (index.html); figures/ and tables/ are written beside it.
+        csp: The csp/{method}.json files of structure prediction. Repeat the option for each.
+        shards: Number of shards in a folder of the run as FOLDER=COUNT, e.g. pairs/train=400.
+            Repeat the option for each folder; of the others all existing shards are read.
 
     Raises:
         FlowllmError: there are no metrics, or a file is missing, damaged or of another version.
@@ -61,7 +63,7 @@ def run(
             ]
             check_same_input(flags, "generated")
         predictions = read_predictions(csp)
-        sections = make_sections(results, predictions, run_dir, section.color, shards or {})
+        sections = make_sections(results, predictions, run_dir, section.color, shard_counts(shards))
         _write_files(sections, out.parent)
         by_table = {table.name: table for part in sections for table in part.tables}
         cards = []
@@ -98,7 +100,7 @@ def _write_files(sections: Sequence[Section], folder: Path) -> None:
 
 
 def _print_table(table: Table) -> None:
-    """Print the main numbers of a table's own rows, if there are any; lines are not broken."""
+    """Print the main numbers of a table's own rows, if there are any, without line breaks."""
     columns = TERMINAL_COLUMNS
     lines = [[column.title for column in columns]]
     for row in table.rows:

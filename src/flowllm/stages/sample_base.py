@@ -1,8 +1,10 @@
-"""Sample one shard of unconditional crystals, where generation starts (paper, section 4.3)."""
+"""Sample one shard of crystals without conditions: the first step of generation (section 4.3)."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from cyclopts.types import NonNegativeInt, PositiveInt
 
 from flowllm.config.sections.llm import Base, Prompts, SampleBase
 from flowllm.config.stage_settings import StageSettings
@@ -17,7 +19,7 @@ from flowllm.seeds import derive
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     sample_base: SampleBase
     prompts: Prompts
@@ -25,17 +27,23 @@ class Settings(StageSettings):
 
 
 def run(
-    settings: Settings, *, model: Path, first_draw: int, count: int, out: Path, gpus: int
+    settings: Settings,
+    *,
+    model: Path,
+    first_draw: NonNegativeInt,
+    count: PositiveInt,
+    out: Path,
+    gpus: NonNegativeInt = 0,
 ) -> None:
-    """Sample the crystals `first_draw` to `first_draw + count` of one base.
+    """Sample one shard of crystals of one base, without conditions.
 
     Args:
         settings: sections `sample_base` and `prompts`, and the row `base`.
-        model: folder of the merged model.
-        first_draw: number of the first crystal.
-        count: number of crystals.
-        out: the shard (`schemas.BASE`), one row a crystal.
-        gpus: GPUs of this job, 0 for the CPU.
+        model: Folder of the merged model.
+        first_draw: Number of the shard's first draw.
+        count: Number of draws in the shard.
+        out: Shard to write, one row per crystal.
+        gpus: Number of GPUs of the job, 0 for the CPU.
 
     Raises:
         FlowllmError: the model was trained on other prompts.

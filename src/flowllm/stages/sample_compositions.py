@@ -1,14 +1,15 @@
-"""Draw one shard of base crystals without the language model: what FlowMM starts from.
+"""Sample FlowMM's base with compositions of the training set (baseline without a language model).
 
 The atoms are those of a random training crystal; coordinates are uniform, lengths log-normal with
-the training crystals' moments, angles uniform on 60 to 120 degrees (Miller et al. 2024). FlowMM
-itself generates the atoms as well: a row of the results that starts here is like it, not it.
+the moments of the training crystals, angles uniform on 60 to 120 degrees (Miller et al. 2024).
+FlowMM itself generates the atoms, too: the baseline is similar to FlowMM, but not the same.
 """
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cyclopts.types import NonNegativeInt, PositiveInt
 
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stage_settings import StageSettings
@@ -20,20 +21,27 @@ from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import generator
 
 ANGLES = (60.0, 120.0)
-"""Degrees; those of Niggli-reduced cells."""
+"""Degrees, the range of Niggli-reduced cells."""
 
 
-def run(settings: StageSettings, *, crystals: Path, first_draw: int, count: int, out: Path) -> None:
-    """Draw the crystals `first_draw` to `first_draw + count`.
+def run(
+    settings: StageSettings,
+    *,
+    crystals: Path,
+    first_draw: NonNegativeInt,
+    count: PositiveInt,
+    out: Path,
+) -> None:
+    """Sample FlowMM's base with compositions of the training set, without a language model.
 
-    Refinement keeps their atoms and draws the rest again, from its flow's own base.
+    Refinement keeps the atoms and draws coordinates and cell again, from its flow's own base.
 
     Args:
-        settings: the stage's settings; only the seed counts.
-        crystals: the training split.
-        first_draw: number of the first crystal.
-        count: number of crystals.
-        out: the shard (`schemas.BASE`), one row a crystal.
+        settings: no sections; only the seed is used.
+        crystals: The training split (crystals/train.parquet).
+        first_draw: Number of the shard's first draw.
+        count: Number of draws in the shard.
+        out: Shard to write, one row per crystal.
 
     Raises:
         FlowllmError: the training split is missing or empty.
@@ -42,7 +50,7 @@ def run(settings: StageSettings, *, crystals: Path, first_draw: int, count: int,
     with stage_run(settings, inputs={"crystals": crystals}, output=out, work=work) as run:
         table = read_table(crystals, CRYSTALS, ["atomic_numbers", "lengths"])
         if not table.num_rows:
-            raise FlowllmError(f"{crystals}: holds no crystals; run the stage prepare")
+            raise FlowllmError(f"{crystals}: contains no crystals; run the stage prepare")
         atoms = table.column("atomic_numbers").to_pylist()
         log_lengths = np.log(table.column("lengths").to_pylist())
         rows = []
@@ -57,7 +65,7 @@ def draw(atomic_numbers: list[int], log_lengths: np.ndarray, rng: np.random.Gene
     """Draw a crystal of some atoms from FlowMM's base distribution.
 
     Args:
-        atomic_numbers: of the atoms (n,).
+        atomic_numbers: atomic numbers (n,).
         log_lengths: logarithms of the training crystals' lengths in angstrom (m, 3).
         rng: source of randomness.
     """

@@ -1,4 +1,4 @@
-"""Sample one shard of crystals of the test split's formulas: crystal structure prediction."""
+"""Sample one shard of crystals with the test split's formulas: crystal structure prediction."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cyclopts.types import NonNegativeInt, PositiveInt
 
 from flowllm.config.sections.llm import CspBase, Prompts, SampleBase
 from flowllm.config.stage_settings import StageSettings
@@ -16,7 +17,7 @@ from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
-from flowllm.llm.sampling import DrawRequest, Outcome, base_row, write_samples
+from flowllm.llm.sampling import DrawRequest, Outcome, Sampler, base_row, write_samples
 from flowllm.llm.text import composition_of
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
@@ -26,7 +27,7 @@ Record = dict[str, Any]
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     sample_base: SampleBase
     prompts: Prompts
@@ -38,23 +39,24 @@ def run(
     *,
     model: Path,
     crystals: Path,
-    first_draw: int,
-    count: int,
+    first_draw: NonNegativeInt,
+    count: PositiveInt,
     out: Path,
-    gpus: int,
+    gpus: NonNegativeInt = 0,
 ) -> None:
-    """Sample `csp_base.attempts` crystals for each of the test crystals `first_draw` to `first_draw
-    + count`.
+    """Sample one shard of crystals with the formulas of test crystals (structure prediction).
+
+    Each test crystal gets `csp_base.attempts` samples.
 
     Args:
         settings: sections `sample_base` and `prompts`, and the row `csp_base`.
-        model: folder of the merged model.
-        crystals: the test split.
-        first_draw: number of the first test crystal.
-        count: number of test crystals.
-        out: the shard (`schemas.CSP_BASE`), one row per attempt; status too_many_atoms where the
-            test crystal has more atoms than any that the model was trained on.
-        gpus: GPUs of this job, 0 for the CPU.
+        model: Folder of the merged model.
+        crystals: The test split (crystals/test.parquet).
+        first_draw: Number of the shard's first test crystal.
+        count: Number of test crystals in the shard.
+        out: Shard to write, one row per sample. The status is too_many_atoms where the test crystal
+            has more atoms than any crystal of the model's training.
+        gpus: Number of GPUs of the job, 0 for the CPU.
 
     Raises:
         FlowllmError: the model was trained on other prompts, or the split has fewer crystals.
@@ -73,25 +75,11 @@ def run(
             Conditions(formula=prompt_formula(settings.prompts, _numbers(target)))
             for target in targets
         ]
-        # Targets of more atoms become rows with that reason; their prompts need no room.
-        sampler = opened.sampler(
-            [
-                conditions
-                for target, conditions in zip(targets, asked, strict=True)
-                if opened.record.refusal(len(target["atomic_numbers"])) is None
-            ],
-            temperature=base.temperature,
-            top_p=base.top_p,
-            max_attempts=section.max_attempts,
-            restrict_tokens=section.restrict_tokens,
-            reject_close_atoms=section.reject_close_atoms,
-            backend=section.backend,
-            gpus=gpus,
-        )
+        sampler = _sampler(opened, settings, targets, asked, gpus)
         progress = Progress(f"sample_csp: {base.name}", count * base.attempts)
 
         def make_rows(items: range) -> list[Record]:
-            # Row i of the shard is attempt i mod k at the shard's test crystal i div k.
+            # Row i of the shard is attempt i mod k for test crystal i div k of the shard.
             draws = [divmod(item, base.attempts) for item in items]
             tasks = [
                 _task(settings, first_draw + at, attempt, targets[at], asked[at], opened.record)
@@ -108,14 +96,43 @@ def run(
         write_samples(sampler, out, run, CSP_BASE, num_rows, section.chunk_size, make_rows)
 
 
+def _sampler(
+    opened: ModelFolder,
+    settings: Settings,
+    targets: Sequence[Mapping[str, Any]],
+    asked: Sequence[Conditions],
+    gpus: int,
+) -> Sampler:
+    """Start the sampler with room for the prompts of the targets that the model can sample.
+
+    Targets with more atoms than the model was trained on become rows with that reason.
+    """
+    section, base = settings.sample_base, settings.csp_base
+    return opened.sampler(
+        [
+            conditions
+            for target, conditions in zip(targets, asked, strict=True)
+            if opened.record.refusal(len(target["atomic_numbers"])) is None
+        ],
+        temperature=base.temperature,
+        top_p=base.top_p,
+        max_attempts=section.max_attempts,
+        restrict_tokens=section.restrict_tokens,
+        reject_close_atoms=section.reject_close_atoms,
+        backend=section.backend,
+        gpus=gpus,
+    )
+
+
 def _targets(path: Path, first_draw: int, count: int) -> Sequence[Mapping[str, Any]]:
     table = read_table(path, CRYSTALS, ["id", "atomic_numbers"])
     if table.num_rows < first_draw + count:
         raise FlowllmError(
-            f"{path}: holds {table.num_rows} crystals, number {first_draw + count} was asked for; "
+            f"{path}: contains {table.num_rows} crystals, but {first_draw + count} are required; "
             "lower sizes.num_csp_crystals"
         )
-    return table.slice(first_draw, count).to_pylist()
+    rows: list[Record] = table.slice(first_draw, count).to_pylist()
+    return rows
 
 
 def _numbers(target: Mapping[str, Any]) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Sample one shard of pairs (c0, c1): a training crystal, and the model's draft of its formula.
+"""Sample one shard of pairs (c0, c1): a training crystal c1, and a draft c0 with its formula.
 
-The flow learns to carry the language model's distribution to the data's (paper, section 4.3). The
-draft of a pair is accepted if it has exactly the atoms of c1's cell, so that atoms correspond.
+The flow learns the transport of the language model's distribution to that of the data (paper,
+section 4.3). A draft is accepted if it has exactly the atoms of c1's cell, so that the atoms of a
+pair correspond.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,26 +10,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cyclopts.types import NonNegativeInt, PositiveInt
+
 from flowllm.config.sections.llm import Prompts, SamplePairs
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.io.schemas import CRYSTALS, PAIRS
-from flowllm.io.tables import crystal_columns, crystal_of, read_table
+from flowllm.io.tables import crystal_columns, read_table, required_crystal
 from flowllm.llm.grammar import cell_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
-from flowllm.llm.sampling import DrawRequest, Outcome, sample_columns, write_samples
+from flowllm.llm.sampling import DrawRequest, Outcome, Sampler, sample_columns, write_samples
 from flowllm.llm.text import composition_of
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive, generator
 
+Target = tuple[int, str, Crystal]
+"""Number of the draw, material_id and crystal of c1."""
+
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     sample_pairs: SamplePairs
     prompts: Prompts
@@ -40,25 +46,25 @@ def run(
     model: Path,
     crystals: Path,
     split: str,
-    first_draw: int,
-    count: int,
+    first_draw: NonNegativeInt,
+    count: PositiveInt,
     out: Path,
-    gpus: int,
+    gpus: NonNegativeInt = 0,
 ) -> None:
-    """Sample the draws `first_draw` to `first_draw + count`.
+    """Sample one shard of pairs (c0, c1) with the prompt that has the formula of c1.
 
     A draw's training crystal, its seeds and so its row depend on the seed, the split and the number
-    of the draw, not on how draws are cut into shards; for what vLLM adds to that see `llm.engines.vllm`.
+    of the draw, not on the division into shards; for vLLM's exceptions see `llm.engines.vllm`.
 
     Args:
         settings: sections `sample_pairs` and `prompts`.
-        model: folder of the merged model.
-        crystals: training or validation crystals.
-        split: name of the split.
-        first_draw: number of the first draw.
-        count: number of draws.
-        out: the shard (`schemas.PAIRS`), one row a draw.
-        gpus: GPUs of this job, 0 for the CPU.
+        model: Folder of the merged model.
+        crystals: Training or validation crystals (crystals/{split}.parquet).
+        split: Name of the split, train or val; part of the seed and id of each draw.
+        first_draw: Number of the shard's first draw.
+        count: Number of draws in the shard.
+        out: Shard to write, one row per draw.
+        gpus: Number of GPUs of the job, 0 for the CPU.
 
     Raises:
         FlowllmError: the model was trained on other prompts, or there are no crystals.
@@ -77,21 +83,7 @@ def run(
             Conditions(formula=prompt_formula(settings.prompts, c1.atomic_numbers))
             for _, _, c1 in targets
         ]
-        # Targets of more atoms become rows with that reason; their prompts need no room.
-        sampler = opened.sampler(
-            [
-                conditions
-                for (_, _, c1), conditions in zip(targets, asked, strict=True)
-                if opened.record.refusal(c1.num_atoms) is None
-            ],
-            temperature=section.temperature,
-            top_p=section.top_p,
-            max_attempts=section.max_attempts,
-            restrict_tokens=section.restrict_tokens,
-            reject_close_atoms=section.reject_close_atoms,
-            backend=section.backend,
-            gpus=gpus,
-        )
+        sampler = _sampler(opened, section, targets, asked, gpus)
         tasks = [
             _task(settings, split, target, conditions, opened.record)
             for target, conditions in zip(targets, asked, strict=True)
@@ -109,8 +101,31 @@ def run(
         write_samples(sampler, out, run, PAIRS, count, section.chunk_size, make_rows)
 
 
-Target = tuple[int, str, Crystal]
-"""Number of the draw, material_id and crystal of c1."""
+def _sampler(
+    opened: ModelFolder,
+    section: SamplePairs,
+    targets: Sequence[Target],
+    asked: Sequence[Conditions],
+    gpus: int,
+) -> Sampler:
+    """Start the sampler with room for the prompts of the targets that the model can sample.
+
+    Targets with more atoms than the model was trained on become rows with that reason.
+    """
+    return opened.sampler(
+        [
+            conditions
+            for (_, _, c1), conditions in zip(targets, asked, strict=True)
+            if opened.record.refusal(c1.num_atoms) is None
+        ],
+        temperature=section.temperature,
+        top_p=section.top_p,
+        max_attempts=section.max_attempts,
+        restrict_tokens=section.restrict_tokens,
+        reject_close_atoms=section.reject_close_atoms,
+        backend=section.backend,
+        gpus=gpus,
+    )
 
 
 def draw_targets(
@@ -119,11 +134,11 @@ def draw_targets(
     """Draw the training crystal of each pair, with replacement.
 
     Args:
-        seed: the configuration's.
-        path: the crystals.
-        split: their split.
+        seed: seed of the configuration.
+        path: table of the crystals.
+        split: name of their split.
         draws: numbers of the draws.
-        draws_per_prompt: so many draws, counted from 0, have one crystal.
+        draws_per_prompt: number of consecutive draws, counted from 0, that share a crystal.
 
     Raises:
         FlowllmError: there are no crystals.
@@ -131,23 +146,23 @@ def draw_targets(
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles"]
     table = read_table(path, CRYSTALS, columns)
     if table.num_rows == 0:
-        raise FlowllmError(f"{path}: holds no crystals to sample pairs for")
+        raise FlowllmError(
+            f"{path}: contains no crystals to sample pairs for; run the stage prepare"
+        )
     rows_of = (generator(seed, "sample_pairs", split, draw // draws_per_prompt) for draw in draws)
     chosen = [int(random.integers(table.num_rows)) for random in rows_of]
     rows: Sequence[Mapping[str, Any]] = table.take(chosen).to_pylist()
-    targets = []
-    for draw, row in zip(draws, rows, strict=True):
-        crystal = crystal_of(row)
-        assert crystal is not None
-        targets.append((draw, row["id"], crystal))
-    return targets
+    return [
+        (draw, row["id"], required_crystal(row, path))
+        for draw, row in zip(draws, rows, strict=True)
+    ]
 
 
 def _task(
     settings: Settings, split: str, target: Target, conditions: Conditions, record: ModelRecord
 ) -> DrawRequest:
     draw, _, c1 = target
-    # The atoms stand in the order in which the training text of c1 has them.
+    # The atoms are in the order of the training text of c1.
     numbers = c1.atomic_numbers.tolist()
     regex = cell_regex(numbers, record.max_length) if settings.sample_pairs.structured else None
     return DrawRequest(

@@ -1,6 +1,6 @@
-"""E_above_hull of every generated crystal, by the potential or by DFT."""
+"""Compute E_above_hull of every generated crystal, with the potential or with DFT."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from flowllm.config.sections.energies import Stability
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import (
+    EnergySource,
     HullFile,
     MissingReference,
     dft_label,
@@ -24,28 +25,37 @@ Record = Mapping[str, Any]
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     stability: Stability
 
 
-def run(settings: Settings, *, energies: Sequence[Path], hull: Path, kind: str, out: Path) -> None:
-    """Write one row for each row of the energies, in their order.
+def run(
+    settings: Settings,
+    *,
+    energies: Sequence[Path],
+    hull: Path,
+    kind: EnergySource,
+    out: Path,
+) -> None:
+    """Compute E_above_hull of every generated crystal of one method.
 
     Args:
-        settings: the stage's part of the configuration.
-        energies: shards of relaxed crystals (kind potential), or the table of DFT results.
-        hull: reference entries of the same kind.
-        kind: potential or dft.
-        out: the table to write.
+        settings: section `stability`.
+        energies: Shards of relaxed crystals (kind potential), or the table of DFT results (kind
+            dft). Repeat the option for each.
+        hull: Reference entries of the same kind (hull/{kind}.parquet).
+        kind: Source of the energies.
+        out: Table to write, one row per row of the energies, in their order.
 
     Raises:
-        FlowllmError: the energies are not those that the hull is made of.
+        FlowllmError: the energies and those of the hull cannot be compared.
     """
     section: Stability = settings.stability
+    readers: dict[EnergySource, Callable[[Sequence[Path]], Iterator[dict[str, Any]]]]
     readers = {"potential": _potential_rows, "dft": _dft_rows}
     if kind not in readers:
-        raise FlowllmError(f"--kind {kind!r}: potential or dft")
+        raise FlowllmError(f"The kind of energies is {kind!r}; expected potential or dft.")
     with stage_run(
         settings,
         inputs={"energies": energies, "hull": hull},
@@ -76,7 +86,7 @@ def run(settings: Settings, *, energies: Sequence[Path], hull: Path, kind: str, 
 
 
 def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Rows of relaxed crystals with their energy and whose it is."""
+    """Yield the rows of relaxed crystals with their energy and its source."""
     columns = ["id", "formula", "final_energy_per_atom", "potential", "status", "error"]
     for row in tables.read_tables(paths, schemas.RELAXED, columns).to_pylist():
         yield row | {
@@ -86,7 +96,7 @@ def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Rows of DFT results with their corrected energy and its correction scheme."""
+    """Yield the rows of DFT results with their corrected energy and its correction scheme."""
     columns = ["id", "formula", "corrected_energy_per_atom", "correction_scheme"]
     columns += ["status", "error"]
     for row in tables.read_tables(paths, schemas.DFT_RESULTS, columns).to_pylist():
@@ -98,7 +108,7 @@ def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _check_same_energies(rows: Sequence[Record], sources: Sequence[str], hull: Path) -> None:
-    """Refuse energies of another potential, relaxation criterion, code or correction."""
+    """Reject energies of another potential, relaxation criterion, code or correction."""
     labels = {row["energy_source"] for row in rows if row["energy_per_atom"] is not None}
     if any(set(sources) - measured_against(label) for label in labels):
         raise FlowllmError(
@@ -109,10 +119,10 @@ def _check_same_energies(rows: Sequence[Record], sources: Sequence[str], hull: P
 
 
 def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str, Any]:
-    """The row of one crystal; without an energy or a reference it is not stable, with a reason.
+    """Return the row of one crystal; without an energy or a reference it is not stable.
 
-    The energy of a DFT relaxation that is under way is an upper bound: so is its distance to the
-    hull, and a crystal that is stable by it is stable. Its row keeps the status that says so.
+    The energy of an unfinished DFT relaxation is an upper bound, and so is its distance to the
+    hull: a crystal that is stable with it is stable. The row keeps the status of the relaxation.
     """
     amounts = Composition(row["formula"]).get_el_amt_dict() if row["formula"] else {}
     status, error, distance = row["status"], row["error"], None
@@ -138,7 +148,7 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
 
 
 def is_stable(e_above_hull: float, section: Stability) -> bool:
-    """Whether a distance to the hull in eV per atom counts as stable (paper, appendix D)."""
+    """Return whether a distance to the hull in eV per atom is stable (paper, appendix D)."""
     if section.inclusive:
         return e_above_hull <= section.stable_below
     return e_above_hull < section.stable_below

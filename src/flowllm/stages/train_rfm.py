@@ -2,11 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from flowllm.config.sections.flow import Flow, TrainRfm
 from flowllm.config.stage_settings import StageSettings
@@ -26,27 +27,27 @@ from flowllm.runtime.tensorboard import events_path
 from flowllm.seeds import generator
 
 PARALLEL_ROWS = 20_000
-"""Pairs from which it pays to start processes that prepare them (about 1 ms a pair)."""
+"""Pairs from which worker processes prepare them faster (about 1 ms per pair)."""
 
 
 class Settings(StageSettings):
-    """What a job of this kind is given."""
+    """The settings that a job of this stage is given."""
 
     train_rfm: TrainRfm
     flow: Flow
 
 
 def run(settings: Settings, *, pairs: Sequence[Path], val_pairs: Sequence[Path], out: Path) -> None:
-    """Train on pair shards and write the model's folder.
+    """Train the velocity network of one flow on pairs of crystals.
 
     Args:
         settings: section `train_rfm` and the row `flow`.
-        pairs: shards of training pairs (`schemas.PAIRS`).
-        val_pairs: shards of validation pairs.
-        out: folder of the model.
+        pairs: Shards of training pairs. Repeat the option for each.
+        val_pairs: Shards of validation pairs. Repeat the option for each.
+        out: Folder of the model to write.
 
     Raises:
-        FlowllmError: a split holds no pair that can be used, or training diverges.
+        FlowllmError: no pair of a split can be used, or training diverges.
     """
     section: TrainRfm = settings.train_rfm
     flow: Flow = settings.flow
@@ -80,8 +81,8 @@ def run(settings: Settings, *, pairs: Sequence[Path], val_pairs: Sequence[Path],
             counts = {"pairs": dict(train_counts), "val_pairs": dict(val_counts)}
             description = {**trained.summary, "counts": counts, "settings": settings.values}
             save_model(out, trained.field, trained.weights, start, description, trained.curve)
-        del train_set, val_set  # their files are mapped, and some file systems keep such a folder
-        fabric.barrier()  # the leader drops that folder when it leaves
+        del train_set, val_set  # their files are mapped, and some file systems then keep the folder
+        fabric.barrier()  # the leader deletes that folder at the end
         _count(run, train_counts, val_counts, trained.summary)
 
 
@@ -93,7 +94,7 @@ def prepare_split(
     *,
     augment_axes: bool = False,
 ) -> tuple[PreparedPairs, Counter[str]]:
-    """Prepare a split's shards, in parallel and once only, and open them.
+    """Prepare a split's shards in parallel, unless they are prepared, and open them.
 
     Raises:
         FlowllmError: no pair of the split can be used.
@@ -127,7 +128,9 @@ def _prepare(options: PairOptions, paths: tuple[Path, Path]) -> None:
     prepare_shard(*paths, options)
 
 
-def _count(run: StageRun, train: Counter[str], val: Counter[str], summary: dict) -> None:
+def _count(
+    run: StageRun, train: Counter[str], val: Counter[str], summary: Mapping[str, Any]
+) -> None:
     kept = ("pairs", "reduced")
     failed = sum(counts[name] for counts in (train, val) for name in counts if name not in kept)
     used = train["pairs"] + val["pairs"]
