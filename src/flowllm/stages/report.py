@@ -6,6 +6,7 @@ from pathlib import Path
 from flowllm.config.sections.evaluation import Report
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.hull import EnergySource
 from flowllm.io.files import atomic_path, write_text
 from flowllm.report.metrics_files import of_kind, read_predictions, read_results
 from flowllm.report.page import Section, headline_cards, render
@@ -67,7 +68,11 @@ def run(
         _write_files(sections, out.parent)
         by_table = {table.name: table for part in sections for table in part.tables}
         cards = []
-        for kind, whose in (("dft", "by DFT"), ("potential", "estimated by the potential")):
+        labels: dict[EnergySource, str] = {
+            "dft": "by DFT",
+            "potential": "estimated by the potential",
+        }
+        for kind, whose in labels.items():
             hull = f"hull: {hull_name(of_kind(results, kind))}"
             cards += headline_cards(by_table[f"stability_{kind}"], whose, hull)
         count = len({result.method for result in results})
