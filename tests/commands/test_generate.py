@@ -107,7 +107,7 @@ def test_files_of_other_programs(tmp_path, text, expected):
         ("band_gap\nnan\n", "line 2: band_gap is 'nan'"),
         ("space_group_number\n999\n", "line 2: space_group_number is '999'"),
         ("formula,band_gap\nNa,1.5\n,\n", "line 3: no condition; delete the line"),
-        ("formula;band_gap\nNa;1,5\n", "separated by semicolons; save it with commas"),
+        ("formula;band_gap\nNa;1,5\n", "separated by semicolons; save the file with commas"),
         ("formula\tband_gap\nNa\t1.5\n", "separated by tabs"),
         ("band_gap,band_gap\n1,2\n", "two columns are named 'band_gap'"),
         ('formula\n"Na\n', "line 2: not CSV"),

@@ -353,5 +353,5 @@ def test_another_file_than_matbench_discoverys_is_rejected(tmp_path, server):
 
 def test_the_projects_energies_have_its_correction():
     changes = {"source": "mp_api", "correction_scheme": "none"}
-    with pytest.raises(FlowllmError, match="the energies of mp_api have MP2020's"):
+    with pytest.raises(FlowllmError, match="mp_api has energies of MP2020; set MP2020"):
         settings("dft_hull", dft_hull=changes)

@@ -423,7 +423,7 @@ def test_a_file_in_a_folders_place(tmp_path):
 
 def test_a_manifest_that_is_a_folder_is_said_before_anything_is_written(tmp_path):
     (tmp_path / "dft_inputs" / "manifest.parquet").mkdir(parents=True)
-    with pytest.raises(FlowllmError, match=r"manifest\.parquet is a folder.*move it away"):
+    with pytest.raises(FlowllmError, match=r"manifest\.parquet: is a folder.*move it away"):
         run(tmp_path)
     assert not (tmp_path / "dft_inputs" / "00000").exists()
 

@@ -132,5 +132,5 @@ def test_predictions_of_another_split_are_refused(tmp_path):
     row = {"id": "a", **crystal_columns(rocksalt()), "formula": "Na4Cl4"}
     other = tmp_path / "other.parquet"
     write_table(other, [row], schemas.CRYSTALS, {})
-    with pytest.raises(FlowllmError, match=r"other\.parquet: has no b, which"):
+    with pytest.raises(FlowllmError, match=r"other\.parquet: no crystal has the id b, which"):
         match_csp.run(settings(), **shards, crystals=other, out=tmp_path / "o.json", workers=1)

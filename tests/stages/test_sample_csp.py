@@ -55,7 +55,7 @@ def test_every_attempt_has_the_atoms_of_its_test_crystal(paths, tmp_path):
 
 
 def test_more_test_crystals_than_there_are(paths, tmp_path):
-    with pytest.raises(FlowllmError, match=r"holds 8 crystals, .*lower sizes.num_csp_crystals"):
+    with pytest.raises(FlowllmError, match=r"contains 8 crystals, .*lower sizes.num_csp_crystals"):
         predict(paths, tmp_path / "shard.parquet", 6, 3)
 
 
