@@ -233,5 +233,5 @@ def test_a_task_that_cannot_succeed_is_not_drawn():
     def never():
         raise AssertionError("the engine was started")
 
-    idle = Sampler(never, PROMPTS, max_atoms=20, max_attempts=1)
+    idle = Sampler(never, PROMPTS, max_atoms=20, max_attempts=1, reject_close_atoms=True)
     assert idle.draw([large])[0].crystal is None
