@@ -82,9 +82,8 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
     section: FinetuneLlm = settings.finetune_llm
     quiet_transformers()
     keep_freed_memory()
-    fabric = make_fabric(
-        "fp32"
-    )  # no autocast: the base model's weights have the precision of the configuration
+    # No autocast: the base model's weights have the precision of the configuration.
+    fabric = make_fabric("fp32")
     launch(fabric)
     inputs = {"train": train, "val": val}
     leader = fabric.is_global_zero
@@ -104,11 +103,7 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
         finetuning = Finetuning(
             model, texts, val_texts, section, settings.seed, prompts.end_token_id, fabric
         )
-        padding, ungrouped = finetuning.padding_shares()
-        log.info(
-            "finetune_llm: padding %.1f %% of all tokens (%.1f %% without grouping by length)",
-            *(100 * padding, 100 * ungrouped),
-        )
+        padding, ungrouped = _padding_shares(finetuning)
         started = time.perf_counter()
         state = finetuning.train(checkpoints, events_path(out))
         seconds = time.perf_counter() - started
@@ -125,6 +120,16 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
             training_seconds=round(seconds, 1),
             **_training_counts(finetuning, state),
         )
+
+
+def _padding_shares(finetuning: Finetuning) -> tuple[float, float]:
+    """Log and return the shares of padding, with and without grouping by length."""
+    padding, ungrouped = finetuning.padding_shares()
+    log.info(
+        "finetune_llm: padding %.1f %% of all tokens (%.1f %% without grouping by length)",
+        *(100 * padding, 100 * ungrouped),
+    )
+    return padding, ungrouped
 
 
 def _training_counts(finetuning: Finetuning, state: State) -> dict[str, Any]:

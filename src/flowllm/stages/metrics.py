@@ -90,9 +90,12 @@ def run(
         )
         write_table(out.with_suffix(".parquet"), rows, schemas.METRICS_PER_CRYSTAL, run.metadata())
         write_text(out, json.dumps(numbers, indent=1) + "\n")
-        for name in ("structural_validity", "compositional_validity", "stability_rate", "sun_rate"):
-            found = numbers["rates"][name]
-            log.info("%s: %d of %d", name, found["numerator"], found["denominator"])
+        _log_rates(numbers["rates"])
+
+
+def _log_rates(rates: Mapping[str, Any]) -> None:
+    for name in ("structural_validity", "compositional_validity", "stability_rate", "sun_rate"):
+        log.info("%s: %d of %d", name, rates[name]["numerator"], rates[name]["denominator"])
 
 
 def _evaluate(

@@ -1,6 +1,6 @@
 """The report: tables, figures, the HTML page, and the main table on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowllm.config.sections.evaluation import Report
@@ -8,8 +8,8 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import EnergySource
 from flowllm.io.files import atomic_path, write_text
-from flowllm.report.metrics_files import of_kind, read_predictions, read_results
-from flowllm.report.page import Section, headline_cards, render
+from flowllm.report.metrics_files import Result, of_kind, read_predictions, read_results
+from flowllm.report.page import Card, Section, headline_cards, render
 from flowllm.report.protocol_text import hull_name
 from flowllm.report.quality_tables import TERMINAL_COLUMNS
 from flowllm.report.sections import make_sections
@@ -56,32 +56,18 @@ def run(
     section: Report = settings.report
     with stage_run(settings, inputs={"metrics": metrics, "csp": csp}, output=out) as run:
         results = read_results(metrics)
-        for method in {result.method for result in results}:
-            flags = [
-                path.with_suffix(".parquet")
-                for path, result in zip(metrics, results, strict=True)
-                if result.method == method
-            ]
-            check_same_input(flags, "generated")
+        _check_same_crystals(metrics, results)
         predictions = read_predictions(csp)
         sections = make_sections(results, predictions, run_dir, section.color, shard_counts(shards))
         _write_files(sections, out.parent)
         by_table = {table.name: table for part in sections for table in part.tables}
-        cards = []
-        labels: dict[EnergySource, str] = {
-            "dft": "by DFT",
-            "potential": "estimated by the potential",
-        }
-        for kind, whose in labels.items():
-            hull = f"hull: {hull_name(of_kind(results, kind))}"
-            cards += headline_cards(by_table[f"stability_{kind}"], whose, hull)
         count = len({result.method for result in results})
         name = run_dir.resolve().name
         page = render(
             title=section.title,
             subtitle=f"{count} method{'s' * (count != 1)}; run {name}",
             color=section.color,
-            cards=cards,
+            cards=_cards(results, by_table),
             sections=sections,
         )
         write_text(out, page)
@@ -89,6 +75,27 @@ def run(
         for table in ("stability_potential", "stability_dft"):
             _print_table(by_table[table])
         print(f"\nReport: {out.resolve()}")
+
+
+def _check_same_crystals(metrics: Sequence[Path], results: Sequence[Result]) -> None:
+    """Refuse metrics of one method that were computed from different generated crystals."""
+    for method in {result.method for result in results}:
+        per_crystal = [
+            path.with_suffix(".parquet")
+            for path, result in zip(metrics, results, strict=True)
+            if result.method == method
+        ]
+        check_same_input(per_crystal, "generated")
+
+
+def _cards(results: Sequence[Result], by_table: Mapping[str, Table]) -> list[Card]:
+    """Return the headline cards by DFT, then those by the potential."""
+    cards: list[Card] = []
+    labels: dict[EnergySource, str] = {"dft": "by DFT", "potential": "estimated by the potential"}
+    for kind, whose in labels.items():
+        hull = f"hull: {hull_name(of_kind(results, kind))}"
+        cards += headline_cards(by_table[f"stability_{kind}"], whose, hull)
+    return cards
 
 
 def _write_files(sections: Sequence[Section], folder: Path) -> None:
