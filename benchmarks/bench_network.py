@@ -2,7 +2,7 @@
 
 Both versions run in turns on the same crystals with the same weights in one process:
 
-    python benchmarks/bench_network.py ../shared/data/mp_20_sample/train.csv
+    python benchmarks/bench_network.py data/mp_20_sample/train.csv
 
 The network has the size of the paper (14.2 million parameters, float32, batch 64). Training uses
 the loader's batches; sampling joins all crystals with the same number of atoms, as refine does.

@@ -1,6 +1,6 @@
 """Relaxations per minute, batched and one by one with ASE, and the share that relaxes back.
 
-    python benchmarks/bench_prerelax.py --csv ../shared/data/mp_20_sample/test.csv
+    python benchmarks/bench_prerelax.py --csv data/mp_20_sample/test.csv
 
 The atoms of real MP-20 crystals are moved by 0.1 angstrom in random directions. The crystals are
 relaxed in batches of several sizes; the first of them are also relaxed one by one with chgnet's own

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Measures whether the flow moves the language model's crystals towards their CHGNet-relaxed states, on
-# the real rows of ../shared/data/mp_20_sample (cells of at most eight atoms), from fine-tuning to the
-# report:
+# the real rows of data/mp_20_sample (see workflow/config/mp_20_sample.yaml; cells of at most eight
+# atoms), from fine-tuning to the report:
 #   bash benchmarks/flow_on_sample.sh
 # SmolLM2 writes the drafts for the formulas of the test split, which neither model was trained on, at
 # the temperature of the pairs. The script resumes after an interruption; it takes about an hour on two
