@@ -231,9 +231,9 @@ def _has_files(folder: Path, files: Mapping[str, str]) -> bool:
 
 @contextmanager
 def _explaining_write_errors(path: Path) -> Iterator[None]:
-    """Replace an OSError by a message with the folder, the reason and a remedy of this stage.
+    """Replace an OSError by a message with the folder, the reason and a remedy.
 
-    `atomic_folder` raises a general FlowllmError with the OSError as its cause.
+    Errors within `atomic_folder` have that message already.
 
     Raises:
         FlowllmError: the disk, the quota or the inodes are used up, or the path cannot be written.
