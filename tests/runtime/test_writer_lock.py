@@ -197,10 +197,7 @@ def test_two_containers_with_equal_process_numbers_are_two_writers(tmp_path):
         assert done.returncode
         assert f"process 1 on {HOST}, in another container" in done.stderr
         assert json.loads(lock_path(output).read_text()) == lock
-        names = [
-            subprocess.run(in_another_namespace(NAME), capture_output=True, text=True).stdout
-            for _ in range(2)
-        ]
+        names = names_in_two_containers()
         assert names[0].endswith(".1.tmp\n")
         assert names[0] != names[1]
     finally:
@@ -209,9 +206,24 @@ def test_two_containers_with_equal_process_numbers_are_two_writers(tmp_path):
 
 
 NAME = """
+import sys
 from pathlib import Path
 from flowllm.io.files import atomic_path
 with atomic_path(Path("/tmp/x.txt")) as temporary:
     temporary.touch()
-    print(temporary.name)
+    print(temporary.name, flush=True)
+    sys.stdin.read()
 """
+
+
+def names_in_two_containers() -> list[str]:
+    """Temporary names of two living containers: the kernel reuses a dead one's number."""
+    command = in_another_namespace(NAME)
+    containers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    names = [container.stdout.readline() for container in containers]
+    for container in containers:
+        container.communicate()
+    return names
