@@ -9,6 +9,7 @@ import glob
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +59,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Give a new folder that replaces `folder` when the block ends without error.
 
-    The content is synchronized to the disk before the folder gets its name. If `folder` is a
-    symbolic link, its target is replaced (`check_folder`).
+    The content is synchronized to the disk before the folder gets its name, and has the permissions
+    that the umask leaves. If `folder` is a symbolic link, its target is replaced (`check_folder`).
 
     Raises:
         FlowllmError: the disk is full, the system refuses the folder, or `folder` cannot be
@@ -72,7 +73,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         with naming_full_disk(place), _naming_refusal(folder, temporary):
             yield temporary
+            allowed = temporary.stat().st_mode
             for path in (*temporary.rglob("*"), temporary):
+                _allow_readers(path, allowed)
                 _save_to_disk(path)
             _take_place(temporary, place)
             _save_to_disk(place.parent)
@@ -150,6 +153,17 @@ def _take_place(new: Path, folder: Path) -> None:
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _allow_readers(path: Path, allowed: int) -> None:
+    """Add the permissions that a folder made under the umask has; files do not become executable.
+
+    safetensors writes its files with mode 0600, which a group cannot read.
+    """
+    before = stat.S_IMODE(path.stat().st_mode)
+    after = before | (allowed & (0o777 if path.is_dir() else 0o666))
+    if after != before:
+        path.chmod(after)
 
 
 def _save_to_disk(path: Path) -> None:
