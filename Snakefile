@@ -62,6 +62,7 @@ localrules:
 
 onstart:
     check_before_jobs()
+    record_configuration()
 
 
 rule all:

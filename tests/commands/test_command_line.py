@@ -6,38 +6,19 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from cyclopts import CycloptsError
 
+from every_stage import every_stage
 from flowllm.cli import COMMANDS, app, main
 from flowllm.config.stages import STAGES
 from tiny_run import TINY, environment, snakemake
-
-EVERY_STAGE = {
-    "flows": [
-        {"name": "llm", "start": "llm"}
-        | dict.fromkeys(("coords_noise", "lengths_noise", "angles_noise"), 0.0),
-        {"name": "types", "start": "simple"},
-    ],
-    "csp_bases": [{"name": "csp", "temperature": 1.0, "top_p": 0.9, "attempts": 2}],
-    "csp_methods": [{"name": "csp-llm", "base": "csp", "flow": "llm", "num_steps": 5}],
-    "methods": [
-        {"name": "refined", "base": "tau0.7-p0.9", "flow": "llm", "num_steps": 5},
-        {"name": "no-llm", "base": "train_compositions", "flow": "types", "num_steps": 5},
-    ],
-    "refine": {"trajectory_every": 2},
-    "dft_hull": {"source": "mp_api"},
-}
 
 
 @pytest.fixture(scope="module")
 def shell_commands(tmp_path_factory) -> list[list[str]]:
     """The words of the shell command of every job of a run that has all stages."""
     folder = tmp_path_factory.mktemp("rules")
-    (folder / "other.csv").touch()
-    external = [{"name": "other", "file": str(folder / "other.csv"), "shards": 2}]
-    overlay = folder / "overlay.yaml"
-    overlay.write_text(yaml.safe_dump({**EVERY_STAGE, "external_samples": external}))
+    overlay = every_stage(folder)
     output = snakemake("-n", "-p", "all_dft", *TINY, str(overlay), cwd=folder)
     lines = re.findall(r"python -m flowllm (.*)", output)
     return [shlex.split(line) for line in lines]

@@ -13,7 +13,8 @@ from crystals import perovskite
 from flow_pairs import OPTIONS, write_pairs
 from flowllm.cli import app
 from flowllm.commands.costs import ItemCost, costs_of_run, read_costs
-from flowllm.commands.estimate import count_jobs, describe, estimate, prepared_bytes, split_sizes
+from flowllm.commands.estimate import describe, estimate, prepared_bytes, split_sizes
+from flowllm.commands.jobs import count_jobs
 from flowllm.config.load import load_config
 from flowllm.errors import FlowllmError
 from flowllm.rfm.network import NetworkSize, VelocityNetwork

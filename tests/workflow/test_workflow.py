@@ -20,7 +20,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from flowllm.cli import app
-from flowllm.commands.estimate import count_jobs, estimate
+from flowllm.commands.estimate import estimate
+from flowllm.commands.jobs import count_jobs
 from flowllm.config.load import load_config
 from flowllm.config.stages import STAGES
 from tiny_run import ROOT, TINY, dry_runs, planned, snakemake

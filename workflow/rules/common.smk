@@ -12,10 +12,12 @@ SOURCE = str(Path(workflow.basedir).resolve() / "src")
 sys.path.insert(0, SOURCE)
 
 from flowllm.config.load import check_config
+from flowllm.config.recorded import RECORDED_CONFIG, recorded_text
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stage_settings import stage_json
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
+from flowllm.io.files import write_text
 from flowllm.data.sample_files import sample_files
 
 # A cluster's job reads this file again. It receives the configuration that snakemake started with,
@@ -98,6 +100,12 @@ def check_before_jobs():
         raise WorkflowError(
             "flowllm check found the problems above; no job was started"
         )
+
+
+def record_configuration():
+    """Write the configuration into the run's folder, for `flowllm status`."""
+    if workflow.is_main_process and not workflow.touch:
+        write_text(Path(RUN) / RECORDED_CONFIG, recorded_text(CONFIG))
 
 
 def shard_names(total, per_shard):

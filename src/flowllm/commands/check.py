@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flowllm.commands.estimate import Target
+from flowllm.commands.jobs import Target
 from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
 from flowllm.config.load import check_config, load_config
 from flowllm.config.model import Config

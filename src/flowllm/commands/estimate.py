@@ -9,17 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import Literal
 
 from flowllm.commands.costs import DFT_RUNS, ItemCost, costs_of_run, read_costs
+from flowllm.commands.jobs import Target, count_jobs
 from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
 from flowllm.config.load import load_config
 from flowllm.config.model import Config
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stages import STAGES
 from flowllm.data.sources import catalogue
-
-Target = Literal["all", "all_dft"]
 
 JOB_FILES = 3
 """Files beside the output of each job: its log, its benchmark and its record."""
@@ -131,39 +129,6 @@ def estimate(
         runs = items["dft_inputs"]
         lines.append(_with_costs(StageEstimate(DFT_RUNS, 0, runs, 0, 0), costs, None))
     return lines
-
-
-def count_jobs(config: Config, target: Target) -> dict[str, int]:
-    """Return the number of jobs of every stage in a run from the start."""
-    sizes = config.sizes
-    shards = ceil(sizes.num_samples / sizes.samples_per_shard)
-    pair_shards = [ceil(n / sizes.pairs_per_shard) for n in (sizes.num_pairs, sizes.num_val_pairs)]
-    csp_shards = ceil(sizes.num_csp_crystals / sizes.csp_crystals_per_shard)
-    bases = {method.base for method in config.methods}
-    flows = _flows(config)
-    rows = len(config.methods) + len(config.external_samples)
-    imported = sum(row.shards for row in config.external_samples)
-    kinds = 2 if target == "all_dft" else 1
-    jobs = dict.fromkeys(STAGES, 1)
-    jobs |= {
-        "invariance": int(config.asks_llm),
-        "train_rfm": len(flows),
-        "sample_pairs": sum(pair_shards) if flows else 0,
-        "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * shards,
-        "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * shards,
-        "sample_csp": len({method.base for method in config.csp_methods}) * csp_shards,
-        "refine": len(config.methods) * shards + len(config.csp_methods) * csp_shards,
-        "import_samples": imported,
-        "prerelax": len(config.methods) * shards + imported,
-        "stability": rows * kinds,
-        "dft_inputs": rows,
-        "dft_collect": rows * (kinds - 1),
-        "dft_hull": kinds - 1,
-        "fingerprints": rows + 1,
-        "metrics": rows * kinds,
-        "match_csp": len(config.csp_methods),
-    }
-    return jobs
 
 
 def count_items(

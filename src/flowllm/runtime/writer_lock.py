@@ -107,6 +107,21 @@ def lock_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.lock")
 
 
+def is_written(output: Path) -> bool:
+    """Return whether a living process holds an output's lock, without waiting.
+
+    A process of another host or container is alive if it touched the lock within
+    `PATIENCE_SECONDS`. The clocks of this host and of the file system may differ by less than that.
+    """
+    seen = _look(lock_path(output))
+    if seen is None:
+        return False
+    holder = _writer(seen)
+    if holder is not None and (holder.host, holder.place) == (HOST, PLACE):
+        return _runs(holder)
+    return time.time() - seen.touched / 1e9 < PATIENCE_SECONDS
+
+
 def _take(lock: Path, text: str) -> None:
     """Create the lock as soon as no other living writer has it.
 
