@@ -12,9 +12,10 @@ _TAIL_BYTES = 1 << 16
 
 _RECORD = re.compile(r"\d\d:\d\d:\d\d (?P<level>[A-Z]+) (?P<text>.*)")
 
-# train_rfm first counts the shards that it prepares, which are not the items of its progress.
+# train_rfm first counts the shards that it prepares, and download counts bytes of each file.
 _PROGRESS = re.compile(
-    r"(?!.* shards prepared: ).+?: (?P<done>\d+) of (?P<total>\d+) \(\d+ %\), (?P<rate>\S+)/s, "
+    r"(?!.*( shards prepared|, bytes): ).+?: "
+    r"(?P<done>\d+) of (?P<total>\d+) \(\d+ %\), (?P<rate>\S+)/s, "
 )
 
 

@@ -13,7 +13,6 @@ from flowllm.config.recorded import load_recorded
 from flowllm.errors import FlowllmError
 
 UNITS = {
-    "download": "bytes",
     "finetune_llm": "steps",
     "train_rfm": "steps",
     "sample_pairs": "pairs",
@@ -120,15 +119,15 @@ def _items_left(states: Sequence[JobState]) -> float | None:
 
 def describe(states: Sequence[JobState], run_dir: Path, activity: Activity) -> Iterator[str]:
     """Yield the lines of the status: a table of the stages, failed jobs, SLURM's reasons."""
-    yield f"{'stage':20}{'done':>9}{'running':>9}{'failed':>8}{'waiting':>9}" + (
-        f"{'per hour':>18}{'left':>10}"
+    yield f"{'stage':20}{'done':>8}{'running':>8}{'failed':>7}{'waiting':>8}" + (
+        f"{'per hour':>16}{'left':>12}"
     )
     for line in summarize(states):
-        counts = f"{_shown(line.running):>9}{_shown(line.failed):>8}{_shown(line.waiting):>9}"
+        counts = f"{_shown(line.running):>8}{_shown(line.failed):>7}{_shown(line.waiting):>8}"
         rate = "" if line.rate is None else f"{_number(line.rate)} {_unit(line.stage)}"
         left = "" if line.seconds_left is None else _duration(line.seconds_left)
         done = f"{line.done}/{line.jobs}"
-        yield f"{line.stage:20}{done:>9}{counts}{rate:>18}{left:>10}".rstrip()
+        yield f"{line.stage:20}{done:>8}{counts}{rate:>16}{left:>12}".rstrip()
     for state in states:
         if state.state == "failed":
             where = f"{state.job.stage} {state.job.label}".rstrip()
