@@ -1,4 +1,4 @@
-"""Everything that is written has the permissions that the umask leaves, so that a group can use it."""
+"""Files and folders have the permissions that the umask leaves, so that a group can use them."""
 
 import os
 import stat
