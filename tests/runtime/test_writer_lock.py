@@ -17,7 +17,7 @@ import pytest
 from flowllm.errors import FlowllmError
 from flowllm.io.processes import HOST, PLACE, start_time
 from flowllm.runtime import writer_lock
-from flowllm.runtime.writer_lock import Writer, lock_path, only_writer
+from flowllm.runtime.writer_lock import Writer, is_written, lock_path, only_writer
 
 HOLD = """
 import sys, time
@@ -227,3 +227,21 @@ def names_in_two_containers() -> list[str]:
     for container in containers:
         container.communicate()
     return names
+
+
+def test_a_living_writer_is_seen_without_waiting(tmp_path):
+    output = tmp_path / "shard.parquet"
+    assert not is_written(output)
+    with another_process(output):
+        assert is_written(output)
+    assert not is_written(output)  # the killed process left its lock
+
+
+def test_a_lock_of_another_node_is_alive_while_it_is_touched(tmp_path):
+    output = tmp_path / "shard.parquet"
+    lock = lock_path(output)
+    lock.write_text(json.dumps(asdict(ELSEWHERE)))
+    assert is_written(output)
+    long_ago = time.time() - 2 * writer_lock.PATIENCE_SECONDS
+    os.utime(lock, (long_ago, long_ago))
+    assert not is_written(output)
