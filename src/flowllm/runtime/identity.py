@@ -6,9 +6,9 @@ which is replaced only if it changes: its time is the time of the content.
 """
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,20 @@ def with_identity(output: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         output: the output.
         facts: all that its content depends on, as plain values.
     """
-    path, text = identity_path(output), json.dumps(facts, indent=1, sort_keys=True) + "\n"
+    path, text = identity_path(output), _text(facts)
     same = path.exists() and path.read_text(encoding="utf-8") == text
     if not same:
         path.unlink(missing_ok=True)
     yield
     if not same:
         write_text(path, text)
+
+
+def note_identity(output: Path, facts: Mapping[str, Any]) -> None:
+    """Write the identity of an output that has none yet, with the time of the output."""
+    path = identity_path(output)
+    write_text(path, _text(facts))
+    os.utime(path, (output_time(output), output_time(output)))
 
 
 def content_time(output: Path, source: Path) -> float | None:
@@ -58,3 +65,7 @@ def content_time(output: Path, source: Path) -> float | None:
         return None
     made = path.stat().st_mtime
     return made if not source.exists() or output_time(source) <= made else None
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=1, sort_keys=True) + "\n"
