@@ -4,10 +4,9 @@ from snakemake.dag import DAG
 from snakemake.io import Mtime
 
 from flowllm.io.archive_index import read_index
+from flowllm.runtime.archive import PARTS
 from flowllm.runtime.identity import content_time
 
-# An archived output counts as present, with its time. Snakemake drops this inventory before the
-# first job starts.
 try:
     ARCHIVED = {
         f"{RUN}/{name}": one
@@ -16,15 +15,22 @@ try:
     }
 except FlowllmError as error:
     raise WorkflowError(str(error)) from None
-for name, one in ARCHIVED.items():
-    workflow.iocache.exists_local[name] = True
-    workflow.iocache.mtime[name] = Mtime(local=one.mtime)
 
-# The merged model has the time of its content, not of its files: it may have been made again.
 MODEL = f"{RUN}/llm/model"
 MODEL_TIME = content_time(Path(MODEL), Path(RUN, "llm", "adapter"))
-if MODEL_TIME is not None and (MODEL in ARCHIVED or Path(MODEL).exists()):
-    workflow.iocache.mtime[MODEL] = Mtime(local=MODEL_TIME)
+
+
+def fill_inventory(inventory):
+    """Give Snakemake's inventory of files, which it drops before the first job, what it lacks.
+
+    An archived output counts as present, with its time. The merged model has the time of its
+    content, not of its files: it may have been made again.
+    """
+    for name, one in ARCHIVED.items():
+        inventory.exists_local[name] = True
+        inventory.mtime[name] = Mtime(local=one.mtime)
+    if MODEL_TIME is not None and (MODEL in ARCHIVED or Path(MODEL).exists()):
+        inventory.mtime[MODEL] = Mtime(local=MODEL_TIME)
 
 
 def check_archived(dag):
@@ -37,13 +43,14 @@ def check_archived(dag):
         if path in ARCHIVED
     }
     if read:
-        names = sorted(str(Path(path).relative_to(RUN)) for path in read)
+        outputs = [str(Path(path).relative_to(RUN)) for path in read]
+        parts = [
+            part for part in PARTS if any(f"{one}/".startswith(f"{part}/") for one in outputs)
+        ]
         size = sum(ARCHIVED[path].size for path in read) / 1e9
-        shown = " ".join(names[:3]) + (" ..." if len(names) > 3 else "")
         raise WorkflowError(
-            f"The planned jobs read {len(names)} outputs that are archived ({size:.1f} GB: {shown}). "
-            f"Bring them back: `flowllm restore {RUN} {names[0].split('/')[0]}`, or "
-            f"`flowllm restore {RUN}` for all. No job was started"
+            f"The planned jobs read {len(read)} archived outputs ({size:.1f} GB). Bring them back: "
+            f"flowllm restore {RUN} {' '.join(parts)}"
         )
 
 
@@ -78,6 +85,7 @@ def without_repetition(dag):
 
 async def plan_without_repetition(dag, *given, plan=DAG.update_needrun, **named):
     """Plan as Snakemake does, then remove what would only be repeated."""
+    fill_inventory(dag.workflow.iocache)
     await plan(dag, *given, **named)
     needed = without_repetition(dag)
     for job in dag._needrun - needed:

@@ -37,7 +37,7 @@ class Part:
 
 PARTS = {
     "crystals": Part(
-        "crystals/*.parquet",
+        "crystals/[tv]*.parquet",
         "prepare",
         ("download/manifest.json",),
         "every new row (metrics); training; more pairs",
