@@ -7,6 +7,13 @@ from flowllm.io.archive_index import read_index
 from flowllm.runtime.archive import PARTS
 from flowllm.runtime.identity import content_time
 
+# An input that is made again with the same content reruns nothing, if Snakemake compares contents:
+# by default only up to 1 MB.
+COMPARED_SIZE = 100_000_000
+workflow.dag_settings.max_checksum_file_size = max(
+    workflow.dag_settings.max_checksum_file_size, COMPARED_SIZE
+)
+
 try:
     ARCHIVED = {
         f"{RUN}/{name}": one
