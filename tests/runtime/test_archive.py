@@ -56,9 +56,10 @@ def killed(*_: object) -> None:
 @pytest.mark.parametrize("step", ["write_index", "_remove"])
 def test_an_interrupted_move_is_completed_by_the_next(run_dir, tmp_path, monkeypatch, step):
     before = files(run_dir / MODEL)
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
+    with monkeypatch.context() as patch:
         patch.setattr(archive, step, killed)
-        move_away(run_dir, run_dir / MODEL, tmp_path / "archive")
+        with pytest.raises(KilledError):
+            move_away(run_dir, run_dir / MODEL, tmp_path / "archive")
     assert files(run_dir / MODEL) == before
     move_away(run_dir, run_dir / MODEL, tmp_path / "archive")
     assert not (run_dir / MODEL).exists()
@@ -68,9 +69,10 @@ def test_an_interrupted_move_is_completed_by_the_next(run_dir, tmp_path, monkeyp
 def test_an_interrupted_return_is_completed_by_the_next(run_dir, tmp_path, monkeypatch):
     before = files(run_dir)
     move_away(run_dir, run_dir / MODEL, tmp_path / "archive")
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
+    with monkeypatch.context() as patch:
         patch.setattr(archive, "_remove", killed)
-        bring_back(run_dir, MODEL)
+        with pytest.raises(KilledError):
+            bring_back(run_dir, MODEL)
     bring_back(run_dir, MODEL)
     assert files(run_dir) == before
 
@@ -108,7 +110,7 @@ def test_a_target_in_the_run_is_refused(run_dir):
 
 
 def test_an_unknown_part_is_named_with_those_that_exist(run_dir):
-    with pytest.raises(FlowllmError, match="hull: no part .* llm/model"):
+    with pytest.raises(FlowllmError, match=r"hull: no part .* llm/model"):
         outputs_of(run_dir, "hull")
 
 

@@ -56,7 +56,7 @@ def check_archived(dag):
         ]
         size = sum(ARCHIVED[path].size for path in read) / 1e9
         raise WorkflowError(
-            f"The planned jobs read {len(read)} archived outputs ({size:.1f} GB). Bring them back: "
+            f"Planned jobs read archived outputs ({len(read)}, {size:.1f} GB). Bring them back: "
             f"flowllm restore {RUN} {' '.join(parts)}"
         )
 
