@@ -52,7 +52,9 @@ def check_archived(dag):
     if read:
         outputs = [str(Path(path).relative_to(RUN)) for path in read]
         parts = [
-            part for part in PARTS if any(f"{one}/".startswith(f"{part}/") for one in outputs)
+            part
+            for part in PARTS
+            if any(f"{one}/".startswith(f"{part}/") for one in outputs)
         ]
         size = sum(ARCHIVED[path].size for path in read) / 1e9
         raise WorkflowError(
@@ -77,7 +79,9 @@ def without_repetition(dag):
     ]
     while queue:
         job, is_changed = queue.pop()
-        is_changed |= job.rule.name not in STAGES or not STAGES[job.rule.name].repeatable
+        is_changed |= (
+            job.rule.name not in STAGES or not STAGES[job.rule.name].repeatable
+        )
         if job in changed or (job in needed and not is_changed):
             continue
         needed.add(job)
