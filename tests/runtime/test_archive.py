@@ -110,7 +110,7 @@ def test_a_target_in_the_run_is_refused(run_dir):
 
 
 def test_an_unknown_part_is_named_with_those_that_exist(run_dir):
-    with pytest.raises(FlowllmError, match=r"hull: no part .* llm/model"):
+    with pytest.raises(FlowllmError, match=r"hull: nothing to archive .* llm/model"):
         outputs_of(run_dir, "hull")
 
 
