@@ -103,14 +103,12 @@ def run(
     setup_logging(None)
     loaded = check_config(json.loads(whole)) if whole else load_config(config or DEFAULT_CONFIG)
     found = check(loaded, target=target, stages=stage or ALL_STAGES, packages=packages)
-    for one in found:
-        print(one.line())
+    outdated = outdated_outputs(loaded, Path(loaded.run_dir), skip=stage)
+    for line in (*(one.line() for one in found), *(f"differs {one.line()}" for one in outdated)):
+        print(line)
     if failed := failures(found):
         problems = "".join(f"\n  {one.subject}: {one.said}" for one in failed)
         raise FlowllmError(f"{len(failed)} of {len(found)} checks failed:{problems}")
-    outdated = outdated_outputs(loaded, Path(loaded.run_dir), skip=stage)
-    for one in outdated:
-        print(f"differs {one.line()}")
     if strict and outdated:
         sys.exit(OUTDATED)
 
