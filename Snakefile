@@ -14,6 +14,7 @@ report: "workflow/captions/run.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/planning.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/fetch_model.smk"
@@ -61,6 +62,7 @@ localrules:
 
 
 onstart:
+    check_archived(workflow.dag)
     check_before_jobs()
     record_configuration()
 

@@ -29,7 +29,18 @@ from flowllm.errors import FlowllmError
 from flowllm.runtime.log import log, setup_logging
 from flowllm.runtime.signals import Stopped, stop_at_once_on_sigterm
 
-COMMANDS = ("check", "estimate", "status", "why", "inspect", "export", "generate", "infill")
+COMMANDS = (
+    "check",
+    "estimate",
+    "status",
+    "why",
+    "inspect",
+    "export",
+    "generate",
+    "infill",
+    "archive",
+    "restore",
+)
 """Commands that are no stage, in the order of the help; each is a module of `flowllm.commands`."""
 
 

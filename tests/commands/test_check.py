@@ -10,8 +10,10 @@ from flowllm.cli import app
 from flowllm.commands import check as checks
 from flowllm.config.load import load_config
 from flowllm.config.model import Config
+from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.llm import model_files
+from flowllm.runtime.provenance import stage_run
 from other_llms import write_llm
 from tiny_llm import write_tiny_llm
 from tiny_run import ROOT, TINY, snakemake
@@ -215,3 +217,35 @@ def test_dft_targets_without_a_hull_stop_before_the_dag(tmp_path, target):
 
 def test_the_bundled_models_name_needs_no_transformers():
     assert model_files.BUNDLED == "smollm2-135m"
+
+
+@pytest.fixture
+def trained_at_another_rate(tmp_path, monkeypatch) -> list[str]:
+    """Words of a check in a folder whose flow was trained at another learning rate."""
+    monkeypatch.chdir(tmp_path)
+    config = configured(tmp_path, run_dir="run", train_rfm={"learning_rate": 0.01})
+    settings = StageSettings.from_config("train_rfm", config, config.flows[0].name)
+    flow = tmp_path / "run" / "rfm" / config.flows[0].name
+    with stage_run(settings, inputs={}, output=flow):
+        flow.parent.mkdir(parents=True)
+        flow.touch()
+    changed = configured(tmp_path, run_dir="run")
+    return ["check", "--no-packages", "--whole", changed.model_dump_json()]
+
+
+def test_an_output_of_other_settings_is_listed(trained_at_another_rate, capsys):
+    app(trained_at_another_rate)
+    assert "train_rfm.learning_rate: 0.01 → " in capsys.readouterr().out
+
+
+def test_strict_has_its_own_exit_code_for_an_output_of_other_settings(trained_at_another_rate):
+    with pytest.raises(SystemExit) as ended:
+        app([*trained_at_another_rate, "--strict"])
+    assert ended.value.code == checks.OUTDATED
+
+
+def test_before_a_start_the_outputs_that_are_made_again_are_not_listed(
+    trained_at_another_rate, capsys
+):
+    app([*trained_at_another_rate, "--strict", "--stage=train_rfm"])
+    assert "differs" not in capsys.readouterr().out

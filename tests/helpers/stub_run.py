@@ -9,6 +9,8 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+from flowllm.llm.model_identity import merged_identity
+from flowllm.runtime.identity import with_identity
 from tiny_run import TINY, snakemake
 
 BESIDE = {
@@ -33,10 +35,19 @@ def main() -> None:
     else:
         paths = [out, *(out.parent / one.format(stem=out.stem) for one in BESIDE.get(stage, ()))]
         paths += [Path(options[name]) for name in ("--base", "--trajectories") if name in options]
+    if stage == "merge_adapter":
+        write_identity(out, Path(options["--adapter"]))
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():  # refine's --base is its input
-            path.write_text(" ".join(words))
+            # The crystals have more than 1 MB, up to which Snakemake compares contents by default.
+            path.write_text(" ".join(words) * (10_000 if stage == "prepare" else 1))
+
+
+def write_identity(out: Path, adapter: Path) -> None:
+    """Write the identity of a merged model, as its stage does."""
+    with with_identity(out, merged_identity(adapter, {}, 1)):
+        pass
 
 
 def make_stub(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from flowllm.llm.model_record import read_record
 from flowllm.llm.prompts import PromptTokens
 from flowllm.llm.token_loss import loss_per_token
 from flowllm.llm.training_texts import micro_batches, texts_of
+from flowllm.runtime.identity import identity_path
 from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import finetune_llm, invariance, merge_adapter
 from llm_run import crystal_table, settings_for, small_crystals
@@ -86,6 +87,14 @@ def test_merging_repeats_exactly(merged, tmp_path):
     merge_adapter.run(settings, adapter=merged / "adapter", out=tmp_path / "again")
     for path in (merged / "model").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_model_that_is_made_again_has_its_former_identity(merged, tmp_path):
+    settings = settings_for("merge_adapter", merged / "base", merge_adapter={"into": "original"})
+    merge_adapter.run(settings, adapter=merged / "adapter", out=tmp_path / "model")
+    made = identity_path(tmp_path / "model").stat().st_mtime_ns
+    merge_adapter.run(settings, adapter=merged / "adapter", out=tmp_path / "model")
+    assert identity_path(tmp_path / "model").stat().st_mtime_ns == made
 
 
 def test_a_folder_without_a_record_is_refused(merged, tmp_path):

@@ -34,7 +34,6 @@ GONE = {
     "pairs/train/shard-00001.parquet": "sample_pairs",
     "pairs/val/shard-00000.parquet": "sample_pairs",
     "base/tau0.7-p0.9/shard-00000.parquet": "sample_base",
-    "crystals/rejected.parquet": "prepare",
     "llm/invariance.parquet": "invariance",
     "llm/adapter": "finetune_llm",
     "rfm/llm": "train_rfm",
@@ -61,6 +60,11 @@ def test_what_a_finished_report_has_read_is_made_again_when_it_is_gone(finished,
     jobs = plan(finished[0])
     assert jobs[GONE[path]] == 1
     assert jobs["report"] == 1
+
+
+def test_a_table_of_rejected_rows_is_made_again_without_the_report(finished):
+    remove(finished[0] / "run/crystals/rejected.parquet")
+    assert plan(finished[0]) == {"prepare": 1, "all": 1}
 
 
 @pytest.mark.parametrize("path", ["generated/FlowLLM-tau0.7-p0.9/shard-00000.parquet"])

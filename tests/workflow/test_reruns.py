@@ -6,6 +6,8 @@ docs/reruns.md` writes it.
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -76,6 +78,31 @@ def removed(path: str) -> Callable[[Path], None]:
     return lambda root: (root / path).unlink()
 
 
+def all_removed(*paths: str) -> Callable[[Path], None]:
+    def remove(root: Path) -> None:
+        for path in paths:
+            shutil.rmtree(root / path)
+
+    return remove
+
+
+def archived(*parts: str, and_restored: bool = False) -> Callable[[Path], None]:
+    def archive(root: Path) -> None:
+        words = [sys.executable, "-m", "flowllm"]
+        moved = ["archive", "run", *parts, "--to", str(root.parent / "archive")]
+        subprocess.run([*words, *moved], cwd=root, check=True)
+        if and_restored:
+            subprocess.run([*words, "restore", "run"], cwd=root, check=True)
+
+    return archive
+
+
+def made_again(root: Path) -> None:
+    """Make the merged model again, by its rule."""
+    shutil.rmtree(root / "run/llm/model")
+    snakemake("--cores", "2", *TINY_FILES, "run/llm/model", cwd=root)
+
+
 def an_hour_ahead(path: str) -> Callable[[Path], None]:
     later = time.time() + 3600
     return lambda root: os.utime(root / path, (later, later))
@@ -87,6 +114,11 @@ BRANCH: Jobs = {
     **{"refine": 2, "prerelax": 2, "fingerprints": 1, "stability": 1, "dft_inputs": 1},
     **{"metrics": 1, "report": 1},
 }
+EXTENDED = {
+    "bases": [*TINY["bases"], NEW_BASE],
+    "methods": [*TINY["methods"], {**NEW_SETTING, "base": "hot"}],
+}
+PARTS = ("crystals", "llm/adapter", "llm/model", "pairs", "rfm", "base", "generated", "relaxed")
 RAISED = """
 from dataclasses import replace
 STAGES["refine"] = replace(STAGES["refine"], version=99)
@@ -158,10 +190,7 @@ CHANGES = (
     Change(
         "`bases` and `methods`: one more sampling temperature",
         {"sample_base": 2, **BRANCH},
-        {
-            "bases": [*TINY["bases"], NEW_BASE],
-            "methods": [*TINY["methods"], {**NEW_SETTING, "base": "hot"}],
-        },
+        EXTENDED,
     ),
     Change(
         "a data file: `crystals/train.parquet` has other content",
@@ -189,6 +218,55 @@ CHANGES = (
         "stages that have finished read it",
         {},
         run=removed("run/generated/FlowLLM-tau0.7-p0.9/shard-00000.parquet"),
+    ),
+    Change(
+        "the merged model `llm/model/` is deleted",
+        {},
+        run=all_removed("run/llm/model"),
+    ),
+    Change(
+        "the merged model is deleted, and one more sampling temperature",
+        {"merge_adapter": 1, "sample_base": 2, **BRANCH},
+        EXTENDED,
+        run=all_removed("run/llm/model"),
+    ),
+    Change(
+        "the merged model is deleted, then made again from the same adapter", {}, run=made_again
+    ),
+    Change(
+        "the merged model is deleted, then made again, and one more sampling temperature",
+        {"sample_base": 2, **BRANCH},
+        EXTENDED,
+        run=made_again,
+    ),
+    Change(
+        "`crystals/` is deleted: the report reads `crystals/rejected.parquet`",
+        {"prepare": 1},
+        run=all_removed("run/crystals"),
+    ),
+    Change(
+        "`crystals/` is deleted, and one more row on a base that exists",
+        {"prepare": 1, **BRANCH},
+        {"methods": [*TINY["methods"], NEW_SETTING]},
+        run=all_removed("run/crystals"),
+    ),
+    Change(
+        "`crystals/` is deleted, and `prepare` changed",
+        {**PREPARED, "prepare": 1},
+        {"prepare": {"max_rows": 20}},
+        run=all_removed("run/crystals"),
+    ),
+    Change(
+        "all parts that `flowllm archive` lists are archived",
+        {},
+        run=archived(*PARTS),
+    ),
+    Change(
+        "all parts are archived and restored, and one more sampling temperature (without "
+        "`flowllm restore` no job starts, and the message names it)",
+        {"sample_base": 2, **BRANCH},
+        EXTENDED,
+        run=archived(*PARTS, and_restored=True),
     ),
     Change("the deleted report", REPORT, run=removed("run/report/index.html")),
     Change(
@@ -296,6 +374,11 @@ def page() -> str:
         f"{total} jobs (`tests/tiny.yaml`: 3 shards of pairs, 2 methods of 2 shards each, of",
         "which one refines and so depends on the flow). Every line is a dry run in",
         "`tests/workflow/test_reruns.py`; that file writes this one.",
+        "",
+        "Deleted outputs of `download`, `prepare`, `fetch_model` and `merge_adapter` are made",
+        "again with the same content where a planned job reads them, and nothing else that was",
+        "made from them runs again. `flowllm archive RUN` lists what can leave the run's folder,",
+        "and what that frees ([Artifacts](artefacts.md#free-disk-space)).",
         "",
         "| What changed | Jobs that run again |",
         "|---|---|",

@@ -8,10 +8,13 @@ before it loads the model.
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from flowllm.commands.jobs import Target
 from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
@@ -21,6 +24,7 @@ from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.runtime.log import setup_logging
+from flowllm.runtime.outdated import outdated_outputs
 
 State = Literal["ok", "failed", "later"]
 
@@ -42,6 +46,9 @@ _NEEDING_PACKAGES = (
 """Stages whose packages depend on the configuration."""
 
 MP_KEY = "MP_API_KEY"
+
+OUTDATED = 3
+"""Exit code of `--strict` if an output was made with other settings."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +81,20 @@ def run(
     target: Target = "all",
     stage: Sequence[str] = (),
     packages: bool = True,
+    strict: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """Check configuration, data, base model and packages before a run.
+    """Check configuration, data, base model and packages before a run, and its existing outputs.
+
+    An existing output that was made with other settings is listed with the changed keys. Snakemake
+    makes it again, unless it was accepted with `snakemake --touch`.
 
     Args:
         whole: The whole configuration as JSON, in place of --config.
         target: Target of the workflow; `all_dft` includes the DFT energies.
-        stage: Stage that is to run. Repeat the option for further stages. [all]
+        stage: Stage that is to run; its outputs are not compared. Repeat the option for further
+            stages. [all, and all outputs are compared]
         packages: Whether the packages that the stages need must be installed in this environment.
+        strict: End with exit code 3 if an output was made with other settings.
         config: See `options.ConfigFiles`.
 
     Raises:
@@ -90,11 +103,14 @@ def run(
     setup_logging(None)
     loaded = check_config(json.loads(whole)) if whole else load_config(config or DEFAULT_CONFIG)
     found = check(loaded, target=target, stages=stage or ALL_STAGES, packages=packages)
-    for one in found:
-        print(one.line())
+    outdated = outdated_outputs(loaded, Path(loaded.run_dir), skip=stage)
+    for line in (*(one.line() for one in found), *(f"differs {one.line()}" for one in outdated)):
+        print(line)
     if failed := failures(found):
         problems = "".join(f"\n  {one.subject}: {one.said}" for one in failed)
         raise FlowllmError(f"{len(failed)} of {len(found)} checks failed:{problems}")
+    if strict and outdated:
+        sys.exit(OUTDATED)
 
 
 def check(

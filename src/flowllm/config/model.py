@@ -5,6 +5,7 @@ is given only the sections that `STAGES` names for it, so that a change reruns o
 it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -225,11 +226,18 @@ class Config(Section):
 
     def row(self, kind: ListName, name: str) -> Flow | Base | CspBase | Method | External:
         """Return the row with a name in one of the lists."""
-        rows = {
+        return next(row for row in self._rows(kind) if row.name == name)
+
+    def row_names(self, kind: ListName) -> list[str]:
+        """Return the names of the rows of one of the lists."""
+        return [row.name for row in self._rows(kind)]
+
+    def _rows(self, kind: ListName) -> Sequence[Flow | Base | CspBase | Method | External]:
+        rows: dict[ListName, Sequence[Flow | Base | CspBase | Method | External]] = {
             "flow": self.flows,
             "base": self.bases,
             "csp_base": self.csp_bases,
             "method": (*self.methods, *self.csp_methods),
             "external": self.external_samples,
         }
-        return next(row for row in rows[kind] if row.name == name)
+        return rows[kind]

@@ -16,19 +16,22 @@ class Stage:
         row: the list of which each of its jobs is given one row.
         version: raised by hand when its results change, so that a corrected defect reruns the
             stage and an edited comment does not.
+        repeatable: whether equal inputs and settings give an equal output on every machine. If its
+            output is deleted, it is made again without what was made from it.
     """
 
     sections: tuple[str, ...]
     row: ListName | None = None
     version: int = 1
+    repeatable: bool = False
 
 
 STAGES: dict[str, Stage] = {
-    "download": Stage(("data",)),
-    "prepare": Stage(("prepare",), version=2),
-    "fetch_model": Stage(()),
+    "download": Stage(("data",), repeatable=True),
+    "prepare": Stage(("prepare",), version=2, repeatable=True),
+    "fetch_model": Stage((), repeatable=True),
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=5),
-    "merge_adapter": Stage(("merge_adapter",), version=3),
+    "merge_adapter": Stage(("merge_adapter",), version=3, repeatable=True),
     "invariance": Stage(("invariance", "prompts", "finetune_llm"), version=2),
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=5),
     "train_rfm": Stage(("train_rfm",), row="flow", version=5),

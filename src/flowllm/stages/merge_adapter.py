@@ -20,8 +20,10 @@ from flowllm.llm.base_model import (
     save_tokenizer,
 )
 from flowllm.llm.dequantized import round_as_in_training
+from flowllm.llm.model_identity import merged_identity
 from flowllm.llm.model_record import read_record, write_record
 from flowllm.runtime.device import pick_dtype
+from flowllm.runtime.identity import with_identity
 from flowllm.runtime.log import log
 from flowllm.runtime.provenance import stage_run
 
@@ -67,7 +69,8 @@ def run(settings: Settings, *, adapter: Path, out: Path) -> None:
         merged = _with_adapter(base, adapter).merge_and_unload(safe_merge=True)
         tokenizer = load_tokenizer(str(adapter))
         _end_at(merged, tokenizer.eos_token_id)
-        with atomic_folder(out) as folder:
+        identity = merged_identity(adapter, run.settings, run.version)
+        with with_identity(out, identity), atomic_folder(out) as folder:
             merged.save_pretrained(folder)
             save_tokenizer(tokenizer, folder)
             write_record(folder, record)
