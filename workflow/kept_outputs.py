@@ -11,8 +11,8 @@ needed. `install` changes Snakemake as follows:
 - A job that fails after its stage has written all outputs and its record has succeeded: a signal, a
   time limit or a crash between the stage's end and the job's end costs nothing.
 - The main process writes a note of each job before its start. The next `snakemake` reads the notes
-  of jobs whose end was not seen: an unchanged output is complete, an output that was finished in the
-  meantime gets the metadata of the job that made it, any other is incomplete.
+  of jobs whose end was not seen: an unchanged output is complete, an output that was finished in
+  the meantime gets the metadata of the job that made it, any other is incomplete.
 """
 
 import asyncio
@@ -29,15 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import snakemake
-from flowllm.errors import FlowllmError
-from flowllm.io.files import write_text
-from flowllm.runtime.provenance import digest_role, provenance_path
 from snakemake.dag import DAG
 from snakemake.exceptions import MissingOutputException
 from snakemake.jobs import Job
 from snakemake.logging import logger
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord, PersistenceBase
 from snakemake.scheduling.job_scheduler import JobScheduler
+
+from flowllm.errors import FlowllmError
+from flowllm.io.files import write_text
+from flowllm.runtime.provenance import digest_role, provenance_path
 
 WRITTEN_FOR = "9.27."
 """Version of Snakemake whose functions are changed; of another version nothing is changed."""
@@ -138,8 +139,8 @@ def install() -> None:
     """Change Snakemake as described above, once in a process."""
     if not snakemake.__version__.startswith(WRITTEN_FOR):
         logger.warning(
-            f"Snakemake {snakemake.__version__} removes the outputs of a job when it starts and when "
-            f"it fails. workflow/kept_outputs.py, which prevents this, is for {WRITTEN_FOR}x"
+            f"Snakemake {snakemake.__version__} removes the outputs of a job when it starts and "
+            f"when it fails. workflow/kept_outputs.py, which prevents this, is for {WRITTEN_FOR}x"
         )
         return
     if hasattr(JobScheduler.run, "__wrapped__"):
