@@ -1,7 +1,7 @@
 """A finished output stays on a real SLURM: refused, cancelled, and finished without snakemake.
 
-The tests share a cluster (tests/helpers/slurm_cluster.py) and are skipped, with the reason, where it
-cannot start. Jobs only make files (tests/helpers/stub_run.py).
+The tests share a cluster (tests/helpers/slurm_cluster.py) and are skipped, with the reason, where
+it cannot start. Jobs only make files (tests/helpers/stub_run.py).
 """
 
 import json
