@@ -446,7 +446,7 @@ def test_an_earlier_manifest_stays_unless_a_folder_of_it_was_replaced(tmp_path, 
     paths = [row["path"] for row in rows if row["path"]]
     (out.parent / paths[place] / "vasprun.xml").write_text("<modeling/>")
     with pytest.raises(FlowllmError, match="contains other inputs and"):
-        run(tmp_path, code="gpaw")
+        run(tmp_path, input_set="MPStaticSet")
     assert out.exists() == (place == 0)
     assert place == 1 or out.read_bytes() == before
 
