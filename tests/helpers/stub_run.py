@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 import time
 from itertools import pairwise
@@ -52,6 +53,10 @@ def main() -> None:
     write_record(out, json.loads(options["--settings"]))
     if end == "after its record":
         os.kill(os.getpid(), signal.SIGKILL)
+    if end == "told to stop at its end":  # as SLURM tells all processes of a job
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.run(["scancel", "--signal=TERM", os.environ["SLURM_JOB_ID"]], check=True)
+        time.sleep(2)
 
 
 def end_before_writing(end: str, out: Path) -> None:

@@ -4,17 +4,22 @@ A finished run of files, each of which contains the command that made it, is con
 configuration, and its jobs end in every way. Then the first configuration plans nothing.
 """
 
+import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.jobs import Job
 
+from flowllm.io.files import atomic_folder
+from flowllm.runtime.provenance import StageRun, provenance_path, recorded
 from stub_run import make_stub, stub_snakemake
 from tiny_run import ROOT, SNAKEMAKE, TINY, dry_runs, environment, planned
 
@@ -187,3 +192,82 @@ def test_jobs_that_outlive_snakemake_have_made_the_outputs_of_their_configuratio
     assert not JOBS.keys() & changed_plan.keys()
     assert JOBS.items() <= first_plan.items()
     assert "train_rfm" in changed_plan
+
+
+@pytest.fixture(scope="module")
+def kept_outputs():
+    """The module of the workflow."""
+    place = ROOT / "workflow" / "kept_outputs.py"
+    spec = importlib.util.spec_from_file_location("kept_outputs", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def finished_job(kept_outputs, tmp_path):
+    """The note of a job that has replaced its output, the output, and its input."""
+    output, given = tmp_path / "model", tmp_path / "input.txt"
+    given.write_text("pairs")
+    output.mkdir()
+    (output / "weights").write_text("old")
+    records = [provenance_path(output), provenance_path(output.parent)]
+    settings = {"seed": 42, "version": 3, "train_rfm": {"learning_rate": 0.001}}
+    note = kept_outputs.Note(
+        outputs={str(output): kept_outputs.state_of(output)},
+        records={str(path): kept_outputs.state_of(path) for path in records},
+        settings=json.dumps(settings),
+        metadata=None,
+    )
+    assert note.is_unchanged(str(output))
+    assert not note.is_finished()
+    run = StageRun("train_rfm", 3, {"train_rfm": {"learning_rate": 0.001}}, 42, {"pairs": [given]})
+    with recorded(run, output), atomic_folder(output) as folder:
+        (folder / "weights").write_text("new")
+    return note, output, given
+
+
+def test_a_record_of_the_same_settings_and_inputs_shows_that_a_job_has_finished(finished_job):
+    note, output, _ = finished_job
+    assert note.is_finished()
+    (output / ".snakemake_timestamp").touch()
+    assert note.is_finished()
+    assert not note.is_unchanged(str(output))
+
+
+def test_a_record_of_other_settings_or_inputs_does_not(finished_job):
+    note, _, given = finished_job
+    for other in ('{"seed": 42, "version": 4, "train_rfm": {"learning_rate": 0.001}}', "", None):
+        assert not replace(note, settings=other).is_finished()
+    given.write_text("other pairs")
+    assert not note.is_finished()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"seed": 42, "settings": 3}'])
+def test_a_record_of_another_form_does_not(finished_job, content):
+    note, output, _ = finished_job
+    provenance_path(output).write_text(content)
+    assert not note.is_finished()
+
+
+def test_snakemakes_own_file_does_not_change_a_folder(kept_outputs, tmp_path):
+    for folder in (tmp_path / "empty", tmp_path / "model"):
+        folder.mkdir()
+        if folder.name == "model":
+            (folder / "weights").touch()
+        before = kept_outputs.state_of(folder)
+        (folder / ".snakemake_timestamp").touch()
+        assert kept_outputs.state_of(folder) == before
+        with atomic_folder(folder) as new:
+            if folder.name == "model":
+                (new / "weights").touch()
+        assert kept_outputs.state_of(folder) != before
+
+
+def test_another_version_of_snakemake_is_left_as_it_is(kept_outputs, monkeypatch, caplog):
+    before = Job.remove_existing_output
+    monkeypatch.setattr(kept_outputs, "WRITTEN_FOR", "8.")
+    monkeypatch.setattr(kept_outputs.logger, "propagate", True)
+    kept_outputs.install()
+    assert Job.remove_existing_output is before
+    assert "removes the outputs of a job when it starts" in caplog.text

@@ -43,15 +43,16 @@ class Site:
         self.variables = {**environment(), "SLURM_CONF": str(conf), "PATH": search}
         (folder / "changed.yaml").write_text(yaml.safe_dump(CHANGED))
 
-    def start(self, end: str, *words: str) -> subprocess.Popen[str]:
+    def start(
+        self, end: str, *words: str, overlays: tuple[str, ...] = ("changed.yaml",)
+    ) -> subprocess.Popen[str]:
         """Start snakemake; the jobs of the changed stages end as `stub_run` describes."""
         profile = ["--profile", str(ROOT / "workflow" / "profiles" / "slurm")]
         partitions = ["--slurm-partition-config", str(ROOT / "slurm" / "partitions.yaml")]
         quick = ["--retries", "0", "--latency-wait", "5"]
         quick += ["--slurm-init-seconds-before-status-checks", "1"]
-        configs = [*TINY, str(self.folder / "changed.yaml")]
         return subprocess.Popen(
-            [*SNAKEMAKE, *profile, *partitions, *quick, *words, *configs],
+            [*SNAKEMAKE, *profile, *partitions, *quick, *words, *TINY, *overlays],
             cwd=self.folder,
             env={**self.variables, "STUB_ENDS": json.dumps(dict.fromkeys(CHANGED, end))},
             stdout=subprocess.PIPE,
@@ -126,3 +127,14 @@ def test_jobs_that_outlive_snakemake_are_not_made_again(site):
     first_plan, changed_plan = site.plans()
     assert not CHANGED.keys() & changed_plan.keys()
     assert CHANGED.keys() <= first_plan.keys()
+
+
+def test_sigterm_at_the_end_of_a_job_does_not_discard_its_outputs(site):
+    """Snakemake inside of the job receives it too, and ends with an error."""
+    assert CHANGED.keys() <= site.plans()[0].keys()
+    until = ["--until", *CHANGED]
+    process = site.start("told to stop at its end", *until, overlays=())
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert not CHANGED.keys() & site.plans()[0].keys()
+    assert "failed after its stage had written its outputs and its record" in said

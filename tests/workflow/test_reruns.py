@@ -307,8 +307,8 @@ def page() -> str:
         lines.append(f"| {change.words} | {whole or 'none'} |")
     lines += [
         "",
-        "A job that was refused, failed or was cancelled after a change has not replaced its outputs.",
-        "When the configuration is changed back, none of its jobs runs again",
+        "A job that was refused, failed or was cancelled after a change has not replaced its",
+        "outputs. When the configuration is changed back, it does not run again",
         "(`tests/workflow/test_kept_outputs.py`, docs/faults.md).",
     ]
     return "\n".join(lines) + "\n"
