@@ -4,6 +4,7 @@ A finished run of files, each of which contains the command that made it, is con
 configuration, and its jobs end in every way. Then the first configuration plans nothing.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from snakemake.jobs import Job
 
 from flowllm.io.files import atomic_folder
 from flowllm.runtime.provenance import StageRun, provenance_path, recorded
@@ -196,7 +196,8 @@ def test_jobs_that_outlive_snakemake_have_made_the_outputs_of_their_configuratio
 
 @pytest.fixture(scope="module")
 def kept_outputs():
-    """The module of the workflow."""
+    """The module of the workflow, imported as Snakemake does, after its own modules."""
+    importlib.import_module("snakemake.cli")
     place = ROOT / "workflow" / "kept_outputs.py"
     spec = importlib.util.spec_from_file_location("kept_outputs", place)
     module = importlib.util.module_from_spec(spec)
@@ -265,9 +266,9 @@ def test_snakemakes_own_file_does_not_change_a_folder(kept_outputs, tmp_path):
 
 
 def test_another_version_of_snakemake_is_left_as_it_is(kept_outputs, monkeypatch, caplog):
-    before = Job.remove_existing_output
+    before = kept_outputs.Job.remove_existing_output
     monkeypatch.setattr(kept_outputs, "WRITTEN_FOR", "8.")
     monkeypatch.setattr(kept_outputs.logger, "propagate", True)
     kept_outputs.install()
-    assert Job.remove_existing_output is before
+    assert kept_outputs.Job.remove_existing_output is before
     assert "removes the outputs of a job when it starts" in caplog.text
