@@ -140,4 +140,3 @@ def test_sigterm_at_the_end_of_a_job_does_not_discard_its_outputs(site):
     assert process.returncode == 0, said
     assert not CHANGED.keys() & site.plans()[first_is_done].keys()
     assert CHANGED.keys() <= site.plans()[not first_is_done].keys()
-    assert "failed after its stage had written its outputs and its record" in said
