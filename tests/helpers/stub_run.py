@@ -1,16 +1,23 @@
 """A finished run of the tiny configuration in which every stage only made its files.
 
-For tests of the workflow alone: `python -m flowllm STAGE` is answered by `main` below.
+For tests of the workflow alone: `python -m flowllm STAGE` is answered by `main` below. The variable
+STUB_ENDS has, as JSON by stage, how jobs end instead.
 """
 
+import json
 import os
+import signal
 import stat
+import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
+from flowllm.io.files import write_text
 from flowllm.llm.model_identity import merged_identity
 from flowllm.runtime.identity import with_identity
+from flowllm.runtime.provenance import provenance_path
 from tiny_run import TINY, snakemake
 
 BESIDE = {
@@ -22,32 +29,69 @@ BESIDE = {
 """Files that a stage makes beside its output."""
 
 
+FOLDERS = ("finetune_llm", "merge_adapter", "train_rfm")
+
+
 def main() -> None:
     """Make the files of one job; its content is the command, so that equal jobs are equal."""
     words = sys.argv[1:]
     stage = words[2]
     options = dict(pairwise(words[3:]))
     out = Path(options["--out"])
+    paths = [out, *(out.parent / one.format(stem=out.stem) for one in BESIDE.get(stage, ()))]
     if stage == "prepare":
         paths = [out / f"{name}.parquet" for name in ("train", "val", "test", "rejected")]
-    elif stage in ("finetune_llm", "merge_adapter", "train_rfm"):
+    elif stage in FOLDERS:
         paths = [out / "weights"]
-    else:
-        paths = [out, *(out.parent / one.format(stem=out.stem) for one in BESIDE.get(stage, ()))]
-        paths += [Path(options[name]) for name in ("--base", "--trajectories") if name in options]
+    names = ("--trajectories",) if stage == "refine" else ("--base", "--trajectories")
+    paths += [Path(options[name]) for name in names if name in options]
+    end = json.loads(os.environ.get("STUB_ENDS", "{}")).get(stage)
+    if end is not None:
+        end_before_writing(end, out)
     if stage == "merge_adapter":
         write_identity(out, Path(options["--adapter"]))
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():  # refine's --base is its input
-            # The crystals have more than 1 MB, up to which Snakemake compares contents by default.
-            path.write_text(" ".join(words) * (10_000 if stage == "prepare" else 1))
+        # The crystals have more than 1 MB, up to which Snakemake compares contents by default.
+        write_text(path, " ".join(words) * (10_000 if stage == "prepare" else 1))
+    if end == "before its record":
+        sys.exit(1)
+    write_record(out, json.loads(options["--settings"]))
+    if end == "after its record":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if end == "told to stop at its end":  # as SLURM tells all processes of a job
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.run(["scancel", "--signal=TERM", os.environ["SLURM_JOB_ID"]], check=True)
+        time.sleep(2)
+
+
+def end_before_writing(end: str, out: Path) -> None:
+    """End this job before its files are written, or wait until the test lets it go on."""
+    if end == "at its start":
+        sys.exit(1)
+    if end == "without writing":
+        sys.exit(0)
+    if end == "killed":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.with_name(f".{out.name}.tmp").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if end == "waiting":
+        Path("waiting").mkdir(exist_ok=True)
+        Path("waiting", str(os.getpid())).touch()
+        while not Path("go on").exists():
+            time.sleep(0.05)
 
 
 def write_identity(out: Path, adapter: Path) -> None:
     """Write the identity of a merged model, as its stage does."""
     with with_identity(out, merged_identity(adapter, {}, 1)):
         pass
+
+
+def write_record(out: Path, settings: dict) -> None:
+    """Write the record of a job as a stage does, without inputs."""
+    made = {"seed": settings.pop("seed"), "stage_version": settings.pop("version")}
+    record = {**made, "settings": settings, "inputs": {}, "input_paths": {}}
+    write_text(provenance_path(out), json.dumps(record))
 
 
 def make_stub(folder: Path) -> Path:

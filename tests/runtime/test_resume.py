@@ -121,6 +121,41 @@ def test_stopped_process_is_resumed_to_the_same_bytes(tmp_path, sent, code):
     assert not output.with_name(".killed.parquet.partial").exists()
 
 
+@pytest.mark.parametrize(
+    ("moment", "code"),
+    [("in the work", 128 + signal.SIGTERM), ("while recording", 0), ("recorded", 0)],
+)
+def test_sigterm_after_the_work_does_not_discard_it(tmp_path, moment, code):
+    program = f"""
+import os, signal
+from flowllm.runtime import provenance
+from flowllm.runtime.signals import stop_at_once_on_sigterm
+from test_resume import *
+
+def stop(at):
+    if at == {moment!r}:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+versions = provenance._versions
+provenance._versions = lambda: stop("while recording") or versions()
+stop_at_once_on_sigterm()
+run = a_run()
+with recorded(run, Path("out.parquet")):
+    stop("in the work")
+    write_in_parts(Path("out.parquet"), run, SCHEMA, 2, 1, lambda rows: [make_row(i) for i in rows])
+stop("recorded")
+"""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{Path(__file__).parent}:{os.environ['PYTHONPATH']}",
+    }
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment)
+    assert done.returncode == code
+    assert (tmp_path / "out.parquet").exists() == (code == 0)
+    assert provenance.provenance_path(tmp_path / "out.parquet").exists() == (code == 0)
+    assert not partial_path(tmp_path / "out.parquet").exists()
+
+
 def stop_after_two_parts(output: Path, run: StageRun) -> None:
     def make_rows(items: range) -> list[dict]:
         if items.start == 10:
@@ -208,11 +243,17 @@ def stopping() -> Iterator[None]:
 @pytest.mark.usefixtures("stopping")
 def test_parts_stay_until_the_record_is_written(tmp_path, monkeypatch):
     """A job that fails after its last part loses its output, not what it was made of."""
+
+    def fail() -> None:
+        raise OSError("no versions")
+
     output, made = tmp_path / "out.parquet", []
-    with monkeypatch.context() as stopped:
-        stopped.setattr(provenance, "_versions", lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Stopped):
+    with monkeypatch.context() as failing:
+        failing.setattr(provenance, "_versions", fail)
+        with pytest.raises(OSError, match="no versions"):
             write(output, a_run())
+    with pytest.raises(Stopped):  # SIGTERM is effective again
+        os.kill(os.getpid(), signal.SIGTERM)
     assert len(partial_parts(output)) == 5
     output.unlink()
     write(output, a_run(), made)

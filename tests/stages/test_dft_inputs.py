@@ -438,6 +438,19 @@ def test_results_of_other_inputs_are_not_overwritten(tmp_path):
     assert (folder / "vasprun.xml").exists()
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_earlier_manifest_stays_unless_a_folder_of_it_was_replaced(tmp_path, place):
+    """Other inputs are refused where there are results, in the first or the second folder."""
+    out, rows = run(tmp_path)
+    before = out.read_bytes()
+    paths = [row["path"] for row in rows if row["path"]]
+    (out.parent / paths[place] / "vasprun.xml").write_text("<modeling/>")
+    with pytest.raises(FlowllmError, match="contains other inputs and"):
+        run(tmp_path, input_set="MPStaticSet")
+    assert out.exists() == (place == 0)
+    assert place == 1 or out.read_bytes() == before
+
+
 def test_stability_of_other_crystals_is_refused(tmp_path):
     relaxed, stability = tmp_path / "relaxed.parquet", tmp_path / "stability.parquet"
     tables.write_table(relaxed, ROWS, schemas.RELAXED, {})

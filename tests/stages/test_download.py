@@ -444,6 +444,21 @@ def test_folder_with_one_file_for_all(tmp_path):
     assert [(f.name, f.split) for f in read_manifest(out).files] == [("all.csv", None)]
 
 
+def test_a_failed_copy_keeps_the_manifest_unless_a_file_of_it_was_replaced(tmp_path):
+    names = ["train.csv", "val.csv", "test.csv"]
+    source, out = make_folder(tmp_path / "source", names), tmp_path / "out" / "manifest.json"
+    download.run(settings(source), out=out)
+    (source / "test.csv").unlink()
+    for folder in (source, tmp_path / "nowhere"):
+        with pytest.raises(FlowllmError, match=r"test\.csv: missing|no such folder"):
+            download.run(settings(folder), out=out)
+        assert len(read_manifest(out).files) == 3
+    (source / "train.csv").write_text("material_id,cif\nb,c\n")
+    with pytest.raises(FlowllmError, match=r"test\.csv: missing"):
+        download.run(settings(source), out=out)
+    assert not out.exists()
+
+
 def test_folder_without_a_split_is_refused(tmp_path):
     source = make_folder(tmp_path / "source", ["train.csv", "test.csv"])
     with pytest.raises(FlowllmError, match=r"val\.csv: missing.*all\.csv"):

@@ -162,6 +162,20 @@ def test_page_fetches_nothing(page_path):
     assert policy in page_path.read_text()
 
 
+def test_files_of_an_earlier_report_are_deleted_in_the_folder_of_the_run_alone(
+    copied_run, tmp_path
+):
+    for folder in (copied_run / "report", tmp_path / "mine"):
+        for name in ("figures/old.svg", "tables/old.csv", "tables/.snakemake_timestamp"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        write_report(copied_run, folder / "index.html")
+        assert (folder / "tables" / ".snakemake_timestamp").exists()
+        assert (folder / "tables" / "stability_dft.csv").exists()
+    assert not list((copied_run / "report").glob("*/old.*"))
+    assert len(list((tmp_path / "mine").glob("*/old.*"))) == 2
+
+
 def test_page_links_lead_to_sections(page_path):
     text = page_path.read_text()
     targets = re.findall(r'href="#([^"]+)"', text)

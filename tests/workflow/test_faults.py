@@ -384,17 +384,20 @@ def test_a_model_folder_that_is_a_link_is_written_where_it_leads(tmp_path, small
     assert [path.name for path in tmp_path.iterdir() if path != small_disk] == ["model"]
 
 
-def test_a_link_to_a_folder_with_content_is_refused_before_the_work(tmp_path):
+def test_a_link_to_a_folder_with_content_is_replaced_and_its_target_kept(tmp_path):
     theirs = tmp_path / "another run"
     write_model(theirs, "theirs")
     link = tmp_path / "model"
     link.symlink_to(theirs)
-    message = r"model: a symbolic link to .*another run, which is not empty"
-    with pytest.raises(FlowllmError, match=message):
-        check_folder(link)
-    with pytest.raises(FlowllmError, match=message):
-        write_model(link)
+    assert check_folder(link) == link
+    with pytest.raises(KeyError), atomic_folder(link):
+        raise KeyError  # the link stays where the new folder is not finished
+    assert link.is_symlink()
+    write_model(link)
+    assert not link.is_symlink()
+    assert (link / "deep" / "weights").read_text() == "new"
     assert (theirs / "deep" / "weights").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another run", "model"]
 
 
 def test_a_mount_point_is_refused_before_the_work(small_disk):
@@ -422,30 +425,6 @@ def test_a_file_that_is_a_link_is_replaced_and_its_target_kept(tmp_path):
         assert link.read_text() == "ours"
     assert theirs.read_text() == "theirs"
     assert not (tmp_path / "nowhere").exists()
-
-
-LINKED_WORKFLOW = """
-rule train:
-    output: directory("llm/model")
-    shell: "mkdir -p {output}; echo new > {output}/weights"
-"""
-
-
-def test_snakemake_keeps_a_linked_folder_above_and_unlinks_an_outputs_link(tmp_path):
-    """Why the folder above is the place for a link; nothing that a link led to is lost."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--forceall"]
-    (tmp_path / "Snakefile").write_text(LINKED_WORKFLOW)
-    (tmp_path / "scratch").mkdir()
-    (tmp_path / "llm").symlink_to("scratch")
-    subprocess.run(command, cwd=tmp_path, env=environment(), check=True, capture_output=True)
-    assert (tmp_path / "llm").is_symlink()
-    model = tmp_path / "scratch" / "model"
-    assert (model / "weights").exists()
-    model.rename(tmp_path / "earlier")
-    model.symlink_to(tmp_path / "earlier")
-    subprocess.run(command, cwd=tmp_path, env=environment(), check=True, capture_output=True)
-    assert not model.is_symlink()
-    assert (tmp_path / "earlier" / "weights").exists()
 
 
 def test_a_kill_between_two_renames_loses_no_model(tmp_path, monkeypatch):

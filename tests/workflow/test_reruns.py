@@ -388,6 +388,12 @@ def page() -> str:
         ran = [rule if count == 1 else f"{rule} ×{count}" for rule, count in counts]
         whole = ", ".join(ran) if change.reruns != ALL else f"all {total}"
         lines.append(f"| {change.words} | {whole or 'none'} |")
+    lines += [
+        "",
+        "A job that was refused, failed or was cancelled after a change has not replaced its",
+        "outputs. When the configuration is changed back, it does not run again",
+        "(`tests/workflow/test_kept_outputs.py`, docs/faults.md).",
+    ]
     return "\n".join(lines) + "\n"
 
 

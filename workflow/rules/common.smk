@@ -9,7 +9,9 @@ from pathlib import Path
 
 # The package is imported from the clone, installed or not; `snakemake` itself needs only pydantic.
 SOURCE = str(Path(workflow.basedir).resolve() / "src")
-sys.path.insert(0, SOURCE)
+sys.path[:0] = [SOURCE, str(Path(workflow.basedir) / "workflow")]
+
+import kept_outputs
 
 from flowllm.config.load import check_config
 from flowllm.config.recorded import RECORDED_CONFIG, recorded_text
@@ -39,6 +41,8 @@ if SLURM_PLUGIN is not None:
         return states, seconds
 
     SLURM_PLUGIN.query_job_status = job_states
+
+kept_outputs.install()
 
 # The stage replaces the shell: SIGTERM, which precedes the kill of a job, reaches the stage, and the
 # job ends when the stage has saved its state.

@@ -8,7 +8,7 @@ compared.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -96,7 +96,13 @@ def folder_name(crystal_id: str) -> str:
     return f"{safe}-{hashlib.sha256(crystal_id.encode()).hexdigest()[:12]}"
 
 
-def write_folder(crystal: Crystal, input_set: str, section: DftInputs, folder: Path) -> InputFolder:
+def write_folder(
+    crystal: Crystal,
+    input_set: str,
+    section: DftInputs,
+    folder: Path,
+    before_replacing: Callable[[], object] = lambda: None,
+) -> InputFolder:
     """Write the inputs of one calculation.
 
     A folder that has the same inputs is not changed, so that its results are kept.
@@ -106,6 +112,7 @@ def write_folder(crystal: Crystal, input_set: str, section: DftInputs, folder: P
         input_set: name from `input_set_of`.
         section: cutoff and density of k-points for the codes other than VASP.
         folder: the folder to write.
+        before_replacing: called before other inputs in that folder are replaced.
 
     Raises:
         FlowllmError: pymatgen is configured with pseudopotentials and one is missing, the folder
@@ -120,6 +127,8 @@ def write_folder(crystal: Crystal, input_set: str, section: DftInputs, folder: P
         files, pseudopotentials = _espresso_files(structure, section)
     with _explaining_write_errors(folder):
         if not _has_files(folder, files):
+            if folder.exists():
+                before_replacing()
             with atomic_folder(folder) as temporary:
                 for name, text in files.items():
                     (temporary / name).write_text(text, encoding="utf-8")

@@ -60,7 +60,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """Give a new folder that replaces `folder` when the block ends without error.
 
     The content is synchronized to the disk before the folder gets its name, and has the permissions
-    that the umask leaves. If `folder` is a symbolic link, its target is replaced (`check_folder`).
+    that the umask leaves. For a symbolic link see `check_folder`.
 
     Raises:
         FlowllmError: the disk is full, the system refuses the folder, or `folder` cannot be
@@ -87,25 +87,21 @@ def check_folder(folder: Path) -> Path:
     """Return the path that an output folder is written to; also called before long work.
 
     A link to a missing or empty folder (on another disk) is followed. Any other link may lead to
-    the output of another run, which is never replaced.
+    the output of another run: the new folder replaces the link, and the target does not change.
 
     Raises:
         FlowllmError: the folder could not be replaced at the end of the work.
     """
     with _naming_refusal(folder):
-        place = Path(os.path.realpath(folder)) if folder.is_symlink() else folder
+        target = Path(os.path.realpath(folder))
+        has_content = target.is_dir() and any(target.iterdir())
+        place = target if folder.is_symlink() and not has_content else folder
         is_file = place.exists() and not place.is_dir()
     if is_file:
         raise FlowllmError(f"{folder}: a file, but a folder is expected; move it away")
     if os.path.ismount(place):
         raise FlowllmError(
             f"{folder}: a mount point, which cannot be replaced; mount its parent folder instead"
-        )
-    if folder.is_symlink() and place.is_dir() and any(place.iterdir()):
-        raise FlowllmError(
-            f"{folder}: a symbolic link to {place}, which is not empty and may be another run's; "
-            "remove the link, or empty that folder. To keep models on another disk, link the "
-            "folder above (Snakemake removes the link of an output)"
         )
     check_writable(place)
     return place
@@ -145,14 +141,17 @@ def _take_place(new: Path, folder: Path) -> None:
     """Rename a folder, then remove the older one, so that a complete one always exists."""
     old = folder.with_name(f".{folder.name}.old.{new.name.removeprefix('.')}")
     if folder.exists():
-        folder.rename(old)
+        folder.rename(old)  # of a link this renames the link
     try:
         new.rename(folder)
     except OSError:
         if old.exists():
             old.rename(folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _allow_readers(path: Path, allowed: int) -> None:

@@ -29,6 +29,7 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.io.file_errors import check_form, read_json
 from flowllm.io.files import check_file, write_text
 from flowllm.runtime.log import log
+from flowllm.runtime.signals import finishing
 
 RECORD_SUFFIX = ".provenance.json"
 
@@ -143,6 +144,9 @@ def stage_run(
 def recorded(run: StageRun, output: Path) -> Iterator[StageRun]:
     """Time a run, and at its end write its record to `_<output>.provenance.json`.
 
+    SIGTERM stops the block, but not what follows it: the record is written, and the process ends
+    with exit code 0.
+
     Args:
         run: what is made, from what.
         output: the main output (a file or a folder).
@@ -150,8 +154,9 @@ def recorded(run: StageRun, output: Path) -> Iterator[StageRun]:
     started = datetime.now(UTC)
     clock = time.perf_counter()
     log.info("%s: started, output %s", run.stage, output)
-    with run.until_recorded:
+    with ExitStack() as end, run.until_recorded:
         yield run
+        end.enter_context(finishing())
         if run.leader:
             _write_record(run, output, started, time.perf_counter() - clock)
 

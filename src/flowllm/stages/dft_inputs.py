@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,10 @@ def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Pa
             directory = f"{number // section.folders_per_directory:05d}"
             path = Path(directory) / folder_name(rows[place]["id"])
             crystal = tables.required_crystal(rows[place], folder)
-            written = write_folder(crystal, input_set, section, out.parent / path)
+            # An earlier manifest does not describe other inputs.
+            written = write_folder(
+                crystal, input_set, section, out.parent / path, partial(out.unlink, missing_ok=True)
+            )
             manifest[place] |= {
                 "path": path.as_posix(),
                 "input_set": input_set,

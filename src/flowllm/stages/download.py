@@ -5,7 +5,8 @@ and test.csv, or all.csv where the source has no split.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from flowllm.config.sections.data import Data
@@ -54,9 +55,9 @@ def run(settings: Settings, *, out: Path) -> None:
         if section.source in catalogue():
             manifest = fetch_source(section.source, section.url, out, run)
         elif section.source == "bundled":
-            manifest = write_bundled(out.parent)
+            manifest = write_bundled(out)
         else:
-            manifest = copy_folder(Path(section.source).expanduser(), out.parent)
+            manifest = copy_folder(Path(section.source).expanduser(), out)
         write_manifest(out, manifest)
         rows = {file.name: file.rows for file in manifest.files}
         run.count(kind=manifest.kind, rows_out=sum(rows.values()), rows=rows)
@@ -68,7 +69,8 @@ def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manife
     Args:
         name: the data set's name in the catalogue.
         url: base URL instead of the catalogue's, or None.
-        out: the manifest; the files are written beside it.
+        out: the manifest; the files are written beside it. An earlier manifest is removed before
+            one of its files is replaced; this holds for all kinds of sources.
         run: the stage's run; partial files of another URL are not resumed.
 
     Raises:
@@ -89,6 +91,8 @@ def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manife
             origin = _origin_of(part, wanted)
             if origin is None:
                 raise FlowllmError(_wrong_content(address, part))
+            if path.exists():
+                out.unlink(missing_ok=True)
             part.replace(path)
         files.append(_listed(path, split, origin))
         if files[-1].rows != wanted.rows:
@@ -97,16 +101,17 @@ def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manife
     return Manifest.model_validate(values)
 
 
-def write_bundled(folder: Path) -> Manifest:
-    """Write pymatgen's AFLOW prototypes as all.csv."""
-    path = folder / ALL_FILE
-    write_rows(path, ("material_id", "cif", "spacegroup.number"), bundled.prototypes())
+def write_bundled(out: Path) -> Manifest:
+    """Write pymatgen's AFLOW prototypes as all.csv beside the manifest."""
+    path = out.with_name(ALL_FILE)
+    with _replacing(path, out) as temporary:
+        write_rows(temporary, ("material_id", "cif", "spacegroup.number"), bundled.prototypes())
     file = _listed(path, None, bundled.origin())
     return Manifest(kind="bundled", licence=bundled.LICENCE, files=(file,))
 
 
-def copy_folder(source: Path, folder: Path) -> Manifest:
-    """Copy a local folder's CSV files, or write its CIF files as all.csv.
+def copy_folder(source: Path, out: Path) -> Manifest:
+    """Copy a local folder's CSV files, or write its CIF files as all.csv, beside the manifest.
 
     Raises:
         FlowllmError: it is not a folder, contains neither, lacks one of the three splits, or is
@@ -117,25 +122,25 @@ def copy_folder(source: Path, folder: Path) -> Manifest:
             f"data.source {str(source)!r}: no such folder; expected {', '.join(catalogue())}, "
             "bundled, or a folder of CSV or CIF files"
         )
-    if source.resolve() == folder.resolve():
+    if source.resolve() == out.parent.resolve():
         raise FlowllmError(
             f"data.source {str(source)!r} is the folder that download writes to; name another one"
         )
     csvs: dict[Split | None, Path] = {split: source / f"{split}.csv" for split in SPLITS}
     if any(path.exists() for path in csvs.values()):
-        return _copy_csvs("csv_folder", csvs, folder)
+        return _copy_csvs("csv_folder", csvs, out)
     if (source / ALL_FILE).exists():
-        return _copy_csvs("csv_folder", {None: source / ALL_FILE}, folder)
+        return _copy_csvs("csv_folder", {None: source / ALL_FILE}, out)
     cifs = sorted(path for path in source.iterdir() if path.suffix.lower() == ".cif")
     if not cifs:
         raise FlowllmError(
             f"{source}: expected train.csv, val.csv and test.csv, or {ALL_FILE}, "
             "or files with the ending .cif; found none of them"
         )
-    return _gather_cifs(cifs, folder)
+    return _gather_cifs(cifs, out)
 
 
-def _copy_csvs(kind: SourceFormat, paths: Mapping[Split | None, Path], folder: Path) -> Manifest:
+def _copy_csvs(kind: SourceFormat, paths: Mapping[Split | None, Path], out: Path) -> Manifest:
     files = []
     for split, path in paths.items():
         if not path.exists():
@@ -143,21 +148,31 @@ def _copy_csvs(kind: SourceFormat, paths: Mapping[Split | None, Path], folder: P
                 f"{path}: missing; a folder with one split needs train.csv, val.csv and test.csv "
                 f"(or put all rows into one {ALL_FILE}, to be split by prepare.split_shares)"
             )
-        target = folder / path.name
-        with atomic_path(target) as temporary:
+        target = out.with_name(path.name)
+        with _replacing(target, out) as temporary:
             shutil.copyfile(path, temporary)
         files.append(_listed(target, split, path.name))
     return Manifest(kind=kind, licence=None, files=tuple(files))
 
 
-def _gather_cifs(cifs: list[Path], folder: Path) -> Manifest:
-    path = folder / ALL_FILE
+def _gather_cifs(cifs: list[Path], out: Path) -> Manifest:
+    path = out.with_name(ALL_FILE)
     rows = (
         {"material_id": cif.stem, FILE_COLUMN: cif.name, "cif": read_cif_text(cif)} for cif in cifs
     )
-    write_rows(path, ("material_id", FILE_COLUMN, "cif"), rows)
+    with _replacing(path, out) as temporary:
+        write_rows(temporary, ("material_id", FILE_COLUMN, "cif"), rows)
     file = _listed(path, None, f"{len(cifs)} CIF files")
     return Manifest(kind="cif_folder", licence=None, files=(file,))
+
+
+@contextmanager
+def _replacing(path: Path, manifest: Path) -> Iterator[Path]:
+    """Give a temporary path that becomes `path`; if its content changes, remove the manifest."""
+    with atomic_path(path) as temporary:
+        yield temporary
+        if path.exists() and hash_file(path) != hash_file(temporary):
+            manifest.unlink(missing_ok=True)
 
 
 def _listed(path: Path, split: Split | None, origin: str) -> ManifestFile:

@@ -59,7 +59,7 @@ def run(
         _check_same_crystals(metrics, results)
         predictions = read_predictions(csp)
         sections = make_sections(results, predictions, run_dir, section.color, shard_counts(shards))
-        _write_files(sections, out.parent)
+        _write_files(sections, out.parent, run_dir)
         by_table = {table.name: table for part in sections for table in part.tables}
         count = len({result.method for result in results})
         name = run_dir.resolve().name
@@ -98,17 +98,29 @@ def _cards(results: Sequence[Result], by_table: Mapping[str, Table]) -> list[Car
     return cards
 
 
-def _write_files(sections: Sequence[Section], folder: Path) -> None:
-    """Write every figure as SVG and PNG, every table as CSV, Markdown and LaTeX."""
+def _write_files(sections: Sequence[Section], folder: Path, run_dir: Path) -> None:
+    """Write every figure as SVG and PNG, every table as CSV, Markdown and LaTeX.
+
+    In the folder of the run, files of an earlier report are deleted from their folders. Elsewhere
+    the folders may contain files of others.
+    """
+    written = set()
     for section in sections:
         for figure in section.figures:
             for suffix, content in figure.files.items():
                 path = folder / "figures" / f"{figure.name}.{suffix}"
                 with atomic_path(path) as temporary:
                     temporary.write_bytes(content)
+                written.add(path)
         for table in section.tables:
             for suffix, convert in TABLE_FORMATS.items():
-                write_text(folder / "tables" / f"{table.name}.{suffix}", convert(table))
+                path = folder / "tables" / f"{table.name}.{suffix}"
+                write_text(path, convert(table))
+                written.add(path)
+    if folder.resolve().is_relative_to(run_dir.resolve()):
+        for path in (*folder.glob("figures/[!.]*"), *folder.glob("tables/[!.]*")):
+            if path not in written:
+                path.unlink()
 
 
 def _print_table(table: Table) -> None:

@@ -1,0 +1,274 @@
+"""A finished output stays until its successor is written whole; nothing runs again for nothing.
+
+A finished run of files, each of which contains the command that made it, is continued with another
+configuration, and its jobs end in every way. Then the first configuration plans nothing.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flowllm.io.files import atomic_folder
+from flowllm.runtime.provenance import StageRun, provenance_path, recorded
+from stub_run import make_stub, stub_snakemake
+from tiny_run import ROOT, SNAKEMAKE, TINY, dry_runs, environment, planned
+
+INDEPENDENT = {
+    "sample_pairs": {"temperature": 0.8},
+    "sample_base": {"max_attempts": 3},
+    "invariance": {"num_transformations": 3},
+    "reference_hull": {"chunk_size": 2},
+    "fingerprints": {"max_seconds": 9},
+}
+"""Settings of stages whose jobs do not wait for each other: shards and single files."""
+
+JOBS = {"sample_pairs": 3, "sample_base": 2, "invariance": 1, "reference_hull": 1}
+
+CASES = {
+    "files and shards": (
+        INDEPENDENT,
+        {
+            "sample_pairs": "at its start",
+            "sample_base": "killed",
+            "invariance": "without writing",
+            "reference_hull": "killed",
+            "fingerprints": "at its start",
+        },
+    ),
+    "a folder, killed": ({"train_rfm": {"learning_rate": 0.01}}, {"train_rfm": "killed"}),
+    "a folder, not written": (
+        {"merge_adapter": {"into": "original"}},
+        {"merge_adapter": "without writing"},
+    ),
+    "several files": ({"prepare": {"max_rows": 20}}, {"prepare": "killed"}),
+    "files and folders": ({"report": {"color": "#000000"}}, {"report": "at its start"}),
+    "two files": ({"metrics": {"novelty_against": "train_val"}}, {"metrics": "killed"}),
+}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> tuple[Path, Path]:
+    """A finished run, and the folder of the `python` that made it."""
+    folder = tmp_path_factory.mktemp("kept")
+    bin_folder = make_stub(folder / "bin")
+    (folder / "work").mkdir()
+    stub_snakemake(bin_folder, "--cores", "2", cwd=folder / "work")
+    return folder / "work", bin_folder
+
+
+@pytest.fixture
+def run(first, tmp_path) -> Path:
+    """A copy of the finished run."""
+    shutil.copytree(first[0], tmp_path / "work")
+    return tmp_path / "work"
+
+
+class Continued:
+    """A run that is continued with another configuration.
+
+    Attributes:
+        folder: of the run.
+        search: search path whose `python` makes the files of a job.
+        changed: file with the other configuration.
+    """
+
+    def __init__(self, folder: Path, bin_folder: Path, config: dict) -> None:
+        self.folder, self.changed = folder, folder / "changed.yaml"
+        self.search = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+        self.changed.write_text(yaml.safe_dump(config))
+
+    def start(self, ends: dict[str, str]) -> subprocess.Popen[str]:
+        """Start snakemake with the other configuration, as the leader of its own session."""
+        words = ["--cores", "64", "--keep-going", "--rerun-incomplete", "--latency-wait", "1"]
+        return subprocess.Popen(
+            [*SNAKEMAKE, *words, *TINY, str(self.changed)],
+            cwd=self.folder,
+            env={**environment(), "PATH": self.search, "STUB_ENDS": json.dumps(ends)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def plans(self) -> list[dict[str, int]]:
+        """Jobs that the first and the other configuration plan."""
+        words = ["--snakefile", str(ROOT / "Snakefile"), *TINY]
+        asked = [(str(self.folder), [*words, *more]) for more in ([], [str(self.changed)])]
+        return [planned(said) for said in dry_runs(asked)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a run except logs and benchmarks."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted((folder / "run").rglob("*"))
+        if path.is_file() and not {"logs", "benchmarks"} & set(path.parts)
+        if not path.name.endswith(".tmp")
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_failed_jobs_leave_the_earlier_outputs_and_nothing_is_planned_for_them(first, run, case):
+    config, ends = CASES[case]
+    before = contents(run)
+    continued = Continued(run, first[1], config)
+    planned_first = continued.plans()
+    assert planned_first[0] == {}
+    assert ends.keys() <= planned_first[1].keys()
+    process = continued.start(ends)
+    said, _ = process.communicate()
+    assert process.returncode == 1, said
+    assert contents(run) == before
+    assert continued.plans() == planned_first
+    if "without writing" in ends.values():
+        assert "Not written again, the earlier files stay" in said
+
+
+def test_jobs_that_fail_after_their_stage_has_finished_succeed(first, run):
+    """A signal, a time limit or a crash of the interpreter at the end of the process."""
+    continued = Continued(run, first[1], {"report": {"color": "#000000"}, **INDEPENDENT})
+    ended = dict.fromkeys((*INDEPENDENT, "train_rfm", "report"), "after its record")
+    process = continued.start(ended)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert "failed after its stage had written its outputs and its record" in said
+    first_plan, changed_plan = continued.plans()
+    assert changed_plan == {}
+    assert first_plan.keys() >= INDEPENDENT.keys()
+
+
+def test_an_output_without_its_record_is_removed_when_its_job_fails(first, run):
+    continued = Continued(run, first[1], {"train_rfm": {"learning_rate": 0.01}})
+    process = continued.start({"train_rfm": "before its record"})
+    process.communicate()
+    assert process.returncode == 1
+    assert not (run / "run" / "rfm" / "llm").exists()
+    assert [plan["train_rfm"] for plan in continued.plans()] == [1, 1]
+
+
+@pytest.fixture
+def killed(first, run):
+    """A run whose snakemake was killed (SIGKILL) while jobs ran, which still wait."""
+    continued = Continued(run, first[1], INDEPENDENT)
+    process = continued.start(dict.fromkeys(JOBS, "waiting"))
+    waiting = run / "waiting"
+    deadline = time.monotonic() + 120
+    while not waiting.exists() or len(list(waiting.iterdir())) < sum(JOBS.values()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    yield continued
+    (run / "go on").touch()
+
+
+def test_jobs_that_die_with_snakemake_leave_the_earlier_outputs(killed):
+    for one in (killed.folder / "waiting").iterdir():
+        os.kill(int(one.name), signal.SIGKILL)
+    first_plan, changed_plan = killed.plans()
+    assert not JOBS.keys() & first_plan.keys()
+    assert JOBS.items() <= changed_plan.items()
+
+
+def test_jobs_that_outlive_snakemake_have_made_the_outputs_of_their_configuration(killed):
+    """They are not made again, and the first configuration does not take them for its own."""
+    processes = [int(one.name) for one in (killed.folder / "waiting").iterdir()]
+    (killed.folder / "go on").touch()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{process}").exists() for process in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    first_plan, changed_plan = killed.plans()
+    assert not JOBS.keys() & changed_plan.keys()
+    assert JOBS.items() <= first_plan.items()
+    assert "train_rfm" in changed_plan
+
+
+@pytest.fixture(scope="module")
+def kept_outputs():
+    """The module of the workflow, imported as Snakemake does, after its own modules."""
+    importlib.import_module("snakemake.cli")
+    place = ROOT / "workflow" / "kept_outputs.py"
+    spec = importlib.util.spec_from_file_location("kept_outputs", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def finished_job(kept_outputs, tmp_path):
+    """The note of a job that has replaced its output, the output, and its input."""
+    output, given = tmp_path / "model", tmp_path / "input.txt"
+    given.write_text("pairs")
+    output.mkdir()
+    (output / "weights").write_text("old")
+    records = [provenance_path(output), provenance_path(output.parent)]
+    settings = {"seed": 42, "version": 3, "train_rfm": {"learning_rate": 0.001}}
+    note = kept_outputs.Note(
+        outputs={str(output): kept_outputs.state_of(output)},
+        records={str(path): kept_outputs.state_of(path) for path in records},
+        settings=json.dumps(settings),
+        metadata=None,
+    )
+    assert note.is_unchanged(str(output))
+    assert not note.is_finished()
+    run = StageRun("train_rfm", 3, {"train_rfm": {"learning_rate": 0.001}}, 42, {"pairs": [given]})
+    with recorded(run, output), atomic_folder(output) as folder:
+        (folder / "weights").write_text("new")
+    return note, output, given
+
+
+def test_a_record_of_the_same_settings_and_inputs_shows_that_a_job_has_finished(finished_job):
+    note, output, _ = finished_job
+    assert note.is_finished()
+    (output / ".snakemake_timestamp").touch()
+    assert note.is_finished()
+    assert not note.is_unchanged(str(output))
+
+
+def test_a_record_of_other_settings_or_inputs_does_not(finished_job):
+    note, _, given = finished_job
+    for other in ('{"seed": 42, "version": 4, "train_rfm": {"learning_rate": 0.001}}', "", None):
+        assert not replace(note, settings=other).is_finished()
+    given.write_text("other pairs")
+    assert not note.is_finished()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"seed": 42, "settings": 3}'])
+def test_a_record_of_another_form_does_not(finished_job, content):
+    note, output, _ = finished_job
+    provenance_path(output).write_text(content)
+    assert not note.is_finished()
+
+
+def test_snakemakes_own_file_does_not_change_a_folder(kept_outputs, tmp_path):
+    for folder in (tmp_path / "empty", tmp_path / "model"):
+        folder.mkdir()
+        if folder.name == "model":
+            (folder / "weights").touch()
+        before = kept_outputs.state_of(folder)
+        (folder / ".snakemake_timestamp").touch()
+        assert kept_outputs.state_of(folder) == before
+        with atomic_folder(folder) as new:
+            if folder.name == "model":
+                (new / "weights").touch()
+        assert kept_outputs.state_of(folder) != before
+
+
+def test_another_version_of_snakemake_is_left_as_it_is(kept_outputs, monkeypatch, caplog):
+    before = kept_outputs.Job.remove_existing_output
+    monkeypatch.setattr(kept_outputs, "WRITTEN_FOR", "8.")
+    monkeypatch.setattr(kept_outputs.logger, "propagate", True)
+    kept_outputs.install()
+    assert kept_outputs.Job.remove_existing_output is before
+    assert "removes the outputs of a job when it starts" in caplog.text

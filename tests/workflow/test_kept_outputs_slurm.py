@@ -1,0 +1,142 @@
+"""A finished output stays on a real SLURM: refused, cancelled, and finished without snakemake.
+
+The tests share a cluster (tests/helpers/slurm_cluster.py) and are skipped, with the reason, where
+it cannot start. Jobs only make files (tests/helpers/stub_run.py).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slurm_cluster import missing_programs, slurm_cluster
+from stub_run import make_stub, stub_snakemake
+from tiny_run import ROOT, SNAKEMAKE, TINY, dry_runs, environment, planned
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {missing_programs()}"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="slurmd needs root"),
+]
+
+CHANGED = {"merge_adapter": {"into": "original"}, "reference_hull": {"chunk_size": 2}}
+OUTPUTS = ("run/llm/model/weights", "run/hull/potential.parquet")
+
+
+class Site:
+    """A finished run that is continued on a cluster with another configuration.
+
+    Attributes:
+        folder: of the run.
+        variables: environment of the cluster's commands.
+    """
+
+    def __init__(self, folder: Path, conf: Path) -> None:
+        self.folder = folder
+        search = f"{make_stub(folder.parent / 'bin')}{os.pathsep}{environment()['PATH']}"
+        self.variables = {**environment(), "SLURM_CONF": str(conf), "PATH": search}
+        (folder / "changed.yaml").write_text(yaml.safe_dump(CHANGED))
+
+    def start(
+        self, end: str, *words: str, overlays: tuple[str, ...] = ("changed.yaml",)
+    ) -> subprocess.Popen[str]:
+        """Start snakemake; the jobs of the changed stages end as `stub_run` describes."""
+        profile = ["--profile", str(ROOT / "workflow" / "profiles" / "slurm")]
+        partitions = ["--slurm-partition-config", str(ROOT / "slurm" / "partitions.yaml")]
+        quick = ["--retries", "0", "--latency-wait", "5"]
+        quick += ["--slurm-init-seconds-before-status-checks", "1"]
+        return subprocess.Popen(
+            [*SNAKEMAKE, *profile, *partitions, *quick, *words, *TINY, *overlays],
+            cwd=self.folder,
+            env={**self.variables, "STUB_ENDS": json.dumps(dict.fromkeys(CHANGED, end))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for_jobs(self, process: subprocess.Popen[str]) -> None:
+        """Wait until the jobs of the changed stages run."""
+        waiting = self.folder / "waiting"
+        while not waiting.exists() or len(list(waiting.iterdir())) < len(CHANGED):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.1)
+        shutil.rmtree(waiting)
+
+    def slurm(self, *command: str) -> str:
+        done = subprocess.run(
+            command, env=self.variables, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def plans(self) -> list[dict[str, int]]:
+        """Jobs that the first and the changed configuration plan."""
+        words = ["--snakefile", str(ROOT / "Snakefile"), *TINY]
+        asked = [(str(self.folder), [*words, *more]) for more in ([], ["changed.yaml"])]
+        return [planned(said) for said in dry_runs(asked)]
+
+    def contents(self) -> list[bytes]:
+        return [(self.folder / path).read_bytes() for path in OUTPUTS]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("kept on slurm") / "work"
+    folder.mkdir()
+    stub_snakemake(make_stub(folder.parent / "local"), "--cores", "2", cwd=folder)
+    with slurm_cluster(tmp_path_factory.mktemp("cluster")) as conf:
+        yield Site(folder, conf)
+
+
+def test_refused_and_cancelled_jobs_leave_the_earlier_outputs(site):
+    before = site.contents()
+    wrong = [f"{stage}:constraint=nosuch" for stage in CHANGED]
+    refused = site.start("at its start", "--set-resources", *wrong)
+    said, _ = refused.communicate()
+    assert refused.returncode == 1
+    assert said.count("Invalid feature specification") >= len(CHANGED), said
+    assert site.contents() == before
+    assert site.plans()[0] == {}
+    cancelled = site.start("waiting")
+    site.wait_for_jobs(cancelled)
+    site.slurm("scancel", "--user=root")
+    said, _ = cancelled.communicate()
+    assert cancelled.returncode == 1, said
+    assert site.contents() == before
+    first_plan, changed_plan = site.plans()
+    assert first_plan == {}
+    assert CHANGED.keys() <= changed_plan.keys()
+
+
+def test_jobs_that_outlive_snakemake_are_not_made_again(site):
+    before = site.contents()
+    process = site.start("waiting")
+    site.wait_for_jobs(process)
+    process.kill()
+    process.wait()
+    assert site.plans()[0] == {}
+    (site.folder / "go on").touch()
+    while site.slurm("squeue", "--noheader", "--format=%i").strip():
+        time.sleep(0.5)
+    assert all(new != old for new, old in zip(site.contents(), before, strict=True))
+    first_plan, changed_plan = site.plans()
+    assert not CHANGED.keys() & changed_plan.keys()
+    assert CHANGED.keys() <= first_plan.keys()
+
+
+def test_sigterm_at_the_end_of_a_job_does_not_discard_its_outputs(site):
+    """Snakemake inside of the job receives it too, and ends with an error."""
+    site.start("", "--unlock").communicate()  # after the test before
+    first_is_done = not site.plans()[0]
+    overlays = ("changed.yaml",) if first_is_done else ()
+    until = ["--until", *CHANGED]
+    process = site.start("told to stop at its end", *until, overlays=overlays)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert not CHANGED.keys() & site.plans()[first_is_done].keys()
+    assert CHANGED.keys() <= site.plans()[not first_is_done].keys()
