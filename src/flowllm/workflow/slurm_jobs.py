@@ -2,7 +2,6 @@
 
 import getpass
 import hashlib
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -30,7 +29,7 @@ def job_name(job: Any) -> str:
 
     A later start of the same run gives the same name, and other runs and clones give another one.
     """
-    paths = sorted(os.path.abspath(str(path)) for path in job.output)
+    paths = sorted(str(Path.cwd() / str(path)) for path in job.output)
     key = hashlib.sha256("\n".join(paths).encode()).hexdigest()[:8]
     wildcards = "_".join(getattr(job, "wildcards", None) or ())
     words = [str(job.name), re.sub(r"[^\w.+-]", "_", wildcards)[:_LONGEST_WILDCARDS], key]

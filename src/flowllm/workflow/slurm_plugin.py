@@ -1,7 +1,7 @@
 """Changes of Snakemake's SLURM plugin, one function each, for one series of its versions.
 
-Newer series need them too (2.8.0 was read) but cannot be installed beside vLLM on Python 3.11, since
-they require another NumPy (`envs/constraints.txt`).
+Series 2.8 needs most of them too, but cannot be installed beside vLLM on Python 3.11, since it
+requires a NumPy that vLLM's mistral_common refuses.
 """
 
 import logging
@@ -161,7 +161,7 @@ def _ask_by_number(plugin: Any) -> None:
 
 
 def _accounted(numbers: list[str], logger: logging.Logger) -> list[str] | None:
-    """Return the lines of sacct that the plugin's efficiency report reads; None if there are none."""
+    """Return what the plugin's efficiency report reads of sacct; None if there is nothing."""
     columns = "JobID,JobName,Comment,Elapsed,TotalCPU,NNodes,NCPUS,MaxRSS,ReqMem"
     lines: list[str] = []
     for start in range(0, len(numbers), _JOBS_PER_QUESTION):

@@ -111,7 +111,7 @@ class Submissions:
                     return
 
     def _try_reporting(self, job: Any) -> bool:
-        """Try to submit a job; a defect, which would end this thread alone, is the job's failure."""
+        """Try to submit a job; an unexpected error, which would end this thread, fails the job."""
         try:
             return self._try(job)
         except Exception as error:
