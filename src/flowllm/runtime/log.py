@@ -99,9 +99,8 @@ def last_failure(path: Path, slurm_job: str | None = None) -> Failure | None:
     begin, _, text = texts[-1].partition("\n")
     if slurm_job is not None and not begin.endswith(f", SLURM job {slurm_job}"):
         return None
-    starts = list(_RECORD.finditer(text))
-    ends = [*(start.start() for start in starts[1:]), len(text)]
-    records = [(one[1], text[one.end() : end]) for one, end in zip(starts, ends, strict=True)]
+    _, *parts = _RECORD.split(text)  # text before the first record, then level and text of each
+    records = list(zip(parts[::2], parts[1::2], strict=True))
     errors = [said for level, said in records if level == "ERROR"]
     recurs = bool(errors) and errors[-1].strip() == SAME_AGAIN
     errors = errors[:-1] if recurs else errors

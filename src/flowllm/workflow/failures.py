@@ -126,7 +126,7 @@ def _said(job: Any, failure: Failure) -> str:
     logs = ", ".join(str(path) for path in log_paths(job) if path.exists())
     ended = job.restart_times >= job.attempt and failure.recurs
     return (
-        f"{shown_name(job)} failed ({attempt}): {failure.message}"
-        + (" It is not tried again, since this would recur." if ended else "")
+        f"{shown_name(job)} failed ({attempt}): {failure.message.rstrip('.')}."
+        + (" It is not tried again." if ended else "")
         + (f" Log: {logs}" if logs else "")
     )

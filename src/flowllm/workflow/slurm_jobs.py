@@ -81,11 +81,11 @@ def failure_of(job: Any, number: str, said: str, slurm_log: Path | None) -> Fail
     elif state in _STATES:
         text = _STATES[state]
     elif stage is not None:
-        return Failure(f"{stage.message} (SLURM job {number})", stage.recurs)
+        return Failure(f"SLURM job {number}: {stage.message}", stage.recurs)
     else:
         text = _last_line(slurm_log) or f"the state {state or 'unknown'} without a message"
     more = f"; {stage.message}" if stage else ""
-    return Failure(f"{text}{more} (SLURM job {number})")
+    return Failure(f"SLURM job {number}: {text}{more}")
 
 
 def _last_line(slurm_log: Path | None) -> str:

@@ -193,7 +193,7 @@ def _say_causes(executor_class: Any, failures: Failures) -> None:
             log = (info.aux or {}).get("slurm_logfile")
             failure = failure_of(info.job, info.external_jobid, msg or "", log and Path(log))
             failures.known[info.job] = failure
-        report_error(executor, info, msg=f"{failure.message}. ", **options)
+        report_error(executor, info, msg=f"{failure.message.rstrip('.')}. ", **options)
 
     def report_job_success(executor: Any, info: Any) -> None:
         executor.submissions.numbers.discard(info.external_jobid)
