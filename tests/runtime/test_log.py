@@ -62,7 +62,9 @@ def test_an_attempt_without_records_and_a_missing_log_have_no_cause(tmp_path):
 
 def test_the_cause_of_a_traceback_is_its_last_line(tmp_path):
     log = tmp_path / "stage.log"
-    stage("try:", "    1 / 0", "except ZeroDivisionError:", "    log.exception('a defect')", log=log)
+    stage(
+        "try:", "    1 / 0", "except ZeroDivisionError:", "    log.exception('a defect')", log=log
+    )
     assert last_failure(log) == Failure("ZeroDivisionError: division by zero")
 
 
