@@ -1,6 +1,6 @@
 """Submission to a real SLURM: limits, refusals, failures and a restart while jobs live.
 
-The jobs are those of `sample_pairs`, answered by helpers/slow_stage.py. `prepare` is the real stage,
+The jobs are those of `sample_pairs`, answered by helpers/slow_stage.py. `prepare` is the real stage
 with a damaged input. Skipped, with the reason, where SLURM is not installed (see test_slurm.py).
 """
 
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,11 +50,11 @@ class Site:
     environment: dict[str, str]
     command: list[str]
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *targets: str, options: Sequence[str] = ()) -> subprocess.Popen[str]:
         """Start snakemake; what it prints goes into `said`."""
         with (self.folder / "said").open("w") as said:
             return subprocess.Popen(
-                [*self.command, *words],
+                [*self.command, *options, "--", *targets],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=said,
@@ -61,9 +62,9 @@ class Site:
                 text=True,
             )
 
-    def finish(self, *words: str) -> tuple[int, str]:
+    def finish(self, *targets: str, options: Sequence[str] = ()) -> tuple[int, str]:
         """Run snakemake to its end; return its exit code and what it printed."""
-        code = self.start(*words).wait(timeout=200)
+        code = self.start(*targets, options=options).wait(timeout=200)
         return code, (self.folder / "said").read_text()
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -145,7 +146,7 @@ def test_living_jobs_are_waited_for_after_a_restart(site):
     more = ["--config", "sizes={num_pairs: 12, pairs_per_shard: 1, num_val_pairs: 1}"]
     (site.folder / SECONDS_FILE).write_text("20")
     before = len(site.jobs())
-    first = site.start(*targets, *more)
+    first = site.start(*targets, options=more)
     logs = [site.folder / "run" / "logs" / "sample_pairs" / f"train-000{n}.log" for n in (10, 11)]
     deadline = time.monotonic() + 60
     while not all(log.exists() for log in logs):
@@ -153,8 +154,8 @@ def test_living_jobs_are_waited_for_after_a_restart(site):
         time.sleep(0.2)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    site.finish(*targets, *more, "--unlock")
-    code, said = site.finish(*targets, *more)
+    site.finish(*targets, options=[*more, "--unlock"])
+    code, said = site.finish(*targets, options=more)
     assert code == 0, said[-3000:]
     assert said.count("of an earlier start") == 2
     numbers = {number for number, _ in site.jobs()[before:]}
@@ -166,7 +167,7 @@ def test_living_jobs_are_waited_for_after_a_restart(site):
 @pytest.mark.parametrize("wrong", ["constraint=nonsense", "slurm_account=nobody"])
 def test_a_job_that_slurm_never_accepts_fails_at_once_with_the_reason(site, wrong):
     (site.folder / shard(0)).unlink(missing_ok=True)
-    code, said = site.finish(shard(0), "--set-resources", f"sample_pairs:{wrong}")
+    code, said = site.finish(shard(0), options=["--set-resources", f"sample_pairs:{wrong}"])
     assert code == 1
     assert "Trying to restart" not in said
     [line] = [line for line in said.splitlines() if line.startswith("sample_pairs train 00000 ")]
@@ -198,7 +199,7 @@ def test_a_damaged_input_is_tried_once_and_its_error_is_on_the_terminal(site):
     manifest = site.folder / "run" / "download" / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{cut off")
-    code, said = site.finish("run/crystals/test.parquet", "--allowed-rules", "prepare")
+    code, said = site.finish("run/crystals/test.parquet", options=["--allowed-rules", "prepare"])
     assert code == 1
     assert len(site.attempts("prepare.log")) == 1
     [line] = [line for line in said.splitlines() if line.startswith("prepare failed")]

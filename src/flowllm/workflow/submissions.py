@@ -143,5 +143,6 @@ class Submissions:
         """Report the waiting jobs as failed, since Snakemake is to end."""
         while self._waiting:
             job = self._waiting.popleft()
-            self._failures.known[job] = Failure("not submitted, since snakemake was stopped", recurs=True)
+            reason = "not submitted, since snakemake was stopped"
+            self._failures.known[job] = Failure(reason, recurs=True)
             self._executor.workflow.scheduler.error_callback(job)
