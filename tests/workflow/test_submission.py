@@ -4,6 +4,7 @@ The jobs are those of `sample_pairs`, answered by helpers/slow_stage.py. `prepar
 with a damaged input. Skipped, with the reason, where SLURM is not installed (see test_slurm.py).
 """
 
+import csv
 import os
 import signal
 import subprocess
@@ -128,16 +129,21 @@ def limit_jobs(site: Site, number: int) -> None:
 def test_ten_shards_finish_in_one_start_under_a_limit_of_five(site):
     (site.folder / SECONDS_FILE).write_text("0")
     limit_jobs(site, LIMIT)
-    code, said = site.finish(*(shard(number) for number in range(10)))
+    targets = [shard(number) for number in range(10)]
+    code, said = site.finish(*targets, options=["--slurm-efficiency-report"])
     limit_jobs(site, -1)
     assert code == 0, said[-3000:]
-    assert all((site.folder / shard(number)).exists() for number in range(10))
+    assert all((site.folder / target).exists() for target in targets)
     assert said.count("SLURM accepts no job at present") == 1
     assert "QOSMaxSubmitJobPerUserLimit" in said
     assert "Trying to restart" not in said
     assert len(site.attempts("sample_pairs/train-00000.log")) == 1
     names = [name.rpartition(".")[0] for _, name in site.jobs()]
     assert sorted(names) == [f"sample_pairs.train_{number:05d}" for number in range(10)]
+    [report] = site.folder.glob("efficiency_report_*.csv")
+    with report.open() as file:
+        reported = {row["MainJobID"] for row in csv.DictReader(file)}
+    assert reported == {number for number, _ in site.jobs()}
 
 
 def test_living_jobs_are_waited_for_after_a_restart(site):

@@ -42,7 +42,7 @@ _PATTERNS: tuple[tuple[Kind, str], ...] = (
     (
         "final",
         r"[Ii]nvalid (account|partition|feature|qos|generic resource|gres|user|reservation|wckey|"
-        r"license|job name|node|constraint|option)|Invalid .*specif|(Assoc|QOS)(Max|Grp)\w+|"
+        r"license|job name|node|constraint|option)|Invalid .*specification|(Assoc|QOS)(Max|Grp)\w+|"
         r"configuration is not available|processors requested than permitted|"
         r"count specification invalid|time limit is invalid|Memory (required|specification)|"
         r"not permitted to use|permission denied|unrecognized option|unrecognized argument|"
