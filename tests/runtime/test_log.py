@@ -1,5 +1,6 @@
 """The log of a stage has all its attempts, and says why the last one failed."""
 
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ def stage(*code: str, log, job: str | None = None) -> None:
     """Run a command line of FlowLLM whose work is some code, in a process of its own."""
     lines = ["import logging", "from flowllm.runtime.log import log, setup_logging"]
     lines += ["import pathlib", f"setup_logging(pathlib.Path({str(log)!r}))", *code]
-    environment = {"SLURM_JOB_ID": job} if job else {}
+    environment = {**os.environ, **({"SLURM_JOB_ID": job} if job else {})}
     subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, check=True)
 
 

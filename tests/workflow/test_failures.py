@@ -19,7 +19,9 @@ def test_a_damaged_input_is_tried_once_although_retries_are_left(tmp_path):
     log = (tmp_path / "run" / "logs" / "prepare.log").read_text()
     assert log.count("=== attempt") == 1
     [line] = [line for line in said.splitlines() if line.startswith("prepare failed")]
-    assert re.match(r"prepare failed \(attempt 1 of 3\): .*manifest\.json: not JSON, ", line)
+    assert re.match(
+        r"prepare failed \(attempt 1 of 3\): .*manifest\.json: not a manifest of download", line
+    )
     assert line.endswith(" It is not tried again. Log: run/logs/prepare.log")
     assert "Trying to restart" not in said
 

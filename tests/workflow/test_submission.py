@@ -209,7 +209,7 @@ def test_a_damaged_input_is_tried_once_and_its_error_is_on_the_terminal(site):
     assert code == 1
     assert len(site.attempts("prepare.log")) == 1
     [line] = [line for line in said.splitlines() if line.startswith("prepare failed")]
-    assert "manifest.json: not JSON, empty or truncated" in line
+    assert "manifest.json: not a manifest of download" in line
     assert "It is not tried again." in line
 
 
