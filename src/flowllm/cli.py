@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from logging import FileHandler
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from flowllm.commands.options import (
     SettingsText,
 )
 from flowllm.config.stages import STAGES
-from flowllm.errors import FlowllmError
-from flowllm.runtime.log import log, setup_logging
+from flowllm.errors import FlowllmError, PassingError
+from flowllm.runtime.log import SAME_AGAIN, log, setup_logging
 from flowllm.runtime.signals import Stopped, stop_at_once_on_sigterm
 
 COMMANDS = (
@@ -144,6 +145,8 @@ def main(words: Sequence[str] | None = None) -> None:
             setup_logging(None)
         if (said := _correctable(error)) is not None:
             log.error("%s", said)
+            if _recurs(error) and any(isinstance(one, FileHandler) for one in log.handlers):
+                log.error(SAME_AGAIN)  # for the workflow, which reads the log
             sys.exit(1)
         log.exception("This is a defect of FlowLLM, please report it with this traceback.")
         sys.exit(2)
@@ -158,6 +161,20 @@ def _correctable(error: Exception) -> str | None:
     if isinstance(error, OSError) and is_refusal(error):
         return explain(error)
     return None
+
+
+def _recurs(error: Exception) -> bool:
+    """Return whether another attempt would fail in the same way.
+
+    A refusal by the operating system may be that of one node, and memory grows with the attempt.
+    """
+    from flowllm.io.file_errors import is_refusal
+
+    for one in (error, error.__cause__):
+        refused = isinstance(one, OSError) and is_refusal(one)
+        if refused or isinstance(one, MemoryError) or "allocate memory" in str(one):
+            return False
+    return not isinstance(error, PassingError)
 
 
 if __name__ == "__main__":

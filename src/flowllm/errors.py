@@ -1,4 +1,4 @@
-"""The exception of all errors that a user can correct."""
+"""The exceptions of all errors that a user can correct."""
 
 
 class FlowllmError(Exception):
@@ -7,3 +7,7 @@ class FlowllmError(Exception):
     The command line prints it without a traceback. Every other exception is a defect of FlowLLM and
     keeps its traceback.
     """
+
+
+class PassingError(FlowllmError):
+    """An error that another attempt may not meet, such as a network that cannot be reached."""

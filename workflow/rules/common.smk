@@ -21,6 +21,8 @@ from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.io.files import write_text
 from flowllm.data.sample_files import sample_files
+from flowllm.workflow.failures import change_snakemake
+from flowllm.workflow.slurm_plugin import change_plugin
 
 # A cluster's job reads this file again. It receives the configuration that snakemake started with,
 # so that a file that is edited meanwhile takes effect at the next start, for all jobs.
@@ -29,18 +31,10 @@ if GIVEN and not workflow.is_main_process:
     config = json.loads(GIVEN)
 os.environ.update(FLOWLLM_CONFIG=json.dumps(config))
 
-# sacct reports `CANCELLED by 1000` for a cancelled job. Snakemake's plugin (2.5.0) recognizes only
-# `CANCELLED` as an end and would wait for such a job forever.
-SLURM_PLUGIN = sys.modules.get("snakemake_executor_plugin_slurm")
-if SLURM_PLUGIN is not None:
-
-    async def job_states(*asked, ask=SLURM_PLUGIN.query_job_status):
-        states, seconds = await ask(*asked)
-        if states is not None:
-            states = {job: state.split(" by ")[0] for job, state in states.items()}
-        return states, seconds
-
-    SLURM_PLUGIN.query_job_status = job_states
+# Changes of Snakemake and of its SLURM plugin; each function there says what it is for.
+change_snakemake(not workflow.is_main_process)
+if "snakemake_executor_plugin_slurm" in sys.modules:
+    change_plugin(sys.modules["snakemake_executor_plugin_slurm"])
 
 kept_outputs.install()
 

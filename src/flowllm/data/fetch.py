@@ -11,7 +11,7 @@ from typing import Any
 
 from flowllm import __version__
 from flowllm.config.sections.base import has_credentials
-from flowllm.errors import FlowllmError
+from flowllm.errors import FlowllmError, PassingError
 from flowllm.plain_text import redacted
 from flowllm.runtime.log import Progress, log
 
@@ -101,7 +101,7 @@ def fetch(url: str, part: Path) -> None:
         size = part.stat().st_size if part.exists() else 0
         failures = 1 if size > received else failures + 1
         received = max(received, size)
-    raise FlowllmError(redacted(_gave_up(url, reason, part)))
+    raise PassingError(redacted(_gave_up(url, reason, part)))
 
 
 def _gave_up(url: str, reason: str, part: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from flowllm.errors import FlowllmError
+from flowllm.errors import FlowllmError, PassingError
 
 PATTERNS = ["*.safetensors", "*.json", "*.jsonl", "*.model", "*.txt", "*.jinja"]
 """Files that are downloaded: safetensors weights, configuration and tokenizer. Pickled weights and
@@ -35,7 +35,7 @@ def fetch_model(name: str) -> Path:
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise FlowllmError(
+        raise PassingError(
             f"finetune_llm.base_model {name}: cannot be downloaded ({reason}). For a gated model, "
             "accept its license and set HF_TOKEN; on a machine without internet access, give a "
             "local folder."

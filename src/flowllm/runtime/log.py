@@ -1,16 +1,45 @@
-"""The log of a stage, and the progress of its work."""
+"""The log of a stage, and the progress of its work.
+
+Each attempt is appended to the log of the earlier ones and begins with a line that identifies it.
+"""
 
 import logging
+import os
+import re
 import sys
 import time
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from flowllm.io.processes import HOST
 from flowllm.plain_text import printable, redacted
 
 log = logging.getLogger("flowllm")
 
 PROGRESS_SECONDS = 10.0
 """Shortest time between two lines of progress."""
+
+SAME_AGAIN = "Another attempt would fail in the same way."
+"""Last line of an attempt whose error does not depend on the node, the memory or the time."""
+
+_ATTEMPT = "=== attempt "
+_BEGUN = "FLOWLLM_LOG"
+_RECORD = re.compile(r"^\d\d:\d\d:\d\d ([A-Z]+) ", re.MULTILINE)
+_LONGEST_MESSAGE = 500
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt failed.
+
+    Attributes:
+        message: the cause in one line.
+        recurs: whether another attempt would fail in the same way.
+    """
+
+    message: str
+    recurs: bool = False
 
 
 class _PlainFormatter(logging.Formatter):
@@ -25,6 +54,7 @@ def setup_logging(log_path: Path | None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_path is not None:
         log_path.parent.mkdir(parents=True, exist_ok=True)
+        _begin_attempt(log_path)
         handlers.append(logging.FileHandler(log_path, mode="a"))
     formatter = _PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
     for handler in list(log.handlers):
@@ -35,6 +65,66 @@ def setup_logging(log_path: Path | None) -> None:
         log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _begin_attempt(path: Path) -> None:
+    """Append the line that begins an attempt.
+
+    The other processes of a job, which run the same command, inherit `_BEGUN` and append nothing.
+    """
+    if os.environ.get(_BEGUN) == str(path):
+        return
+    os.environ[_BEGUN] = str(path)
+    job = os.environ.get("SLURM_JOB_ID")
+    where = f"process {os.getpid()} on {HOST}" + (f", SLURM job {job}" if job else "")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{_ATTEMPT}{attempts(path) + 1}, {datetime.now():%Y-%m-%d %H:%M:%S}, {where}\n")
+
+
+def attempts(path: Path) -> int:
+    """Return the number of attempts in a log; 0 if there is no log."""
+    return len(_attempts(path))
+
+
+def last_failure(path: Path, slurm_job: str | None = None) -> Failure | None:
+    """Return why the last attempt in a log failed; None if it has no error.
+
+    Args:
+        path: log of a stage.
+        slurm_job: number of a SLURM job, if the attempt must be of this job.
+    """
+    texts = _attempts(path)
+    if not texts:
+        return None
+    begin, _, text = texts[-1].partition("\n")
+    if slurm_job is not None and not begin.endswith(f", SLURM job {slurm_job}"):
+        return None
+    _, *parts = _RECORD.split(text)  # text before the first record, then level and text of each
+    records = list(zip(parts[::2], parts[1::2], strict=True))
+    errors = [said for level, said in records if level == "ERROR"]
+    recurs = bool(errors) and errors[-1].strip() == SAME_AGAIN
+    errors = errors[:-1] if recurs else errors
+    if errors:
+        return Failure(_one_line(errors[-1]), recurs)
+    level, said = records[-1] if records else ("", "")
+    return Failure(_one_line(said)) if level == "WARNING" and "SIGTERM" in said else None
+
+
+def _attempts(path: Path) -> list[str]:
+    """Return the texts of the attempts in a log, each with its first line."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = re.split(rf"^{_ATTEMPT}", text, flags=re.MULTILINE)
+    return found[1:]
+
+
+def _one_line(said: str) -> str:
+    """Return a message in one line; of a traceback the last line, which has the error."""
+    text = said.strip().splitlines()[-1] if "Traceback (most recent" in said else said
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]} ..."
 
 
 class Progress:

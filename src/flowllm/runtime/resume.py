@@ -1,9 +1,9 @@
 """Partial results of a stage, from which a killed job resumes.
 
 They are in `.<output name>.partial/` beside the output, and are not declared to the workflow, which
-deletes the declared outputs that a failed job has replaced. They are deleted if they belong to other settings,
-another seed or other inputs, and after the output and its record are written (a job that fails
-before that loses its output). One process at a time uses them (`writer_lock`).
+deletes the declared outputs that a failed job has replaced. They are deleted if they belong to
+other settings, another seed or other inputs, and after the output and its record are written (a job
+that fails before that loses its output). One process at a time uses them (`writer_lock`).
 """
 
 import json

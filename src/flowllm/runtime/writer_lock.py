@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flowllm.errors import FlowllmError
+from flowllm.errors import PassingError
 from flowllm.io.files import naming_full_disk
 from flowllm.io.processes import HOST, PLACE, is_alive, start_time
 from flowllm.runtime.log import log
@@ -72,7 +72,7 @@ def only_writer(output: Path) -> Iterator[Callable[[], bool]]:
         more than `PATIENCE_SECONDS` may have lost it.
 
     Raises:
-        FlowllmError: another process writes the output and does not end in `PATIENCE_SECONDS`.
+        PassingError: another process writes the output and does not end in `PATIENCE_SECONDS`.
     """
     lock = lock_path(output)
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _take(lock: Path, text: str) -> None:
     """Create the lock as soon as no other living writer has it.
 
     Raises:
-        FlowllmError: another writer keeps it for `PATIENCE_SECONDS`.
+        PassingError: another writer keeps it for `PATIENCE_SECONDS`.
     """
     first: _Seen | None = None
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -147,7 +147,7 @@ def _take(lock: Path, text: str) -> None:
             log.info("%s: %s has ended without removing this lock", lock, _named(holder))
             lock.unlink(missing_ok=True)
         elif over:
-            raise FlowllmError(_refusal(lock, holder))
+            raise PassingError(_refusal(lock, holder))
         else:
             time.sleep(_LOOK_SECONDS)
 

@@ -1,0 +1,1 @@
+"""What the workflow adds to Snakemake and to its SLURM plugin."""

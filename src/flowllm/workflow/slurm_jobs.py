@@ -1,0 +1,99 @@
+"""Jobs in SLURM: their names, those of an earlier start that still live, and why one failed."""
+
+import getpass
+import hashlib
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from flowllm.errors import FlowllmError
+from flowllm.runtime.log import Failure, last_failure
+from flowllm.workflow.failures import log_paths
+
+_LIVING = "PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING"
+_SECONDS = 60
+_LONGEST_WILDCARDS = 60
+
+_STATES = {
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node did not start",
+    "CANCELLED": "it was cancelled (scancel)",
+    "DEADLINE": "its deadline has passed",
+    "PREEMPTED": "it was preempted",
+}
+
+
+def job_name(job: Any) -> str:
+    """Return a name that says rule and wildcards, and belongs to the outputs of a job alone.
+
+    A later start of the same run gives the same name, and other runs and clones give another one.
+    """
+    paths = sorted(str(Path.cwd() / str(path)) for path in job.output)
+    key = hashlib.sha256("\n".join(paths).encode()).hexdigest()[:8]
+    wildcards = "_".join(getattr(job, "wildcards", None) or ())
+    words = [str(job.name), re.sub(r"[^\w.+-]", "_", wildcards)[:_LONGEST_WILDCARDS], key]
+    return ".".join(filter(None, words))
+
+
+def living_jobs() -> dict[str, str]:
+    """Return the numbers of the user's jobs that wait or run, by their names.
+
+    Raises:
+        FlowllmError: squeue does not answer.
+    """
+    command = ["squeue", f"--user={getpass.getuser()}", "--noheader", f"--states={_LIVING}"]
+    try:
+        done = subprocess.run(
+            [*command, "--format=%i %j"],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        raise FlowllmError(
+            f"squeue does not answer ({said}), so that jobs of an earlier start cannot be found; "
+            "start again when it does"
+        ) from error
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    return {words[1].strip(): words[0] for words in lines if len(words) == 2}
+
+
+def failure_of(job: Any, number: str, said: str, slurm_log: Path | None) -> Failure:
+    """Return why a SLURM job failed: its state, and the last error of its stage.
+
+    Args:
+        job: Snakemake's job.
+        number: of the SLURM job.
+        said: message of the plugin, with the state.
+        slurm_log: what the SLURM job printed.
+    """
+    found = re.search(r"status is: '(\w+)'", said)
+    state = found[1] if found else ""
+    logs = [last_failure(path, number) for path in log_paths(job)]
+    stage = next((one for one in logs if one is not None), None)
+    if state == "TIMEOUT":
+        text = f"the time limit of {job.resources.get('runtime')} minutes"
+    elif state == "OUT_OF_MEMORY":
+        text = f"more memory than the {job.resources.get('mem_mb')} MB that it requests"
+    elif state in _STATES:
+        text = _STATES[state]
+    elif stage is not None:
+        return Failure(f"SLURM job {number}: {stage.message}", stage.recurs)
+    else:
+        text = _last_line(slurm_log) or f"the state {state or 'unknown'} without a message"
+    more = f"; {stage.message}" if stage else ""
+    return Failure(f"SLURM job {number}: {text}{more}")
+
+
+def _last_line(slurm_log: Path | None) -> str:
+    """Return the last line of what a SLURM job printed that is an error, or its last line."""
+    try:
+        text = slurm_log.read_text(errors="replace") if slurm_log else ""
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"\berror\b|Error", line)]
+    return (errors or lines or [""])[-1]
