@@ -13,6 +13,14 @@ sys.path.insert(0, SOURCE)
 
 from flowllm.config.load import check_config
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
+from flowllm.config.site import (
+    SLURM_RESOURCES,
+    Site,
+    job_prefix,
+    read_site,
+    requests_memory,
+    slurm_resources,
+)
 from flowllm.config.stage_settings import stage_json
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
@@ -38,14 +46,41 @@ if SLURM_PLUGIN is not None:
 
     SLURM_PLUGIN.query_job_status = job_states
 
-# The stage replaces the shell: SIGTERM, which precedes the kill of a job, reaches the stage, and the
-# job ends when the stage has saved its state.
-shell.prefix("exec ")
+    # The plugin (2.5.0, 2.8.0) declares `slurm-no-account`, but guesses an account nevertheless.
+    def account_of(self, job, given=SLURM_PLUGIN.Executor.get_account_arg):
+        if job.resources.get("slurm_account"):
+            return given(self, job)
+        return iter([""]) if self.workflow.executor_settings.no_account else given(self, job)
 
-try:
-    CONFIG = check_config(config, "configuration")
-except FlowllmError as error:
-    raise WorkflowError(str(error)) from None
+    SLURM_PLUGIN.Executor.get_account_arg = account_of
+
+# The stage replaces the shell: SIGTERM, which precedes the kill of a job, reaches the stage, and the
+# job ends when the stage has saved its state. The site's own lines are for jobs on its nodes.
+GIVEN_SITE = os.getenv("FLOWLLM_SITE")
+if GIVEN_SITE and not workflow.is_main_process:
+    PREFIX = job_prefix(Site.model_validate_json(GIVEN_SITE))
+    # Snakemake formats the text.
+    shell.prefix(PREFIX.replace("{", "{{").replace("}", "}}"))
+else:
+    shell.prefix("exec ")
+
+
+def explained(function, *given):
+    """Call a function of the package; its errors end snakemake with their message."""
+    try:
+        return function(*given)
+    except FlowllmError as error:
+        raise WorkflowError(str(error)) from None
+
+
+CONFIG = explained(check_config, config, "configuration")
+
+# In a job {resources.gpu} is the configuration's number, also where the job requested its GPUs in
+# another way (--set-resources sample_pairs:gpu=0 sample_pairs:gres=gpu:4).
+if not workflow.is_main_process:
+    for rule, given in workflow.resource_settings.overwrite_resources.items():
+        if "gpu" in given and rule in CONFIG.resources:
+            given["gpu"] = CONFIG.resources[rule].gpus
 
 RUN = CONFIG.run_dir
 SIZES = CONFIG.sizes
@@ -145,23 +180,55 @@ def cpus(stage):
     return CONFIG.resources[stage].cpus
 
 
-def gpus(stage):
-    return CONFIG.resources[stage].gpus
+def site_of_run():
+    """Return the site that the SLURM executor's file describes, None without SLURM.
+
+    Snakemake reads the profile after this file, so that only functions of resources can call this.
+    """
+    given = getattr(workflow.executor_settings, "partition_config", None)
+    if not workflow.is_main_process or given is None:
+        return None
+    if given not in SITES:
+        SITES[given] = explained(read_site, Path(given))
+        # Jobs receive the site that snakemake started with.
+        os.environ["FLOWLLM_SITE"] = SITES[given].model_dump_json()
+    return SITES[given]
 
 
-def gpus_on_nodes(stage):
-    """Return the resources of a job on several nodes, or the GPUs of a job on one node."""
-    gpus, nodes = CONFIG.resources[stage].gpus, getattr(CONFIG.nodes, stage)
-    if nodes == 1:
-        return {"gpu": gpus}
+SITES = {}
+
+
+def requested(stage):
+    """Return the resources of a rule beside memory and run time, which depend on the site."""
+    asked, nodes = CONFIG.resources[stage], getattr(CONFIG.nodes, stage, 1)
+
+    def from_site(name):
+        def value(wildcards):
+            site = site_of_run()
+            if site is None:
+                # Also in a SLURM job: {resources.gpu} in its command is the configuration's number,
+                # however the GPUs were requested.
+                return asked.gpus if name == "gpu" else None
+            return slurm_resources(site, stage, asked, nodes).get(name)
+
+        return value
+
     # With `mpi` the SLURM plugin lets the command start its tasks (runtime/distributed.py).
-    each = {"gres": f"gpu:{gpus}"} if gpus else {}
-    return {"nodes": nodes, "tasks": nodes, "mpi": "srun", **each}
+    several = {"nodes": nodes, "tasks": nodes, "mpi": "srun"} if nodes > 1 else {}
+    return {name: from_site(name) for name in SLURM_RESOURCES} | several
 
 
 def mem_mb(stage):
     """Return the memory, which grows with the attempt: a job killed for memory gets more."""
-    return lambda wildcards, attempt: CONFIG.resources[stage].mem_mb * attempt
+    asked = CONFIG.resources[stage]
+
+    def value(wildcards, attempt):
+        site = site_of_run()
+        if site and not requests_memory(site, stage, gpus=asked.gpus > 0):
+            return 0
+        return asked.mem_mb * attempt
+
+    return value
 
 
 def runtime(stage):
@@ -208,10 +275,7 @@ def source_files(wildcards):
 def external_files(wildcards):
     """Return the files of a row's samples, so that a changed file is read again."""
     path = Path(EXTERNAL[wildcards.external].file)
-    try:
-        return without_braces(sample_files(path))
-    except FlowllmError as error:
-        raise WorkflowError(str(error)) from None
+    return without_braces(explained(sample_files, path))
 
 
 def pair_draws(wildcards):
