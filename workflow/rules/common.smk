@@ -25,6 +25,8 @@ from flowllm.config.stage_settings import stage_json
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.data.sample_files import sample_files
+from flowllm.slurm.preflight import needed_folders, preflight
+from flowllm.slurm.requests import SubmitSettings, requests_of_jobs
 
 # A cluster's job reads this file again. It receives the configuration that snakemake started with,
 # so that a file that is edited meanwhile takes effect at the next start, for all jobs.
@@ -117,6 +119,8 @@ def check_before_jobs():
     """
     if not workflow.is_main_process or workflow.touch:
         return
+    if hasattr(workflow.executor_settings, "partition_config"):
+        check_slurm(workflow.executor_settings)
     stages = sorted({job.rule.name for job in workflow.dag.needrun_jobs()})
     words = [f"--stage={name}" for name in stages if name in STAGES]
     if not words:
@@ -133,6 +137,28 @@ def check_before_jobs():
         raise WorkflowError(
             "flowllm check found the problems above; no job was started"
         )
+
+
+def check_slurm(settings):
+    """Compare all attempts of the planned jobs with the site, before anything is submitted."""
+    dag = workflow.dag
+    jobs = [dag.get_job_group(job) or job for job in dag.needrun_jobs()]
+    planned = requests_of_jobs(job for job in jobs if not job.is_local)
+    if not planned:
+        return
+    options = {"qos": settings.qos, "reservation": settings.reservation}
+    given = SubmitSettings(
+        settings.partition_config,
+        workflow.resource_settings.nodes,
+        settings.status_command,
+        tuple(f"--{name}={value}" for name, value in options.items() if value),
+    )
+    folders = needed_folders(Path(RUN), Path(workflow.basedir))
+    findings = explained(lambda: list(preflight(planned, given, folders)))
+    for one in findings:
+        print(one.line(), file=sys.stderr)
+    if any(one.state == "failed" for one in findings):
+        raise WorkflowError("the jobs do not fit this SLURM, see above; none was submitted")
 
 
 def shard_names(total, per_shard):

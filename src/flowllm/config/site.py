@@ -66,7 +66,8 @@ class Site(Section):
         default=None, description="type of the GPUs, as sinfo -o %G shows it; null: any"
     )
     signal_seconds: NonNegativeInt = Field(
-        default=120, description="seconds before the time limit at which a job gets SIGTERM; 0: none"
+        default=120,
+        description="seconds before the time limit at which SIGTERM is sent; 0: not",
     )
     all_jobs: JobOptions = Field(default=JobOptions(), description="options of all jobs")
     gpu_jobs: JobOptions = Field(default=JobOptions(), description="options of jobs with GPUs")
