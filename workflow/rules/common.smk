@@ -18,13 +18,14 @@ from flowllm.config.site import (
     Site,
     job_prefix,
     read_site,
-    requests_memory,
     slurm_resources,
 )
 from flowllm.config.stage_settings import stage_json
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.data.sample_files import sample_files
+from flowllm.slurm.attempts import memory_and_minutes
+from flowllm.slurm.pending import Watch
 from flowllm.slurm.preflight import needed_folders, preflight
 from flowllm.slurm.requests import SubmitSettings, requests_of_jobs
 
@@ -48,11 +49,28 @@ if SLURM_PLUGIN is not None:
 
     SLURM_PLUGIN.query_job_status = job_states
 
+    # A job that cannot start as it is would wait in silence.
+    async def states_and_reasons(
+        *asked, ask=SLURM_PLUGIN.query_job_status, watch=Watch()
+    ):
+        states, seconds = await ask(*asked)
+        # After SIGTERM Snakemake submits nothing, and waits for what it has submitted.
+        stopping = getattr(workflow.scheduler, "_user_kill", None) == "graceful"
+        for message in await watch.messages(states or {}, stopping=stopping):
+            logger.warning(message)
+        return states, seconds
+
+    SLURM_PLUGIN.query_job_status = states_and_reasons
+
     # The plugin (2.5.0, 2.8.0) declares `slurm-no-account`, but guesses an account nevertheless.
     def account_of(self, job, given=SLURM_PLUGIN.Executor.get_account_arg):
         if job.resources.get("slurm_account"):
             return given(self, job)
-        return iter([""]) if self.workflow.executor_settings.no_account else given(self, job)
+        return (
+            iter([""])
+            if self.workflow.executor_settings.no_account
+            else given(self, job)
+        )
 
     SLURM_PLUGIN.Executor.get_account_arg = account_of
 
@@ -155,10 +173,13 @@ def check_slurm(settings):
     )
     folders = needed_folders(Path(RUN), Path(workflow.basedir))
     findings = explained(lambda: list(preflight(planned, given, folders)))
+    say = {"ok": logger.info, "warning": logger.warning, "failed": logger.error}
     for one in findings:
-        print(one.line(), file=sys.stderr)
+        say[one.state](one.line())
     if any(one.state == "failed" for one in findings):
-        raise WorkflowError("the jobs do not fit this SLURM, see above; none was submitted")
+        raise WorkflowError(
+            "the jobs do not fit this SLURM, see above; none was submitted"
+        )
 
 
 def shard_names(total, per_shard):
@@ -244,22 +265,25 @@ def requested(stage):
     return {name: from_site(name) for name in SLURM_RESOURCES} | several
 
 
+def of_attempt(stage, attempt):
+    """Return memory and minutes of an attempt, which grow: a killed job gets more.
+
+    Args:
+        stage: the stage.
+        attempt: 1 for the first.
+    """
+    asked, site = CONFIG.resources[stage], site_of_run()
+    if site is None:
+        return asked.mem_mb * attempt, asked.runtime * attempt
+    return memory_and_minutes(site, stage, asked, attempt)
+
+
 def mem_mb(stage):
-    """Return the memory, which grows with the attempt: a job killed for memory gets more."""
-    asked = CONFIG.resources[stage]
-
-    def value(wildcards, attempt):
-        site = site_of_run()
-        if site and not requests_memory(site, stage, gpus=asked.gpus > 0):
-            return 0
-        return asked.mem_mb * attempt
-
-    return value
+    return lambda wildcards, attempt: of_attempt(stage, attempt)[0]
 
 
 def runtime(stage):
-    """Return the minutes, which grow with the attempt: a job killed at the time limit gets more."""
-    return lambda wildcards, attempt: CONFIG.resources[stage].runtime * attempt
+    return lambda wildcards, attempt: of_attempt(stage, attempt)[1]
 
 
 def sample_shards(folder):

@@ -151,11 +151,6 @@ def _gpus(site: Site, gpus: int, nodes: int) -> dict[str, int | str | None]:
     return {"gres": ":".join(word for word in words if word)}
 
 
-def requests_memory(site: Site, stage: str, *, gpus: bool) -> bool:
-    """Return whether a stage's jobs request memory."""
-    return site.options(stage, gpus=gpus).memory is not False
-
-
 def job_prefix(site: Site) -> str:
     """Return the lines of bash before a job's command on its node, which replaces the shell.
 

@@ -172,7 +172,8 @@ class _Problems:
                 request,
                 f"{asked} minutes, but SLURM's partition {partition} has a limit of {limit:.0f}: "
                 "the job would wait for ever",
-                f"set max_runtime of {partition} in {{file}} to {limit:.0f}",
+                f"lower resources.{request.name}.runtime in the configuration to {limit:.0f}, or "
+                f"correct max_runtime of {partition} in {{file}}",
             )
 
     def add_refused(self, request: Request, partition: str | None, said: str) -> None:

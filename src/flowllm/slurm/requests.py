@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from flowllm.config.model import Config
-from flowllm.config.site import Site, requests_memory, slurm_resources
+from flowllm.config.site import Site, slurm_resources
 from flowllm.errors import FlowllmError
+from flowllm.slurm.attempts import memory_and_minutes
 
 LOCAL_RULES = frozenset({"download", "fetch_model", "dft_hull", "report"})
 """Stages that run where snakemake runs (`localrules` of the Snakefile)."""
@@ -99,14 +100,11 @@ def requests_of_config(
         if stage in LOCAL_RULES:
             continue
         asked, nodes = config.resources[stage], getattr(config.nodes, stage, 1)
-        memory = requests_memory(site, stage, gpus=asked.gpus > 0)
         of_site = slurm_resources(site, stage, asked, nodes)
         several = {"nodes": nodes, "tasks": nodes, "mpi": "srun"} if nodes > 1 else {}
         for attempt in range(1, retries + 2):
-            growing = {
-                "mem_mb": asked.mem_mb * attempt if memory else 0,
-                "runtime": asked.runtime * attempt,
-            }
+            memory, minutes = memory_and_minutes(site, stage, asked, attempt)
+            growing = {"mem_mb": memory, "runtime": minutes}
             merged = {**of_site, **several, **growing}
             given = {key: value for key, value in merged.items() if value is not None}
             yield Request(stage, attempt, asked.cpus, _Resources(given))
@@ -173,7 +171,7 @@ def sbatch_words(request: Request, partition: str | None, settings: SubmitSettin
     parts = {
         "run_uuid": "flowllm-preflight",
         "slurm_logfile": "/dev/null",
-        "comment_str": request.name,
+        "comment_str": "preflight",
         "account": f"-A {shlex.quote(str(account))}" if account else "",
         "partition": f"-p {shlex.quote(partition)}" if partition else "",
         "workdir": "",
