@@ -151,7 +151,8 @@ def check_before_jobs():
             )
             return
     command = [sys.executable, "-m", "flowllm", "check", "--whole", json.dumps(config)]
-    if subprocess.run([*command, *words]).returncode:
+    offline = {} if workflow.local_exec else {"HF_HUB_OFFLINE": "1"}
+    if subprocess.run([*command, *words], env=offline | os.environ).returncode:
         raise WorkflowError(
             "flowllm check found the problems above; no job was started"
         )

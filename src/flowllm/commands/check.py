@@ -254,9 +254,9 @@ def _base_model(config: Config, stages: Collection[str]) -> str:
     try:
         return _plain_base_model(config, name)
     except _LaterError as later:
-        if "fetch_model" in stages or os.environ.get("HF_HUB_OFFLINE") == "0":
+        if "fetch_model" in stages or os.environ.get("HF_HUB_OFFLINE") != "1":
             raise
-        # It was downloaded, and removed from the cache since; compute nodes may be offline.
+        # It was downloaded, and removed from the cache since; the jobs are offline.
         raise FlowllmError(
             f"{name} is not in the Hugging Face cache, although {config.run_dir}/llm/"
             f"base_model.json records its download. Set HF_HOME to the cache of that time, or run "

@@ -30,17 +30,24 @@ GpuType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$")]
 class JobOptions(Section):
     """Options of sbatch for some jobs; null leaves what a more general entry gives."""
 
-    account: str | None = Field(None, description="account; null: the user's default account")
+    account: str | None = Field(
+        default=None, description="account; null: the user's default account"
+    )
     partition: str | None = Field(
-        None, description="partition; null: the one whose limits fit best"
+        default=None, description="partition; null: the one whose limits fit best"
     )
-    qos: str | None = Field(None, description="quality of service; null: the account's default")
-    constraint: str | None = Field(None, description="feature that a node must have")
-    exclusive: bool | None = Field(None, description="whether a job has its nodes for itself")
+    qos: str | None = Field(
+        default=None, description="quality of service; null: the account's default"
+    )
+    constraint: str | None = Field(default=None, description="feature that a node must have")
+    exclusive: bool | None = Field(
+        default=None, description="whether a job has its nodes for itself"
+    )
     memory: bool | None = Field(
-        None, description="whether memory is requested (--mem); null: true, where it is not given"
+        default=None,
+        description="whether memory is requested (--mem); null: true, where it is not given",
     )
-    sbatch: str | None = Field(None, description="further options of sbatch, as one text")
+    sbatch: str | None = Field(default=None, description="further options of sbatch, as one text")
 
 
 class Site(Section):
