@@ -25,7 +25,7 @@ from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.data.sample_files import sample_files
 from flowllm.slurm.attempts import memory_and_minutes
-from flowllm.slurm.pending import Watch
+from flowllm.slurm.plugin import guess_no_account, name_stuck_jobs
 from flowllm.slurm.preflight import needed_folders, preflight
 from flowllm.slurm.requests import SubmitSettings, requests_of_jobs
 
@@ -49,30 +49,9 @@ if SLURM_PLUGIN is not None:
 
     SLURM_PLUGIN.query_job_status = job_states
 
-    # A job that cannot start as it is would wait in silence.
-    async def states_and_reasons(
-        *asked, ask=SLURM_PLUGIN.query_job_status, watch=Watch()
-    ):
-        states, seconds = await ask(*asked)
-        # After SIGTERM Snakemake submits nothing, and waits for what it has submitted.
-        stopping = getattr(workflow.scheduler, "_user_kill", None) == "graceful"
-        for message in await watch.messages(states or {}, stopping=stopping):
-            logger.warning(message)
-        return states, seconds
-
-    SLURM_PLUGIN.query_job_status = states_and_reasons
-
-    # The plugin (2.5.0, 2.8.0) declares `slurm-no-account`, but guesses an account nevertheless.
-    def account_of(self, job, given=SLURM_PLUGIN.Executor.get_account_arg):
-        if job.resources.get("slurm_account"):
-            return given(self, job)
-        return (
-            iter([""])
-            if self.workflow.executor_settings.no_account
-            else given(self, job)
-        )
-
-    SLURM_PLUGIN.Executor.get_account_arg = account_of
+if SITE_PLUGIN := sys.modules.get("snakemake_executor_plugin_slurm"):
+    guess_no_account(SITE_PLUGIN)
+    name_stuck_jobs(SITE_PLUGIN, workflow)
 
 # The stage replaces the shell: SIGTERM, which precedes the kill of a job, reaches the stage, and the
 # job ends when the stage has saved its state. The site's own lines are for jobs on its nodes.
