@@ -26,7 +26,7 @@ from flowllm.errors import FlowllmError
 from flowllm.data.sample_files import sample_files
 from flowllm.slurm.attempts import memory_and_minutes
 from flowllm.slurm.plugin import guess_no_account, name_stuck_jobs
-from flowllm.slurm.preflight import needed_folders, preflight
+from flowllm.slurm.preflight import needed_folders, preflight, refuse_failed
 from flowllm.slurm.requests import SubmitSettings, requests_of_jobs
 
 # A cluster's job reads this file again. It receives the configuration that snakemake started with,
@@ -156,10 +156,7 @@ def check_slurm(settings):
     say = {"ok": logger.info, "warning": logger.warning, "failed": logger.error}
     for one in findings:
         say[one.state](one.line())
-    if any(one.state == "failed" for one in findings):
-        raise WorkflowError(
-            "the jobs do not fit this SLURM, see above; none was submitted"
-        )
+    explained(refuse_failed, findings)
 
 
 def shard_names(total, per_shard):

@@ -119,12 +119,12 @@ def run(
 
 def _print_preflight(profile: str, config: Config, stages: Sequence[str]) -> None:
     """Print the checks against a SLURM; a failed one is an error."""
+    from flowllm.slurm.preflight import refuse_failed
     from flowllm.slurm.profile import check_profile
 
     findings = check_profile(profile, config, stages)
     print("\n".join(one.line() for one in findings))
-    if failed := sum(one.state == "failed" for one in findings):
-        raise FlowllmError(f"{failed} checks against SLURM failed, see above")
+    refuse_failed(findings)
 
 
 def estimate(

@@ -109,6 +109,16 @@ def preflight(
         yield Finding("warning", "SLURM", f"not asked: {answer.error}")
 
 
+def refuse_failed(findings: Sequence[Finding]) -> None:
+    """Raise an error if a check failed.
+
+    Raises:
+        FlowllmError: at least one check failed.
+    """
+    if any(one.state == "failed" for one in findings):
+        raise FlowllmError("the jobs do not fit this SLURM, see above; none was submitted")
+
+
 def _refused(words: Sequence[str], tested: dict[tuple[str, ...], str | None]) -> str | None:
     """Return sbatch's message where it refuses a job, None where it accepts it."""
     key = tuple(words)
