@@ -92,7 +92,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePort={dbd_port}
 AccountingStoragePass={folder}/munge.socket
-AccountingStorageEnforce=associations,qos
+AccountingStorageEnforce=limits,qos
 MpiDefault=none
 ReturnToService=2
 SchedulerParameters=sched_interval=1,batch_sched_delay=0

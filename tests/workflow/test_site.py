@@ -35,6 +35,7 @@ PAGE = (ROOT / "docs" / "site.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(.*?)```(?:\s*```text\n(.*?)```)?", PAGE, re.DOTALL)
 SITE_FILE = ROOT / "slurm" / "site.yaml"
 CONFIG = load_config([ROOT / "config.yaml"])
+TINY_CONFIG = load_config([Path(path) for path in TINY[1:]])
 PARTITIONS = {
     "cpu": {"max_runtime": 10080, "max_mem_mb": 20000, "max_threads": 8},
     "gpu": {"max_runtime": 10080, "max_mem_mb": 20000, "max_threads": 8, "max_gpu": 1},
@@ -269,3 +270,27 @@ def test_a_job_over_its_partitions_time_limit_is_named_and_another_is_not(starte
     assert re.match(rf"SLURM job {long} \(rule_x\) waits and cannot start: Partition\w+, ", message)
     assert asyncio.run(watch.messages([long, held], stopping=False)) == []
     started.run("scancel", long, held)
+
+
+@SLURM
+def test_a_limit_on_submitted_jobs_delays_and_a_limit_per_job_is_refused(started):
+    """Living jobs of an earlier start may use up the limit; the next start waits for them."""
+    limit = ["sacctmgr", "-i", "modify", "qos", QOS, "set"]
+    started.run(*limit, "MaxSubmitJobsPerUser=1", "Flags=DenyOnLimit")
+    started.describe(all_jobs={"account": ACCOUNT, "qos": QOS})
+    options = [f"--account={ACCOUNT}", f"--qos={QOS}", "--begin=now+1hour", "--output=/dev/null"]
+    living = started.run("sbatch", "--parsable", *options, "--wrap=true").strip()
+    estimate = [sys.executable, "-m", "flowllm", "estimate", "--profile", str(started.profile)]
+    estimate += [f"--config={path}" for path in TINY[1:]]
+    said = started.run(*estimate)
+    assert "failed " not in said
+    assert f"300 at once, but QOS {QOS} allows 1 submitted jobs" in said
+    started.run("scancel", living)
+    started.run(*limit, "MaxTRESPerJob=cpu=1")
+    said = started.run(*estimate)
+    started.run(*limit, "MaxSubmitJobsPerUser=-1", "MaxTRESPerJob=cpu=-1")
+    [(rules, text)] = re.findall(r"^failed +(.*?): (.*)$", said, re.M)
+    assert "QOSMaxCpuPerJobLimit" in text
+    assert "use another `qos`" in text
+    with_two_cores = {name for name, asked in TINY_CONFIG.resources.items() if asked.cpus == 2}
+    assert set(rules.split(", ")) <= with_two_cores

@@ -18,7 +18,6 @@ from flowllm.config.model import Config
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stages import STAGES
 from flowllm.data.sources import catalogue
-from flowllm.errors import FlowllmError
 
 Target = Literal["all", "all_dft"]
 

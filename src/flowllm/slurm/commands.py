@@ -1,9 +1,13 @@
 """Calls of SLURM's commands."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+_PREFIX = re.compile(r"^(\w+: )?(error|fatal|allocation failure): ")
+"""Words before SLURM's messages: `sbatch: error: ...`, `allocation failure: ...`."""
 
 MAX_SECONDS = 60
 """Longest wait for an answer; a controller that is restarting answers late."""
@@ -16,7 +20,7 @@ class Answer:
     Attributes:
         ok: whether its exit code is 0.
         lines: lines of its standard output.
-        error: its last line of standard error, or why it gave no answer.
+        error: its standard error in one line, or why it gave no answer.
     """
 
     ok: bool
@@ -34,11 +38,11 @@ def ask(words: Sequence[str]) -> Answer:
         )
     except subprocess.TimeoutExpired:
         return Answer(False, (), f"{words[0]} gave no answer in {MAX_SECONDS} seconds")
-    errors = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    errors = [_PREFIX.sub("", line).strip() for line in done.stderr.splitlines() if line.strip()]
     return Answer(
         done.returncode == 0,
         tuple(line for line in done.stdout.splitlines() if line.strip()),
-        errors[-1] if errors else f"{words[0]} ended with exit code {done.returncode}",
+        "; ".join(errors) or f"{words[0]} ended with exit code {done.returncode}",
     )
 
 

@@ -6,6 +6,7 @@ SLURM's own partitions have, and with `sbatch --test-only`, which refuses what n
 
 import getpass
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,14 @@ from flowllm.slurm.requests import (
 MIN_JOB_AGE = 120
 """Seconds that SLURM must remember ended jobs for, so that squeue finds them (the plugin's)."""
 
+_PASSES = re.compile(
+    r"(Assoc|QOS)(Max|Grp)Submit|maximum number of jobs|Socket timed out|Unable to contact|"
+    r"temporarily|Connection (refused|reset|timed out)|gave no answer"
+)
+"""Refusals that pass: of as many jobs as are allowed, and of a controller that is busy."""
+
 _CURES = {
+    "policy": "lower {lower}, or use another `qos` in {file}; `sacctmgr show qos` lists the limits",
     "feature": "correct `constraint` in {file}; `sinfo -o '%P %f'` lists the nodes' features",
     "account": "correct `account` in {file}; `sacctmgr show assoc user=$USER format=account,qos` "
     "lists yours",
@@ -124,7 +132,8 @@ def _refused(words: Sequence[str], tested: dict[tuple[str, ...], str | None]) ->
     key = tuple(words)
     if key not in tested:
         answer = ask(["sbatch", "--test-only", *words, "--wrap=true"])
-        tested[key] = None if answer.ok else answer.error.removeprefix("allocation failure: ")
+        passes = answer.ok or _PASSES.search(answer.error) is not None
+        tested[key] = None if passes else answer.error
     return tested[key]
 
 
