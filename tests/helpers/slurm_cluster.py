@@ -108,11 +108,11 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 
 NODE_CONF = """\
 NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} \
-RealMemory={memory} Gres=gpu:1 Feature=a100 State=UNKNOWN
+RealMemory={memory} Gres=gpu:a100:1 Feature=a100 State=UNKNOWN
 """
 
 # A count without a file leaves the node invalid; any device file serves, nothing opens it.
-GRES_CONF = "AutoDetect=off\nNodeName={nodes} Name=gpu File=/dev/null\n"
+GRES_CONF = "AutoDetect=off\nNodeName={nodes} Name=gpu Type=a100 File=/dev/null\n"
 
 
 def missing_programs() -> list[str]:

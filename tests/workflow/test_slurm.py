@@ -36,15 +36,15 @@ pytestmark = [
 # What a user edits in the profile; few groups make the test quicker, since each job starts
 # Snakemake twice.
 ENTRIES = {
-    "slurm-partition-config: slurm/": f"slurm-partition-config: {ROOT}/slurm/",
+    "slurm-partition-config: slurm/": "slurm-partition-config: {folder}/",
     "# slurm-requeue:": "slurm-requeue:",
-    "# slurm-qos: normal ": f"slurm-qos: {QOS} ",
-    "# slurm_account: materials ": f"slurm_account: {ACCOUNT} ",
-    "# constraint:": "constraint:",
-    "# tmpdir: \"'/local/scratch'\"": "tmpdir: \"'{scratch}'\"",
     "#   groups: [": "groups: [fingerprints=prints, stability=judge, dft_inputs=judge, "
     "metrics=judge, ",
     "#   group-components: [relaxations=4]": "group-components: [relaxations=2, prints=2]",
+}
+SITE_ENTRIES = {
+    "all_jobs: {} ": f"all_jobs: {{account: {ACCOUNT}, qos: {QOS}, constraint: a100}} ",
+    "# scratch: /local/$USER/$SLURM_JOB_ID": "scratch: {folder}/local",
 }
 
 LOCAL = {"download", "fetch_model", "report"}
@@ -123,12 +123,12 @@ def slurm_run(finished_run, tmp_path_factory) -> Run:
 
 def site_profile(scratch: Path) -> Path:
     """Copy the profile and fill in its entries for a site."""
-    text = (PROFILE / "config.yaml").read_text()
-    for given, filled in ENTRIES.items():
-        assert given in text, given
-        text = text.replace(given, filled)
-    (scratch / "local").mkdir()
-    (scratch / "config.yaml").write_text(text.replace("{scratch}", str(scratch / "local")))
+    for name, entries in (("config.yaml", ENTRIES), ("site.yaml", SITE_ENTRIES)):
+        text = (PROFILE / name).read_text()
+        for given, filled in entries.items():
+            assert given in text, given
+            text = text.replace(given, filled.replace("{folder}", str(scratch)))
+        (scratch / name).write_text(text)
     return scratch
 
 

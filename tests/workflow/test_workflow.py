@@ -239,7 +239,7 @@ def test_every_attempt_fits_into_a_partition():
     """As the profile comes: the last attempt's memory and time, and the GPUs, are to be had."""
     folder = ROOT / "workflow" / "profiles" / "slurm"
     profile = yaml.safe_load((folder / "config.yaml").read_text())
-    partitions = yaml.safe_load((folder / "partitions.yaml").read_text())["partitions"]
+    partitions = yaml.safe_load((folder / "site.yaml").read_text())["partitions"]
     resources = yaml.safe_load((ROOT / "config.yaml").read_text())["resources"]
     attempts = 1 + profile["retries"]
     for rule, asked in resources.items():

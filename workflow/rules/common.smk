@@ -16,11 +16,22 @@ import kept_outputs
 from flowllm.config.load import check_config
 from flowllm.config.recorded import RECORDED_CONFIG, recorded_text
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
+from flowllm.config.site import (
+    SLURM_RESOURCES,
+    Site,
+    job_prefix,
+    read_site,
+    slurm_resources,
+)
 from flowllm.config.stage_settings import stage_json
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.io.files import write_text
 from flowllm.data.sample_files import sample_files
+from flowllm.slurm.attempts import memory_and_minutes
+from flowllm.slurm.plugin import guess_no_account, name_stuck_jobs
+from flowllm.slurm.preflight import needed_folders, preflight, refuse_failed
+from flowllm.slurm.requests import SubmitSettings, requests_of_jobs
 from flowllm.workflow.failures import change_snakemake
 from flowllm.workflow.slurm_plugin import change_plugin
 
@@ -38,14 +49,37 @@ if "snakemake_executor_plugin_slurm" in sys.modules:
 
 kept_outputs.install()
 
-# The stage replaces the shell: SIGTERM, which precedes the kill of a job, reaches the stage, and the
-# job ends when the stage has saved its state.
-shell.prefix("exec ")
+if SITE_PLUGIN := sys.modules.get("snakemake_executor_plugin_slurm"):
+    guess_no_account(SITE_PLUGIN)
+    name_stuck_jobs(SITE_PLUGIN, workflow)
 
-try:
-    CONFIG = check_config(config, "configuration")
-except FlowllmError as error:
-    raise WorkflowError(str(error)) from None
+# The stage replaces the shell: SIGTERM, which precedes the kill of a job, reaches the stage, and the
+# job ends when the stage has saved its state. The site's own lines are for jobs on its nodes.
+GIVEN_SITE = os.getenv("FLOWLLM_SITE")
+if GIVEN_SITE and not workflow.is_main_process:
+    PREFIX = job_prefix(Site.model_validate_json(GIVEN_SITE))
+    # Snakemake formats the text.
+    shell.prefix(PREFIX.replace("{", "{{").replace("}", "}}"))
+else:
+    shell.prefix("exec ")
+
+
+def explained(function, *given):
+    """Call a function of the package; its errors end snakemake with their message."""
+    try:
+        return function(*given)
+    except FlowllmError as error:
+        raise WorkflowError(str(error)) from None
+
+
+CONFIG = explained(check_config, config, "configuration")
+
+# In a job {resources.gpu} is the configuration's number, also where the job requested its GPUs in
+# another way (--set-resources sample_pairs:gpu=0 sample_pairs:gres=gpu:4).
+if not workflow.is_main_process:
+    for rule, given in workflow.resource_settings.overwrite_resources.items():
+        if "gpu" in given and rule in CONFIG.resources:
+            given["gpu"] = CONFIG.resources[rule].gpus
 
 RUN = CONFIG.run_dir
 SIZES = CONFIG.sizes
@@ -82,6 +116,8 @@ def check_before_jobs():
     """
     if not workflow.is_main_process or workflow.touch:
         return
+    if hasattr(workflow.executor_settings, "partition_config"):
+        check_slurm(workflow.executor_settings)
     stages = sorted({job.rule.name for job in workflow.dag.needrun_jobs()})
     words = [f"--stage={name}" for name in stages if name in STAGES]
     if not words:
@@ -94,7 +130,8 @@ def check_before_jobs():
             )
             return
     command = [sys.executable, "-m", "flowllm", "check", "--whole", json.dumps(config)]
-    if subprocess.run([*command, *words]).returncode:
+    offline = {} if workflow.local_exec else {"HF_HUB_OFFLINE": "1"}
+    if subprocess.run([*command, *words], env=offline | os.environ).returncode:
         raise WorkflowError(
             "flowllm check found the problems above; no job was started"
         )
@@ -104,6 +141,28 @@ def record_configuration():
     """Write the configuration into the run's folder, for `flowllm status`."""
     if workflow.is_main_process and not workflow.touch:
         write_text(Path(RUN) / RECORDED_CONFIG, recorded_text(CONFIG))
+
+
+def check_slurm(settings):
+    """Compare all attempts of the planned jobs with the site, before anything is submitted."""
+    dag = workflow.dag
+    jobs = [dag.get_job_group(job) or job for job in dag.needrun_jobs()]
+    planned = requests_of_jobs(job for job in jobs if not job.is_local)
+    if not planned:
+        return
+    options = {"qos": settings.qos, "reservation": settings.reservation}
+    given = SubmitSettings(
+        settings.partition_config,
+        workflow.resource_settings.nodes,
+        settings.status_command,
+        tuple(f"--{name}={value}" for name, value in options.items() if value),
+    )
+    folders = needed_folders(Path(RUN), Path(workflow.basedir))
+    findings = explained(lambda: list(preflight(planned, given, folders)))
+    say = {"ok": logger.info, "warning": logger.warning, "failed": logger.error}
+    for one in findings:
+        say[one.state](one.line())
+    explained(refuse_failed, findings)
 
 
 def shard_names(total, per_shard):
@@ -151,28 +210,63 @@ def cpus(stage):
     return CONFIG.resources[stage].cpus
 
 
-def gpus(stage):
-    return CONFIG.resources[stage].gpus
+def site_of_run():
+    """Return the site that the SLURM executor's file describes, None without SLURM.
+
+    Snakemake reads the profile after this file, so that only functions of resources can call this.
+    """
+    given = getattr(workflow.executor_settings, "partition_config", None)
+    if not workflow.is_main_process or given is None:
+        return None
+    if given not in SITES:
+        SITES[given] = explained(read_site, Path(given))
+        # Jobs receive the site that snakemake started with.
+        os.environ["FLOWLLM_SITE"] = SITES[given].model_dump_json()
+    return SITES[given]
 
 
-def gpus_on_nodes(stage):
-    """Return the resources of a job on several nodes, or the GPUs of a job on one node."""
-    gpus, nodes = CONFIG.resources[stage].gpus, getattr(CONFIG.nodes, stage)
-    if nodes == 1:
-        return {"gpu": gpus}
+SITES = {}
+
+
+def requested(stage):
+    """Return the resources of a rule beside memory and run time, which depend on the site."""
+    asked, nodes = CONFIG.resources[stage], getattr(CONFIG.nodes, stage, 1)
+
+    def from_site(name):
+        def value(wildcards):
+            site = site_of_run()
+            if site is None:
+                # Also in a SLURM job: {resources.gpu} in its command is the configuration's number,
+                # however the GPUs were requested.
+                return asked.gpus if name == "gpu" else None
+            return slurm_resources(site, stage, asked, nodes).get(name)
+
+        return value
+
     # With `mpi` the SLURM plugin lets the command start its tasks (runtime/distributed.py).
-    each = {"gres": f"gpu:{gpus}"} if gpus else {}
-    return {"nodes": nodes, "tasks": nodes, "mpi": "srun", **each}
+    several = {"nodes": nodes, "tasks": nodes, "mpi": "srun"} if nodes > 1 else {}
+    return {name: from_site(name) for name in SLURM_RESOURCES} | several
+
+
+def of_attempt(stage, attempt):
+    """Return memory and minutes of an attempt, which grow: a killed job gets more.
+
+    Args:
+        stage: the stage.
+        attempt: 1 for the first.
+    """
+    asked, site = CONFIG.resources[stage], site_of_run()
+    if site is None:
+        return asked.mem_mb * attempt, asked.runtime * attempt
+    return memory_and_minutes(site, stage, asked, attempt)
 
 
 def mem_mb(stage):
-    """Return the memory, which grows with the attempt: a job killed for memory gets more."""
-    return lambda wildcards, attempt: CONFIG.resources[stage].mem_mb * attempt
+    return lambda wildcards, attempt: of_attempt(stage, attempt)[0]
 
 
 def runtime(stage):
-    """Return the minutes, which grow with the attempt: a job killed at the time limit gets more."""
-    return lambda wildcards, attempt: CONFIG.resources[stage].runtime * attempt
+    return lambda wildcards, attempt: of_attempt(stage, attempt)[1]
 
 
 def sample_shards(folder):
@@ -214,10 +308,7 @@ def source_files(wildcards):
 def external_files(wildcards):
     """Return the files of a row's samples, so that a changed file is read again."""
     path = Path(EXTERNAL[wildcards.external].file)
-    try:
-        return without_braces(sample_files(path))
-    except FlowllmError as error:
-        raise WorkflowError(str(error)) from None
+    return without_braces(explained(sample_files, path))
 
 
 def pair_draws(wildcards):

@@ -12,7 +12,7 @@ rule dft_collect:
         "../../envs/core.yaml"
     threads: cpus("dft_collect")
     resources:
-        gpu=gpus("dft_collect"),
+        **requested("dft_collect"),
         mem_mb=mem_mb("dft_collect"),
         runtime=runtime("dft_collect"),
     params:

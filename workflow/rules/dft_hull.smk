@@ -11,7 +11,7 @@ rule dft_hull:
         "../../envs/core.yaml"
     threads: cpus("dft_hull")
     resources:
-        gpu=gpus("dft_hull"),
+        **requested("dft_hull"),
         mem_mb=mem_mb("dft_hull"),
         runtime=runtime("dft_hull"),
     params:

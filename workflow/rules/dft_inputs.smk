@@ -12,7 +12,7 @@ rule dft_inputs:
         "../../envs/core.yaml"
     threads: cpus("dft_inputs")
     resources:
-        gpu=gpus("dft_inputs"),
+        **requested("dft_inputs"),
         mem_mb=mem_mb("dft_inputs"),
         runtime=runtime("dft_inputs"),
     params:

@@ -11,7 +11,7 @@ rule download:
         "../../envs/core.yaml"
     threads: cpus("download")
     resources:
-        gpu=gpus("download"),
+        **requested("download"),
         mem_mb=mem_mb("download"),
         runtime=runtime("download"),
     params:

@@ -9,7 +9,7 @@ rule fetch_model:
         "../../envs/llm.yaml"
     threads: cpus("fetch_model")
     resources:
-        gpu=gpus("fetch_model"),
+        **requested("fetch_model"),
         mem_mb=mem_mb("fetch_model"),
         runtime=runtime("fetch_model"),
     params:

@@ -13,7 +13,7 @@ rule finetune_llm:
         "../../envs/llm.yaml"
     threads: cpus("finetune_llm")
     resources:
-        **gpus_on_nodes("finetune_llm"),
+        **requested("finetune_llm"),
         mem_mb=mem_mb("finetune_llm"),
         runtime=runtime("finetune_llm"),
     params:

@@ -11,7 +11,7 @@ rule fingerprints:
         "../../envs/core.yaml"
     threads: cpus("fingerprints")
     resources:
-        gpu=gpus("fingerprints"),
+        **requested("fingerprints"),
         mem_mb=mem_mb("fingerprints"),
         runtime=runtime("fingerprints"),
     params:

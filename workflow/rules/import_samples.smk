@@ -12,7 +12,7 @@ rule import_samples:
         "../../envs/relax.yaml"
     threads: cpus("import_samples")
     resources:
-        gpu=gpus("import_samples"),
+        **requested("import_samples"),
         mem_mb=mem_mb("import_samples"),
         runtime=runtime("import_samples"),
     params:

@@ -12,7 +12,7 @@ rule invariance:
         "../../envs/llm.yaml"
     threads: cpus("invariance")
     resources:
-        gpu=gpus("invariance"),
+        **requested("invariance"),
         mem_mb=mem_mb("invariance"),
         runtime=runtime("invariance"),
     params:

@@ -16,7 +16,7 @@ rule match_csp:
         "../../envs/core.yaml"
     threads: cpus("match_csp")
     resources:
-        gpu=gpus("match_csp"),
+        **requested("match_csp"),
         mem_mb=mem_mb("match_csp"),
         runtime=runtime("match_csp"),
     params:

@@ -11,7 +11,7 @@ rule merge_adapter:
         "../../envs/llm.yaml"
     threads: cpus("merge_adapter")
     resources:
-        gpu=gpus("merge_adapter"),
+        **requested("merge_adapter"),
         mem_mb=mem_mb("merge_adapter"),
         runtime=runtime("merge_adapter"),
     params:

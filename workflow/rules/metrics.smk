@@ -20,7 +20,7 @@ rule metrics:
         "../../envs/core.yaml"
     threads: cpus("metrics")
     resources:
-        gpu=gpus("metrics"),
+        **requested("metrics"),
         mem_mb=mem_mb("metrics"),
         runtime=runtime("metrics"),
     params:

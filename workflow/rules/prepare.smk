@@ -14,7 +14,7 @@ rule prepare:
         "../../envs/core.yaml"
     threads: cpus("prepare")
     resources:
-        gpu=gpus("prepare"),
+        **requested("prepare"),
         mem_mb=mem_mb("prepare"),
         runtime=runtime("prepare"),
     params:

@@ -13,7 +13,7 @@ rule prerelax:
         "../../envs/relax.yaml"
     threads: cpus("prerelax")
     resources:
-        gpu=gpus("prerelax"),
+        **requested("prerelax"),
         mem_mb=mem_mb("prerelax"),
         runtime=runtime("prerelax"),
     params:

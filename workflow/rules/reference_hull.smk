@@ -11,7 +11,7 @@ rule reference_hull:
         "../../envs/relax.yaml"
     threads: cpus("reference_hull")
     resources:
-        gpu=gpus("reference_hull"),
+        **requested("reference_hull"),
         mem_mb=mem_mb("reference_hull"),
         runtime=runtime("reference_hull"),
     params:

@@ -15,7 +15,7 @@ rule refine:
         "../../envs/rfm.yaml"
     threads: cpus("refine")
     resources:
-        gpu=gpus("refine"),
+        **requested("refine"),
         mem_mb=mem_mb("refine"),
         runtime=runtime("refine"),
     params:

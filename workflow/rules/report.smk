@@ -33,7 +33,7 @@ rule report:
         "../../envs/core.yaml"
     threads: cpus("report")
     resources:
-        gpu=gpus("report"),
+        **requested("report"),
         mem_mb=mem_mb("report"),
         runtime=runtime("report"),
     params:

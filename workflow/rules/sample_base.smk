@@ -11,7 +11,7 @@ rule sample_base:
         "../../envs/vllm.yaml"
     threads: cpus("sample_base")
     resources:
-        gpu=gpus("sample_base"),
+        **requested("sample_base"),
         mem_mb=mem_mb("sample_base"),
         runtime=runtime("sample_base"),
     params:

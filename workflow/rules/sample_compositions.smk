@@ -11,7 +11,7 @@ rule sample_compositions:
         "../../envs/core.yaml"
     threads: cpus("sample_compositions")
     resources:
-        gpu=gpus("sample_compositions"),
+        **requested("sample_compositions"),
         mem_mb=mem_mb("sample_compositions"),
         runtime=runtime("sample_compositions"),
     params:

@@ -12,7 +12,7 @@ rule sample_csp:
         "../../envs/vllm.yaml"
     threads: cpus("sample_csp")
     resources:
-        gpu=gpus("sample_csp"),
+        **requested("sample_csp"),
         mem_mb=mem_mb("sample_csp"),
         runtime=runtime("sample_csp"),
     params:

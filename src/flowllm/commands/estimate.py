@@ -83,6 +83,7 @@ def run(
     target: Target = "all",
     from_run: Path | None = None,
     costs: Path | None = None,
+    profile: str | None = None,
 ) -> None:
     """Estimate jobs, files, disk and GPU/CPU hours before a run.
 
@@ -90,10 +91,13 @@ def run(
         target: Target of the workflow; `all_dft` includes the DFT energies.
         from_run: Folder of an earlier run, from whose records costs per item are taken.
         costs: YAML file with costs per item. They take precedence over those of `--from-run`.
+        profile: Folder of a SLURM profile, such as `slurm`. All attempts of all jobs are compared
+            with its partitions and, where there is a SLURM, with `sbatch --test-only`.
         config: See `options.ConfigFiles`.
 
     Raises:
-        FlowllmError: the configuration, the run or the file of costs cannot be read.
+        FlowllmError: the configuration, the run or the file of costs cannot be read, or a job does
+            not fit the SLURM of the profile.
     """
     known: dict[str, ItemCost] = {}
     crystals: dict[str, int] = {}
@@ -104,7 +108,20 @@ def run(
     loaded = load_config(config or DEFAULT_CONFIG)
     # The sizes of MP-20 are known; those of other data are in the run's records.
     crystals |= split_sizes(loaded)
-    print("\n".join(describe(estimate(loaded, known, target, crystals))))
+    lines = estimate(loaded, known, target, crystals)
+    print("\n".join(describe(lines)))
+    if profile is not None:
+        _print_preflight(profile, loaded, [line.stage for line in lines if line.jobs])
+
+
+def _print_preflight(profile: str, config: Config, stages: Sequence[str]) -> None:
+    """Print the checks against a SLURM; a failed one is an error."""
+    from flowllm.slurm.preflight import refuse_failed
+    from flowllm.slurm.profile import check_profile
+
+    findings = check_profile(profile, config, stages)
+    print("\n".join(one.line() for one in findings))
+    refuse_failed(findings)
 
 
 def estimate(
