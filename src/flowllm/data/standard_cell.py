@@ -420,7 +420,9 @@ def _gram(lengths: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """Return the Gram matrix of lengths (angstrom) and angles (degrees), (3, 3)."""
     cosines = np.cos(np.radians(angles))
     # Right angles and angles of 60 and 120 degrees are exact.
-    cosines = np.where(np.abs(2 * cosines - (2 * cosines).round()) < 1e-12, (2 * cosines).round() / 2, cosines)
+    cosines = np.where(
+        np.abs(2 * cosines - (2 * cosines).round()) < 1e-12, (2 * cosines).round() / 2, cosines
+    )
     alpha, beta, gamma = cosines
     shape = np.array([[1, gamma, beta], [gamma, 1, alpha], [beta, alpha, 1]])
     gram: np.ndarray = shape * np.outer(lengths, lengths)

@@ -222,7 +222,8 @@ def space_group(number: int) -> SpaceGroup:
     operations = Operations(every.rotations[cosets], every.translations[cosets])
     num_cells = round(1 / np.linalg.det(primitive))
     sites = {
-        label: _site(label, position, num_cells, every) for label, position in entry["sites"].items()
+        label: _site(label, position, num_cells, every)
+        for label, position in entry["sites"].items()
     }
     return SpaceGroup(number, system_of(number), operations, primitive, sites)
 
@@ -235,7 +236,7 @@ def _table() -> dict[str, dict[str, dict[str, str]]]:
 
 def _site(label: str, position: str, num_cells: int, every: Operations) -> Site:
     """Return a site; its projection is the mean over the operations that keep a generic point."""
-    linear, constant = _parse(position)
+    linear, constant = parse_position(position)
     generic = linear @ np.array([0.1372, 0.2614, 0.3931]) + constant
     images = every.rotations @ generic + every.translations
     steps = (generic - images).round()
@@ -249,7 +250,7 @@ def _site(label: str, position: str, num_cells: int, every: Operations) -> Site:
     )
 
 
-def _parse(position: str) -> tuple[np.ndarray, np.ndarray]:
+def parse_position(position: str) -> tuple[np.ndarray, np.ndarray]:
     """Return matrix (3, 3) and constant (3,) of a position such as `x,2x,z+1/4`."""
     linear, constant = np.zeros((3, 3)), np.zeros(3)
     for row, part in enumerate(position.split(",")):

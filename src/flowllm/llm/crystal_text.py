@@ -13,11 +13,15 @@ from typing import Protocol
 
 import numpy as np
 
-from flowllm.crystal import Crystal
+from flowllm.crystal import Crystal, cell_formula
 from flowllm.data.symmetry_operations import Operations
 
 HEADER_LINES = 2
 """Lines before the first site."""
+
+MAX_LENGTH = 1000.0
+"""Upper limit of lengths in angstrom. Longer cells of a few atoms are not crystals, and much longer
+ones would overflow float32."""
 
 
 class Reason(StrEnum):
@@ -84,10 +88,12 @@ class Description:
     Attributes:
         header: the two lines of the whole crystal.
         sites: the sites, in the order of the text.
+        longest: longest lattice vector that is written, angstrom.
     """
 
     header: tuple[str, str]
     sites: tuple[SiteText, ...]
+    longest: float
 
     @property
     def text(self) -> str:
@@ -150,6 +156,62 @@ class Decoded:
     operations: Operations | None = None
 
 
+def composition_of(atomic_numbers: np.ndarray) -> dict[int, int]:
+    """Return the number of atoms by atomic number, in ascending order of atomic number."""
+    numbers, counts = np.unique(atomic_numbers, return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+
+def check_composition(atomic_numbers: np.ndarray, composition: Mapping[int, int] | None) -> None:
+    """Reject atoms that are not those of the required composition, if there is one.
+
+    Raises:
+        RejectedTextError: formula_mismatch.
+    """
+    if composition is not None and composition_of(atomic_numbers) != dict(composition):
+        asked = cell_formula(np.repeat(list(composition), list(composition.values())))
+        detail = f"{cell_formula(atomic_numbers)}, asked for {asked}"
+        raise RejectedTextError(Reason.FORMULA_MISMATCH, detail)
+
+
+def check_lengths(lengths: Sequence[float]) -> None:
+    """Reject lengths (angstrom) that are not those of a cell.
+
+    Raises:
+        RejectedTextError: nonphysical_lattice.
+    """
+    if min(lengths) <= 0 or max(lengths) >= MAX_LENGTH:
+        detail = f"lengths {list(lengths)} are not all between 0 and {MAX_LENGTH:.0f} angstrom"
+        raise RejectedTextError(Reason.NONPHYSICAL_LATTICE, detail)
+
+
+def check_distances(crystal: Crystal, limits: Limits, coinciding: float = 0.0) -> None:
+    """Reject a crystal with atoms nearer than the limits allow, periodic images included.
+
+    Args:
+        crystal: the crystal.
+        limits: its `reject_close_atoms` and `min_distance`.
+        coinciding: distance up to which atoms are at one point, angstrom; 0: not checked.
+
+    Raises:
+        RejectedTextError: coinciding_atoms or close_atoms.
+    """
+    is_checked = limits.reject_close_atoms and coinciding > 0
+    if not is_checked and limits.min_distance is None:
+        return
+    structure = crystal.to_structure()
+    distances = structure.distance_matrix
+    np.fill_diagonal(distances, min(structure.lattice.abc))
+    first, second = sorted(np.unravel_index(distances.argmin(), distances.shape))
+    nearest = float(distances[first, second])
+    detail = f"atoms {first + 1} and {second + 1} are {nearest:.2f} angstrom apart"
+    if is_checked and nearest < coinciding:
+        raise RejectedTextError(Reason.COINCIDING_ATOMS, detail)
+    if limits.min_distance is not None and nearest < limits.min_distance:
+        detail += f", at least {limits.min_distance:g} are needed"
+        raise RejectedTextError(Reason.CLOSE_ATOMS, detail)
+
+
 class CrystalText(Protocol):
     """One kind of crystal text."""
 
@@ -169,7 +231,9 @@ class CrystalText(Protocol):
         ...
 
     def grammar(self, elements: Sequence[int], max_atoms: int, max_length: int) -> str:
-        """Return the regular expression of all texts within the limits.
+        """Return the regular expression or grammar of all texts within the limits.
+
+        A grammar is in the notation of xgrammar (EBNF) and begins with the rule root.
 
         Args:
             elements: atomic numbers that may occur.
@@ -179,7 +243,7 @@ class CrystalText(Protocol):
         ...
 
     def cell_grammar(self, atomic_numbers: Sequence[int], max_length: int) -> str:
-        """Return the regular expression of texts with these atoms, in this order of elements.
+        """Return the regular expression or grammar of texts with these atoms, in this order.
 
         Args:
             atomic_numbers: atomic number of each atom of the primitive cell.
@@ -195,6 +259,6 @@ class CrystalText(Protocol):
         """Return the two lines of a crystal with the most characters, and a line break."""
         ...
 
-    def longest_site(self, symbol: str) -> str:
-        """Return the two lines of an element's site with the most characters, with line breaks."""
+    def longest_sites(self, elements: Sequence[int]) -> list[str]:
+        """Return two lines of sites, among them that with the most tokens, with line breaks."""
         ...

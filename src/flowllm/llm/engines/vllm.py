@@ -143,7 +143,10 @@ class VllmEngine:
 
         from flowllm.llm.engines.vllm_hooks import SEED
 
-        structured = StructuredOutputsParams(regex=request.regex) if request.regex else None
+        structured = None
+        if request.regex:
+            kind = "grammar" if request.regex.startswith("root ::=") else "regex"
+            structured = StructuredOutputsParams(**{kind: request.regex})
         return SamplingParams(
             temperature=0.0,  # selects the only token that DrawProcessor leaves
             extra_args={SEED: request.seed},
