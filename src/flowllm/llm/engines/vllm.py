@@ -144,9 +144,10 @@ class VllmEngine:
         from flowllm.llm.engines.vllm_hooks import SEED
 
         structured = None
-        if request.regex:
-            kind = "grammar" if request.regex.startswith("root ::=") else "regex"
-            structured = StructuredOutputsParams(**{kind: request.regex})
+        if request.regex is not None and request.regex.startswith("root ::="):
+            structured = StructuredOutputsParams(grammar=request.regex)
+        elif request.regex is not None:
+            structured = StructuredOutputsParams(regex=request.regex)
         return SamplingParams(
             temperature=0.0,  # selects the only token that DrawProcessor leaves
             extra_args={SEED: request.seed},
