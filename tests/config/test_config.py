@@ -205,6 +205,16 @@ def test_an_at_sign_in_a_path_is_no_password(values):
     assert check_config(changed(values, "data.url", url)).data.url == url
 
 
+def test_symmetric_text_needs_crystals_in_the_standard_cell(values):
+    symmetric = changed(values, "prompts.crystal_text", "symmetric")
+    with pytest.raises(FlowllmError, match=r"Set prepare\.cell: standard"):
+        check_config(symmetric)
+    standard = changed(symmetric, "prepare.cell", "standard")
+    assert check_config(standard)
+    with pytest.raises(FlowllmError, match="augment_translation"):
+        check_config(changed(standard, "finetune_llm.augment_translation", True))
+
+
 def test_missing_key_is_named(values):
     without = copy.deepcopy(values)
     del without["prerelax"]["max_force"]

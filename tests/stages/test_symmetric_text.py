@@ -93,7 +93,7 @@ def test_other_text_than_that_of_the_training_is_refused(paths, tmp_path):
 
 def test_the_flow_keeps_the_group_of_the_text(rows):
     """A flow with random weights moves atoms and cell, and the operations stay exact."""
-    size = NetworkSize(hidden_dim=32, num_layers=2, num_frequencies=4)
+    size = NetworkSize(hidden_dim=32, num_layers=2, time_dim=16, num_frequencies=4)
     scales = Standardization([6.0] * 6, [2.0] * 6, 0.05, [0.0] * 6, [0.1] * 6)
     field = build_field(size, (59.9, 120.1), scales).requires_grad_(False)
     start = LlmBaseDistribution(0.0, 0.0, 0.0)
