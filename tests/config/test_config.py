@@ -99,7 +99,7 @@ def test_unknown_keys_are_named_with_their_path(values, path, value):
     [
         ("seed", -1, "greater than or equal to 0"),
         ("data.source", None, "valid string"),
-        ("prepare.cell", "conventional", "'primitive' or 'as_given'"),
+        ("prepare.cell", "conventional", "'primitive', 'as_given' or 'standard'"),
         ("prepare.max_atoms", 0, "greater than 0"),
         ("prepare.max_rows", "all", "valid integer"),
         ("prepare.split_shares", [0.6, 0.2, 0.3], r"must sum to 1"),

@@ -101,6 +101,10 @@ def _equivalent_descriptions(number: int) -> list[tuple[np.ndarray, np.ndarray]]
         if abs(a * d - b * c) != 1:
             continue
         change = np.array([[a, 0, b], [0, a * d - b * c, 0], [c, 0, d]], dtype=float)
+        # The primitive vectors in terms of those that the new axes would have.
+        lattice = group.primitive @ np.linalg.inv(change) @ np.linalg.inv(group.primitive)
+        if np.abs(lattice - lattice.round()).max() > SAME_POINT:
+            continue
         for shift in np.array(list(product((0, 0.25, 0.5, 0.75), repeat=3))):
             if _has_operations(group, change, group.operations, shift):
                 found.append((change, shift))
@@ -175,7 +179,8 @@ def _places(number: int) -> dict[bytes, int]:
 def _changes(system: System) -> np.ndarray:
     """Return changes of the conventional vectors to others of the same shape, (k, 3, 3)."""
     if system == "hexagonal":
-        return space_group(191).operations.rotations.transpose(0, 2, 1).astype(float)
+        rotations: np.ndarray = space_group(191).operations.rotations
+        return rotations.transpose(0, 2, 1).astype(float)
     if system == "triclinic":
         return np.eye(3)[None]
     if system == "monoclinic":
@@ -189,14 +194,16 @@ def _changes(system: System) -> np.ndarray:
         )
     axes = np.array(list(product((-1, 1), repeat=3)))
     orders = np.eye(3)[np.array([[0, 1, 2], [1, 2, 0], [2, 0, 1], [1, 0, 2], [0, 2, 1], [2, 1, 0]])]
-    return (axes[:, None, :, None] * orders[None]).reshape(-1, 3, 3)
+    signed: np.ndarray = axes[:, None, :, None] * orders[None]
+    return signed.reshape(-1, 3, 3)
 
 
 def free_parameters(group: SpaceGroup, gram: np.ndarray) -> np.ndarray:
     """Return the free parameters of a conventional cell, averaged over the group."""
     rotations = group.operations.rotations
     mean = (rotations.transpose(0, 2, 1) @ gram @ rotations).mean(axis=0)
-    return np.concatenate(cell_parameters(mean))[list(FREE_PARAMETERS[group.system])]
+    values: np.ndarray = np.concatenate(cell_parameters(mean))
+    return values[list(FREE_PARAMETERS[group.system])]
 
 
 def gram_matrix(lengths: np.ndarray, angles: np.ndarray) -> np.ndarray:

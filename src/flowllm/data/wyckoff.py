@@ -169,7 +169,7 @@ class SpaceGroup:
 
         The images are fractional coordinates of the conventional cell.
         """
-        images = self.operations.rotations @ point + self.operations.translations
+        images: np.ndarray = self.operations.rotations @ point + self.operations.translations
         return images[first_of_each(images @ np.linalg.inv(self.primitive))]
 
     @property
