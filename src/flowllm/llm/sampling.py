@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from flowllm.crystal import Crystal
+from flowllm.data.symmetry_operations import Operations, operation_columns
 from flowllm.io.tables import crystal_columns, write_table
+from flowllm.llm.crystal_text import Decoded, Limits, Reason, Rejection
 from flowllm.llm.engines.base import Draft, DraftRequest, Engine
 from flowllm.llm.prompts import Conditions, PromptTokens
-from flowllm.llm.text import Rejection, decode
 from flowllm.runtime.provenance import StageRun
 from flowllm.runtime.resume import make_parts
 
@@ -28,7 +29,8 @@ class DrawRequest:
     Attributes:
         conditions: conditions of the prompt.
         composition: required number of atoms by atomic number, None for any composition.
-        regex: expression that the text must match, None for a free text.
+        regex: regular expression or grammar that the text must match (see
+            `crystal_text.CrystalText.grammar`), None for a free text.
         seed: function from the number of the attempt (from 0) to its seed.
         refusal: reason why the crystal is not sampled, None if it is.
     """
@@ -46,6 +48,7 @@ class Outcome:
 
     Attributes:
         crystal: crystal of the accepted draft, None if no draft was accepted.
+        operations: operations of its space group, None if its text names no group.
         text: text of the accepted draft, or of the last one.
         rejections: reasons of the rejected drafts, in order.
         num_tokens: number of sampled tokens of all drafts.
@@ -53,6 +56,7 @@ class Outcome:
     """
 
     crystal: Crystal | None = None
+    operations: Operations | None = None
     text: str = ""
     rejections: list[Rejection] = field(default_factory=list)
     num_tokens: int = 0
@@ -171,17 +175,18 @@ class Sampler:
         outcome.num_tokens += len(draft.tokens)
         self.speed.drafts += 1
         self.speed.tokens += len(draft.tokens)
-        decoded = decode(
-            outcome.text,
-            max_atoms=self._max_atoms,
-            composition=request.composition,
-            truncated=draft.truncated,
-            reject_close_atoms=self._reject_close_atoms,
-        )
+        decoded = self._decoded(outcome.text, request, draft.truncated)
         if isinstance(decoded, Rejection):
             outcome.rejections.append(decoded)
         else:
-            outcome.crystal = decoded
+            outcome.crystal, outcome.operations = decoded.crystal, decoded.operations
+
+    def _decoded(self, text: str, request: DrawRequest, truncated: bool) -> Decoded | Rejection:
+        """Return the crystal of a text, or why it is rejected."""
+        if truncated:
+            return Rejection(Reason.TRUNCATED, "the text stopped before its end token")
+        limits = Limits(self._max_atoms, request.composition, self._reject_close_atoms)
+        return self._prompts.crystal_text.decode(text, limits)
 
 
 def _num_atoms(request: DrawRequest) -> int:
@@ -215,6 +220,7 @@ def base_row(row_id: str, outcome: Outcome, prompt: str) -> dict[str, Any]:
     return {
         "id": row_id,
         **crystal_columns(crystal),
+        **operation_columns(outcome.operations),
         "formula": None if crystal is None else crystal.formula,
         **sample_columns(outcome, prompt),
     }

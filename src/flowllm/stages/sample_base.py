@@ -9,7 +9,7 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from flowllm.config.sections.llm import Base, Prompts, SampleBase
 from flowllm.config.stage_settings import StageSettings
 from flowllm.io.schemas import BASE
-from flowllm.llm.grammar import crystal_regex
+from flowllm.llm.crystal_texts import crystal_text
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import UNCONDITIONAL, prompt_text
 from flowllm.llm.sampling import DrawRequest, base_row, write_samples
@@ -66,7 +66,8 @@ def run(
         )
         record = opened.record
         bounds = (record.elements, record.max_atoms, record.max_length)
-        regex = crystal_regex(*bounds) if section.structured else None
+        text = crystal_text(settings.prompts.crystal_text)
+        regex = text.grammar(*bounds) if section.structured else None
         prompt = prompt_text(settings.prompts, UNCONDITIONAL)
         progress = Progress(f"sample_base: {base.name}", count)
 

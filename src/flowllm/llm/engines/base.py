@@ -11,7 +11,8 @@ class DraftRequest:
     Attributes:
         prompt: tokens of the prompt.
         seed: seed of this text's own random numbers.
-        regex: expression that the text must match, None for a free text.
+        regex: regular expression that the text must match, or a grammar in the notation of
+            xgrammar, which begins with the rule root; None for a free text.
     """
 
     prompt: tuple[int, ...]

@@ -143,7 +143,11 @@ class VllmEngine:
 
         from flowllm.llm.engines.vllm_hooks import SEED
 
-        structured = StructuredOutputsParams(regex=request.regex) if request.regex else None
+        structured = None
+        if request.regex is not None and request.regex.startswith("root ::="):
+            structured = StructuredOutputsParams(grammar=request.regex)
+        elif request.regex is not None:
+            structured = StructuredOutputsParams(regex=request.regex)
         return SamplingParams(
             temperature=0.0,  # selects the only token that DrawProcessor leaves
             extra_args={SEED: request.seed},
