@@ -28,6 +28,7 @@ import numpy as np
 from pymatgen.core.periodic_table import Element
 
 from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal, cell_formula, lattice_has_volume
+from flowllm.llm.periodic_points import PeriodicPoints
 
 MAX_LENGTH = 1000.0
 """Upper limit of lengths in angstrom. Longer cells of a few atoms are not crystals, and much longer
@@ -48,6 +49,7 @@ class Reason(StrEnum):
     NONPHYSICAL_LATTICE = "nonphysical_lattice"
     FORMULA_MISMATCH = "formula_mismatch"
     COINCIDING_ATOMS = "coinciding_atoms"
+    CLOSE_ATOMS = "close_atoms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def decode(
     composition: Mapping[int, int] | None = None,
     truncated: bool = False,
     reject_close_atoms: bool = True,
+    min_distance: float | None = None,
 ) -> Crystal | Rejection:
     """Return the crystal of a text, or the reason why it is rejected. No text raises an error.
 
@@ -107,18 +110,30 @@ def decode(
         composition: required number of atoms per cell by atomic number, None for any.
         truncated: whether the text reached the maximum number of tokens without its end token.
         reject_close_atoms: whether texts with two atoms at one point are rejected.
+        min_distance: minimum distance of two atoms, or of an atom and its image, in angstrom; None
+            for none.
 
     Returns:
         The crystal, or the first reason in this order: truncated, number of lines or values,
-        numbers, elements, number of atoms, lattice, formula, coinciding atoms.
+        numbers, elements, number of atoms, lattice, formula, coinciding atoms, close atoms.
     """
     try:
         crystal = _decode(text, max_atoms, composition, truncated)
         if reject_close_atoms:
             _check_coinciding_atoms(crystal.frac_coords)
+        if min_distance is not None:
+            _check_distances(crystal, min_distance)
     except _RejectedTextError as error:
         return error.rejection
     return crystal
+
+
+def read_numbers(line: str) -> list[float] | None:
+    """Return the three numbers of a line, None if it has not just three decimal numbers."""
+    words = line.split()
+    if len(words) != 3 or not all(map(_NUMBER.fullmatch, words)):
+        return None
+    return [float(word) for word in words]
 
 
 def composition_of(atomic_numbers: np.ndarray) -> dict[int, int]:
@@ -213,6 +228,17 @@ def _check_coinciding_atoms(frac_coords: np.ndarray) -> None:
         atom = int(first[counts.argmax()]) + 1
         detail = f"{counts.max()} atoms at the point of atom {atom}"
         raise _RejectedTextError(Reason.COINCIDING_ATOMS, detail)
+
+
+def _check_distances(crystal: Crystal, min_distance: float) -> None:
+    """Reject a crystal with atoms nearer than the distance in angstrom to each other or an image."""
+    points = PeriodicPoints(crystal.lengths.tolist(), crystal.angles.tolist(), min_distance)
+    for atom, coords in enumerate(crystal.frac_coords.astype(np.float64)):
+        if not points.add(coords[None]):
+            detail = (
+                f"atom {atom + 1} is nearer than {min_distance} angstrom to another or an image"
+            )
+            raise _RejectedTextError(Reason.CLOSE_ATOMS, detail)
 
 
 def _excerpt(text: str) -> str:

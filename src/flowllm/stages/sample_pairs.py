@@ -123,6 +123,8 @@ def _sampler(
         max_attempts=section.max_attempts,
         restrict_tokens=section.restrict_tokens,
         reject_close_atoms=section.reject_close_atoms,
+        min_distance=section.min_distance,
+        max_redraws=section.max_redraws,
         backend=section.backend,
         gpus=gpus,
     )
@@ -164,11 +166,11 @@ def _task(
     draw, _, c1 = target
     # The atoms are in the order of the training text of c1.
     numbers = c1.atomic_numbers.tolist()
-    regex = cell_regex(numbers, record.max_length) if settings.sample_pairs.structured else None
+    form = partial(cell_regex, numbers, record.max_length)
     return DrawRequest(
         conditions=conditions,
         composition=composition_of(c1.atomic_numbers),
-        regex=regex,
+        form=form if settings.sample_pairs.structured else None,
         seed=partial(derive, settings.seed, "sample_pairs", split, draw),
         refusal=record.refusal(c1.num_atoms),
     )

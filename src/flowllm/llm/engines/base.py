@@ -1,5 +1,6 @@
 """Interface of a sampling engine: what it is given, what it returns, and its methods."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,11 +13,22 @@ class DraftRequest:
         prompt: tokens of the prompt.
         seed: seed of this text's own random numbers.
         regex: expression that the text must match, None for a free text.
+        kept: tokens of the text that were sampled before; they follow the prompt and count towards
+            the maximum number of tokens, and the expression describes what follows them.
+        stops: function that is given each sampled token, several at once where the engine has
+            them, and returns whether the text ends there; None for no such end.
     """
 
     prompt: tuple[int, ...]
     seed: int
     regex: str | None = None
+    kept: tuple[int, ...] = ()
+    stops: Callable[[Sequence[int]], bool] | None = None
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """Return the tokens that the model continues."""
+        return self.prompt + self.kept
 
 
 @dataclass(frozen=True)
@@ -24,8 +36,10 @@ class Draft:
     """A generated text.
 
     Attributes:
-        tokens: sampled tokens, including the end token if it was sampled.
-        truncated: whether the text reached the maximum number of tokens without its end token.
+        tokens: sampled tokens, including the end token if it was sampled, without those that were
+            kept.
+        truncated: whether the text reached the maximum number of tokens without its end token, or
+            was ended by its request.
     """
 
     tokens: tuple[int, ...]
