@@ -14,6 +14,9 @@ from flowllm.crystal import lattice_has_volume
 from flowllm.llm.periodic_points import PeriodicPoints
 from flowllm.llm.text import MAX_LENGTH, read_numbers
 
+HUNDREDTHS = np.arange(100) / 100
+"""All values of a coordinate."""
+
 
 class LineCheck(Protocol):
     """Check of one text, whose lines are given in their order.
@@ -31,6 +34,26 @@ class LineCheck(Protocol):
         A line that is not of the text's form ends the check: decoding rejects the text.
         """
         ...
+
+    def blocked(self, first: str) -> np.ndarray | None:
+        """Return which of the last coordinates 0.00 to 0.99 of a line are too near (100,).
+
+        Args:
+            first: the first two coordinates of the line that is being written.
+
+        Returns:
+            None where the line is not one of coordinates, and where none or all are too near.
+        """
+        ...
+
+
+def start_check(min_distance: float) -> LineCheck:
+    """Return the check of a new text.
+
+    Args:
+        min_distance: minimum distance of two atoms, or of an atom and its image, in angstrom.
+    """
+    return CoordinateLines(min_distance)
 
 
 class CoordinateLines:
@@ -69,6 +92,15 @@ class CoordinateLines:
         assert self._points is not None
         self.redraw_line = number
         return not self._points.add(np.array([values]))
+
+    def blocked(self, first: str) -> np.ndarray | None:
+        """Return which last coordinates are too near; see `LineCheck.blocked`."""
+        values = read_numbers(first + " 0")
+        at_coordinates = self._num_lines > 2 and self._num_lines % 2 == 1
+        if not self._readable or self._points is None or not at_coordinates or values is None:
+            return None
+        near = self._points.near_on_line(np.array(values), HUNDREDTHS)
+        return near if near.any() and not near.all() else None
 
     def _has_room(self, angles: Sequence[float]) -> bool:
         """Start the cell; return whether its lattice has no vector that is too short."""

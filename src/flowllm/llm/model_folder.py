@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from flowllm.config.sections.llm import Prompts
-from flowllm.llm.apart import CoordinateLines
 from flowllm.llm.base_checks import check_sampling_context
 from flowllm.llm.base_model import load_base_model, load_config, load_tokenizer
 from flowllm.llm.engines.base import Engine, SamplingOptions
 from flowllm.llm.engines.transformers import TransformersEngine
 from flowllm.llm.engines.vllm import VllmEngine
+from flowllm.llm.masks import MaskOptions
 from flowllm.llm.model_files import MERGE_AGAIN, check_model_folder
 from flowllm.llm.model_record import ModelRecord, read_record
 from flowllm.llm.prompts import Conditions, PromptTokens
@@ -89,7 +89,7 @@ class ModelFolder:
             restrict_tokens: whether only tokens that occur in crystal text are sampled.
             reject_close_atoms: whether drafts with two atoms at one point are rejected.
             min_distance: minimum distance of atoms in angstrom, see `llm.redraws`; None for none.
-            max_redraws: maximum number of redraws per atom.
+            max_redraws: redraws per atom before its coordinates are masked.
             backend: vllm or transformers.
             gpus: GPUs of the job, 0 for the CPU.
 
@@ -106,14 +106,15 @@ class ModelFolder:
             answer=max_tokens,
             max_atoms=record.max_atoms,
         )
+        apart = None if min_distance is None else Apart(min_distance, max_redraws)
         sampling = SamplingOptions(
             temperature=temperature,
             top_p=top_p,
             max_tokens=max_tokens,
             end_token_id=prompts.end_token_id,
             allowed_tokens=prompts.answer_tokens() if restrict_tokens else None,
+            masks=MaskOptions(min_distance, prompts.answer_texts()) if min_distance else None,
         )
-        apart = Apart(min_distance, max_redraws, CoordinateLines) if min_distance else None
         return Sampler(
             partial(start_engine, self._folder, backend, gpus, max_prompt_tokens, sampling),
             prompts,

@@ -65,3 +65,31 @@ class PeriodicPoints:
                 return False
             self._points = np.vstack([self._points, point])
         return True
+
+    def near_on_line(self, start: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Return which points of a line along the third axis are too near to the points.
+
+        Args:
+            start: (3,), fractional coordinates of the line's start.
+            steps: (k,), third coordinates that are added to it.
+        """
+        matrix = self._lattice.matrix
+        length = np.linalg.norm(matrix[2])
+        axis = matrix[2] / length
+        flat = matrix[:2] - np.outer(matrix[:2] @ axis, axis)
+        # Images of the plane across the axis whose distance can be below the limit.
+        heights = np.sqrt(np.linalg.det(flat @ flat.T)) / np.linalg.norm(flat, axis=1)[::-1]
+        sides = np.floor(self._limit / heights + 0.5).astype(int)
+        grid = np.meshgrid(*(np.arange(-side, side + 1) for side in sides), indexing="ij")
+        images = np.stack(grid, axis=-1).reshape(-1, 2)
+        apart = start - self._lattice.get_frac_coords_from_lll(self._points)
+        apart[:, :2] -= np.round(apart[:, :2])
+        vectors = (apart @ matrix)[:, None] + images @ matrix[:2]
+        vectors = vectors.reshape(-1, 3)
+        along = vectors @ axis
+        across = (vectors**2).sum(axis=1) - along**2
+        hit = across < self._limit**2
+        center, half = -along[hit] / length, np.sqrt(self._limit**2 - across[hit]) / length
+        offset = steps[:, None] - center
+        offset -= np.round(offset)
+        return (np.abs(offset) < half).any(axis=1)

@@ -237,6 +237,18 @@ class PromptTokens:
         # Single characters are included, since a model may spell what the tokenizer joins.
         return tuple(sorted({token for part in (text, *set(text)) for token in self.answer(part)}))
 
+    def answer_texts(self) -> dict[int, str]:
+        """Return the text of each of `answer_tokens`; that of the end token is a line break.
+
+        Each token follows a line break, since SentencePiece (Llama-2) removes the first space of a
+        text.
+        """
+        before = self.decode(self._line_break)
+        texts = {
+            t: self.decode([*self._line_break, t])[len(before) :] for t in self.answer_tokens()
+        }
+        return texts | {self.end_token_id: "\n"}
+
     @staticmethod
     def every_number_and_element() -> str:
         """Return lines of crystal text with every number and symbol that can occur."""

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from flowllm.llm.masks import MaskOptions, Scope
+
 
 @dataclass(frozen=True)
 class DraftRequest:
@@ -17,6 +19,7 @@ class DraftRequest:
             the maximum number of tokens, and the expression describes what follows them.
         stops: function that is given each sampled token, several at once where the engine has
             them, and returns whether the text ends there; None for no such end.
+        masked: part of the text in which atoms too near to earlier ones are masked (`llm.masks`).
     """
 
     prompt: tuple[int, ...]
@@ -24,6 +27,7 @@ class DraftRequest:
     regex: str | None = None
     kept: tuple[int, ...] = ()
     stops: Callable[[Sequence[int]], bool] | None = None
+    masked: Scope = "none"
 
     @property
     def start(self) -> tuple[int, ...]:
@@ -56,6 +60,7 @@ class SamplingOptions:
         max_tokens: maximum number of tokens per text.
         end_token_id: token that ends a text.
         allowed_tokens: tokens that may be sampled, None for the whole vocabulary.
+        masks: options of the masks that requests may ask for, None if none does.
     """
 
     temperature: float
@@ -63,6 +68,7 @@ class SamplingOptions:
     max_tokens: int
     end_token_id: int
     allowed_tokens: tuple[int, ...] | None
+    masks: MaskOptions | None = None
 
 
 class Engine(Protocol):

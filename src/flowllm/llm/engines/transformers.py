@@ -21,6 +21,7 @@ from flowllm.errors import FlowllmError
 from flowllm.llm.base_model import dtype_of, load_base_model, load_config
 from flowllm.llm.engines.base import Draft, DraftRequest, SamplingOptions
 from flowllm.llm.engines.top_p import draw_tokens, uniforms_of
+from flowllm.llm.masks import MaskedText, mask_logits
 from flowllm.llm.model_files import MERGE_AGAIN
 from flowllm.runtime.device import pick_device
 
@@ -43,6 +44,7 @@ class SampledToken(LogitsProcessor):
         """
         rows = [uniforms_of(request.seed, sampling.max_tokens) for request in requests]
         self._uniforms = torch.stack(rows)
+        self._masked = [_masked(request, sampling) for request in requests]
         self._sampling, self._prompt_length = sampling, prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -56,6 +58,9 @@ class SampledToken(LogitsProcessor):
         tokens = torch.arange(scores.shape[-1]) if allowed is None else torch.tensor(allowed)
         tokens = tokens.to(scores.device)
         written = input_ids.shape[1] - self._prompt_length
+        # The scores are those of the model, which other processors do not read.
+        scores = scores.clone()
+        mask_logits(scores, self._masked, input_ids[:, self._prompt_length :].tolist())
         drawn = draw_tokens(
             scores[:, tokens],
             self._uniforms[:, written].to(scores.device),
@@ -64,6 +69,14 @@ class SampledToken(LogitsProcessor):
         )
         only = torch.full_like(scores, -torch.inf)
         return only.scatter_(-1, tokens[drawn].unsqueeze(-1), 0.0)
+
+
+def _masked(request: DraftRequest, sampling: SamplingOptions) -> MaskedText | None:
+    """Return the mask of a request, None if it has none."""
+    if request.masked == "none":
+        return None
+    assert sampling.masks is not None
+    return MaskedText(sampling.masks, request.kept, request.masked)
 
 
 class EndedByRequest(StoppingCriteria):

@@ -12,9 +12,9 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from transformers import PretrainedConfig
@@ -101,9 +101,14 @@ class VllmEngine:
             warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM
 
-            from flowllm.llm.engines.vllm_hooks import CONFIG, DrawProcessor
+            from flowllm.llm.engines.vllm_hooks import CONFIG, MASKS, DrawProcessor
 
             config = load_config(str(model))
+            masks = sampling.masks
+            options = {
+                CONFIG: asdict(replace(sampling, masks=None)),
+                MASKS: masks and {"min_distance": masks.min_distance, "texts": masks.texts},
+            }
             cpu_options: _CpuOptions = {} if gpus else _cpu_options(config, max_model_len)
             self._llm = LLM(
                 model=str(model),
@@ -115,7 +120,7 @@ class VllmEngine:
                 max_model_len=max_model_len,
                 enable_prefix_caching=True,
                 logits_processors=[DrawProcessor],
-                additional_config={CONFIG: asdict(sampling)},
+                additional_config=options,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
@@ -174,12 +179,15 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        from flowllm.llm.engines.vllm_hooks import SEED
+        from flowllm.llm.engines.vllm_hooks import KEPT, SCOPE, SEED
 
         structured = StructuredOutputsParams(regex=request.regex) if request.regex else None
+        extra: dict[str, Any] = {SEED: request.seed}
+        if request.masked != "none":
+            extra |= {KEPT: list(request.kept), SCOPE: request.masked}
         return SamplingParams(
             temperature=0.0,  # selects the only token that DrawProcessor leaves
-            extra_args={SEED: request.seed},
+            extra_args=extra,
             max_tokens=self._sampling.max_tokens - len(request.kept),
             stop_token_ids=[self._sampling.end_token_id],
             structured_outputs=structured,
