@@ -59,10 +59,9 @@ class MaskedText:
         self._line, self._num_read = "", 0
         self._ended = scope == "none"
         self._blocked: tuple[str, np.ndarray | None] | None = None
+        self._is_new = False
         self._read(kept)
-        self._starting = False
-
-    _starting = True
+        self._is_new = True
 
     def banned(self, written: Sequence[int]) -> list[int]:
         """Return the tokens that may not follow.
@@ -96,7 +95,7 @@ class MaskedText:
             for other in others:
                 self._check.add(self._line)
                 self._line, self._blocked = other, None
-                self._ended = self._scope == "line" and not self._starting
+                self._ended = self._scope == "line" and self._is_new
 
 
 def leads_nowhere(text: str, blocked: np.ndarray) -> bool:

@@ -92,4 +92,5 @@ class PeriodicPoints:
         center, half = -along[hit] / length, np.sqrt(self._limit**2 - across[hit]) / length
         offset = steps[:, None] - center
         offset -= np.round(offset)
-        return (np.abs(offset) < half).any(axis=1)
+        near: np.ndarray = (np.abs(offset) < half).any(axis=1)
+        return near

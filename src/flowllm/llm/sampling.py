@@ -51,6 +51,7 @@ class Outcome:
         rejections: reasons of the rejected drafts, in order.
         num_tokens: number of sampled tokens of all drafts, redrawn ones included.
         redraws: number of redraws of all drafts (`llm.redraws`).
+        masked: number of atoms of all drafts that were drawn under a mask with masked values.
         refusal: reason why the crystal was not sampled, None if it was.
     """
 
@@ -59,6 +60,7 @@ class Outcome:
     rejections: list[Rejection] = field(default_factory=list)
     num_tokens: int = 0
     redraws: int = 0
+    masked: int = 0
     refusal: Rejection | None = None
 
     @property
@@ -188,14 +190,14 @@ class Sampler:
         """Count a piece and add it to its draft; return whether another one has to be drawn."""
         outcome.num_tokens += len(piece.tokens)
         self.speed.tokens += len(piece.tokens)
-        drawn_again = draw.finish(piece)
-        outcome.redraws += drawn_again
-        return drawn_again
+        return draw.finish(piece)
 
     def _decode(self, request: DrawRequest, draw: Draw, outcome: Outcome) -> None:
         """Decode a draft and add it to the outcome, as the crystal or as a rejection."""
         outcome.text = self._prompts.decode(draw.tokens)
         self.speed.drafts += 1
+        outcome.redraws += draw.redraws
+        outcome.masked += draw.masked
         decoded = draw.rejection or decode(
             outcome.text,
             max_atoms=self._max_atoms,
@@ -231,6 +233,7 @@ def sample_columns(outcome: Outcome, prompt: str) -> dict[str, Any]:
         "rejections": [rejection.reason.value for rejection in outcome.rejections],
         "num_tokens": outcome.num_tokens,
         "redraws": outcome.redraws,
+        "masked": outcome.masked,
         "status": status,
         "error": error,
     }
@@ -274,7 +277,7 @@ def write_samples(
     # The shard is written after the engine is closed: closing it may fail, and Snakemake deletes
     # the output of a failed job.
     write_table(out, table, schema, run.metadata())
-    columns = ["status", "attempts", "rejections", "redraws"]
+    columns = ["status", "attempts", "rejections", "redraws", "masked"]
     run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
 
 
@@ -282,8 +285,8 @@ def sampling_counts(rows: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str
     """Return the counts of a shard for its provenance record.
 
     Args:
-        rows: all rows of the shard with at least the columns status, attempts, rejections and
-            redraws.
+        rows: all rows of the shard with at least the columns status, attempts, rejections,
+            redraws and masked.
         speed: totals of this process.
     """
     rejected = Counter(reason for row in rows for reason in row["rejections"])
@@ -297,6 +300,7 @@ def sampling_counts(rows: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str
         "acceptance": round(accepted / drafts, 4) if drafts else 0.0,
         "rejections": dict(sorted(rejected.items())),
         "redraws": sum(row["redraws"] for row in rows),
+        "masked_atoms": sum(row["masked"] for row in rows),
         "generated_tokens": speed.tokens,
         "prompt_tokens": speed.prompt_tokens,
         "cached_prompt_tokens": speed.cached_prompt_tokens,

@@ -231,7 +231,7 @@ def _check_coinciding_atoms(frac_coords: np.ndarray) -> None:
 
 
 def _check_distances(crystal: Crystal, min_distance: float) -> None:
-    """Reject a crystal with atoms nearer than the distance in angstrom to each other or an image."""
+    """Reject atoms nearer than a distance in angstrom to each other or to an image."""
     points = PeriodicPoints(crystal.lengths.tolist(), crystal.angles.tolist(), min_distance)
     for atom, coords in enumerate(crystal.frac_coords.astype(np.float64)):
         if not points.add(coords[None]):

@@ -83,11 +83,11 @@ class DrawProcessor(LogitsProcessor):
 
     def apply(self, logits: Tensor) -> Tensor:
         """Set all logits (b, v) to -inf except that of each row's sampled token, in place."""
+        texts = [self._texts[row] for row in range(logits.shape[0])]
+        mask_logits(logits, [text.masked for text in texts], [text.written for text in texts])
         uniforms = torch.tensor(
             [text.uniforms[len(text.written)].item() for text in texts], dtype=torch.float64
         )
-        texts = [self._texts[row] for row in range(logits.shape[0])]
-        mask_logits(logits, [text.masked for text in texts], [text.written for text in texts])
         choices = logits if self._allowed is None else logits[:, self._allowed]
         drawn = draw_tokens(
             choices,
