@@ -65,7 +65,7 @@ def _lattice(max_length: int, lines: int) -> str:
 
 
 def _rest_of_atom(symbol: str, lines: int) -> str:
-    """Return the expression of an atom after a number of lines: both of its lines, or the second."""
+    """Return the expression of an atom's lines, or of the second one after an odd number."""
     coordinates = _three(_COORDINATE)
     return coordinates if lines % 2 else rf"{symbol}\n{coordinates}"
 

@@ -100,7 +100,7 @@ class EndedByRequest(StoppingCriteria):
         self.lengths: list[int | None] = [None] * len(requests)
         self._finished = [False] * len(requests)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:  # noqa: ARG002
         """Return which rows end with their last token (b,).
 
         Args:
