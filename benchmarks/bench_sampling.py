@@ -19,12 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from flowllm.config.load import load_config
 from flowllm.io.schemas import CRYSTALS
 from flowllm.io.tables import crystal_of, read_table
+from flowllm.llm.crystal_text import composition_of
 from flowllm.llm.engines.base import Draft, DraftRequest, Engine, SamplingOptions
 from flowllm.llm.engines.vllm import VllmEngine
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import Conditions, prompt_formula
 from flowllm.llm.sampling import DrawRequest, Sampler
-from flowllm.llm.text import composition_of
 from flowllm.seeds import derive, generator
 
 

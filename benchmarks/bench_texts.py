@@ -16,11 +16,11 @@ from flowllm.config.load import load_config
 from flowllm.crystal import Crystal
 from flowllm.io.schemas import CRYSTALS
 from flowllm.io.tables import crystal_of, read_table
+from flowllm.llm.crystal_text import Reason, composition_of
 from flowllm.llm.grammar import cell_regex, crystal_regex
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, prompt_formula
 from flowllm.llm.sampling import DrawRequest
-from flowllm.llm.text import Reason, composition_of
 from flowllm.seeds import derive, generator
 
 PARSED = {Reason.FORMULA_MISMATCH, Reason.COINCIDING_ATOMS}

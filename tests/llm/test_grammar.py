@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from crystals import perovskite, rocksalt
 from flowllm.crystal import Crystal, lattice_has_volume
+from flowllm.llm.crystal_text import Reason, composition_of
 from flowllm.llm.grammar import cell_regex, crystal_regex
-from flowllm.llm.text import Reason, composition_of, decode, encode
+from flowllm.llm.text import decode, encode
 
 
 @given(st.from_regex(crystal_regex([1, 8, 11, 17, 92], 20, 99), fullmatch=True))

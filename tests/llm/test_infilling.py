@@ -12,7 +12,7 @@ from flowllm.config.load import load_config
 from flowllm.errors import FlowllmError
 from flowllm.llm.infilling import element_chances
 from flowllm.llm.prompts import PromptTokens
-from flowllm.llm.text import element_symbol
+from flowllm.llm.text_parts import element_symbol
 from llm_run import CONFIGS, merged_model
 from tiny_llm import make_model, make_tokenizer
 

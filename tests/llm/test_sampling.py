@@ -9,6 +9,7 @@ from crystals import caesium_chloride, rocksalt
 from flowllm.config.load import load_config
 from flowllm.io.schemas import BASE
 from flowllm.io.tables import read_table
+from flowllm.llm.crystal_text import Reason, Rejection, composition_of
 from flowllm.llm.engines.base import Draft, DraftRequest
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, PromptTokens
@@ -21,7 +22,7 @@ from flowllm.llm.sampling import (
     sampling_counts,
     write_samples,
 )
-from flowllm.llm.text import Reason, Rejection, composition_of, encode
+from flowllm.llm.text import encode
 from flowllm.runtime.provenance import StageRun, recorded
 from flowllm.runtime.resume import partial_path
 from llm_run import CONFIGS

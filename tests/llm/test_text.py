@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from crystals import perovskite, rocksalt
 from flowllm.crystal import Crystal, lattice_has_volume
-from flowllm.llm.text import Reason, Rejection, composition_of, decode, encode
+from flowllm.llm.crystal_text import Reason, Rejection, composition_of
+from flowllm.llm.text import decode, encode
 
 COORDINATES = st.one_of(
     st.sampled_from([0.0, 0.005, 0.015, 0.994, 0.995, 0.996, 0.9999, 1.0, -0.001, -0.25, 1.5]),

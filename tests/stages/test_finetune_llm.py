@@ -28,7 +28,8 @@ from flowllm.errors import FlowllmError
 from flowllm.llm.finetuning import learning_rate
 from flowllm.llm.model_record import read_record
 from flowllm.llm.prompts import UNCONDITIONAL, Example, PromptTokens
-from flowllm.llm.text import decode, element_symbol
+from flowllm.llm.text import decode
+from flowllm.llm.text_parts import element_symbol
 from flowllm.llm.token_loss import summed_loss
 from flowllm.llm.training_texts import (
     IGNORED,

@@ -8,7 +8,9 @@ import pytest
 from flowllm.errors import FlowllmError
 from flowllm.io.schemas import PAIRS
 from flowllm.io.tables import crystal_of, read_table
-from flowllm.llm.text import composition_of, decode, element_symbol
+from flowllm.llm.crystal_text import composition_of
+from flowllm.llm.text import decode
+from flowllm.llm.text_parts import element_symbol
 from flowllm.runtime.provenance import read_provenance
 from flowllm.seeds import generator
 from flowllm.stages import sample_pairs

@@ -20,13 +20,13 @@ from flowllm.data.csv_file import read_csv
 from flowllm.data.properties import parse_property
 from flowllm.errors import FlowllmError
 from flowllm.io.schemas import BASE
-from flowllm.llm.grammar import cell_regex, crystal_regex
+from flowllm.llm.crystal_text import composition_of
+from flowllm.llm.crystal_texts import crystal_text
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.redraws import Form
 from flowllm.llm.sampling import DrawRequest, base_row, write_samples
-from flowllm.llm.text import composition_of
 from flowllm.runtime.log import setup_logging
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
@@ -274,10 +274,11 @@ def _task(settings: Settings, record: ModelRecord, target: Target, i: int, j: in
     conditions, numbers = target
     form: Form | None = None
     if settings.sample_base.structured:
+        text = crystal_text(settings.prompts.crystal_text)
         form = (
-            partial(crystal_regex, record.elements, record.max_atoms, record.max_length)
+            partial(text.grammar, record.elements, record.max_atoms, record.max_length)
             if numbers is None
-            else partial(cell_regex, numbers.tolist(), record.max_length)
+            else partial(text.cell_grammar, numbers.tolist(), record.max_length)
         )
     return DrawRequest(
         conditions=conditions,

@@ -14,7 +14,7 @@ from flowllm.data.rejected import RejectedError
 from flowllm.errors import FlowllmError
 from flowllm.llm.infilling import element_chances
 from flowllm.llm.model_folder import ModelFolder
-from flowllm.llm.text import element_symbol
+from flowllm.llm.text_parts import element_symbol
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import setup_logging
 

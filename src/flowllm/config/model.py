@@ -175,6 +175,24 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _text_fits_crystals(self) -> "Config":
+        """Refuse symmetric text of crystals whose cell is not that of their text."""
+        if self.prompts.crystal_text != "symmetric":
+            return self
+        if self.prepare.cell != "standard":
+            raise ValueError(
+                f"prompts.crystal_text: symmetric writes the primitive cell of the space group's "
+                f"standard setting, but prepare.cell is {self.prepare.cell}, so that the atoms of "
+                "a draft and its target would not correspond. Set prepare.cell: standard"
+            )
+        if self.finetune_llm.augment_translation:
+            raise ValueError(
+                "finetune_llm.augment_translation: true has no meaning for prompts.crystal_text: "
+                "symmetric, whose origin is that of the space group. Set it to false"
+            )
+        return self
+
     @property
     def asks_llm(self) -> bool:
         """Whether a method samples the language model, whose invariance is then measured."""

@@ -33,7 +33,7 @@ STAGES: dict[str, Stage] = {
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=6),
     "train_rfm": Stage(("train_rfm",), row="flow", version=5),
     "sample_base": Stage(("sample_base", "prompts"), row="base", version=5),
-    "sample_compositions": Stage(()),
+    "sample_compositions": Stage((), version=2),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=5),
     "refine": Stage(("refine",), row="method", version=4),
     "import_samples": Stage((), row="external", version=4),

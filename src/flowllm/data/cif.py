@@ -13,7 +13,11 @@ from flowllm.crystal import MIN_DISTANCE, Crystal
 from flowllm.data.cif_blocks import split_blocks
 from flowllm.data.cif_structure import read_structure
 from flowllm.data.rejected import RejectedError
+from flowllm.data.standard_cell import NIGGLI_TOLERANCE, NoDescriptionError, standardized
 from flowllm.errors import FlowllmError
+
+Cell = Literal["primitive", "as_given", "standard"]
+"""How a crystal's cell is chosen."""
 
 PRIMITIVE_TOLERANCE = 0.01
 """Angstrom. Two atoms are equivalent if a translation maps one onto the other within this distance,
@@ -23,27 +27,25 @@ real displacements (20 of 1,800 in MP-20)."""
 ANGLE_TOLERANCE = 0.01
 """Degrees by which rounding may move an angle of a Niggli cell out of [60, 120]."""
 
-NIGGLI_TOLERANCE = 1e-5
-"""Square angstrom. spglib treats terms of the metric within this difference as equal."""
 
-
-def crystal_from_cif(text: str, cell: Literal["primitive", "as_given"], max_atoms: int) -> Crystal:
+def crystal_from_cif(text: str, cell: Cell, max_atoms: int) -> Crystal:
     """Parse a CIF and return its Niggli-reduced crystal, coordinates in [0, 1).
 
     Args:
         text: one CIF with one structure.
-        cell: reduce to the primitive cell first, or keep the given cell's volume.
+        cell: reduce to the primitive cell first, or keep the given cell's volume; standard: the
+            primitive cell with origin and axes of the space group's standard setting.
         max_atoms: largest number of atoms in the resulting cell.
 
     Raises:
         RejectedError: with one of the reasons of `read_structure`, or too_many_atoms, not_reduced,
-            close_atoms or bad_crystal.
+            close_atoms, bad_crystal or no_standard_cell.
     """
     with warnings.catch_warnings():
         # Several remarks on rounding and symmetry per row; what matters is checked here.
         warnings.simplefilter("ignore")
         structure = structure_from_cif(text)
-        if cell == "primitive":
+        if cell != "as_given":
             # Rejected before the search for the primitive cell, which takes minutes in large cells.
             check_size(atoms_in_formula(structure), max_atoms, "the formula")
         # Before the reduction, which treats a shift of 0.004 angstrom as a translation.
@@ -52,9 +54,24 @@ def crystal_from_cif(text: str, cell: Literal["primitive", "as_given"], max_atom
         check_distances(structure)
     check_size(len(structure), max_atoms, f"the {cell} cell")
     try:
-        return Crystal.from_structure(structure)
+        crystal = Crystal.from_structure(structure)
     except FlowllmError as error:
         raise RejectedError("bad_crystal", str(error)) from error
+    return _standard_cell(crystal) if cell == "standard" else crystal
+
+
+def _standard_cell(crystal: Crystal) -> Crystal:
+    """Return the primitive cell of the space group's standard setting.
+
+    Raises:
+        RejectedError: no_standard_cell, or close_atoms where the symmetry brings atoms together.
+    """
+    try:
+        standard = standardized(crystal).crystal
+    except (NoDescriptionError, FlowllmError, ValueError) as error:
+        raise RejectedError("no_standard_cell", str(error)) from error
+    check_distances(standard.to_structure())
+    return standard
 
 
 def structure_from_cif(text: str) -> Structure:
@@ -108,18 +125,18 @@ def check_size(num_atoms: int, max_atoms: int, where: str) -> None:
         raise RejectedError("too_many_atoms", f"{num_atoms} atoms in {where}, limit {max_atoms}")
 
 
-def reduce_cell(structure: Structure, cell: Literal["primitive", "as_given"]) -> Structure:
+def reduce_cell(structure: Structure, cell: Cell) -> Structure:
     """Return the structure in its Niggli cell: the three shortest vectors, angles in [60, 120].
 
     Args:
         structure: an ordered structure.
-        cell: primitive for the cell of smallest volume, as_given to keep the volume.
+        cell: as_given to keep the volume, otherwise the cell of smallest volume.
 
     Raises:
         RejectedError: not_reduced, where the reduction fails or an angle is out of bounds.
     """
     try:
-        if cell == "primitive":
+        if cell != "as_given":
             structure = structure.get_primitive_structure(tolerance=PRIMITIVE_TOLERANCE)
         reduced = niggli_reduced(structure)
     except Exception as error:

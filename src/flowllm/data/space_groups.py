@@ -47,6 +47,11 @@ def number_of(setting: int) -> int:
     return _type(setting).number
 
 
+def lattice_letter(setting: int) -> str:
+    """Return the letter of a setting's lattice, e.g. P or F; R has hexagonal or its own axes."""
+    return _type(setting).international_full[0]
+
+
 def settings_of_number(number: int) -> frozenset[int]:
     """Return the settings of a space group's number."""
     return frozenset(one for one in _ALL if number_of(one) == number)

@@ -1,9 +1,10 @@
 """Symmetry operations x' = R x + t on fractional coordinates: text, comparison, group, metric."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from pymatgen.core import Lattice
@@ -46,6 +47,27 @@ class Operations:
 
 
 IDENTITY = Operations(np.eye(3, dtype=int)[None], np.zeros((1, 3)))
+
+
+def operation_columns(operations: Operations | None) -> dict[str, list[float] | None]:
+    """Return operations as the columns `symmetry_rotations` and `symmetry_translations` of a row."""
+    if operations is None:
+        return {"symmetry_rotations": None, "symmetry_translations": None}
+    return {
+        "symmetry_rotations": operations.rotations.ravel().tolist(),
+        "symmetry_translations": operations.translations.ravel().tolist(),
+    }
+
+
+def operations_of_row(row: Mapping[str, Any]) -> Operations | None:
+    """Return the operations of a row of `Table.to_pylist`, None where its columns are null."""
+    rotations, translations = row["symmetry_rotations"], row["symmetry_translations"]
+    if rotations is None or translations is None:
+        return None
+    return Operations(
+        np.asarray(rotations, dtype=int).reshape(-1, 3, 3),
+        np.asarray(translations, dtype=float).reshape(-1, 3),
+    )
 
 
 def parse_operation(text: str) -> tuple[np.ndarray, np.ndarray]:

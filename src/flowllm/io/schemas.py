@@ -50,6 +50,16 @@ _SAMPLE = [
 ]
 
 
+_SYMMETRY = [
+    _column(
+        "symmetry_rotations", pa.list_(pa.int8()), "9 numbers per operation of the text's group"
+    ),
+    _column("symmetry_translations", pa.list_(pa.float64()), "3 numbers per operation"),
+]
+"""Operations of the space group that a symmetric text names, on the fractional coordinates of the
+crystal columns; null where the text names none."""
+
+
 def _extend(*groups: Sequence[pa.Field]) -> pa.Schema:
     return pa.schema([field for group in groups for field in group])
 
@@ -101,18 +111,20 @@ PAIRS = _extend(
         _column("draw", pa.int64(), "number of the draw in its split", nullable=False),
         _FORMULA,
     ],
+    _SYMMETRY,
     _SAMPLE,
     _OUTCOME,
 )
 """pairs/{train,val}/shard-*.parquet; `id` is `{split}-{draw:08d}`, the crystal columns are c0."""
 
-BASE = _extend(_CRYSTAL, [_FORMULA], _SAMPLE, _OUTCOME)
+BASE = _extend(_CRYSTAL, [_FORMULA], _SYMMETRY, _SAMPLE, _OUTCOME)
 """base/{base}/shard-*.parquet: crystals of the language model or of sample_compositions; `id` is
 `{base}-{index:06d}`."""
 
 CSP_BASE = _extend(
     _CRYSTAL,
     [_FORMULA, _column("material_id", pa.string(), "of the test crystal", nullable=False)],
+    _SYMMETRY,
     _SAMPLE,
     _OUTCOME,
 )

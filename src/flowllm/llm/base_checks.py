@@ -101,7 +101,7 @@ def check_tokenizer(
         FlowllmError: a text is not reproduced, the end token occurs within a text, or a token is
             not in the model's vocabulary.
     """
-    every = prompts.every_number_and_element()
+    every = prompts.crystal_text.every_line()
     for text in (*texts, every):
         tokens = prompts.answer(text)
         if prompts.end_token_id in tokens[:-1]:

@@ -10,7 +10,7 @@ atoms may still have the same coordinates; decoding rejects such texts.
 from collections.abc import Sequence
 from itertools import groupby
 
-from flowllm.llm.text import element_symbol
+from flowllm.llm.text_parts import element_symbol
 
 _61_TO_119 = "6[1-9]|[7-9][0-9]|1[01][0-9]"
 _60_TO_119 = "60|" + _61_TO_119

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from flowllm.crystal import Crystal
 from flowllm.llm.prompts import PromptTokens
-from flowllm.llm.text import element_symbol
+from flowllm.llm.text_parts import element_symbol
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def element_chances(
         hidden: atomic number of the element to hide.
         elements: atomic numbers of the possible answers.
     """
-    asked = prompts.infilling(crystal, hidden)
+    asked = prompts.infilling(prompts.crystal_text.describe(crystal), hidden)
     prompt = torch.tensor([asked.tokens[: asked.prompt_length]], device=model.device)
     answers = [torch.tensor(prompts.answer(element_symbol(z))) for z in elements]
     tokens = pad_sequence(answers, batch_first=True).to(model.device)

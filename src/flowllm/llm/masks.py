@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, inf
 
-from flowllm.llm.apart import start_check
+from flowllm.config.sections.llm import CrystalTextName
+from flowllm.llm.crystal_texts import crystal_text
 
 _COORDINATE = re.compile(r"0(?:\.([0-9])?([0-9])?)?")
 """A coordinate, or the beginning of one; with its digits after the point."""
@@ -28,11 +29,13 @@ class MaskOptions:
     """What masks need besides the text, the same for all texts of an engine.
 
     Attributes:
+        crystal_text: kind of the texts.
         min_distance: minimum distance of two atoms in angstrom.
         texts: text of each token of crystal texts; that of the end token is a line break.
         numeric: those tokens that have only digits, points and a line break at their end.
     """
 
+    crystal_text: CrystalTextName
     min_distance: float
     texts: dict[int, str]
     numeric: tuple[int, ...] = field(init=False)
@@ -55,7 +58,7 @@ class MaskedText:
             scope: part that is drawn under a mask.
         """
         self._options, self._scope = options, scope
-        self._check = start_check(options.min_distance)
+        self._check = crystal_text(options.crystal_text).line_check(options.min_distance)
         self._line, self._num_read = "", 0
         self._ended = scope == "none"
         self._blocked: tuple[str, np.ndarray | None] | None = None

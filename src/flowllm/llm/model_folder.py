@@ -106,14 +106,18 @@ class ModelFolder:
             answer=max_tokens,
             max_atoms=record.max_atoms,
         )
-        apart = None if min_distance is None else Apart(min_distance, max_redraws)
+        apart, masks = None, None
+        if min_distance is not None:
+            apart = Apart(min_distance, max_redraws)
+            kind = prompts.prompts.crystal_text
+            masks = MaskOptions(kind, min_distance, prompts.answer_texts())
         sampling = SamplingOptions(
             temperature=temperature,
             top_p=top_p,
             max_tokens=max_tokens,
             end_token_id=prompts.end_token_id,
             allowed_tokens=prompts.answer_tokens() if restrict_tokens else None,
-            masks=MaskOptions(min_distance, prompts.answer_texts()) if min_distance else None,
+            masks=masks,
         )
         return Sampler(
             partial(start_engine, self._folder, backend, gpus, max_prompt_tokens, sampling),

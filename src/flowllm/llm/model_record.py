@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowllm.config.sections.llm import Prompts, Quantization
 from flowllm.errors import FlowllmError
-from flowllm.llm.text import Reason, Rejection
+from flowllm.llm.crystal_text import Reason, Rejection
 from flowllm.runtime.device import Precision
 
 RECORD = "flowllm.json"
@@ -26,8 +26,8 @@ class ModelRecord:
         prompts: sentences of the training prompts; sentences that no prompt had are left out.
         elements: atomic numbers of the training crystals, ascending.
         max_atoms: maximum number of atoms per training crystal.
-        max_length: longest lattice vector of the training crystals, rounded up to whole angstrom,
-            at most 99.
+        max_length: longest lattice vector in the texts of the training crystals, rounded up to
+            whole angstrom, at most 99.
     """
 
     base_model: str
@@ -50,7 +50,9 @@ class ModelRecord:
             FlowllmError: the prompts differ.
         """
         asked = prompts.model_dump()
-        if differing := sorted(key for key in self.prompts if asked.get(key) != self.prompts[key]):
+        # Records from before there was a choice do not name the text.
+        trained = {"crystal_text": "coordinates", **self.prompts}
+        if differing := sorted(key for key in trained if asked.get(key) != trained[key]):
             raise FlowllmError(
                 f"{folder}: was trained on other prompts ({', '.join(differing)} differ). Sample "
                 "with the prompts of the training, or run finetune_llm and merge_adapter again."

@@ -1,7 +1,5 @@
 """Points of a periodic cell that keep a minimum distance, added one after the other."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from pymatgen.core import Lattice
 
@@ -18,18 +16,15 @@ class PeriodicPoints:
             point is not near its own images.
     """
 
-    def __init__(
-        self, lengths: Sequence[float], angles: Sequence[float], min_distance: float
-    ) -> None:
+    def __init__(self, lattice: Lattice, min_distance: float) -> None:
         """Reduce the cell, so that few images have to be compared.
 
         Args:
-            lengths: lengths of a cell that has a volume, angstrom.
-            angles: its angles, degrees.
+            lattice: a cell that has a volume; its matrix in angstrom.
             min_distance: minimum distance in angstrom; `MARGIN` is added to it.
         """
         self._limit = min_distance + MARGIN
-        self._lattice = Lattice.from_parameters(*lengths, *angles)
+        self._lattice = lattice
         reduced = self._lattice.get_lll_reduced_lattice().matrix
         self._points = np.zeros((0, 3))
         self.has_room = bool(np.linalg.norm(reduced, axis=1).min() >= self._limit)
@@ -55,8 +50,21 @@ class PeriodicPoints:
             False if one of the points is nearer to another one, to a point that was added before,
             or to an image of one of them.
         """
-        if not self.has_room:
-            return False
+        before = self._points
+        if self.has_room and self._add_each(frac_coords):
+            return True
+        self._points = before
+        return False
+
+    def fits(self, frac_coords: np.ndarray) -> bool:
+        """Return whether points could be added; see `add`."""
+        before = self._points
+        fit = self.add(frac_coords)
+        self._points = before
+        return fit
+
+    def _add_each(self, frac_coords: np.ndarray) -> bool:
+        """Add points until one is too near; return whether none is."""
         for point in self._lattice.get_lll_frac_coords(frac_coords):
             apart = point - self._points
             vectors = (apart - np.round(apart)) @ self._matrix

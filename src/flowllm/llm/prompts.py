@@ -15,13 +15,11 @@ from pymatgen.core import Composition
 from transformers import PreTrainedTokenizerBase
 
 from flowllm.config.sections.llm import CONDITIONS, Prompts
-from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal, cell_formula
+from flowllm.crystal import cell_formula
 from flowllm.errors import FlowllmError
-from flowllm.llm.text import composition_of, element_symbol, encode
-
-MAX_LENGTH_WRITTEN = 100
-"""Lengths below this value in angstrom are covered by `PromptTokens.answer_tokens`. Cells of few
-atoms are shorter."""
+from flowllm.llm.crystal_text import Description, composition_of
+from flowllm.llm.crystal_texts import crystal_text
+from flowllm.llm.text_parts import element_symbol
 
 CACHED_PROMPTS = 65536
 """Prompts whose tokens are kept; more than the distinct formulas of MP-20."""
@@ -108,19 +106,17 @@ def prompt_text(prompts: Prompts, conditions: Conditions) -> str:
     return f"{' '.join(sentences)}\n{prompts.instruction}\n"
 
 
-def infill_text(prompts: Prompts, crystal: Crystal, atomic_number: int) -> str:
+def infill_text(prompts: Prompts, crystal: Description, atomic_number: int) -> str:
     """Return the prompt that asks for one hidden element of a crystal; its symbol is the answer.
 
     Args:
         prompts: configured sentences and the word that replaces the symbol.
-        crystal: the crystal.
+        crystal: lines of the crystal.
         atomic_number: atomic number of the element, which is hidden in all its atoms.
     """
-    lines = encode(crystal).split("\n")
-    for atom in np.flatnonzero(crystal.atomic_numbers == atomic_number):
-        lines[2 + 2 * atom] = prompts.mask
     question = prompts.infill.replace("{mask}", prompts.mask)
-    return "\n".join([f"{prompts.introduction} {question}", *lines, ""])
+    text = crystal.hidden(atomic_number, prompts.mask).text
+    return f"{prompts.introduction} {question}\n{text}\n"
 
 
 def prompt_formula(prompts: Prompts, atomic_numbers: np.ndarray) -> str:
@@ -142,6 +138,7 @@ class PromptTokens:
 
     Attributes:
         prompts: configured prompts.
+        crystal_text: the configured kind of crystal text.
         name: name of the tokenizer or the folder that it was loaded from.
         end_token_id: token that ends an answer.
         prompt: function that returns the tokens of the prompt with given `Conditions`.
@@ -165,6 +162,7 @@ class PromptTokens:
                 "tokenizer_config.json."
             )
         self.prompts = prompts
+        self.crystal_text = crystal_text(prompts.crystal_text)
         self.name: str = tokenizer.name_or_path or "the base model"
         self.end_token_id: int = tokenizer.eos_token_id
         self._tokenizer = tokenizer
@@ -204,7 +202,7 @@ class PromptTokens:
         prompt = self.prompt(conditions)
         return Example((*prompt, *self.answer(text)), len(prompt))
 
-    def infilling(self, crystal: Crystal, atomic_number: int) -> Example:
+    def infilling(self, crystal: Description, atomic_number: int) -> Example:
         """Return a training text that asks for one hidden element; its symbol is the answer."""
         prompt = self._with_start(infill_text(self.prompts, crystal, atomic_number))
         return Example((*prompt, *self.answer(element_symbol(atomic_number))), len(prompt))
@@ -222,10 +220,8 @@ class PromptTokens:
             elements: atomic numbers that may occur.
             max_atoms: maximum number of atoms.
         """
-        lattice = "100.0 100.0 100.0\n120 120 120\n"
-        atom = "\n0.00 0.00 0.00\n"
-        longest = max(len(self._ids(element_symbol(z) + atom)) for z in elements)
-        return len(self._ids(lattice)) + max_atoms * longest + 1
+        longest = max(len(self._ids(site)) for site in self.crystal_text.longest_sites(elements))
+        return len(self._ids(self.crystal_text.longest_header())) + max_atoms * longest + 1
 
     def answer_tokens(self) -> tuple[int, ...]:
         """Return the tokens that can occur in crystal texts, and the end token, in ascending order.
@@ -233,7 +229,7 @@ class PromptTokens:
         They come from texts with every element and number that a crystal text can have, so that
         tokens of several digits are included if the tokenizer has them.
         """
-        text = self.every_number_and_element()
+        text = self.crystal_text.every_line()
         # Single characters are included, since a model may spell what the tokenizer joins.
         return tuple(sorted({token for part in (text, *set(text)) for token in self.answer(part)}))
 
@@ -248,18 +244,6 @@ class PromptTokens:
             t: self.decode([*self._line_break, t])[len(before) :] for t in self.answer_tokens()
         }
         return texts | {self.end_token_id: "\n"}
-
-    @staticmethod
-    def every_number_and_element() -> str:
-        """Return lines of crystal text with every number and symbol that can occur."""
-        numbers = [
-            *(f"{tenths / 10:.1f}" for tenths in range(10 * MAX_LENGTH_WRITTEN)),
-            *(str(degrees) for degrees in range(181)),
-            *(f"0.{hundredths:02d}" for hundredths in range(100)),
-        ]
-        lines = [" ".join([number] * 3) for number in numbers]
-        atoms = [f"{element_symbol(z)}\n{lines[-1]}" for z in range(1, MAX_ATOMIC_NUMBER + 1)]
-        return "\n".join([*lines, *atoms])
 
     def _ids(self, text: str) -> list[int]:
         """Return the tokens of a text without special tokens."""

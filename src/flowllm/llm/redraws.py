@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flowllm.llm.apart import start_check
+from flowllm.llm.crystal_text import Reason, Rejection
 from flowllm.llm.engines.base import Draft, DraftRequest
 from flowllm.llm.masks import Scope
 from flowllm.llm.prompts import PromptTokens
-from flowllm.llm.text import Reason, Rejection
 from flowllm.seeds import derive
 
 MASKED_REDRAWS = 8
@@ -165,7 +164,7 @@ class _Reader:
             scope: part of the piece that is drawn under a mask.
         """
         self.masked = 0
-        self._prompts, self._check = prompts, start_check(min_distance)
+        self._prompts, self._check = prompts, prompts.crystal_text.line_check(min_distance)
         self._tokens: list[int] = []
         self._num_read = 0
         self._near_line: int | None = None

@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from flowllm.crystal import Crystal
+from flowllm.data.symmetry_operations import Operations, operation_columns
 from flowllm.io.tables import crystal_columns, write_table
+from flowllm.llm.crystal_text import Decoded, Limits, Reason, Rejection
 from flowllm.llm.engines.base import Draft, Engine
 from flowllm.llm.prompts import Conditions, PromptTokens
 from flowllm.llm.redraws import Apart, Draw, Form
-from flowllm.llm.text import Rejection, decode
 from flowllm.runtime.provenance import StageRun
 from flowllm.runtime.resume import make_parts
 
@@ -47,6 +48,7 @@ class Outcome:
 
     Attributes:
         crystal: crystal of the accepted draft, None if no draft was accepted.
+        operations: operations of its space group, None if its text names no group.
         text: text of the accepted draft, or of the last one.
         rejections: reasons of the rejected drafts, in order.
         num_tokens: number of sampled tokens of all drafts, redrawn ones included.
@@ -56,6 +58,7 @@ class Outcome:
     """
 
     crystal: Crystal | None = None
+    operations: Operations | None = None
     text: str = ""
     rejections: list[Rejection] = field(default_factory=list)
     num_tokens: int = 0
@@ -198,18 +201,23 @@ class Sampler:
         self.speed.drafts += 1
         outcome.redraws += draw.redraws
         outcome.masked += draw.masked
-        decoded = draw.rejection or decode(
-            outcome.text,
-            max_atoms=self._max_atoms,
-            composition=request.composition,
-            truncated=draw.truncated,
-            reject_close_atoms=self._reject_close_atoms,
-            min_distance=self._apart.min_distance if self._apart else None,
-        )
+        decoded = draw.rejection or self._decoded(outcome.text, request, draw.truncated)
         if isinstance(decoded, Rejection):
             outcome.rejections.append(decoded)
         else:
-            outcome.crystal = decoded
+            outcome.crystal, outcome.operations = decoded.crystal, decoded.operations
+
+    def _decoded(self, text: str, request: DrawRequest, truncated: bool) -> Decoded | Rejection:
+        """Return the crystal of a text, or why it is rejected."""
+        if truncated:
+            return Rejection(Reason.TRUNCATED, "the text stopped before its end token")
+        limits = Limits(
+            self._max_atoms,
+            request.composition,
+            self._reject_close_atoms,
+            self._apart.min_distance if self._apart else None,
+        )
+        return self._prompts.crystal_text.decode(text, limits)
 
 
 def _num_atoms(request: DrawRequest) -> int:
@@ -245,6 +253,7 @@ def base_row(row_id: str, outcome: Outcome, prompt: str) -> dict[str, Any]:
     return {
         "id": row_id,
         **crystal_columns(crystal),
+        **operation_columns(outcome.operations),
         "formula": None if crystal is None else crystal.formula,
         **sample_columns(outcome, prompt),
     }

@@ -18,75 +18,102 @@ cannot separate two atoms of one element that start at the same point. The paper
 reject such texts.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from functools import cache
 
 import numpy as np
-from pymatgen.core.periodic_table import Element
 
-from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal, cell_formula, lattice_has_volume
-from flowllm.llm.periodic_points import PeriodicPoints
+from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal, lattice_has_volume
+from flowllm.llm.apart import LineCheck
+from flowllm.llm.coordinate_lines import CoordinateLines
+from flowllm.llm.crystal_text import (
+    Decoded,
+    Description,
+    Limits,
+    Reason,
+    RejectedTextError,
+    Rejection,
+    SiteText,
+    check_composition,
+    check_distances,
+    check_lengths,
+)
+from flowllm.llm.grammar import cell_regex, crystal_regex
+from flowllm.llm.text_parts import coordinate, element_of, element_symbol, numbers_of_line
 
-MAX_LENGTH = 1000.0
-"""Upper limit of lengths in angstrom. Longer cells of a few atoms are not crystals, and much longer
-ones would overflow float32."""
-
-_NUMBER = re.compile(r"[+-]?[0-9]{1,12}(\.[0-9]{1,12})?")
-"""Numbers that are read: decimal numbers only. Python would also accept inf, nan, 1e9 and 1_0."""
-
-
-class Reason(StrEnum):
-    """Reasons why a text is not the requested crystal."""
-
-    TRUNCATED = "truncated"
-    WRONG_COUNT = "wrong_count"
-    BAD_NUMBER = "bad_number"
-    UNKNOWN_ELEMENT = "unknown_element"
-    TOO_MANY_ATOMS = "too_many_atoms"
-    NONPHYSICAL_LATTICE = "nonphysical_lattice"
-    FORMULA_MISMATCH = "formula_mismatch"
-    COINCIDING_ATOMS = "coinciding_atoms"
-    CLOSE_ATOMS = "close_atoms"
+MAX_LENGTH_WRITTEN = 100
+"""Lengths below this value in angstrom are in `CoordinatesText.every_line`. Cells of few atoms are
+shorter."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Reason why a text is not the requested crystal, with details.
+class CoordinatesText:
+    """The text of coordinates; see `crystal_text.CrystalText`."""
 
-    Attributes:
-        reason: name of the reason.
-        detail: description with the line and its content.
-    """
+    def describe(self, crystal: Crystal) -> Description:
+        """Return the lines of a crystal; the order of its atoms is kept.
 
-    reason: Reason
-    detail: str
+        Numbers are rounded from the exact value of the stored float32 (ties to even) and never
+        truncated. Rounded coordinates stay in [0, 1): 0.996 is written as 0.00, which is the
+        nearest point of the torus.
+        """
+        lengths = " ".join(f"{length:.1f}" for length in crystal.lengths.tolist())
+        angles = " ".join(f"{angle:.0f}" for angle in crystal.angles.tolist())
+        atoms = zip(crystal.atomic_numbers.tolist(), crystal.frac_coords.tolist(), strict=True)
+        sites = [
+            SiteText(number, 1, element_symbol(number), " ".join(map(coordinate, coords)))
+            for number, coords in atoms
+        ]
+        return Description((lengths, angles), tuple(sites), float(crystal.lengths.max()))
 
+    def decode(self, text: str, limits: Limits) -> Decoded | Rejection:
+        """Return the crystal of a text, or the reason of its rejection; see `decode`."""
+        decoded = decode(
+            text,
+            max_atoms=limits.max_atoms,
+            composition=limits.composition,
+            reject_close_atoms=limits.reject_close_atoms,
+            min_distance=limits.min_distance,
+        )
+        return decoded if isinstance(decoded, Rejection) else Decoded(decoded)
 
-class _RejectedTextError(Exception):
-    """Rejection of a text while it is decoded."""
+    def grammar(
+        self, elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+    ) -> str:
+        """Return the regular expression of all texts within the limits, or of their rest."""
+        return crystal_regex(elements, max_atoms, max_length, written)
 
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.rejection = Rejection(reason, detail)
+    def cell_grammar(
+        self, atomic_numbers: Sequence[int], max_length: int, written: str = ""
+    ) -> str:
+        """Return the regular expression of texts with these atoms in this order, or of the rest."""
+        return cell_regex(atomic_numbers, max_length, written)
+
+    def line_check(self, min_distance: float) -> LineCheck:
+        """Return the check of a new text."""
+        return CoordinateLines(min_distance)
+
+    def every_line(self) -> str:
+        """Return lines with every number and symbol that can occur."""
+        numbers = [
+            *(f"{tenths / 10:.1f}" for tenths in range(10 * MAX_LENGTH_WRITTEN)),
+            *(str(degrees) for degrees in range(181)),
+            *(f"0.{hundredths:02d}" for hundredths in range(100)),
+        ]
+        lines = [" ".join([number] * 3) for number in numbers]
+        atoms = [f"{element_symbol(z)}\n{lines[-1]}" for z in range(1, MAX_ATOMIC_NUMBER + 1)]
+        return "\n".join([*lines, *atoms])
+
+    def longest_header(self) -> str:
+        """Return the two lines of a crystal with the most characters, and a line break."""
+        return "100.0 100.0 100.0\n120 120 120\n"
+
+    def longest_sites(self, elements: Sequence[int]) -> list[str]:
+        """Return the two lines of an atom of each element, with line breaks."""
+        return [f"{element_symbol(z)}\n0.00 0.00 0.00\n" for z in elements]
 
 
 def encode(crystal: Crystal) -> str:
-    """Return the text of a crystal; the order of its atoms is kept.
-
-    Numbers are rounded from the exact value of the stored float32 (ties to even) and never
-    truncated. Rounded coordinates stay in [0, 1): 0.996 is written as 0.00, which is the nearest
-    point of the torus.
-    """
-    lines = [
-        " ".join(f"{length:.1f}" for length in crystal.lengths.tolist()),
-        " ".join(f"{angle:.0f}" for angle in crystal.angles.tolist()),
-    ]
-    for number, coords in zip(crystal.atomic_numbers, crystal.frac_coords.tolist(), strict=True):
-        lines += [element_symbol(int(number)), " ".join(map(_coordinate, coords))]
-    return "\n".join(lines)
+    """Return the text of a crystal; see `CoordinatesText.describe`."""
+    return CoordinatesText().describe(crystal).text
 
 
 def decode(
@@ -94,7 +121,6 @@ def decode(
     *,
     max_atoms: int,
     composition: Mapping[int, int] | None = None,
-    truncated: bool = False,
     reject_close_atoms: bool = True,
     min_distance: float | None = None,
 ) -> Crystal | Rejection:
@@ -108,117 +134,46 @@ def decode(
         text: generated text without its end token.
         max_atoms: maximum number of atoms per cell.
         composition: required number of atoms per cell by atomic number, None for any.
-        truncated: whether the text reached the maximum number of tokens without its end token.
         reject_close_atoms: whether texts with two atoms at one point are rejected.
-        min_distance: minimum distance of two atoms, or of an atom and its image, in angstrom; None
-            for none.
+        min_distance: smallest distance between two atoms in angstrom, None for any.
 
     Returns:
-        The crystal, or the first reason in this order: truncated, number of lines or values,
-        numbers, elements, number of atoms, lattice, formula, coinciding atoms, close atoms.
+        The crystal, or the first reason in this order: number of lines or values, numbers,
+        elements, number of atoms, lattice, formula, coinciding atoms, close atoms.
     """
     try:
-        crystal = _decode(text, max_atoms, composition, truncated)
+        crystal = _decode(text, max_atoms, composition)
         if reject_close_atoms:
             _check_coinciding_atoms(crystal.frac_coords)
-        if min_distance is not None:
-            _check_distances(crystal, min_distance)
-    except _RejectedTextError as error:
+        check_distances(crystal, Limits(max_atoms, min_distance=min_distance))
+    except RejectedTextError as error:
         return error.rejection
     return crystal
 
 
-def read_numbers(line: str) -> list[float] | None:
-    """Return the three numbers of a line, None if it has not just three decimal numbers."""
-    words = line.split()
-    if len(words) != 3 or not all(map(_NUMBER.fullmatch, words)):
-        return None
-    return [float(word) for word in words]
-
-
-def composition_of(atomic_numbers: np.ndarray) -> dict[int, int]:
-    """Return the number of atoms by atomic number, in ascending order of atomic number."""
-    numbers, counts = np.unique(atomic_numbers, return_counts=True)
-    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-
-
-@cache
-def element_symbol(atomic_number: int) -> str:
-    """Return an element's symbol."""
-    return Element.from_Z(atomic_number).symbol
-
-
-@cache
-def _atomic_numbers() -> dict[str, int]:
-    """Return the atomic number of each symbol."""
-    return {element_symbol(number): number for number in range(1, MAX_ATOMIC_NUMBER + 1)}
-
-
-def _coordinate(value: float) -> str:
-    """Return a coordinate with two decimal places, in [0, 1)."""
-    text = f"{value % 1.0:.2f}"
-    return "0.00" if text == "1.00" else text
-
-
-def _decode(
-    text: str, max_atoms: int, composition: Mapping[int, int] | None, truncated: bool
-) -> Crystal:
+def _decode(text: str, max_atoms: int, composition: Mapping[int, int] | None) -> Crystal:
     """Return the crystal of a text.
 
     Raises:
-        _RejectedTextError: the text is not the requested crystal.
+        RejectedTextError: the text is not the requested crystal.
     """
-    if truncated:
-        raise _RejectedTextError(Reason.TRUNCATED, "the text stopped before its end token")
     lines = text.strip().split("\n")
     if len(lines) < 4 or len(lines) % 2:
         detail = f"{len(lines)} lines, expected 2 and 2 for each atom"
-        raise _RejectedTextError(Reason.WRONG_COUNT, detail)
-    lengths = _three_numbers(lines, 0)
-    angles = _three_numbers(lines, 1)
-    coords = [_three_numbers(lines, line) for line in range(3, len(lines), 2)]
-    numbers = [_element(lines, line) for line in range(2, len(lines), 2)]
+        raise RejectedTextError(Reason.WRONG_COUNT, detail)
+    lengths = numbers_of_line(lines, 0, 3)
+    angles = numbers_of_line(lines, 1, 3)
+    coords = [numbers_of_line(lines, line, 3) for line in range(3, len(lines), 2)]
+    numbers = [element_of(lines[line].strip(), line) for line in range(2, len(lines), 2)]
     if len(numbers) > max_atoms:
         detail = f"{len(numbers)} atoms, at most {max_atoms} are allowed"
-        raise _RejectedTextError(Reason.TOO_MANY_ATOMS, detail)
-    _check_lattice(lengths, angles)
-    crystal = Crystal.from_arrays(numbers, coords, lengths, angles)
-    if composition is not None and composition_of(crystal.atomic_numbers) != dict(composition):
-        asked = cell_formula(np.repeat(list(composition), list(composition.values())))
-        detail = f"{crystal.formula}, asked for {asked}"
-        raise _RejectedTextError(Reason.FORMULA_MISMATCH, detail)
-    return crystal
-
-
-def _three_numbers(lines: Sequence[str], line: int) -> list[float]:
-    """Return the three numbers of a line, which is counted from 0."""
-    words = lines[line].split()
-    if len(words) != 3:
-        detail = f"line {line + 1} has {len(words)} values, expected 3: {_excerpt(lines[line])}"
-        raise _RejectedTextError(Reason.WRONG_COUNT, detail)
-    for word in words:
-        if _NUMBER.fullmatch(word) is None:
-            detail = f"line {line + 1}: {_excerpt(word)} is not a number"
-            raise _RejectedTextError(Reason.BAD_NUMBER, detail)
-    return [float(word) for word in words]
-
-
-def _element(lines: Sequence[str], line: int) -> int:
-    """Return the atomic number of a line's symbol; lines are counted from 0."""
-    symbol = lines[line].strip()
-    if symbol not in _atomic_numbers():
-        detail = f"line {line + 1}: {_excerpt(symbol)} is no element"
-        raise _RejectedTextError(Reason.UNKNOWN_ELEMENT, detail)
-    return _atomic_numbers()[symbol]
-
-
-def _check_lattice(lengths: Sequence[float], angles: Sequence[float]) -> None:
-    """Reject lengths (angstrom) and angles (degrees) that are not those of a cell."""
-    if min(lengths) <= 0 or max(lengths) >= MAX_LENGTH:
-        detail = f"lengths {lengths} are not all between 0 and {MAX_LENGTH:.0f} angstrom"
-        raise _RejectedTextError(Reason.NONPHYSICAL_LATTICE, detail)
+        raise RejectedTextError(Reason.TOO_MANY_ATOMS, detail)
+    check_lengths(lengths)
     if not lattice_has_volume(np.asarray(angles)):
-        raise _RejectedTextError(Reason.NONPHYSICAL_LATTICE, f"angles {angles} span no volume")
+        raise RejectedTextError(Reason.NONPHYSICAL_LATTICE, f"angles {angles} span no volume")
+    crystal = Crystal.from_arrays(numbers, coords, lengths, angles)
+    check_composition(crystal.atomic_numbers, composition)
+    return crystal
 
 
 def _check_coinciding_atoms(frac_coords: np.ndarray) -> None:
@@ -227,20 +182,4 @@ def _check_coinciding_atoms(frac_coords: np.ndarray) -> None:
     if counts.max() > 1:
         atom = int(first[counts.argmax()]) + 1
         detail = f"{counts.max()} atoms at the point of atom {atom}"
-        raise _RejectedTextError(Reason.COINCIDING_ATOMS, detail)
-
-
-def _check_distances(crystal: Crystal, min_distance: float) -> None:
-    """Reject atoms nearer than a distance in angstrom to each other or to an image."""
-    points = PeriodicPoints(crystal.lengths.tolist(), crystal.angles.tolist(), min_distance)
-    for atom, coords in enumerate(crystal.frac_coords.astype(np.float64)):
-        if not points.add(coords[None]):
-            detail = (
-                f"atom {atom + 1} is nearer than {min_distance} angstrom to another or an image"
-            )
-            raise _RejectedTextError(Reason.CLOSE_ATOMS, detail)
-
-
-def _excerpt(text: str) -> str:
-    """Return a quoted text, truncated to 40 characters."""
-    return repr(text if len(text) <= 40 else text[:37] + "...")
+        raise RejectedTextError(Reason.COINCIDING_ATOMS, detail)

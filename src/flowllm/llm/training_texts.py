@@ -16,6 +16,7 @@ from torch import Tensor
 from flowllm.config.sections.llm import FinetuneLlm
 from flowllm.crystal import Crystal
 from flowllm.io.tables import required_crystal
+from flowllm.llm.crystal_text import Description
 from flowllm.llm.prompts import (
     UNCONDITIONAL,
     Conditions,
@@ -24,8 +25,7 @@ from flowllm.llm.prompts import (
     conditions_of,
     prompt_formula,
 )
-from flowllm.llm.text import encode
-from flowllm.llm.transformations import permuted, translated
+from flowllm.llm.transformations import translated
 from flowllm.seeds import generator
 
 IGNORED = -100
@@ -61,6 +61,7 @@ class TrainingTexts:
     Attributes:
         too_long: number of rows left out because prompt and crystal exceed `max_tokens`.
         longest: tokens of the longest text that the remaining rows can have with these shares.
+        longest_vector: longest lattice vector that the text of a row has, angstrom.
     """
 
     def __init__(
@@ -90,29 +91,32 @@ class TrainingTexts:
             properties_share: fraction of texts whose prompt gives a random choice of the known
                 conditions.
             translate: whether each crystal is translated, by another vector in every epoch.
-            permute: whether its atoms are reordered, differently in every epoch.
+            permute: whether its sites are reordered, differently in every epoch.
             seed: seed of the configuration.
             split: name of the split, which selects the random numbers.
 
         Raises:
-            FlowllmError: a row has no crystal.
+            FlowllmError: a row has no crystal, or its crystal has no text.
         """
         self._prompts = prompts
         self._infill_share = infill_share
         self._formula_share, self._properties_share = formula_share, properties_share
         self._translate, self._permute = translate, permute
         self._seed, self._split = seed, split
-        self._rows: list[tuple[int, Conditions, Crystal]] = []
+        self._rows: list[tuple[int, Conditions, Crystal, Description]] = []
         self.too_long = self.longest = 0
+        self.longest_vector = 0.0
         for number, row in enumerate(rows):
             crystal = required_crystal(row, path)
             known = conditions_of(prompts.prompts, row)
-            tokens = self._most_tokens(known, crystal)
+            description = prompts.crystal_text.describe(crystal)
+            self.longest_vector = max(self.longest_vector, description.longest)
+            tokens = self._most_tokens(known, description)
             if tokens > max_tokens:
                 self.too_long += 1
             else:
                 self.longest = max(self.longest, tokens)
-                self._rows.append((number, known, crystal))
+                self._rows.append((number, known, crystal, description))
 
     def __len__(self) -> int:
         """Return the number of rows that are not too long."""
@@ -122,11 +126,13 @@ class TrainingTexts:
         """Return one text per row; its task and its conditions are drawn again in every epoch."""
         rng = generator(self._seed, "finetune_llm", self._split, "conditions", epoch)
         return [
-            self._example(known, self._augmented(crystal, number, epoch), rng)
-            for number, known, crystal in self._rows
+            self._example(known, self._augmented(crystal, description, number, epoch), rng)
+            for number, known, crystal, description in self._rows
         ]
 
-    def _example(self, known: Conditions, crystal: Crystal, rng: np.random.Generator) -> Example:
+    def _example(
+        self, known: Conditions, crystal: Description, rng: np.random.Generator
+    ) -> Example:
         """Draw the task and the conditions of one text."""
         if rng.random() < self._infill_share:
             hidden = rng.choice(np.unique(crystal.atomic_numbers))
@@ -134,25 +140,27 @@ class TrainingTexts:
         # The augmentation may have reordered the atoms, which changes a formula atom by atom.
         formula = prompt_formula(self._prompts.prompts, crystal.atomic_numbers)
         conditions = self._draw_conditions(replace(known, formula=formula), rng)
-        return self._prompts.example(conditions, encode(crystal))
+        return self._prompts.example(conditions, crystal.text)
 
-    def _most_tokens(self, known: Conditions, crystal: Crystal) -> int:
+    def _most_tokens(self, known: Conditions, crystal: Description) -> int:
         """Return the number of tokens of a crystal's longest possible text with these shares."""
         longest = known if self._properties_share else known.only(["formula"])
-        examples = [self._prompts.example(longest, encode(crystal))]
+        examples = [self._prompts.example(longest, crystal.text)]
         if self._infill_share:
             hidden = np.unique(crystal.atomic_numbers).tolist()
             examples += [self._prompts.infilling(crystal, z) for z in hidden]
         return max(len(example.tokens) for example in examples)
 
-    def _augmented(self, crystal: Crystal, number: int, epoch: int) -> Crystal:
-        """Translate and permute a crystal as drawn for the number of its row and the epoch."""
+    def _augmented(
+        self, crystal: Crystal, description: Description, number: int, epoch: int
+    ) -> Description:
+        """Translate and reorder a crystal as drawn for the number of its row and the epoch."""
         if not (self._translate or self._permute):
-            return crystal
+            return description
         rng = generator(self._seed, "finetune_llm", self._split, "augmentation", epoch, number)
         if self._translate:
-            crystal = translated(crystal, rng)
-        return permuted(crystal, rng) if self._permute else crystal
+            description = self._prompts.crystal_text.describe(translated(crystal, rng))
+        return description.shuffled(rng) if self._permute else description
 
     def _draw_conditions(self, known: Conditions, rng: np.random.Generator) -> Conditions:
         """Draw only the formula, a random non-empty choice of the known conditions, or none."""

@@ -17,6 +17,7 @@ import torch
 from pymatgen.core import Lattice
 
 from flowllm.crystal import Crystal, lattice_has_volume
+from flowllm.data import symmetry_operations
 from flowllm.rfm.base_distribution import (
     RejectedCrystalError,
     StartPoint,
@@ -86,6 +87,36 @@ class Operations:
 
 
 @dataclass(frozen=True)
+class KnownSymmetry:
+    """The space group that the text of a crystal names.
+
+    Attributes:
+        operations: the operations by their action on axes and atoms.
+        translations: t of each operation (g, 3).
+    """
+
+    operations: Operations
+    translations: np.ndarray
+
+    @classmethod
+    def of_crystal(
+        cls, crystal: Crystal, operations: symmetry_operations.Operations
+    ) -> "KnownSymmetry | None":
+        """Return the action of operations on a crystal, None if two atoms have the same image.
+
+        Args:
+            crystal: the crystal as the text gives it, without noise.
+            operations: operations on its fractional coordinates.
+        """
+        lengths, angles = crystal.lengths.tolist(), crystal.angles.tolist()
+        cell = Lattice.from_parameters(*lengths, *angles).matrix
+        rotations, translations = operations.rotations, operations.translations
+        coords = crystal.frac_coords.astype(np.float64)
+        images = _images(crystal.atomic_numbers, coords, cell @ cell.T, rotations, translations)
+        return None if images is None else cls(Operations(rotations, images), translations)
+
+
+@dataclass(frozen=True)
 class Symmetrized:
     """A crystal that was moved onto its space group.
 
@@ -105,7 +136,11 @@ class Symmetrized:
 
 
 def symmetrize(
-    elements: np.ndarray, coords: np.ndarray, lengths: np.ndarray, angles: np.ndarray
+    elements: np.ndarray,
+    coords: np.ndarray,
+    lengths: np.ndarray,
+    angles: np.ndarray,
+    known: KnownSymmetry | None = None,
 ) -> Symmetrized:
     """Find the space group of a crystal within the tolerance and move the crystal onto it.
 
@@ -117,13 +152,17 @@ def symmetrize(
         coords: fractional coordinates (n, 3).
         lengths: angstrom (3,).
         angles: degrees (3,).
+        known: the operations, if they are known; then none are searched for.
     """
     unmoved = Symmetrized(coords, lengths, angles, Operations.identity(len(elements)), False)
     if not lattice_has_volume(angles):
         return unmoved  # pymatgen would silently make another cell
     cell = Lattice.from_parameters(*lengths.tolist(), *angles.tolist()).matrix
     gram = cell @ cell.T
-    found = _find_operations(elements, coords, cell)
+    if known is None:
+        found = _find_operations(elements, coords, cell)
+    else:
+        found = known.operations, known.translations
     if found is None:
         return unmoved
     operations, translations = found
@@ -230,7 +269,12 @@ class SymmetricStart:
     is_determined: bool
 
 
-def symmetric_start(elements: np.ndarray, start: StartPoint, bounds: AngleBounds) -> SymmetricStart:
+def symmetric_start(
+    elements: np.ndarray,
+    start: StartPoint,
+    bounds: AngleBounds,
+    known: KnownSymmetry | None = None,
+) -> SymmetricStart:
     """Move a start point onto its space group.
 
     The symmetric cell can have an angle outside the bounds even if the start has none: hematite
@@ -241,6 +285,7 @@ def symmetric_start(elements: np.ndarray, start: StartPoint, bounds: AngleBounds
         elements: atomic numbers (n,).
         start: the start point without symmetry.
         bounds: degrees, of the logit of the angles.
+        known: the group, if it is known. It is searched for in a cell that was reduced.
 
     Raises:
         RejectedCrystalError: the Niggli-reduced cell of the symmetric crystal has an angle outside
@@ -248,7 +293,8 @@ def symmetric_start(elements: np.ndarray, start: StartPoint, bounds: AngleBounds
     """
     lattice = torch.from_numpy(start.lattice).double()
     lengths, angles = lattice_parameters(lattice, bounds)
-    found = symmetrize(elements, start.coords, lengths.numpy(), angles.numpy())
+    in_cell = None if start.reduced else known
+    found = symmetrize(elements, start.coords, lengths.numpy(), angles.numpy(), in_cell)
     if found.operations.order == 1:
         return SymmetricStart(start, found.operations, found.is_determined)
     crystal, is_reduced = _crystal_of(elements, found), start.reduced

@@ -38,7 +38,6 @@ from flowllm.llm.base_model import (
 from flowllm.llm.finetuning import Finetuning, State, curve_csv
 from flowllm.llm.model_record import ModelRecord, write_record
 from flowllm.llm.prompts import Conditions, PromptTokens, prompt_formula
-from flowllm.llm.text import encode
 from flowllm.llm.training_texts import TrainingTexts, texts_of
 from flowllm.runtime.device import pick_dtype
 from flowllm.runtime.distributed import launch, make_fabric
@@ -95,8 +94,8 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
         with plain_base_model(section.base_model) as source:
             tokenizer = load_tokenizer(source)
             prompts = PromptTokens(settings.prompts, tokenizer)
-            record = _record(settings, train_rows)
             texts = _texts("train", train, train_rows, prompts, settings)
+            record = _record(settings, train_rows, texts.longest_vector)
             val_texts = _texts("val", val, val_rows, prompts, settings)
             _check_base_model(load_config(source), prompts, train_rows, record, texts.longest)
             model = _model(source, settings, fabric)
@@ -160,7 +159,11 @@ def _check_base_model(
     check_tokenizer(
         prompts,
         config.get_text_config().vocab_size,
-        [encode(crystal) for crystal in crystals if crystal is not None],
+        [
+            prompts.crystal_text.describe(crystal).text
+            for crystal in crystals
+            if crystal is not None
+        ],
         formulas[:CHECKED_CRYSTALS],
     )
     check_training_context(config, record.base_model, longest_text)
@@ -203,7 +206,7 @@ def _texts(
     return texts
 
 
-def _record(settings: Settings, rows: Records) -> ModelRecord:
+def _record(settings: Settings, rows: Records, longest_vector: float) -> ModelRecord:
     section: FinetuneLlm = settings.finetune_llm
     trained = {"formula"} if section.formula_share else set()
     if section.properties_share:
@@ -224,7 +227,7 @@ def _record(settings: Settings, rows: Records) -> ModelRecord:
         },
         elements=tuple(sorted({z for row in rows for z in row["atomic_numbers"]})),
         max_atoms=max(row["num_atoms"] for row in rows),
-        max_length=min(99, math.ceil(max(max(row["lengths"]) for row in rows))),
+        max_length=min(99, math.ceil(longest_vector)),
     )
 
 

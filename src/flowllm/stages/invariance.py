@@ -18,9 +18,9 @@ from flowllm.crystal import Crystal
 from flowllm.io import schemas
 from flowllm.io.tables import read_table, required_crystal
 from flowllm.llm.base_model import quiet_transformers
+from flowllm.llm.crystal_texts import crystal_text
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.perplexity import increase_under_transformation, perplexities
-from flowllm.llm.text import encode
 from flowllm.llm.token_loss import loss_per_token
 from flowllm.llm.training_texts import micro_batches, texts_of
 from flowllm.llm.transformations import permuted, translated
@@ -125,7 +125,8 @@ def _row(
     """Return one crystal's row; what is drawn depends on the seed and the crystal's id alone."""
     crystal = required_crystal(row, path)
     count = settings.invariance.num_transformations
-    plain, *transformed = measure([encode(crystal), *_texts(row["id"], crystal, settings)])
+    described = crystal_text(settings.prompts.crystal_text).describe(crystal).text
+    plain, *transformed = measure([described, *_texts(row["id"], crystal, settings)])
     made = {"id": row["id"], "num_atoms": crystal.num_atoms, "perplexity": plain}
     for number, name in enumerate(TRANSFORMATIONS):
         part = np.asarray(transformed[number * count : (number + 1) * count])
@@ -136,8 +137,9 @@ def _row(
 def _texts(name: str, crystal: Crystal, settings: Settings) -> list[str]:
     """Return the texts of the transformed crystal, kind by kind."""
     count = settings.invariance.num_transformations
+    describe = crystal_text(settings.prompts.crystal_text).describe
     texts = []
     for kind, transform in TRANSFORMATIONS.items():
         rng = generator(settings.seed, "invariance", kind, name)
-        texts += [encode(transform(crystal, rng)) for _ in range(count)]
+        texts += [describe(transform(crystal, rng)).text for _ in range(count)]
     return texts

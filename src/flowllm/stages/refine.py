@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from flowllm.config.sections.flow import Method, Refine
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
+from flowllm.data.symmetry_operations import operations_of_row
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas
 from flowllm.io.tables import crystal_columns, crystal_of, read_table, write_table
 from flowllm.rfm.base_distribution import (
     BaseDistribution,
+    LlmBaseDistribution,
     RejectedCrystalError,
     StartPoint,
     draw_start,
@@ -26,7 +28,7 @@ from flowllm.rfm.integrate import INTEGRATORS, anneal, integrate
 from flowllm.rfm.manifold import AngleBounds, lattice_parameters
 from flowllm.rfm.model import load_model
 from flowllm.rfm.network import MAX_ATOMS, NetworkSize, VelocityField, bytes_per_crystal
-from flowllm.rfm.symmetry import Operations, SymmetricStart, symmetric_start
+from flowllm.rfm.symmetry import KnownSymmetry, Operations, SymmetricStart, symmetric_start
 from flowllm.rfm.symmetry_projection import SymmetryProjection
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import Progress
@@ -45,11 +47,13 @@ class RefinementInput:
         elements: atomic numbers (n,).
         start: where its integration starts.
         operations: the space group that its integration keeps, None where it keeps none.
+        known: the space group that the text of the base crystal names, None where it names none.
     """
 
     elements: np.ndarray
     start: StartPoint
     operations: Operations | None = None
+    known: KnownSymmetry | None = None
 
 
 Snapshot = tuple[int, list[Crystal | str]]
@@ -141,6 +145,7 @@ def refine_rows(
         try:
             if crystal is not None:
                 task = refinement_input(crystal, field, start, rng)
+                task = replace(task, known=known_symmetry(crystal, row, start))
                 kept = section.keep_symmetry
                 tasks[index] = symmetric_task(task, field.bounds, counts) if kept else task
         except RejectedCrystalError as rejected:
@@ -173,6 +178,19 @@ def refinement_input(
     return RefinementInput(crystal.atomic_numbers, draw_start(start, crystal, field.bounds, rng))
 
 
+def known_symmetry(
+    crystal: Crystal, row: Mapping[str, Any], start: BaseDistribution
+) -> KnownSymmetry | None:
+    """Return the space group that the text of a base crystal names, None where there is none.
+
+    A simple base has the atoms of the crystal alone, and thus not its symmetry.
+    """
+    operations = operations_of_row(row)
+    if operations is None or not isinstance(start, LlmBaseDistribution):
+        return None
+    return KnownSymmetry.of_crystal(crystal, operations)
+
+
 def symmetric_task(
     task: RefinementInput, bounds: AngleBounds, counts: Counter[str]
 ) -> RefinementInput:
@@ -188,7 +206,7 @@ def symmetric_task(
     Raises:
         RejectedCrystalError: the symmetric cell cannot be brought within the bounds.
     """
-    found = symmetric_start(task.elements, task.start, bounds)
+    found = symmetric_start(task.elements, task.start, bounds, task.known)
     counts[_kind_of(found)] += 1
     return RefinementInput(task.elements, found.point, found.operations)
 

@@ -9,7 +9,7 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from flowllm.config.sections.llm import Base, Prompts, SampleBase
 from flowllm.config.stage_settings import StageSettings
 from flowllm.io.schemas import BASE
-from flowllm.llm.grammar import crystal_regex
+from flowllm.llm.crystal_texts import crystal_text
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import UNCONDITIONAL, prompt_text
 from flowllm.llm.redraws import Form
@@ -69,7 +69,8 @@ def run(
         )
         record = opened.record
         bounds = (record.elements, record.max_atoms, record.max_length)
-        form = partial(crystal_regex, *bounds) if section.structured else None
+        text = crystal_text(settings.prompts.crystal_text)
+        form = partial(text.grammar, *bounds) if section.structured else None
         prompt = prompt_text(settings.prompts, UNCONDITIONAL)
         progress = Progress(f"sample_base: {base.name}", count)
 

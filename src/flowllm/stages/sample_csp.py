@@ -13,12 +13,12 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.schemas import CRYSTALS, CSP_BASE
 from flowllm.io.tables import read_table
-from flowllm.llm.grammar import cell_regex
+from flowllm.llm.crystal_text import composition_of
+from flowllm.llm.crystal_texts import crystal_text
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.sampling import DrawRequest, Outcome, Sampler, base_row, write_samples
-from flowllm.llm.text import composition_of
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
@@ -150,10 +150,11 @@ def _task(
     record: ModelRecord,
 ) -> DrawRequest:
     numbers, structured = target["atomic_numbers"], settings.sample_base.structured
+    text = crystal_text(settings.prompts.crystal_text)
     return DrawRequest(
         conditions=conditions,
         composition=composition_of(_numbers(target)),
-        form=partial(cell_regex, numbers, record.max_length) if structured else None,
+        form=partial(text.cell_grammar, numbers, record.max_length) if structured else None,
         seed=partial(
             derive, settings.seed, "sample_csp", settings.csp_base.name, number, "attempt", attempt
         ),

@@ -15,16 +15,17 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from flowllm.config.sections.llm import Prompts, SamplePairs
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
+from flowllm.data.symmetry_operations import operation_columns
 from flowllm.errors import FlowllmError
 from flowllm.io.schemas import CRYSTALS, PAIRS
 from flowllm.io.tables import crystal_columns, read_table, required_crystal
-from flowllm.llm.grammar import cell_regex
+from flowllm.llm.crystal_text import composition_of
+from flowllm.llm.crystal_texts import crystal_text
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
 from flowllm.llm.sampling import DrawRequest, Outcome, Sampler, sample_columns, write_samples
-from flowllm.llm.text import composition_of
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive, generator
@@ -166,7 +167,8 @@ def _task(
     draw, _, c1 = target
     # The atoms are in the order of the training text of c1.
     numbers = c1.atomic_numbers.tolist()
-    form = partial(cell_regex, numbers, record.max_length)
+    text = crystal_text(settings.prompts.crystal_text)
+    form = partial(text.cell_grammar, numbers, record.max_length)
     return DrawRequest(
         conditions=conditions,
         composition=composition_of(c1.atomic_numbers),
@@ -184,6 +186,7 @@ def _row(
     return {
         "id": f"{split}-{draw:08d}",
         **crystal_columns(None if c0 is None else by_species(c0)),
+        **operation_columns(outcome.operations),
         **crystal_columns(None if c0 is None else by_species(c1), prefix="target_"),
         "material_id": material_id,
         "draw": draw,

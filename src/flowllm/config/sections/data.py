@@ -38,8 +38,9 @@ class Data(Section):
 class Prepare(Section):
     """How raw crystals become the three splits."""
 
-    cell: Literal["primitive", "as_given"] = Field(
-        description="primitive (the cell of minimum volume; paper, section 3) or as_given"
+    cell: Literal["primitive", "as_given", "standard"] = Field(
+        description="primitive (the cell of minimum volume; paper, section 3), as_given, or "
+        "standard (primitive, with origin and axes of the space group's standard setting)"
     )
     max_atoms: PositiveInt = Field(
         description="atoms per cell; crystals with more are rejected; MP-20: 20"

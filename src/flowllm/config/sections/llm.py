@@ -26,9 +26,17 @@ CONDITIONS = (
 """Properties of a crystal that a prompt can give, in the order of its sentences."""
 
 
-class Prompts(Section):
-    """Prompts of the language model, the same in training and sampling."""
+CrystalTextName = Literal["coordinates", "symmetric"]
+"""Kinds of crystal text."""
 
+
+class Prompts(Section):
+    """Prompts and crystal text of the language model, the same in training and sampling."""
+
+    crystal_text: CrystalTextName = Field(
+        description="what the model writes: coordinates (every atom; paper) or symmetric (space "
+        "group and one atom per orbit; needs prepare.cell: standard)",
+    )
     introduction: str = Field(description="first sentence of every prompt")
     formula: str = Field(description="sentence with {formula}")
     elements: str = Field(description="sentence with {elements}")

@@ -14,7 +14,8 @@ class DraftRequest:
     Attributes:
         prompt: tokens of the prompt.
         seed: seed of this text's own random numbers.
-        regex: expression that the text must match, None for a free text.
+        regex: regular expression that the text must match, or a grammar in the notation of
+            xgrammar, which begins with the rule root; None for a free text.
         kept: tokens of the text that were sampled before; they follow the prompt and count towards
             the maximum number of tokens, and the expression describes what follows them.
         stops: function that is given each sampled token, several at once where the engine has

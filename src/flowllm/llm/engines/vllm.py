@@ -12,7 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -107,7 +107,7 @@ class VllmEngine:
             masks = sampling.masks
             options = {
                 CONFIG: asdict(replace(sampling, masks=None)),
-                MASKS: masks and {"min_distance": masks.min_distance, "texts": masks.texts},
+                MASKS: masks and {f.name: getattr(masks, f.name) for f in fields(masks) if f.init},
             }
             cpu_options: _CpuOptions = {} if gpus else _cpu_options(config, max_model_len)
             self._llm = LLM(
@@ -181,7 +181,14 @@ class VllmEngine:
 
         from flowllm.llm.engines.vllm_hooks import KEPT, SCOPE, SEED
 
-        structured = StructuredOutputsParams(regex=request.regex) if request.regex else None
+        structured = None
+        if request.regex:
+            is_grammar = request.regex.startswith("root ::=")
+            structured = (
+                StructuredOutputsParams(grammar=request.regex)
+                if is_grammar
+                else StructuredOutputsParams(regex=request.regex)
+            )
         extra: dict[str, Any] = {SEED: request.seed}
         if request.masked != "none":
             extra |= {KEPT: list(request.kept), SCOPE: request.masked}
