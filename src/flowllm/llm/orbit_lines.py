@@ -15,7 +15,7 @@ class OrbitLines:
     """An `apart.LineCheck` of the text of `llm.symmetric_text`.
 
     An orbit whose atoms coincide, since its representative is on a site of fewer atoms, is too near
-    to itself.
+    to itself. A site that the group lacks, and a point that is not on its site, are drawn again too.
     """
 
     def __init__(self, min_distance: float) -> None:
@@ -46,8 +46,7 @@ class OrbitLines:
         if number == 1:
             return not self._has_room(line)
         if number % 2 == 0:
-            self._read_site(line)
-            return False
+            return not self._read_site(number, line)
         return not self._add_orbit(number, line)
 
     def blocked(self, first: str) -> np.ndarray | None:
@@ -93,11 +92,16 @@ class OrbitLines:
         self._points = PeriodicPoints(lattice, self._min_distance)
         return self._points.has_room
 
-    def _read_site(self, line: str) -> None:
+    def _read_site(self, number: int, line: str) -> bool:
+        """Read the element and site of an orbit; return whether the group has the site."""
         assert self._group is not None
         words = line.split()
-        self._site = self._group.sites.get(words[1]) if len(words) == 2 else None
-        self._readable = self._site is not None
+        self._readable = len(words) == 2
+        if not self._readable:
+            return True
+        self.redraw_line = number
+        self._site = self._group.sites.get(words[1])
+        return self._site is not None
 
     def _add_orbit(self, number: int, line: str) -> bool:
         """Add the orbit of a line; return whether its atoms are apart."""
@@ -105,10 +109,13 @@ class OrbitLines:
         assert self._group is not None
         assert self._site is not None
         assert self._points is not None
-        moved = None if values is None else self._group.on_site(self._site, np.array(values))
-        if moved is None:
+        if values is None:
             self._readable = False
             return True
-        self.redraw_line = number if self._site.has_freedom else number - 1
+        moved = self._group.on_site(self._site, np.array(values))
+        is_fixed = moved is not None and not self._site.has_freedom
+        self.redraw_line = number - 1 if is_fixed else number
+        if moved is None:
+            return False
         orbit = self._group.orbit(moved)
         return len(orbit) == self._site.num_atoms and self._points.add(orbit @ self._to_primitive)

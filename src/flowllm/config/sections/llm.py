@@ -278,7 +278,8 @@ class SamplePairs(Section):
         "sample_base.min_distance where a flow starts from drafts; null (paper): off",
     )
     max_redraws: NonNegativeInt = Field(
-        description="redraws per atom with min_distance, after which the draft is rejected"
+        description="redraws per atom with min_distance, after which its coordinates are drawn "
+        "from those that are far enough alone (masked); 0: masked from the beginning, the fastest",
     )
     draws_per_prompt: PositiveInt = Field(
         description="consecutive draws of one crystal, whose prompt is computed once; 1: "
