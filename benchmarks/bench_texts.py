@@ -57,6 +57,8 @@ def main() -> None:
         max_attempts=1,
         restrict_tokens=True,
         reject_close_atoms=True,
+        min_distance=None,
+        max_redraws=0,
         backend="vllm",
         gpus=0,
     ) as sampler:

@@ -13,6 +13,7 @@ from flowllm.llm.crystal_text import Reason, Rejection, composition_of
 from flowllm.llm.engines.base import Draft, DraftRequest
 from flowllm.llm.pairing import by_species
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, PromptTokens
+from flowllm.llm.redraws import Form
 from flowllm.llm.sampling import (
     DrawRequest,
     Sampler,
@@ -66,10 +67,10 @@ def sampler(engine: ScriptedEngine, **changes: object) -> Sampler:
     return Sampler(lambda: engine, PROMPTS, max_atoms=4, **LIMITS | changes)
 
 
-def salt_task(seed: int, regex: str | None = None) -> DrawRequest:
+def salt_task(seed: int, form: Form | None = None) -> DrawRequest:
     composition = composition_of(rocksalt().atomic_numbers)
     return DrawRequest(
-        Conditions("Na1Cl1"), composition, regex, lambda attempt: 100 * seed + attempt
+        Conditions("Na1Cl1"), composition, form, lambda attempt: 100 * seed + attempt
     )
 
 
@@ -106,7 +107,10 @@ def test_two_atoms_at_one_point_are_drawn_again_where_asked(reject_close_atoms):
 def test_prompts_and_expressions_reach_the_engine():
     engine = ScriptedEngine(lambda _: SALT)
     sampler(engine).draw(
-        [salt_task(0, regex="x+"), DrawRequest(UNCONDITIONAL, None, None, lambda _: 7)]
+        [
+            salt_task(0, form=lambda written: f"{written}x+"),
+            DrawRequest(UNCONDITIONAL, None, None, lambda _: 7),
+        ]
     )
     first, second = engine.requests
     assert first == DraftRequest(PROMPTS.prompt(Conditions("Na1Cl1")), 0, "x+")

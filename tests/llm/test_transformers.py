@@ -12,6 +12,7 @@ from flowllm.llm.engines.base import DraftRequest, SamplingOptions
 from flowllm.llm.engines.transformers import TransformersEngine
 from flowllm.llm.engines.vllm import CPU_BATCH, VllmEngine
 from flowllm.llm.engines.vllm_hooks import SEED
+from flowllm.llm.masks import MaskOptions
 from llm_run import drafts_of
 from tiny_llm import END, make_tokenizer, write_tiny_llm
 
@@ -105,6 +106,43 @@ def test_both_engines_draw_the_same_texts(folder, requests, sampling):
     assert sum(same) >= 0.97 * len(same)
     written = {token for draft in drafts for token in draft.tokens}
     assert written == set(DIGITS) if sampling.allowed_tokens else len(written) > 50
+
+
+APART = "4.0 4.0 4.0\n90 90 90\nNa\n0.00 0.00 0.00\nNa\n0.00 0.00 0."
+"""After this, the digits 0 and 9 only lead to points less than 0.5 angstrom from the first atom."""
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_mask_excludes_near_points_and_a_request_ends_its_text(folder, requests, engine):
+    tokenizer = make_tokenizer()
+    texts = {token: tokenizer.decode([token]) for token in DIGITS} | {DIGITS[0]: "\n"}
+    every = {t: tokenizer.decode([t]) for t in tokenizer(APART)["input_ids"]}
+    sampling = replace(NARROW, masks=MaskOptions("coordinates", 0.5, texts | every))
+    kept = tuple(tokenizer(APART)["input_ids"])
+    start = DraftRequest(requests[0].prompt, 0, kept=kept, stops=lambda tokens: len(tokens) > 0)
+    if engine == "vllm":
+        made = VllmEngine(folder, gpus=0, max_prompt_tokens=100, sampling=sampling)
+    else:
+        made = TransformersEngine(folder, sampling=sampling)
+    plain = drafts_of(made, [replace(start, seed=seed) for seed in range(60)])
+    masked = drafts_of(made, [replace(start, seed=seed, masked="line") for seed in range(60)])
+    made.close()
+    assert {len(draft.tokens) for draft in [*plain, *masked]} == {1}
+    written = [
+        {tokenizer.decode(draft.tokens[0]) for draft in drafts} for drafts in (plain, masked)
+    ]
+    assert {"0", "9"} <= written[0]
+    assert written[1] <= set("12345678")
+    assert len(written[1]) > 3
+
+
+def test_kept_tokens_count_towards_the_maximum(folder, requests):
+    request = replace(requests[0], kept=requests[1].prompt[:10])
+    [whole] = drafts_of(TransformersEngine(folder, sampling=GREEDY), [requests[0]])
+    [rest, other] = drafts_of(TransformersEngine(folder, sampling=GREEDY), [request, requests[0]])
+    assert len(rest.tokens) == GREEDY.max_tokens - 10
+    assert rest.truncated
+    assert other == whole
 
 
 def test_a_form_needs_vllm(folder, requests):

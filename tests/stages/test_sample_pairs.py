@@ -110,6 +110,37 @@ def test_a_draw_does_not_depend_on_its_shard(paths, shard, tmp_path):
     assert part["text"].tolist() == whole["text"].tolist()
 
 
+APART = {"min_distance": 1.0, "max_redraws": 1}
+
+
+@pytest.fixture(scope="module")
+def apart(paths, tmp_path_factory) -> Path:
+    return run(paths, tmp_path_factory.mktemp("apart") / "shard-00000.parquet", **APART)
+
+
+def test_no_pair_of_atoms_is_nearer_than_the_minimum(apart):
+    rows = read_table(apart, PAIRS).to_pylist()
+    for row in rows:
+        assert row["status"] == "ok", row["error"]
+        structure = crystal_of(row).to_structure()
+        for site in structure:
+            assert len(structure.get_sites_in_sphere(site.coords, 1.0)) == 1
+    counts = read_provenance(apart)["counts"]
+    assert counts["redraws"] == sum(row["redraws"] for row in rows) > 0
+    assert counts["masked_atoms"] == sum(row["masked"] for row in rows)
+
+
+@pytest.mark.parametrize("max_redraws", [0, 1])
+def test_redraws_do_not_depend_on_shard_or_chunk(paths, apart, tmp_path, max_redraws):
+    changes = {**APART, "max_redraws": max_redraws}
+    whole = run(paths, tmp_path / "whole.parquet", **changes)
+    if max_redraws == 1:
+        assert pd.read_parquet(whole).equals(pd.read_parquet(apart))
+    part = run(paths, tmp_path / "part.parquet", first_draw=3, count=4, chunk_size=2, **changes)
+    texts = [pd.read_parquet(path)["text"].tolist() for path in (whole, part)]
+    assert texts[0][3:7] == texts[1]
+
+
 def test_free_texts_of_random_weights_are_given_up_and_counted(paths, tmp_path):
     out = run(paths, tmp_path / "free.parquet", count=3, structured=False, max_attempts=2)
     rows = read_table(out, PAIRS).to_pylist()

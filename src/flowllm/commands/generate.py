@@ -25,6 +25,7 @@ from flowllm.llm.crystal_texts import crystal_text
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
+from flowllm.llm.redraws import Form
 from flowllm.llm.sampling import DrawRequest, base_row, write_samples
 from flowllm.runtime.log import setup_logging
 from flowllm.runtime.provenance import stage_run
@@ -132,6 +133,8 @@ def generate(
         max_attempts=settings.sample_base.max_attempts,
         restrict_tokens=settings.sample_base.restrict_tokens,
         reject_close_atoms=settings.sample_base.reject_close_atoms,
+        min_distance=settings.sample_base.min_distance,
+        max_redraws=settings.sample_base.max_redraws,
         backend=settings.sample_base.backend,
         gpus=gpus,
     )
@@ -269,17 +272,17 @@ def _elements(text: str, max_atoms: int) -> tuple[str, ...]:
 
 def _task(settings: Settings, record: ModelRecord, target: Target, i: int, j: int) -> DrawRequest:
     conditions, numbers = target
-    regex = None
+    form: Form | None = None
     if settings.sample_base.structured:
         text = crystal_text(settings.prompts.crystal_text)
-        regex = (
-            text.grammar(record.elements, record.max_atoms, record.max_length)
+        form = (
+            partial(text.grammar, record.elements, record.max_atoms, record.max_length)
             if numbers is None
-            else text.cell_grammar(numbers.tolist(), record.max_length)
+            else partial(text.cell_grammar, numbers.tolist(), record.max_length)
         )
     return DrawRequest(
         conditions=conditions,
         composition=None if numbers is None else composition_of(numbers),
-        regex=regex,
+        form=form,
         seed=partial(derive, settings.seed, "sample", settings.base.name, i, j),
     )

@@ -38,7 +38,7 @@ from flowllm.config.sections.llm import (
 )
 from flowllm.config.stages import STAGES, ListName
 
-SHAPES_OF_DRAFTS = ("structured", "restrict_tokens")
+SHAPES_OF_DRAFTS = ("structured", "restrict_tokens", "min_distance")
 """Keys of `sample_pairs` and `sample_base` that change which texts are possible.
 
 A flow is trained on the drafts of the first and starts from those of the second, so both must have

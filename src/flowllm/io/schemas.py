@@ -44,7 +44,9 @@ _SAMPLE = [
     _column("text", pa.string(), "what it answered, at the last attempt"),
     _column("attempts", pa.int32(), "drafts made"),
     _column("rejections", pa.list_(pa.string()), "what was wrong with each earlier draft"),
-    _column("num_tokens", pa.int32(), "length of the text"),
+    _column("num_tokens", pa.int32(), "tokens sampled, over all drafts"),
+    _column("redraws", pa.int32(), "atoms drawn again, over all drafts (min_distance)"),
+    _column("masked", pa.int32(), "atoms that were drawn with masked coordinates, likewise"),
 ]
 
 

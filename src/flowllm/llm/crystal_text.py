@@ -12,9 +12,12 @@ from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
+from pymatgen.core import Lattice
 
 from flowllm.crystal import Crystal, cell_formula
 from flowllm.data.symmetry_operations import Operations
+from flowllm.llm.apart import LineCheck
+from flowllm.llm.periodic_points import PeriodicPoints
 
 HEADER_LINES = 2
 """Lines before the first site."""
@@ -199,17 +202,19 @@ def check_distances(crystal: Crystal, limits: Limits, coinciding: float = 0.0) -
     is_checked = limits.reject_close_atoms and coinciding > 0
     if not is_checked and limits.min_distance is None:
         return
-    structure = crystal.to_structure()
-    distances = structure.distance_matrix
-    np.fill_diagonal(distances, min(structure.lattice.abc))
-    first, second = sorted(np.unravel_index(distances.argmin(), distances.shape))
-    nearest = float(distances[first, second])
-    detail = f"atoms {first + 1} and {second + 1} are {nearest:.2f} angstrom apart"
-    if is_checked and nearest < coinciding:
+    lattice = Lattice.from_parameters(*crystal.lengths.tolist(), *crystal.angles.tolist())
+    coords = crystal.frac_coords.astype(np.float64)
+    if is_checked and not PeriodicPoints(lattice, coinciding).add(coords):
+        detail = f"atoms are nearer than {coinciding:g} angstrom to each other"
         raise RejectedTextError(Reason.COINCIDING_ATOMS, detail)
-    if limits.min_distance is not None and nearest < limits.min_distance:
-        detail += f", at least {limits.min_distance:g} are needed"
-        raise RejectedTextError(Reason.CLOSE_ATOMS, detail)
+    if limits.min_distance is not None:
+        points = PeriodicPoints(lattice, limits.min_distance)
+        for atom, point in enumerate(coords):
+            if not points.add(point[None]):
+                near = f"{limits.min_distance:g} angstrom to another one or to an image"
+                raise RejectedTextError(
+                    Reason.CLOSE_ATOMS, f"atom {atom + 1} is nearer than {near}"
+                )
 
 
 class CrystalText(Protocol):
@@ -230,7 +235,9 @@ class CrystalText(Protocol):
         """
         ...
 
-    def grammar(self, elements: Sequence[int], max_atoms: int, max_length: int) -> str:
+    def grammar(
+        self, elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+    ) -> str:
         """Return the regular expression or grammar of all texts within the limits.
 
         A grammar is in the notation of xgrammar (EBNF) and begins with the rule root.
@@ -239,15 +246,29 @@ class CrystalText(Protocol):
             elements: atomic numbers that may occur.
             max_atoms: maximum number of atoms per primitive cell.
             max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
+            written: lines that the text has already, with their line breaks; what is returned
+                describes the rest.
         """
         ...
 
-    def cell_grammar(self, atomic_numbers: Sequence[int], max_length: int) -> str:
+    def cell_grammar(
+        self, atomic_numbers: Sequence[int], max_length: int, written: str = ""
+    ) -> str:
         """Return the regular expression or grammar of texts with these atoms, in this order.
 
         Args:
             atomic_numbers: atomic number of each atom of the primitive cell.
             max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
+            written: lines that the text has already, with their line breaks; what is returned
+                describes the rest.
+        """
+        ...
+
+    def line_check(self, min_distance: float) -> LineCheck:
+        """Return the check of a new text (`llm.apart`).
+
+        Args:
+            min_distance: minimum distance of two atoms, or of an atom and its image, in angstrom.
         """
         ...
 

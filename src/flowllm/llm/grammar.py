@@ -17,37 +17,57 @@ _60_TO_119 = "60|" + _61_TO_119
 _COORDINATE = r"0\.[0-9][0-9]"
 
 
-def crystal_regex(elements: Sequence[int], max_atoms: int, max_length: int) -> str:
+def crystal_regex(
+    elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+) -> str:
     """Return the expression that matches every crystal text within the given limits.
 
     Args:
         elements: atomic numbers that may occur.
         max_atoms: maximum number of atoms per cell.
         max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
+        written: lines that the text has already; the expression matches what follows them.
     """
-    symbols = "|".join(element_symbol(z) for z in sorted(elements))
-    atom = rf"\n({symbols})\n{_three(_COORDINATE)}"
-    return rf"{_lattice(max_length)}({atom}){{1,{max_atoms}}}"
+    symbol = f"({'|'.join(element_symbol(z) for z in sorted(elements))})"
+    atom = rf"(\n{symbol}\n{_three(_COORDINATE)})"
+    lines = written.count("\n")
+    if lines < 2:
+        return rf"{_lattice(max_length, lines)}{atom}{{1,{max_atoms}}}"
+    return rf"{_rest_of_atom(symbol, lines)}{atom}{{0,{max_atoms - lines // 2}}}"
 
 
-def cell_regex(atomic_numbers: Sequence[int], max_length: int) -> str:
+def cell_regex(atomic_numbers: Sequence[int], max_length: int, written: str = "") -> str:
     """Return the expression that matches crystal texts with exactly these atoms in this order.
 
     Args:
         atomic_numbers: atomic number of each atom.
         max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
+        written: lines that the text has already; the expression matches what follows them.
     """
-    parts = [_lattice(max_length)]
-    for z, run in groupby(int(z) for z in atomic_numbers):
-        atom = rf"(\n{element_symbol(z)}\n{_three(_COORDINATE)})"
-        parts.append(rf"{atom}{{{len(list(run))}}}")
+    numbers = [int(z) for z in atomic_numbers]
+    lines = written.count("\n")
+    if lines < 2:
+        parts = [_lattice(max_length, lines)]
+    else:
+        atom = lines // 2 - 1
+        parts = [_rest_of_atom(element_symbol(numbers[atom]), lines)]
+        numbers = numbers[atom + 1 :]
+    for z, run in groupby(numbers):
+        atoms = rf"(\n{element_symbol(z)}\n{_three(_COORDINATE)})"
+        parts.append(rf"{atoms}{{{len(list(run))}}}")
     return "".join(parts)
 
 
-def _lattice(max_length: int) -> str:
-    """Return the expression of the lines of lengths and angles."""
+def _lattice(max_length: int, lines: int) -> str:
+    """Return the expression of the lines of lengths and angles, or of the second one alone."""
     length = rf"({_whole_numbers(max_length)})\.[0-9]"
-    return rf"{_three(length)}\n({_angles()})"
+    return rf"({_angles()})" if lines else rf"{_three(length)}\n({_angles()})"
+
+
+def _rest_of_atom(symbol: str, lines: int) -> str:
+    """Return the expression of an atom's lines, or of the second one after an odd number."""
+    coordinates = _three(_COORDINATE)
+    return coordinates if lines % 2 else rf"{symbol}\n{coordinates}"
 
 
 def _angles() -> str:

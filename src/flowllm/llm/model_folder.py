@@ -14,9 +14,11 @@ from flowllm.llm.base_model import load_base_model, load_config, load_tokenizer
 from flowllm.llm.engines.base import Engine, SamplingOptions
 from flowllm.llm.engines.transformers import TransformersEngine
 from flowllm.llm.engines.vllm import VllmEngine
+from flowllm.llm.masks import MaskOptions
 from flowllm.llm.model_files import MERGE_AGAIN, check_model_folder
 from flowllm.llm.model_record import ModelRecord, read_record
 from flowllm.llm.prompts import Conditions, PromptTokens
+from flowllm.llm.redraws import Apart
 from flowllm.llm.sampling import Sampler
 from flowllm.runtime.device import pick_dtype
 from flowllm.runtime.log import log
@@ -72,6 +74,8 @@ class ModelFolder:
         max_attempts: int,
         restrict_tokens: bool,
         reject_close_atoms: bool,
+        min_distance: float | None,
+        max_redraws: int,
         backend: str,
         gpus: int,
     ) -> Sampler:
@@ -84,6 +88,8 @@ class ModelFolder:
             max_attempts: maximum number of drafts per crystal.
             restrict_tokens: whether only tokens that occur in crystal text are sampled.
             reject_close_atoms: whether drafts with two atoms at one point are rejected.
+            min_distance: minimum distance of atoms in angstrom, see `llm.redraws`; None for none.
+            max_redraws: redraws per atom before its coordinates are masked.
             backend: vllm or transformers.
             gpus: GPUs of the job, 0 for the CPU.
 
@@ -100,12 +106,18 @@ class ModelFolder:
             answer=max_tokens,
             max_atoms=record.max_atoms,
         )
+        apart, masks = None, None
+        if min_distance is not None:
+            apart = Apart(min_distance, max_redraws)
+            kind = prompts.prompts.crystal_text
+            masks = MaskOptions(kind, min_distance, prompts.answer_texts())
         sampling = SamplingOptions(
             temperature=temperature,
             top_p=top_p,
             max_tokens=max_tokens,
             end_token_id=prompts.end_token_id,
             allowed_tokens=prompts.answer_tokens() if restrict_tokens else None,
+            masks=masks,
         )
         return Sampler(
             partial(start_engine, self._folder, backend, gpus, max_prompt_tokens, sampling),
@@ -113,6 +125,7 @@ class ModelFolder:
             max_atoms=record.max_atoms,
             max_attempts=max_attempts,
             reject_close_atoms=reject_close_atoms,
+            apart=apart,
         )
 
     def _max_prompt_tokens(self, asked: Collection[Conditions]) -> int:

@@ -7,7 +7,7 @@ model learns to generate.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,8 @@ class PromptTokens:
         name: name of the tokenizer or the folder that it was loaded from.
         end_token_id: token that ends an answer.
         prompt: function that returns the tokens of the prompt with given `Conditions`.
+        line_breaks: function that returns how many line breaks a token has, and whether it ends
+            with one.
     """
 
     def __init__(self, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -166,10 +168,16 @@ class PromptTokens:
         self._tokenizer = tokenizer
         self._line_break = self._ids("\n")
         self.prompt = lru_cache(CACHED_PROMPTS)(self._prompt)
+        self.line_breaks = cache(self._line_breaks)
 
     def _prompt(self, conditions: Conditions) -> tuple[int, ...]:
         """Return the tokens of a prompt; used through the cache `prompt`."""
         return self._with_start(prompt_text(self.prompts, conditions))
+
+    def _line_breaks(self, token: int) -> tuple[int, bool]:
+        """Count the line breaks of a token; used through the cache `line_breaks`."""
+        text = self.decode([token])
+        return text.count("\n"), text.endswith("\n")
 
     def _with_start(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a prompt with the tokenizer's start token, if any (Llama: <s>)."""
@@ -224,6 +232,18 @@ class PromptTokens:
         text = self.crystal_text.every_line()
         # Single characters are included, since a model may spell what the tokenizer joins.
         return tuple(sorted({token for part in (text, *set(text)) for token in self.answer(part)}))
+
+    def answer_texts(self) -> dict[int, str]:
+        """Return the text of each of `answer_tokens`; that of the end token is a line break.
+
+        Each token follows a line break, since SentencePiece (Llama-2) removes the first space of a
+        text.
+        """
+        before = self.decode(self._line_break)
+        texts = {
+            t: self.decode([*self._line_break, t])[len(before) :] for t in self.answer_tokens()
+        }
+        return texts | {self.end_token_id: "\n"}
 
     def _ids(self, text: str) -> list[int]:
         """Return the tokens of a text without special tokens."""

@@ -13,8 +13,9 @@ from flowllm.crystal import Crystal
 from flowllm.data.symmetry_operations import Operations, operation_columns
 from flowllm.io.tables import crystal_columns, write_table
 from flowllm.llm.crystal_text import Decoded, Limits, Reason, Rejection
-from flowllm.llm.engines.base import Draft, DraftRequest, Engine
+from flowllm.llm.engines.base import Draft, Engine
 from flowllm.llm.prompts import Conditions, PromptTokens
+from flowllm.llm.redraws import Apart, Draw, Form
 from flowllm.runtime.provenance import StageRun
 from flowllm.runtime.resume import make_parts
 
@@ -29,15 +30,14 @@ class DrawRequest:
     Attributes:
         conditions: conditions of the prompt.
         composition: required number of atoms by atomic number, None for any composition.
-        regex: regular expression or grammar that the text must match (see
-            `crystal_text.CrystalText.grammar`), None for a free text.
+        form: form of the text, None for a free text.
         seed: function from the number of the attempt (from 0) to its seed.
         refusal: reason why the crystal is not sampled, None if it is.
     """
 
     conditions: Conditions
     composition: Mapping[int, int] | None
-    regex: str | None
+    form: Form | None
     seed: Callable[[int], int]
     refusal: Rejection | None = None
 
@@ -51,7 +51,9 @@ class Outcome:
         operations: operations of its space group, None if its text names no group.
         text: text of the accepted draft, or of the last one.
         rejections: reasons of the rejected drafts, in order.
-        num_tokens: number of sampled tokens of all drafts.
+        num_tokens: number of sampled tokens of all drafts, redrawn ones included.
+        redraws: number of redraws of all drafts (`llm.redraws`).
+        masked: number of atoms of all drafts that were drawn under a mask with masked values.
         refusal: reason why the crystal was not sampled, None if it was.
     """
 
@@ -60,6 +62,8 @@ class Outcome:
     text: str = ""
     rejections: list[Rejection] = field(default_factory=list)
     num_tokens: int = 0
+    redraws: int = 0
+    masked: int = 0
     refusal: Rejection | None = None
 
     @property
@@ -75,7 +79,7 @@ class Speed:
     Attributes:
         drafts: number of generated texts.
         tokens: number of sampled tokens.
-        prompt_tokens: number of tokens of all prompts.
+        prompt_tokens: number of tokens of all prompts; those of a redraw include the kept text.
         cached_prompt_tokens: number of prompt tokens that were read from a cache.
         seconds: time spent in `Sampler.draw`.
     """
@@ -102,6 +106,7 @@ class Sampler:
         max_atoms: int,
         max_attempts: int,
         reject_close_atoms: bool,
+        apart: Apart | None = None,
     ) -> None:
         """Store the limits; the engine is started by the first call of `draw`.
 
@@ -111,8 +116,9 @@ class Sampler:
             max_atoms: maximum number of atoms per crystal.
             max_attempts: maximum number of drafts per crystal.
             reject_close_atoms: whether drafts with two atoms at one point are rejected.
+            apart: how the atoms of drafts are kept apart, None for not at all.
         """
-        self._start_engine, self._prompts = start_engine, prompts
+        self._start_engine, self._prompts, self._apart = start_engine, prompts, apart
         self._reject_close_atoms = reject_close_atoms
         self._max_atoms, self._max_attempts = max_atoms, max_attempts
         self._engine: Engine | None = None
@@ -149,33 +155,53 @@ class Sampler:
         in_order = sorted(drawn, key=lambda i: (-_num_atoms(requests[i]), prompts[i]))
         engine = self._engine = self._engine or self._start_engine()
         started = time.perf_counter()
+        draws: dict[int, Draw] = {}
+
+        def start(i: int) -> None:
+            draws[i] = Draw(
+                self._prompts,
+                self._apart,
+                prompt=prompts[i],
+                seed=requests[i].seed(outcomes[i].attempts),
+                form=requests[i].form,
+            )
+            submit(i)
 
         def submit(i: int) -> None:
-            seed = requests[i].seed(outcomes[i].attempts)
-            engine.submit(i, DraftRequest(prompts[i], seed, requests[i].regex))
-            self.speed.prompt_tokens += len(prompts[i])
+            piece = draws[i].next_piece()
+            engine.submit(i, piece)
+            self.speed.prompt_tokens += len(piece.start)
 
         for i in in_order:
-            submit(i)
+            start(i)
         unfinished = len(drawn)
         while unfinished:
-            for i, draft in engine.finished():
-                self._decode(requests[i], draft, outcomes[i])
-                if outcomes[i].crystal is None and outcomes[i].attempts < self._max_attempts:
+            for i, piece in engine.finished():
+                if self._add(piece, draws[i], outcomes[i]):
                     submit(i)
+                    continue
+                self._decode(requests[i], draws[i], outcomes[i])
+                if outcomes[i].crystal is None and outcomes[i].attempts < self._max_attempts:
+                    start(i)
                 else:
                     unfinished -= 1
         self.speed.seconds += time.perf_counter() - started
         self.speed.cached_prompt_tokens = engine.cached_prompt_tokens
         return outcomes
 
-    def _decode(self, request: DrawRequest, draft: Draft, outcome: Outcome) -> None:
+    def _add(self, piece: Draft, draw: Draw, outcome: Outcome) -> bool:
+        """Count a piece and add it to its draft; return whether another one has to be drawn."""
+        outcome.num_tokens += len(piece.tokens)
+        self.speed.tokens += len(piece.tokens)
+        return draw.finish(piece)
+
+    def _decode(self, request: DrawRequest, draw: Draw, outcome: Outcome) -> None:
         """Decode a draft and add it to the outcome, as the crystal or as a rejection."""
-        outcome.text = self._prompts.decode(draft.tokens)
-        outcome.num_tokens += len(draft.tokens)
+        outcome.text = self._prompts.decode(draw.tokens)
         self.speed.drafts += 1
-        self.speed.tokens += len(draft.tokens)
-        decoded = self._decoded(outcome.text, request, draft.truncated)
+        outcome.redraws += draw.redraws
+        outcome.masked += draw.masked
+        decoded = draw.rejection or self._decoded(outcome.text, request, draw.truncated)
         if isinstance(decoded, Rejection):
             outcome.rejections.append(decoded)
         else:
@@ -185,7 +211,12 @@ class Sampler:
         """Return the crystal of a text, or why it is rejected."""
         if truncated:
             return Rejection(Reason.TRUNCATED, "the text stopped before its end token")
-        limits = Limits(self._max_atoms, request.composition, self._reject_close_atoms)
+        limits = Limits(
+            self._max_atoms,
+            request.composition,
+            self._reject_close_atoms,
+            self._apart.min_distance if self._apart else None,
+        )
         return self._prompts.crystal_text.decode(text, limits)
 
 
@@ -209,6 +240,8 @@ def sample_columns(outcome: Outcome, prompt: str) -> dict[str, Any]:
         "attempts": outcome.attempts,
         "rejections": [rejection.reason.value for rejection in outcome.rejections],
         "num_tokens": outcome.num_tokens,
+        "redraws": outcome.redraws,
+        "masked": outcome.masked,
         "status": status,
         "error": error,
     }
@@ -253,7 +286,7 @@ def write_samples(
     # The shard is written after the engine is closed: closing it may fail, and Snakemake deletes
     # the output of a failed job.
     write_table(out, table, schema, run.metadata())
-    columns = ["status", "attempts", "rejections"]
+    columns = ["status", "attempts", "rejections", "redraws", "masked"]
     run.count(**sampling_counts(table.select(columns).to_pylist(), sampler.speed))
 
 
@@ -261,7 +294,8 @@ def sampling_counts(rows: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str
     """Return the counts of a shard for its provenance record.
 
     Args:
-        rows: all rows of the shard with at least the columns status, attempts and rejections.
+        rows: all rows of the shard with at least the columns status, attempts, rejections,
+            redraws and masked.
         speed: totals of this process.
     """
     rejected = Counter(reason for row in rows for reason in row["rejections"])
@@ -274,6 +308,8 @@ def sampling_counts(rows: Sequence[Mapping[str, Any]], speed: Speed) -> dict[str
         "drafts": drafts,
         "acceptance": round(accepted / drafts, 4) if drafts else 0.0,
         "rejections": dict(sorted(rejected.items())),
+        "redraws": sum(row["redraws"] for row in rows),
+        "masked_atoms": sum(row["masked"] for row in rows),
         "generated_tokens": speed.tokens,
         "prompt_tokens": speed.prompt_tokens,
         "cached_prompt_tokens": speed.cached_prompt_tokens,

@@ -42,7 +42,7 @@ def symmetric_grammar(elements: Sequence[int], max_atoms: int, max_length: int) 
     symbols = " | ".join(f'"{element_symbol(z)}"' for z in sorted(elements))
     rules, roots = [f"symbol ::= {symbols}"], []
     for group in _groups():
-        sites = " | ".join(rule for _, rule in _site_rules(group))
+        sites = " | ".join(rule for _, rule in site_rules(group))
         most = max_atoms // min(site.num_atoms for site in group.sites.values())
         if most == 0:
             continue
@@ -50,7 +50,7 @@ def symmetric_grammar(elements: Sequence[int], max_atoms: int, max_length: int) 
         rules.append(f'{name}_site ::= "\\n" symbol " " ({sites})')
         rules.append(f"{name} ::= {_header(group)} {name}_site{{1,{most}}}")
         roots.append(name)
-    return _whole(roots, rules, max_length)
+    return whole_grammar(" | ".join(roots), rules, max_length)
 
 
 def symmetric_cell_grammar(atomic_numbers: Sequence[int], max_length: int) -> str:
@@ -64,11 +64,11 @@ def symmetric_cell_grammar(atomic_numbers: Sequence[int], max_length: int) -> st
     runs = [(int(z), len(list(run))) for z, run in groupby(atomic_numbers)]
     rules, roots = [], []
     for group in _groups():
-        made = list(_run_rules(group, runs))
+        made = list(run_rules(group, runs))
         if made:
             roots.append(f"g{group.number}")
             rules += made
-    return _whole(roots, rules, max_length)
+    return whole_grammar(" | ".join(roots), rules, max_length)
 
 
 def _groups() -> Iterator[SpaceGroup]:
@@ -76,14 +76,14 @@ def _groups() -> Iterator[SpaceGroup]:
     yield from (space_group(number) for number in range(1, NUM_GROUPS + 1))
 
 
-def _run_rules(group: SpaceGroup, runs: Sequence[tuple[int, int]]) -> Iterator[str]:
+def run_rules(group: SpaceGroup, runs: Sequence[tuple[int, int]]) -> Iterator[str]:
     """Yield the rules of a group for elements with numbers of atoms; none where that is impossible.
 
     Rule g{group}_{run}_{left} matches the rest of a text in which `left` atoms of the element and
     all atoms of later ones are left.
     """
     by_size: dict[int, list[str]] = {}
-    for size, rule in _site_rules(group):
+    for size, rule in site_rules(group):
         by_size.setdefault(size, []).append(rule)
     possible = _sums(tuple(by_size), max(count for _, count in runs))
     if not all(count in possible for _, count in runs):
@@ -117,13 +117,18 @@ def _sums(sizes: tuple[int, ...], largest: int) -> frozenset[int]:
 
 def _header(group: SpaceGroup) -> str:
     """Return the terms of the two lines of a group."""
+    return f'"{group.number}\\n" {cell_terms(group)}'
+
+
+def cell_terms(group: SpaceGroup) -> str:
+    """Return the terms of the line of a group's cell."""
     angle = _ANGLES.get(group.system, "")
     free = FREE_PARAMETERS[group.system]
     terms = ["length" if place < _LENGTHS else angle for place in free]
-    return f'"{group.number}\\n" ' + ' " " '.join(terms)
+    return ' " " '.join(terms)
 
 
-def _site_rules(group: SpaceGroup) -> Iterator[tuple[int, str]]:
+def site_rules(group: SpaceGroup) -> Iterator[tuple[int, str]]:
     """Yield the number of atoms and the terms of each site: its name and its coordinates."""
     for label, site in group.sites.items():
         yield site.num_atoms, f'"{label}\\n" {position_rule(site.position)}'
@@ -159,9 +164,15 @@ def _position(position: str) -> str:
     return f"{position_rule(position)} ::= " + " | ".join(lines).replace('" " " "', " ")
 
 
-def _whole(roots: Sequence[str], rules: Sequence[str], max_length: int) -> str:
-    """Return a grammar with the parts that all groups share."""
-    used = set(re.findall(r"\bat_\w+", "\n".join(rules)))
+def whole_grammar(root: str, rules: Sequence[str], max_length: int) -> str:
+    """Return a grammar with the parts that all groups share.
+
+    Args:
+        root: terms of the whole text.
+        rules: the other rules.
+        max_length: as in `symmetric_grammar`.
+    """
+    used = set(re.findall(r"\bat_\w+", "\n".join([root, *rules])))
     positions = sorted(
         {
             site.position
@@ -177,5 +188,4 @@ def _whole(roots: Sequence[str], rules: Sequence[str], max_length: int) -> str:
         'angle ::= "6" [0-9] | [7-9] [0-9] | "10" [0-9] | "11" [0-9] | "120"',
         'free ::= "0." [0-9] [0-9]',
     ]
-    root = "root ::= " + " | ".join(roots)
-    return "\n".join([root, *rules, *map(_position, positions), *shared]) + "\n"
+    return "\n".join([f"root ::= {root}", *rules, *map(_position, positions), *shared]) + "\n"

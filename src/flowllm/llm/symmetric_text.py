@@ -32,6 +32,7 @@ from flowllm.data.standard_cell import (
 )
 from flowllm.data.wyckoff import FREE_PARAMETERS, NUM_GROUPS, Site, SpaceGroup, space_group
 from flowllm.errors import FlowllmError
+from flowllm.llm.apart import LineCheck
 from flowllm.llm.crystal_text import (
     HEADER_LINES,
     Decoded,
@@ -45,7 +46,9 @@ from flowllm.llm.crystal_text import (
     check_distances,
     check_lengths,
 )
+from flowllm.llm.orbit_lines import OrbitLines
 from flowllm.llm.symmetric_grammar import symmetric_cell_grammar, symmetric_grammar
+from flowllm.llm.symmetric_rest import rest_grammar, rest_of_cell_grammar
 from flowllm.llm.text_parts import (
     coordinate,
     element_of,
@@ -98,13 +101,25 @@ class SymmetricText:
             return Rejection(Reason.NONPHYSICAL_LATTICE, str(error))
         return Decoded(expanded.crystal, expanded.operations)
 
-    def grammar(self, elements: Sequence[int], max_atoms: int, max_length: int) -> str:
-        """Return the grammar of all texts within the limits."""
+    def grammar(
+        self, elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+    ) -> str:
+        """Return the grammar of all texts within the limits, or of their rest."""
+        if written:
+            return rest_grammar(elements, max_atoms, max_length, written)
         return symmetric_grammar(elements, max_atoms, max_length)
 
-    def cell_grammar(self, atomic_numbers: Sequence[int], max_length: int) -> str:
-        """Return the grammar of texts with exactly these atoms, element by element."""
+    def cell_grammar(
+        self, atomic_numbers: Sequence[int], max_length: int, written: str = ""
+    ) -> str:
+        """Return the grammar of texts with these atoms, element by element, or of their rest."""
+        if written:
+            return rest_of_cell_grammar(atomic_numbers, max_length, written)
         return symmetric_cell_grammar(atomic_numbers, max_length)
+
+    def line_check(self, min_distance: float) -> LineCheck:
+        """Return the check of a new text."""
+        return OrbitLines(min_distance)
 
     def every_line(self) -> str:
         """Return lines with every number, symbol and site that can occur."""

@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flowllm.crystal import MAX_ATOMIC_NUMBER, Crystal, lattice_has_volume
+from flowllm.llm.apart import LineCheck
+from flowllm.llm.coordinate_lines import CoordinateLines
 from flowllm.llm.crystal_text import (
     Decoded,
     Description,
@@ -73,13 +75,21 @@ class CoordinatesText:
         )
         return decoded if isinstance(decoded, Rejection) else Decoded(decoded)
 
-    def grammar(self, elements: Sequence[int], max_atoms: int, max_length: int) -> str:
-        """Return the regular expression of all texts within the limits."""
-        return crystal_regex(elements, max_atoms, max_length)
+    def grammar(
+        self, elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+    ) -> str:
+        """Return the regular expression of all texts within the limits, or of their rest."""
+        return crystal_regex(elements, max_atoms, max_length, written)
 
-    def cell_grammar(self, atomic_numbers: Sequence[int], max_length: int) -> str:
-        """Return the regular expression of texts with exactly these atoms in this order."""
-        return cell_regex(atomic_numbers, max_length)
+    def cell_grammar(
+        self, atomic_numbers: Sequence[int], max_length: int, written: str = ""
+    ) -> str:
+        """Return the regular expression of texts with these atoms in this order, or of the rest."""
+        return cell_regex(atomic_numbers, max_length, written)
+
+    def line_check(self, min_distance: float) -> LineCheck:
+        """Return the check of a new text."""
+        return CoordinateLines(min_distance)
 
     def every_line(self) -> str:
         """Return lines with every number and symbol that can occur."""

@@ -49,6 +49,14 @@ def numbers_of_line(lines: Sequence[str], line: int, count: int) -> list[float]:
     return [float(word) for word in words]
 
 
+def read_numbers(line: str, count: int) -> list[float] | None:
+    """Return the numbers of a line, None if it has not just so many numbers."""
+    try:
+        return numbers_of_line([line], 0, count)
+    except RejectedTextError:
+        return None
+
+
 def element_of(symbol: str, line: int) -> int:
     """Return the atomic number of a symbol in a line, which is counted from 0.
 

@@ -61,7 +61,12 @@ def close_atoms(results: Sequence[Result]) -> str:
     """Return the rows with drafts rejected for two atoms at one point, and their numbers."""
     rows = []
     for result in once_per_method(results):
-        if result.numbers["sampling"].get("sample_base", {}).get("reject_close_atoms"):
+        drawn = result.numbers["sampling"].get("sample_base", {})
+        if drawn.get("min_distance"):
+            rows.append(
+                f"{result.method} (atoms at least {drawn['min_distance']:g} angstrom apart)"
+            )
+        elif drawn.get("reject_close_atoms"):
             counts = result.numbers["counts"]
             found = counts["llm_rejections"].get("coinciding_atoms", 0)
             rows.append(f"{result.method} ({found} of {counts['llm_drafts']} drafts)")

@@ -76,12 +76,14 @@ def run(
             what="predictions, test crystals",
         )
         made_by = read_metadata(generated[0]).get("settings", {})
-        drawn_by = read_metadata(base[0]).get("settings", {})
+        drawn_by = read_metadata(base[0]).get("settings", {}).get("sample_base", {})
         numbers = {
             "format": CSP_FORMAT,
             "setting": out.stem,
             "sampling": made_by.get("method") or made_by.get("setting", {}),
-            "reject_close_atoms": drawn_by.get("sample_base", {}).get("reject_close_atoms", False),
+            "reject_close_atoms": bool(
+                drawn_by.get("reject_close_atoms") or drawn_by.get("min_distance")
+            ),
             "matcher": {"name": "pymatgen StructureMatcher", **asdict(LOOSE)},
             "oxidation_states": section.oxidation_states,
             "pymatgen": version("pymatgen"),

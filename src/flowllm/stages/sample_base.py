@@ -12,6 +12,7 @@ from flowllm.io.schemas import BASE
 from flowllm.llm.crystal_texts import crystal_text
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import UNCONDITIONAL, prompt_text
+from flowllm.llm.redraws import Form
 from flowllm.llm.sampling import DrawRequest, base_row, write_samples
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
@@ -61,19 +62,21 @@ def run(
             max_attempts=section.max_attempts,
             restrict_tokens=section.restrict_tokens,
             reject_close_atoms=section.reject_close_atoms,
+            min_distance=section.min_distance,
+            max_redraws=section.max_redraws,
             backend=section.backend,
             gpus=gpus,
         )
         record = opened.record
         bounds = (record.elements, record.max_atoms, record.max_length)
         text = crystal_text(settings.prompts.crystal_text)
-        regex = text.grammar(*bounds) if section.structured else None
+        form = partial(text.grammar, *bounds) if section.structured else None
         prompt = prompt_text(settings.prompts, UNCONDITIONAL)
         progress = Progress(f"sample_base: {base.name}", count)
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             numbers = [first_draw + i for i in items]
-            outcomes = sampler.draw([_task(settings, regex, number) for number in numbers])
+            outcomes = sampler.draw([_task(settings, form, number) for number in numbers])
             progress.advance(len(items))
             return [
                 base_row(f"{base.name}-{number:06d}", outcome, prompt)
@@ -83,10 +86,10 @@ def run(
         write_samples(sampler, out, run, BASE, count, section.chunk_size, make_rows)
 
 
-def _task(settings: Settings, regex: str | None, number: int) -> DrawRequest:
+def _task(settings: Settings, form: Form | None, number: int) -> DrawRequest:
     return DrawRequest(
         conditions=UNCONDITIONAL,
         composition=None,
-        regex=regex,
+        form=form,
         seed=partial(derive, settings.seed, "sample_base", settings.base.name, number),
     )

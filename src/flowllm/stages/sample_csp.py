@@ -119,6 +119,8 @@ def _sampler(
         max_attempts=section.max_attempts,
         restrict_tokens=section.restrict_tokens,
         reject_close_atoms=section.reject_close_atoms,
+        min_distance=section.min_distance,
+        max_redraws=section.max_redraws,
         backend=section.backend,
         gpus=gpus,
     )
@@ -152,7 +154,7 @@ def _task(
     return DrawRequest(
         conditions=conditions,
         composition=composition_of(_numbers(target)),
-        regex=text.cell_grammar(numbers, record.max_length) if structured else None,
+        form=partial(text.cell_grammar, numbers, record.max_length) if structured else None,
         seed=partial(
             derive, settings.seed, "sample_csp", settings.csp_base.name, number, "attempt", attempt
         ),

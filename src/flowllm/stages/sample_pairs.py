@@ -124,6 +124,8 @@ def _sampler(
         max_attempts=section.max_attempts,
         restrict_tokens=section.restrict_tokens,
         reject_close_atoms=section.reject_close_atoms,
+        min_distance=section.min_distance,
+        max_redraws=section.max_redraws,
         backend=section.backend,
         gpus=gpus,
     )
@@ -166,12 +168,11 @@ def _task(
     # The atoms are in the order of the training text of c1.
     numbers = c1.atomic_numbers.tolist()
     text = crystal_text(settings.prompts.crystal_text)
-    structured = settings.sample_pairs.structured
-    regex = text.cell_grammar(numbers, record.max_length) if structured else None
+    form = partial(text.cell_grammar, numbers, record.max_length)
     return DrawRequest(
         conditions=conditions,
         composition=composition_of(c1.atomic_numbers),
-        regex=regex,
+        form=form if settings.sample_pairs.structured else None,
         seed=partial(derive, settings.seed, "sample_pairs", split, draw),
         refusal=record.refusal(c1.num_atoms),
     )

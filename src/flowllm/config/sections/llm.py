@@ -272,6 +272,15 @@ class SamplePairs(Section):
         description="whether a text with two atoms at one point is drawn again; a flow "
         "without noise cannot separate two like atoms at one point",
     )
+    min_distance: PositiveFloat | None = Field(
+        description="minimum distance of atoms and their images in angstrom: the text is drawn "
+        "again from the atom that is nearer to one before it; must equal "
+        "sample_base.min_distance where a flow starts from drafts; null (paper): off",
+    )
+    max_redraws: NonNegativeInt = Field(
+        description="redraws per atom with min_distance, after which its coordinates are drawn "
+        "from those that are far enough alone (masked); 0: masked from the beginning, the fastest",
+    )
     draws_per_prompt: PositiveInt = Field(
         description="consecutive draws of one crystal, whose prompt is computed once; 1: "
         "every draw has another crystal",
@@ -313,6 +322,11 @@ class SampleBase(Section):
         "the validity of the rows, which the report then says; paper: false "
         "(only texts that do not parse are rejected)",
     )
+    min_distance: PositiveFloat | None = Field(
+        description="as in sample_pairs; like reject_close_atoms it raises the validity of the "
+        "rows; null (paper): off",
+    )
+    max_redraws: NonNegativeInt = Field(description="as in sample_pairs")
     max_attempts: PositiveInt = Field(
         description="drafts per sample, after which the sample is given up and counted"
     )

@@ -1,7 +1,10 @@
 """Interface of a sampling engine: what it is given, what it returns, and its methods."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from flowllm.llm.masks import MaskOptions, Scope
 
 
 @dataclass(frozen=True)
@@ -13,11 +16,24 @@ class DraftRequest:
         seed: seed of this text's own random numbers.
         regex: regular expression that the text must match, or a grammar in the notation of
             xgrammar, which begins with the rule root; None for a free text.
+        kept: tokens of the text that were sampled before; they follow the prompt and count towards
+            the maximum number of tokens, and the expression describes what follows them.
+        stops: function that is given each sampled token, several at once where the engine has
+            them, and returns whether the text ends there; None for no such end.
+        masked: part of the text in which atoms too near to earlier ones are masked (`llm.masks`).
     """
 
     prompt: tuple[int, ...]
     seed: int
     regex: str | None = None
+    kept: tuple[int, ...] = ()
+    stops: Callable[[Sequence[int]], bool] | None = None
+    masked: Scope = "none"
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """Return the tokens that the model continues."""
+        return self.prompt + self.kept
 
 
 @dataclass(frozen=True)
@@ -25,8 +41,10 @@ class Draft:
     """A generated text.
 
     Attributes:
-        tokens: sampled tokens, including the end token if it was sampled.
-        truncated: whether the text reached the maximum number of tokens without its end token.
+        tokens: sampled tokens, including the end token if it was sampled, without those that were
+            kept.
+        truncated: whether the text reached the maximum number of tokens without its end token, or
+            was ended by its request.
     """
 
     tokens: tuple[int, ...]
@@ -43,6 +61,7 @@ class SamplingOptions:
         max_tokens: maximum number of tokens per text.
         end_token_id: token that ends a text.
         allowed_tokens: tokens that may be sampled, None for the whole vocabulary.
+        masks: options of the masks that requests may ask for, None if none does.
     """
 
     temperature: float
@@ -50,6 +69,7 @@ class SamplingOptions:
     max_tokens: int
     end_token_id: int
     allowed_tokens: tuple[int, ...] | None
+    masks: MaskOptions | None = None
 
 
 class Engine(Protocol):

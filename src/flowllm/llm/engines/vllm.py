@@ -11,9 +11,10 @@ distribution is the same.
 import logging
 import os
 import warnings
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from transformers import PretrainedConfig
@@ -24,7 +25,7 @@ from flowllm.llm.model_files import MERGE_AGAIN, check_model_folder
 from flowllm.runtime.log import log
 
 if TYPE_CHECKING:
-    from vllm import CompletionOutput, SamplingParams
+    from vllm import RequestOutput, SamplingParams
 
 CPU_BATCH = 128
 """Maximum number of texts per batch on a CPU. Larger batches do not increase the throughput."""
@@ -48,6 +49,19 @@ class _CpuOptions(TypedDict, total=False):
     max_num_seqs: int
     block_size: int
     kv_cache_memory_bytes: int
+
+
+@dataclass
+class _Watched:
+    """A text that its request may end.
+
+    Attributes:
+        stops: function of the request, see `DraftRequest`.
+        tokens: tokens sampled so far.
+    """
+
+    stops: Callable[[Sequence[int]], bool]
+    tokens: list[int] = field(default_factory=list)
 
 
 class VllmEngine:
@@ -87,9 +101,14 @@ class VllmEngine:
             warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM
 
-            from flowllm.llm.engines.vllm_hooks import CONFIG, DrawProcessor
+            from flowllm.llm.engines.vllm_hooks import CONFIG, MASKS, DrawProcessor
 
             config = load_config(str(model))
+            masks = sampling.masks
+            options = {
+                CONFIG: asdict(replace(sampling, masks=None)),
+                MASKS: masks and {f.name: getattr(masks, f.name) for f in fields(masks) if f.init},
+            }
             cpu_options: _CpuOptions = {} if gpus else _cpu_options(config, max_model_len)
             self._llm = LLM(
                 model=str(model),
@@ -101,7 +120,7 @@ class VllmEngine:
                 max_model_len=max_model_len,
                 enable_prefix_caching=True,
                 logits_processors=[DrawProcessor],
-                additional_config={CONFIG: asdict(sampling)},
+                additional_config=options,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
@@ -109,27 +128,46 @@ class VllmEngine:
             )
         self._sampling = sampling
         self.cached_prompt_tokens = 0
+        self._watched: dict[str, _Watched] = {}
 
     def submit(self, key: int, request: DraftRequest) -> None:
         """Queue a text; see `Engine.submit`."""
         from vllm.inputs import TokensPrompt
 
-        prompt = TokensPrompt(prompt_token_ids=list(request.prompt))
+        prompt = TokensPrompt(prompt_token_ids=list(request.start))
+        if request.stops is not None:
+            self._watched[str(key)] = _Watched(request.stops)
         self._llm.llm_engine.add_request(str(key), prompt, self._params(request))
 
     def finished(self) -> list[tuple[int, Draft]]:
         """Generate until at least one text is finished; see `Engine.finished`."""
         from vllm import RequestOutput
 
-        outputs: list[RequestOutput] = []
-        while not outputs:
-            made = self._llm.llm_engine.step()
-            outputs = [output for output in made if isinstance(output, RequestOutput)]
-        self.cached_prompt_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
+        found: list[tuple[int, Draft]] = []
+        while not found:
+            outputs = [one for one in self._llm.llm_engine.step() if isinstance(one, RequestOutput)]
+            ended = [(one, draft) for one in outputs if (draft := self._ended(one)) is not None]
+            found = [(int(output.request_id), draft) for output, draft in ended]
+        self.cached_prompt_tokens += sum(output.num_cached_tokens or 0 for output, _ in ended)
         if not self._llm.llm_engine.has_unfinished_requests():
             # Cached values differ in their last bits from those that a resumed job would compute.
             self._llm.reset_prefix_cache()
-        return [(int(output.request_id), _draft(output.outputs[0])) for output in outputs]
+        return found
+
+    def _ended(self, output: "RequestOutput") -> Draft | None:
+        """Return the draft of a text that is finished or ended by its request, else None."""
+        completion = output.outputs[0]
+        watched = self._watched.get(output.request_id)
+        if watched is None:
+            return Draft(tuple(completion.token_ids), completion.finish_reason == "length")
+        watched.tokens.extend(completion.token_ids)
+        stopped = watched.stops(completion.token_ids)
+        if not output.finished:
+            if not stopped:
+                return None
+            self._llm.llm_engine.abort_request([output.request_id])
+        del self._watched[output.request_id]
+        return Draft(tuple(watched.tokens), completion.finish_reason != "stop")
 
     def close(self) -> None:
         """Release memory and process groups. A process can have one engine at a time."""
@@ -141,27 +179,26 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        from flowllm.llm.engines.vllm_hooks import SEED
+        from flowllm.llm.engines.vllm_hooks import KEPT, SCOPE, SEED
 
         structured = None
-        if request.regex is not None and request.regex.startswith("root ::="):
+        if request.regex and request.regex.startswith("root ::="):
             structured = StructuredOutputsParams(grammar=request.regex)
-        elif request.regex is not None:
+        elif request.regex:
             structured = StructuredOutputsParams(regex=request.regex)
+        extra: dict[str, Any] = {SEED: request.seed}
+        if request.masked != "none":
+            extra |= {KEPT: list(request.kept), SCOPE: request.masked}
         return SamplingParams(
             temperature=0.0,  # selects the only token that DrawProcessor leaves
-            extra_args={SEED: request.seed},
-            max_tokens=self._sampling.max_tokens,
+            extra_args=extra,
+            max_tokens=self._sampling.max_tokens - len(request.kept),
             stop_token_ids=[self._sampling.end_token_id],
             structured_outputs=structured,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            # A request that may end its text is given each token.
+            output_kind=RequestOutputKind.DELTA if request.stops else RequestOutputKind.FINAL_ONLY,
         )
-
-
-def _draft(completion: "CompletionOutput") -> Draft:
-    """Convert a text from vLLM's representation."""
-    return Draft(tuple(completion.token_ids), completion.finish_reason == "length")
 
 
 def _set_environment(gpus: int) -> None:

@@ -16,9 +16,19 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from flowllm.llm.engines.base import SamplingOptions
 from flowllm.llm.engines.top_p import draw_tokens, uniforms_of
+from flowllm.llm.masks import MaskedText, MaskOptions, mask_logits
 
 SEED = "flowllm_seed"
 """Key of a request's seed in its extra arguments."""
+
+KEPT = "flowllm_kept"
+"""Key of the tokens that a request continues in its extra arguments, given with `SCOPE`."""
+
+SCOPE = "flowllm_masked"
+"""Key of a request's masked part in its extra arguments, if it has one."""
+
+MASKS = "flowllm_masks"
+"""Key of the `MaskOptions` in vLLM's additional configuration; None for none."""
 
 CONFIG = "flowllm"
 """Key of the `SamplingOptions` in vLLM's additional configuration."""
@@ -31,10 +41,12 @@ class _Text:
     Attributes:
         uniforms: random numbers, one per token.
         written: tokens generated so far; vLLM's own list, which it extends.
+        masked: mask of the text, None if it has none.
     """
 
     uniforms: Tensor
     written: list[int]
+    masked: MaskedText | None
 
 
 class DrawProcessor(LogitsProcessor):
@@ -45,6 +57,7 @@ class DrawProcessor(LogitsProcessor):
         shared = vllm_config.additional_config
         assert isinstance(shared, dict)
         self._sampling = SamplingOptions(**shared[CONFIG])
+        self._masks = None if shared[MASKS] is None else MaskOptions(**shared[MASKS])
         allowed = self._sampling.allowed_tokens
         self._allowed = None if allowed is None else torch.tensor(allowed, device=device)
         self._texts: dict[int, _Text] = {}
@@ -58,14 +71,22 @@ class DrawProcessor(LogitsProcessor):
 
         def text_of(params: SamplingParams, _: list[int] | None, written: list[int]) -> _Text:
             assert params.extra_args is not None
-            return _Text(uniforms_of(params.extra_args[SEED], self._sampling.max_tokens), written)
+            uniforms = uniforms_of(params.extra_args[SEED], self._sampling.max_tokens)
+            masked = None
+            if SCOPE in params.extra_args:
+                assert self._masks is not None
+                kept, scope = params.extra_args[KEPT], params.extra_args[SCOPE]
+                masked = MaskedText(self._masks, kept, scope)
+            return _Text(uniforms, written, masked)
 
         process_dict_updates(self._texts, batch_update, text_of)
 
     def apply(self, logits: Tensor) -> Tensor:
         """Set all logits (b, v) to -inf except that of each row's sampled token, in place."""
+        texts = [self._texts[row] for row in range(logits.shape[0])]
+        mask_logits(logits, [text.masked for text in texts], [text.written for text in texts])
         uniforms = torch.tensor(
-            [self._uniform(row) for row in range(logits.shape[0])], dtype=torch.float64
+            [text.uniforms[len(text.written)].item() for text in texts], dtype=torch.float64
         )
         choices = logits if self._allowed is None else logits[:, self._allowed]
         drawn = draw_tokens(
@@ -76,8 +97,3 @@ class DrawProcessor(LogitsProcessor):
         )
         tokens = drawn if self._allowed is None else self._allowed[drawn]
         return logits.fill_(-torch.inf).scatter_(-1, tokens.unsqueeze(-1), 0.0)
-
-    def _uniform(self, row: int) -> float:
-        """Return the random number of a row's next token."""
-        text = self._texts[row]
-        return text.uniforms[len(text.written)].item()

@@ -1,0 +1,104 @@
+"""Points of a periodic cell that keep a minimum distance, added one after the other."""
+
+import numpy as np
+from pymatgen.core import Lattice
+
+MARGIN = 1e-4
+"""Angstrom that distances must have above the minimum. Crystals store float32 numbers, whose
+distances differ from those of the text by less than this."""
+
+
+class PeriodicPoints:
+    """Points of a periodic cell that have at least a minimum distance from each other.
+
+    Attributes:
+        has_room: whether all nonzero vectors of the lattice have the minimum length, so that a
+            point is not near its own images.
+    """
+
+    def __init__(self, lattice: Lattice, min_distance: float) -> None:
+        """Reduce the cell, so that few images have to be compared.
+
+        Args:
+            lattice: a cell that has a volume; its matrix in angstrom.
+            min_distance: minimum distance in angstrom; `MARGIN` is added to it.
+        """
+        self._limit = min_distance + MARGIN
+        self._lattice = lattice
+        reduced = self._lattice.get_lll_reduced_lattice().matrix
+        self._points = np.zeros((0, 3))
+        self.has_room = bool(np.linalg.norm(reduced, axis=1).min() >= self._limit)
+        if not self.has_room:
+            return
+        # The heights of an LLL-reduced cell are at least a fixed share of its shortest vector, so
+        # this number of images is small.
+        heights = 1 / np.linalg.norm(np.linalg.inv(reduced), axis=0)
+        sides = np.floor(self._limit / heights + 0.5).astype(int)
+        grid = np.meshgrid(*(np.arange(-side, side + 1) for side in sides), indexing="ij")
+        images = np.stack(grid, axis=-1).reshape(-1, 3)
+        self._matrix, self._images = reduced, images @ reduced
+        own = np.linalg.norm(self._images, axis=1)
+        self.has_room = bool(own[images.any(axis=1)].min(initial=np.inf) >= self._limit)
+
+    def add(self, frac_coords: np.ndarray) -> bool:
+        """Add points; return whether all of them have the minimum distance.
+
+        Args:
+            frac_coords: (m, 3), fractional coordinates; they may be outside of [0, 1).
+
+        Returns:
+            False if one of the points is nearer to another one, to a point that was added before,
+            or to an image of one of them.
+        """
+        before = self._points
+        if self.has_room and self._add_each(frac_coords):
+            return True
+        self._points = before
+        return False
+
+    def fits(self, frac_coords: np.ndarray) -> bool:
+        """Return whether points could be added; see `add`."""
+        before = self._points
+        fit = self.add(frac_coords)
+        self._points = before
+        return fit
+
+    def _add_each(self, frac_coords: np.ndarray) -> bool:
+        """Add points until one is too near; return whether none is."""
+        for point in self._lattice.get_lll_frac_coords(frac_coords):
+            apart = point - self._points
+            vectors = (apart - np.round(apart)) @ self._matrix
+            distances = np.linalg.norm(vectors[:, None] + self._images, axis=-1)
+            if distances.min(initial=np.inf) < self._limit:
+                return False
+            self._points = np.vstack([self._points, point])
+        return True
+
+    def near_on_line(self, start: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Return which points of a line along the third axis are too near to the points.
+
+        Args:
+            start: (3,), fractional coordinates of the line's start.
+            steps: (k,), third coordinates that are added to it.
+        """
+        matrix = self._lattice.matrix
+        length = np.linalg.norm(matrix[2])
+        axis = matrix[2] / length
+        flat = matrix[:2] - np.outer(matrix[:2] @ axis, axis)
+        # Images of the plane across the axis whose distance can be below the limit.
+        heights = np.sqrt(np.linalg.det(flat @ flat.T)) / np.linalg.norm(flat, axis=1)[::-1]
+        sides = np.floor(self._limit / heights + 0.5).astype(int)
+        grid = np.meshgrid(*(np.arange(-side, side + 1) for side in sides), indexing="ij")
+        images = np.stack(grid, axis=-1).reshape(-1, 2)
+        apart = start - self._lattice.get_frac_coords_from_lll(self._points)
+        apart[:, :2] -= np.round(apart[:, :2])
+        vectors = (apart @ matrix)[:, None] + images @ matrix[:2]
+        vectors = vectors.reshape(-1, 3)
+        along = vectors @ axis
+        across = (vectors**2).sum(axis=1) - along**2
+        hit = across < self._limit**2
+        center, half = -along[hit] / length, np.sqrt(self._limit**2 - across[hit]) / length
+        offset = steps[:, None] - center
+        offset -= np.round(offset)
+        near: np.ndarray = (np.abs(offset) < half).any(axis=1)
+        return near

@@ -1,0 +1,198 @@
+"""Drafts in pieces: where an atom is too near to one before it, the text is drawn again from there.
+
+What was written before is kept, so that the atom has the model's own distribution, given what is
+before it and given that it is far enough from it (rejection sampling, atom by atom). This differs
+from the distribution of whole texts without near atoms, which would also weight the first atoms by
+the probability that the following ones are far enough; only drawing whole texts again gives that.
+
+Each piece has its own random numbers, which follow from the seed of its draft and the number of its
+redraws before. They depend on no other text.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flowllm.llm.crystal_text import Reason, Rejection
+from flowllm.llm.engines.base import Draft, DraftRequest
+from flowllm.llm.masks import Scope
+from flowllm.llm.prompts import PromptTokens
+from flowllm.seeds import derive
+
+MASKED_REDRAWS = 8
+"""Redraws under a mask, after which a draft is rejected. One suffices unless no value of the last
+coordinate is far enough; the next one may begin with other coordinates."""
+
+Form = Callable[[str], str]
+"""Form of a text: a function from what is written of it, up to the end of a line, to the regular
+expression that the rest must match."""
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How the atoms of drafts are kept apart.
+
+    Attributes:
+        min_distance: minimum distance of two atoms, or of an atom and its image, in angstrom.
+        max_redraws: redraws per atom from the model's own distribution; the following ones are
+            drawn under a mask. 0: each text is drawn under a mask from its beginning.
+    """
+
+    min_distance: float
+    max_redraws: int
+
+
+class Draw:
+    """One draft of a crystal, which is drawn in one or several pieces.
+
+    Attributes:
+        tokens: tokens of the text so far.
+        truncated: whether the text has no end token.
+        redraws: number of redraws so far.
+        masked: number of atoms so far that were drawn under a mask and whose last coordinate had
+            masked values.
+        rejection: reason why the draft is given up, None if it is not.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptTokens,
+        apart: Apart | None,
+        *,
+        prompt: tuple[int, ...],
+        seed: int,
+        form: Form | None,
+    ) -> None:
+        """Start a draft.
+
+        Args:
+            prompts: the prompts and the tokenizer.
+            apart: how atoms are kept apart, None for not at all.
+            prompt: tokens of the prompt.
+            seed: seed of the draft.
+            form: form of the text, None for a free text.
+        """
+        self._prompts, self._apart = prompts, apart
+        self._prompt, self._seed, self._form = prompt, seed, form
+        self.tokens: list[int] = []
+        self.truncated = False
+        self.redraws = self.masked = 0
+        self.rejection: Rejection | None = None
+        self._redraws_at: Counter[int] = Counter()
+        self._reader: _Reader | None = None
+        self._scope: Scope = "text" if apart is not None and not apart.max_redraws else "none"
+
+    def next_piece(self) -> DraftRequest:
+        """Return the request of the next piece."""
+        regex = None if self._form is None else self._form(self._prompts.decode(self.tokens))
+        if self._apart is None:
+            return DraftRequest(self._prompt, self._seed, regex)
+        self._reader = _Reader(self._prompts, self._apart.min_distance, self.tokens, self._scope)
+        return DraftRequest(
+            self._prompt,
+            derive(self._seed, "redraw", self.redraws) if self.redraws else self._seed,
+            regex,
+            kept=tuple(self.tokens),
+            stops=self._reader.read,
+            masked=self._scope,
+        )
+
+    def finish(self, piece: Draft) -> bool:
+        """Add a finished piece; return whether another one has to be drawn.
+
+        Args:
+            piece: tokens that follow those that were kept.
+        """
+        self.tokens = [*self.tokens, *piece.tokens]
+        self.truncated = piece.truncated
+        if self._apart is None:
+            return False
+        assert self._reader is not None
+        line = self._reader.near_line_of(self.tokens)
+        self.masked += self._reader.masked
+        if line is None:
+            return False
+        redraws = self._redraws_at[line]
+        if redraws == self._apart.max_redraws + MASKED_REDRAWS:
+            detail = (
+                f"line {line + 1} has atoms nearer than {self._apart.min_distance} angstrom after "
+                f"{redraws} redraws"
+            )
+            self.rejection = Rejection(Reason.CLOSE_ATOMS, detail)
+            return False
+        if self._apart.max_redraws:
+            self._scope = "line" if redraws >= self._apart.max_redraws else "none"
+        self._redraws_at[line] += 1
+        self.redraws += 1
+        self.tokens = self.tokens[: self._start_of(line)]
+        return True
+
+    def _start_of(self, line: int) -> int:
+        """Return the number of tokens before a line, or before one above it.
+
+        A tokenizer may have tokens that span the border of the line; all of such a token is drawn
+        again, and so is the line before it.
+        """
+        breaks, start = 0, 0
+        for position, token in enumerate(self.tokens):
+            count, ends = self._prompts.line_breaks(token)
+            breaks += count
+            if breaks > line:
+                break
+            if count and ends:
+                start = position + 1
+        return start
+
+
+class _Reader:
+    """Reads the lines of a piece, as soon as they are finished, for their check.
+
+    Attributes:
+        masked: number of atoms whose last coordinate had masked values.
+    """
+
+    def __init__(
+        self, prompts: PromptTokens, min_distance: float, kept: Sequence[int], scope: Scope
+    ) -> None:
+        """Read the lines that were kept.
+
+        Args:
+            prompts: the prompts and the tokenizer.
+            min_distance: minimum distance of two atoms in angstrom.
+            kept: tokens of the text before the piece.
+            scope: part of the piece that is drawn under a mask.
+        """
+        self.masked = 0
+        self._prompts, self._check = prompts, prompts.crystal_text.line_check(min_distance)
+        self._tokens: list[int] = []
+        self._num_read = 0
+        self._near_line: int | None = None
+        self._masked_lines = range(0)
+        self.read(kept)
+        lines = {"none": 0, "line": 1, "text": sys.maxsize - self._num_read}[scope]
+        self._masked_lines = range(self._num_read, self._num_read + lines)
+
+    def read(self, tokens: Sequence[int]) -> bool:
+        """Add sampled tokens; return whether a finished line has an atom too near to another."""
+        self._tokens.extend(tokens)
+        if any(self._prompts.line_breaks(token)[0] for token in tokens):
+            self._check_lines(self._prompts.decode(self._tokens).split("\n")[:-1])
+        return self._near_line is not None
+
+    def near_line_of(self, tokens: Sequence[int]) -> int | None:
+        """Return the line from which the whole text must be drawn again, None for no line."""
+        self._check_lines(self._prompts.decode(tokens).split("\n"))
+        return self._near_line
+
+    def _check_lines(self, lines: Sequence[str]) -> None:
+        """Check the lines that follow those that were checked."""
+        for number in range(self._num_read, len(lines)):
+            if self._near_line is not None:
+                break
+            if number in self._masked_lines:
+                first = lines[number].rpartition(" ")[0]
+                self.masked += self._check.blocked(first) is not None
+            if self._check.add(lines[number]):
+                self._near_line = self._check.redraw_line
+        self._num_read = max(self._num_read, len(lines))

@@ -1,0 +1,107 @@
+"""Drafts in pieces: what is kept, with which random numbers, form and mask the rest is drawn."""
+
+import pytest
+
+from crystals import rocksalt
+from flowllm.config.load import load_config
+from flowllm.llm.engines.base import Draft, DraftRequest
+from flowllm.llm.prompts import PromptTokens
+from flowllm.llm.redraws import MASKED_REDRAWS, Apart, Draw
+from flowllm.llm.text import encode
+from flowllm.seeds import derive
+from llm_run import CONFIGS
+from tiny_llm import make_tokenizer
+
+PROMPTS = PromptTokens(load_config(CONFIGS).prompts, make_tokenizer())
+SALT = encode(rocksalt())
+KEPT = SALT[: SALT.rindex("\n") + 1]
+NEAR, FAR = "0.01 0.00 0.00", "0.50 0.50 0.50"
+
+
+def new_draw(max_redraws: int) -> Draw:
+    def form(written: str) -> str:
+        return f"after {written!r}"
+
+    apart = Apart(0.5, max_redraws)
+    return Draw(PROMPTS, apart, prompt=(1, 2), seed=7, form=form)
+
+
+def piece(text: str, *, end: bool = True) -> Draft:
+    tokens = PROMPTS.answer(text)
+    return Draft(tokens if end else tokens[:-1], truncated=not end)
+
+
+def test_the_first_piece_is_the_whole_text():
+    request = new_draw(2).next_piece()
+    assert (request.prompt, request.seed, request.kept) == ((1, 2), 7, ())
+    assert (request.regex, request.masked) == ("after ''", "none")
+
+
+def test_without_a_minimum_distance_the_request_is_the_plain_one():
+    draw = Draw(PROMPTS, None, prompt=(1, 2), seed=7, form=None)
+    assert draw.next_piece() == DraftRequest((1, 2), 7, None)
+    assert not draw.finish(piece(KEPT + NEAR))
+    assert PROMPTS.decode(draw.tokens) == KEPT + NEAR
+
+
+def test_only_the_coordinates_that_are_too_near_are_drawn_again():
+    draw = new_draw(2)
+    draw.next_piece()
+    assert draw.finish(piece(KEPT + NEAR + "\nCl\n0.5 0.5 0.5"))
+    request = draw.next_piece()
+    assert PROMPTS.decode(request.kept) == KEPT
+    assert request.start == (1, 2, *request.kept)
+    assert request.seed == derive(7, "redraw", 1)
+    assert request.regex == f"after {KEPT!r}"
+    assert not draw.finish(piece(FAR))
+    assert PROMPTS.decode(draw.tokens) == SALT
+    assert (draw.redraws, draw.masked, draw.rejection, draw.truncated) == (1, 0, None, False)
+
+
+def test_a_piece_stops_at_the_line_break_after_the_atom():
+    draw = new_draw(2)
+    stops = draw.next_piece().stops
+    tokens = PROMPTS.answer(KEPT + NEAR + "\nCl\n0.5 0.5 0.5")
+    stopped = [stops([token]) for token in tokens]
+    first = stopped.index(True)
+    assert PROMPTS.decode(tokens[: first + 1]) == KEPT + NEAR + "\n"
+    assert draw.finish(Draft(tokens[: first + 1], truncated=True))
+    assert PROMPTS.decode(draw.next_piece().kept) == KEPT
+
+
+def test_after_its_redraws_an_atom_is_masked_and_at_last_the_draft_is_rejected():
+    draw = new_draw(2)
+    scopes = []
+    for number in range(2 + MASKED_REDRAWS + 1):
+        request = draw.next_piece()
+        scopes.append(request.masked)
+        assert draw.finish(piece(NEAR if request.kept else KEPT + NEAR)) == (number < 10)
+    assert scopes == ["none"] * 3 + ["line"] * MASKED_REDRAWS
+    assert draw.rejection.reason == "close_atoms"
+    assert "line 6" in draw.rejection.detail
+    assert draw.masked == MASKED_REDRAWS
+
+
+def test_without_redraws_all_of_the_text_is_masked():
+    draw = new_draw(0)
+    assert draw.next_piece().masked == "text"
+    assert not draw.finish(piece(SALT))
+    # At the second atom no value of the last coordinate is blocked, since x and y differ.
+    assert draw.masked == 0
+
+
+def test_each_atom_has_its_own_redraws():
+    draw = new_draw(1)
+    for text in (KEPT + NEAR, NEAR, FAR + "\nCl\n" + NEAR):
+        draw.next_piece()
+        assert draw.finish(piece(text))
+    assert draw.redraws == 3
+    assert PROMPTS.decode(draw.next_piece().kept) == SALT + "\nCl\n"
+
+
+@pytest.mark.parametrize("text", ["", "hello", "\n\n" + SALT, SALT + "\n"])
+def test_texts_of_another_form_end_like_others(text):
+    draw = new_draw(2)
+    draw.next_piece()
+    assert not draw.finish(piece(text))
+    assert draw.rejection is None
