@@ -17,6 +17,7 @@ from flowllm.config.stage_settings import stage_json
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.data.sample_files import sample_files
+from flowllm.io.start_files import start_files
 
 # A cluster's job reads this file again. It receives the configuration that snakemake started with,
 # so that a file that is edited meanwhile takes effect at the next start, for all jobs.
@@ -203,6 +204,16 @@ def source_files(wildcards):
     folder = Path(CONFIG.data.source)
     found = (path for path in folder.glob("*") if path.suffix in (".csv", ".cif"))
     return without_braces(found)
+
+
+def files_of_start(folder, *parts):
+    """Return the files of an earlier model, so that training continues from a changed one again."""
+    return without_braces(start_files(folder, *parts))
+
+
+def flow_start(wildcards):
+    """Return the files of the earlier flow that a flow continues from; none without a start."""
+    return files_of_start(CONFIG.train_rfm.start, wildcards.flow)
 
 
 def external_files(wildcards):

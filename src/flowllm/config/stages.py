@@ -27,7 +27,7 @@ STAGES: dict[str, Stage] = {
     "download": Stage(("data",)),
     "prepare": Stage(("prepare",), version=2),
     "fetch_model": Stage(()),
-    "finetune_llm": Stage(("finetune_llm", "prompts"), version=5),
+    "finetune_llm": Stage(("finetune_llm", "prompts"), version=6),
     "merge_adapter": Stage(("merge_adapter",), version=3),
     "invariance": Stage(("invariance", "prompts", "finetune_llm"), version=2),
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=5),
