@@ -68,7 +68,9 @@ def measure(changes: dict, given: argparse.Namespace) -> str:
     section = settings.finetune_llm
     fabric = make_fabric("fp32")
     fabric.launch()
-    rows = {name: read_table(getattr(given, name), CRYSTALS).to_pylist() for name in ("train", "val")}
+    rows = {
+        name: read_table(getattr(given, name), CRYSTALS).to_pylist() for name in ("train", "val")
+    }
     rows["val"] = rows["val"][: section.validation_rows]
     with folder_to_train(section, settings.prompts, settings.seed) as source:
         prompts = PromptTokens(settings.prompts, load_tokenizer(source))
