@@ -98,7 +98,7 @@ def test_a_damaged_model_is_not_copied(inputs, tmp_path):
     adapter = shutil.copytree(inputs["full"], tmp_path / "adapter")
     weights = adapter / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(FlowllmError, match="not a whole safetensors file .* finetune_llm again"):
+    with pytest.raises(FlowllmError, match=r"not a whole safetensors file .* finetune_llm again"):
         merged(inputs, adapter, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -135,9 +135,8 @@ def test_the_best_weights_are_kept_with_patience(inputs, tmp_path):
 def test_gradients_are_summed_in_messages_of_bounded_size(monkeypatch):
     monkeypatch.setattr("flowllm.llm.finetuning.MESSAGE_NUMBERS", 10)
     sizes = [4, 6, 1, 30, 2, 8]
-    messages = [
-        [one.numel() for one in part] for part in _in_messages(list(map(torch.ones, sizes)))
-    ]
+    found = _in_messages([torch.ones(size) for size in sizes])
+    messages = [[one.numel() for one in message] for message in found]
     assert messages == [[4, 6], [1], [30], [2, 8]]
 
 
