@@ -68,14 +68,13 @@ def measure(changes: dict, given: argparse.Namespace) -> str:
     section = settings.finetune_llm
     fabric = make_fabric("fp32")
     fabric.launch()
-    rows = {
-        name: read_table(getattr(given, name), CRYSTALS).to_pylist() for name in ("train", "val")
-    }
+    paths = {"train": given.train, "val": given.val}
+    rows = {name: read_table(path, CRYSTALS).to_pylist() for name, path in paths.items()}
     rows["val"] = rows["val"][: section.validation_rows]
     with folder_to_train(section, settings.prompts, settings.seed) as source:
         prompts = PromptTokens(settings.prompts, load_tokenizer(source))
         texts = {
-            name: texts_of(name, rows[name], given.train, prompts, section, settings.seed)
+            name: texts_of(name, rows[name], paths[name], prompts, section, settings.seed)
             for name in rows
         }
         model = finetune_llm._model(source, settings, fabric)

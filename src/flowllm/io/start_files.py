@@ -19,4 +19,4 @@ def start_files(folder: str | None, *parts: str) -> list[Path]:
     if folder is None:
         return []
     found = Path(folder, *parts).glob("*")
-    return sorted(path for path in found if path.is_file() and path.name[0] not in "._")
+    return sorted(path for path in found if not path.is_dir() and path.name[0] not in "._")
