@@ -104,15 +104,15 @@ def test_a_damaged_model_is_not_copied(inputs, tmp_path):
 
 
 def test_updates_that_bfloat16_would_round_away_are_kept(inputs, tmp_path):
-    """Beside weights of 0.02, bfloat16 loses steps of 1e-5; a float32 training sums them."""
-    slow = {"method": "full", "learning_rate": 1e-5, "max_steps": 12, "precision": "bf16"}
+    """Beside weights of 0.02, bfloat16 loses steps of 2e-5; a float32 training sums them."""
+    slow = {"method": "full", "learning_rate": 2e-5, "max_steps": 30, "precision": "bf16"}
     out = run(inputs, tmp_path / "adapter", **slow, gradient_checkpointing=True, warmup_steps=0)
     after = load_file(out / "model.safetensors")
     before = load_file(inputs["base"] / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     assert after[name].dtype == torch.bfloat16
     moved = (after[name].float() - before[name].bfloat16().float()).abs()
-    assert (moved > 0).float().mean() > 0.5
+    assert (moved > 0).float().mean() > 0.8
     assert read_record(out).val_loss == pytest.approx(loss_of(inputs, out), abs=0.05)
 
 

@@ -188,15 +188,15 @@ def test_every_file_of_a_start_is_watched(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to("nowhere")  # an input that is missed is one that is watched
-    starts = {"finetune_llm": {"start": str(tmp_path / "llm")}}
-    starts |= {"train_rfm": {"start": str(tmp_path / "rfm")}}
-    overlay = tmp_path / "starts.yaml"
-    overlay.write_text(yaml.safe_dump(starts))
-    words = ["--configfile", str(ROOT / "config.yaml"), str(overlay)]
-    output = snakemake("-n", "--until", "finetune_llm", *words, check=False)
-    assert str(tmp_path / "llm" / "model.safetensors") in output
-    output = snakemake("-n", "--until", "train_rfm", *words, check=False)
-    assert str(tmp_path / "rfm" / "llm" / "weights.safetensors") in output
+    for section, start, file in (
+        ("finetune_llm", "llm", "llm/model.safetensors"),
+        ("train_rfm", "rfm", "rfm/llm/weights.safetensors"),
+    ):
+        overlay = tmp_path / "start.yaml"
+        overlay.write_text(yaml.safe_dump({section: {"start": str(tmp_path / start)}}))
+        words = ["--configfile", str(ROOT / "config.yaml"), str(overlay)]
+        output = snakemake("-n", "--until", section, *words, check=False)
+        assert str(tmp_path / file) in output
 
 
 def test_a_folder_without_samples_is_refused_before_any_job(tmp_path):

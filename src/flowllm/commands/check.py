@@ -300,12 +300,16 @@ def _network(
 
 
 def _llm_start(config: Config) -> str:
+    if config.finetune_llm.start is None:
+        return "null, the base model's weights"
     from flowllm.commands.check_starts import llm_start
 
     return llm_start(config)
 
 
 def _flow_starts(config: Config) -> str:
+    if config.train_rfm.start is None:
+        return "null, random weights"
     from flowllm.commands.check_starts import flow_starts
 
     return flow_starts(config)

@@ -30,8 +30,6 @@ def llm_start(config: Config) -> str:
         FlowllmError: it does not exist, is damaged or does not fit the configuration.
     """
     section = config.finetune_llm
-    if section.start is None:
-        return "null, the base model's weights"
     quiet_transformers()
     architecture, tokenizer = None, None
     if section.base_model == SCRATCH:
@@ -49,8 +47,6 @@ def flow_starts(config: Config) -> str:
     Raises:
         FlowllmError: one does not exist, is damaged or does not fit the configuration.
     """
-    if config.train_rfm.start is None:
-        return "null, random weights"
     for flow in config.flows:
         check_flow_start(config.train_rfm, flow)
     return f"{config.train_rfm.start}, networks of {', '.join(flow.name for flow in config.flows)}"

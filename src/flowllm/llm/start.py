@@ -114,7 +114,7 @@ def check_start(
                 folder,
                 f"has another tokenizer ({len(theirs)} tokens) than base_model "
                 f"{section.base_model} ({len(base_tokenizer)} tokens). Give a start that was "
-                "trained from this base model",
+                "trained with this base_model and the same prompts",
             )
 
 
