@@ -127,8 +127,8 @@ def check(
             {"fetch_model", "finetune_llm", "merge_adapter"},
             _base_model,
         ),
-        ("finetune_llm.start", {"finetune_llm"}, _llm_start),
-        ("train_rfm.start", {"train_rfm"}, _flow_starts),
+        ("finetune_llm.start", {"finetune_llm"}, lambda one: _start(one, "finetune_llm")),
+        ("train_rfm.start", {"train_rfm"}, lambda one: _start(one, "train_rfm")),
         ("external_samples", {"import_samples"}, _external_samples),
         ("reference_hull.source", {"reference_hull"}, _reference_hull),
         ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
@@ -299,20 +299,13 @@ def _network(
     return f"{name}, {loaded.model_type}, context of {context or 'any number of'} tokens"
 
 
-def _llm_start(config: Config) -> str:
-    if config.finetune_llm.start is None:
-        return "null, the base model's weights"
-    from flowllm.commands.check_starts import llm_start
+def _start(config: Config, section: Literal["finetune_llm", "train_rfm"]) -> str:
+    """Check the earlier model that a training continues from."""
+    if getattr(config, section).start is None:
+        return "null, no earlier model"
+    from flowllm.commands.check_starts import flow_starts, llm_start
 
-    return llm_start(config)
-
-
-def _flow_starts(config: Config) -> str:
-    if config.train_rfm.start is None:
-        return "null, random weights"
-    from flowllm.commands.check_starts import flow_starts
-
-    return flow_starts(config)
+    return llm_start(config) if section == "finetune_llm" else flow_starts(config)
 
 
 def _sampling_stages(config: Config) -> Iterator[tuple[str, str]]:
