@@ -42,8 +42,11 @@ MODELS = {
 }
 """Changes of `finetune_llm` by the name of the model."""
 
-TEXTS = {"coordinates": {}, "symmetric": {"crystal_text": "symmetric"}}
-"""Changes of `prompts` by the name of the text."""
+TEXTS = {
+    "coordinates": {},
+    "symmetric": {"prompts": {"crystal_text": "symmetric"}, "prepare": {"cell": "standard"}},
+}
+"""Changes of the configuration by the name of the text."""
 
 CALIBRATION_STEPS = {"smollm2-lora": 12, "smollm2-full": 8, "scratch-3m": 60, "scratch-10m": 25}
 """Steps of about a minute on two cores, by which the time of a step is measured."""
@@ -72,7 +75,7 @@ def main() -> None:
 def run_cell(given: argparse.Namespace, model: str, text: str) -> None:
     """Run one cell up to the relaxed drafts."""
     name = f"{model}-{text}"
-    changes = {"prompts": TEXTS[text], "finetune_llm": MODELS[model]}
+    changes = {**TEXTS[text], "finetune_llm": MODELS[model]}
     overlay = write_overlay(given, name, changes)
     snakemake(given, [overlay], "crystals/train.parquet", "crystals/val.parquet")
     steps = given.out / f"{name}-steps.yaml"

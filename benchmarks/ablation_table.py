@@ -29,8 +29,12 @@ from flowllm.io.tables import crystal_of, read_table
 from flowllm.runtime.provenance import read_provenance
 from flowllm.seeds import generator
 
-MALFORMED = {"truncated", "wrong_count", "bad_number", "unknown_element"}
-"""Reasons for which a text is no crystal text at all."""
+MALFORMED = {
+    *("truncated", "wrong_count", "bad_number", "unknown_element"),
+    *("unknown_group", "cell_mismatch", "unknown_site", "wrong_multiplicity"),
+}
+"""Reasons for which a text is no crystal text at all; those of the second line are of symmetric
+text, whose names and numbers must fit together."""
 
 NEAR = {"coinciding_atoms", "close_atoms"}
 """Reasons for which a crystal with the requested atoms is rejected."""
