@@ -148,13 +148,20 @@ def test_quantized_training_runs_on_the_cpu(inputs, tmp_path, quantization):
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)]
+    ("sent", "code", "method"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL, "lora"),
+        (signal.SIGTERM, 128 + signal.SIGTERM, "lora"),
+        (signal.SIGKILL, -signal.SIGKILL, "full"),
+    ],
 )
-def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(inputs, tmp_path, sent, code):
+def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(
+    inputs, tmp_path, sent, code, method
+):
     """SIGKILL comes after a checkpoint; SIGTERM comes before the first one and writes it."""
     save_steps = 3 if sent == signal.SIGKILL else 1000
     changes = {"max_steps": 40, "save_steps": save_steps, "eval_steps": 2, "lora_dropout": 0.1}
-    changes |= {"augment_translation": True, "augment_permutation": True}
+    changes |= {"augment_translation": True, "augment_permutation": True, "method": method}
     settings = settings_for("finetune_llm", inputs["base"], finetune_llm=changes)
     values = {"seed": settings.seed, "version": settings.version, **settings.values}
     stopped = tmp_path / "stopped" / "adapter"
@@ -233,6 +240,7 @@ def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_pat
     [
         {},
         {"sharding": "fsdp", "quantization": "nf4", "gradient_checkpointing": True},
+        {"method": "full"},
     ],
 )
 def test_two_processes_train_what_one_does(inputs, tmp_path, more):
@@ -251,7 +259,8 @@ def test_two_processes_train_what_one_does(inputs, tmp_path, more):
     done = subprocess.run(command, check=True, env=environment, stderr=subprocess.PIPE, text=True)
     assert ("in each of 2 processes" in done.stderr) == ("sharding" in more)
     finetune_llm.run(settings, train=paths[0], val=paths[1], out=tmp_path / "one")
-    one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "two"))
+    name = "model.safetensors" if "method" in more else "adapter_model.safetensors"
+    one, two = (load_file(tmp_path / n / name) for n in ("one", "two"))
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)

@@ -184,6 +184,22 @@ def test_every_file_of_a_folder_of_samples_is_watched(tmp_path):
     assert "notes.txt" not in output
 
 
+def test_every_file_of_a_start_is_watched(tmp_path):
+    for name in ("llm/model.safetensors", "rfm/llm/weights.safetensors", "rfm/types/model.json"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to("nowhere")  # an input that is missed is one that is watched
+    for section, start, file in (
+        ("finetune_llm", "llm", "llm/model.safetensors"),
+        ("train_rfm", "rfm", "rfm/llm/weights.safetensors"),
+    ):
+        overlay = tmp_path / "start.yaml"
+        overlay.write_text(yaml.safe_dump({section: {"start": str(tmp_path / start)}}))
+        words = ["--configfile", str(ROOT / "config.yaml"), str(overlay)]
+        output = snakemake("-n", "--until", section, *words, check=False)
+        assert str(tmp_path / file) in output
+
+
 def test_a_folder_without_samples_is_refused_before_any_job(tmp_path):
     (tmp_path / "notes.txt").touch()
     rows = [{"name": "other", "file": str(tmp_path), "shards": 1}]

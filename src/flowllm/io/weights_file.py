@@ -1,6 +1,7 @@
 """Checks of safetensors files before a library reads them."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ def check_safetensors(path: Path, cure: str) -> None:
             f"{path}: not a whole safetensors file ({size} bytes, its header says {expected}); "
             f"{cure}"
         )
+
+
+def count_numbers(path: Path) -> int:
+    """Return how many numbers the tensors of a checked safetensors file have."""
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(_LENGTH_BYTES), "little")
+        header = json.loads(handle.read(length))
+    return sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 The project has its own loop rather than a library's trainer, so that the order of the texts, the
 random numbers of the dropout and the tokens that count in the loss are explicit and follow from the
-seed. A run that was killed and resumed ends with the same adapter as an uninterrupted one.
+seed. A run that was killed and resumed ends with the same weights as an uninterrupted one.
 """
 
 import csv
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,12 +28,14 @@ from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder
 from flowllm.llm.prompts import Example
 from flowllm.llm.token_loss import (
+    LanguageModel,
     mean_loss,
     shares,
     sum_over_processes,
     sum_tensors,
     summed_loss,
 )
+from flowllm.llm.trained_weights import set_trained_weights, trained_weights
 from flowllm.llm.training_texts import (
     MicroBatch,
     TrainingTexts,
@@ -50,12 +51,15 @@ from flowllm.runtime.signals import Stopped, noting_sigterm
 from flowllm.runtime.tensorboard import event_log
 from flowllm.seeds import derive, generator
 
+MESSAGE_NUMBERS = 1 << 26
+"""Numbers of the gradient that processes sum in one message: 256 MB, the whole of an adapter's."""
+
 CURVE_COLUMNS = ("step", "epoch", "tokens", "learning_rate", "train_loss", "val_loss")
 
 
 @dataclass
 class State:
-    """Progress of the loop; a checkpoint also has the adapter and the optimizer.
+    """Progress of the loop; a checkpoint also has the weights and the optimizer.
 
     Attributes:
         step: number of completed optimizer steps.
@@ -69,18 +73,18 @@ class State:
 
 
 class Finetuning:
-    """Training of one adapter.
+    """Training of one adapter, or of all weights of a model.
 
     Attributes:
         batch_size: texts per optimizer step, over all processes.
         num_steps: number of optimizer steps without early stopping.
         state: progress of the training.
-        best: lowest validation loss; with `patience` also the adapter of that step.
+        best: lowest validation loss; with `patience` also the weights of that step.
     """
 
     def __init__(
         self,
-        model: PeftModel,
+        model: LanguageModel,
         train_texts: TrainingTexts,
         val_texts: TrainingTexts,
         section: FinetuneLlm,
@@ -91,7 +95,7 @@ class Finetuning:
         """Prepare the optimizer and compute the number of steps.
 
         Args:
-            model: base model with adapter, trained in place.
+            model: base model with adapter, or model whose weights are all trained, in place.
             train_texts: training texts, at least one.
             val_texts: validation texts, at least one.
             section: configuration section `finetune_llm`.
@@ -124,9 +128,9 @@ class Finetuning:
         return padding_share(order, lengths, size), padding_share(shuffled, lengths, size)
 
     def train(self, checkpoints: Path, events: Path) -> State:
-        """Train the adapter, starting from the last checkpoint if there is one.
+        """Train the weights, starting from the last checkpoint if there is one.
 
-        With `patience`, the adapter of the lowest validation loss is restored at the end.
+        With `patience`, the weights of the lowest validation loss is restored at the end.
 
         Args:
             checkpoints: folder of the checkpoints.
@@ -169,11 +173,11 @@ class Finetuning:
                 if over:
                     break
         if self.best.weights:
-            set_peft_model_state_dict(self._model, self.best.weights)
+            set_trained_weights(self._model, self.best.weights)
         return state
 
     def kept_val_loss(self) -> float:
-        """Return the validation loss of the final adapter in nats per token."""
+        """Return the validation loss of the final weights in nats per token."""
         kept = self.best.loss if self.best.weights else self.state.curve[-1]["val_loss"]
         return round(float(kept), 6)
 
@@ -226,7 +230,8 @@ class Finetuning:
             torch.manual_seed(
                 derive(self._seed, "finetune_llm", "dropout", self.state.step, number)
             )
-            loss = summed_loss(self._model, batches[number], self._fabric.device)
+            with self._fabric.autocast():
+                loss = summed_loss(self._model, batches[number], self._fabric.device)
             loss = loss * (weight / num_targets)
             loss.backward()
             total += loss.item()
@@ -234,30 +239,28 @@ class Finetuning:
         return sum_over_processes(total, self._fabric)
 
     def _sum_gradients(self) -> None:
-        """Sum the gradients over all processes in one message, since the adapter is small."""
+        """Sum the gradients over all processes, in few messages."""
         if self._fabric.world_size == 1:
             return
-        gradients = [_gradient_of(parameter) for parameter in self._parameters]
-        joined = torch.cat([gradient.flatten() for gradient in gradients])
-        summed = sum_tensors(joined, self._fabric)
-        parts = summed.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for gradients in _in_messages([_gradient_of(one) for one in self._parameters]):
+            joined = torch.cat([gradient.flatten() for gradient in gradients])
+            summed = sum_tensors(joined, self._fabric)
+            parts = summed.split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def _validate(self) -> float:
         """Return the validation loss and update the best weights."""
         state = self.state
-        loss = mean_loss(self._model, self._val_batches, self._fabric)
+        with self._fabric.autocast():
+            loss = mean_loss(self._model, self._val_batches, self._fabric)
         log.info("finetune_llm: step %d, validation loss %.4f", state.step, loss)
         self.best.update(state.step, loss, self._kept_weights)
         return loss
 
     def _kept_weights(self) -> dict[str, Tensor]:
-        """Return the adapter's weights; without early stopping they are not needed."""
-        if self._section.patience is None:
-            return {}
-        weights: dict[str, Tensor] = get_peft_model_state_dict(self._model)
-        return weights
+        """Return the trained weights; without early stopping they are not needed."""
+        return {} if self._section.patience is None else trained_weights(self._model)
 
     def _any_process(self, flag: bool) -> bool:
         """Return whether the flag is set on any process."""
@@ -271,10 +274,10 @@ class Finetuning:
     def _save(self, folder: Path) -> None:
         """Write a checkpoint, then delete older ones."""
         target = folder / f"checkpoint-{self.state.step:08d}"
-        weights = get_peft_model_state_dict(self._model)
+        weights = trained_weights(self._model)
         if self._fabric.is_global_zero:
             with atomic_folder(target) as temporary:
-                save_file(weights, temporary / "adapter.safetensors")
+                save_file(weights, temporary / "weights.safetensors")
                 save_file(self.best.weights, temporary / "best.safetensors")
                 torch.save(self._optimizer.state_dict(), temporary / "optimizer.pt")
                 (temporary / "state.json").write_text(json.dumps(self._state()))
@@ -303,7 +306,7 @@ class Finetuning:
             return
         optimizer = load_checkpoint(found[-1] / "optimizer.pt", self._fabric.device)
         with naming_damaged_checkpoint(found[-1]):
-            weights = load_file(found[-1] / "adapter.safetensors")
+            weights = load_file(found[-1] / "weights.safetensors")
             best = load_file(found[-1] / "best.safetensors")
             state = json.loads((found[-1] / "state.json").read_text())
             self.state = State(state["step"], state["tokens"], state["curve"])
@@ -314,13 +317,24 @@ class Finetuning:
                 evaluations_without_gain=state["stale"],
                 weights=best,
             )
-        set_peft_model_state_dict(self._model, weights)
+            set_trained_weights(self._model, weights)
         self._optimizer.load_state_dict(optimizer)
         log.info("finetune_llm: resuming after step %d", self.state.step)
 
 
+def _in_messages(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Divide gradients, in order, into messages of at most `MESSAGE_NUMBERS` (or one gradient)."""
+    message: list[Tensor] = []
+    for gradient in gradients:
+        if message and sum(map(torch.numel, [*message, gradient])) > MESSAGE_NUMBERS:
+            yield message
+            message = []
+        message.append(gradient)
+    yield message
+
+
 def _gradient_of(parameter: Tensor) -> Tensor:
-    """Return a parameter's gradient, which every parameter of the adapter has after a step."""
+    """Return a parameter's gradient, which every trained parameter has after a step."""
     assert parameter.grad is not None
     return parameter.grad
 

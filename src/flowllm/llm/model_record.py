@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from flowllm.config.sections.llm import Prompts, Quantization
 from flowllm.errors import FlowllmError
@@ -12,6 +13,9 @@ from flowllm.runtime.device import Precision
 
 RECORD = "flowllm.json"
 """Name of the record's file."""
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""Name of an adapter's weights."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class ModelRecord:
         max_atoms: maximum number of atoms per training crystal.
         max_length: longest lattice vector in the texts of the training crystals, rounded up to
             whole angstrom, at most 99.
+        method: weights that were trained: lora (an adapter) or full (all of them).
     """
 
     base_model: str
@@ -38,6 +43,14 @@ class ModelRecord:
     elements: tuple[int, ...]
     max_atoms: int
     max_length: int
+    method: Literal["lora", "full"] = "lora"
+
+    def differing_prompts(self, prompts: Prompts) -> list[str]:
+        """Return the names of the sentences that differ from those of the training."""
+        asked = prompts.model_dump()
+        # Records from before there was a choice do not name the text.
+        trained = {"crystal_text": "coordinates", **self.prompts}
+        return sorted(key for key in trained if asked.get(key) != trained[key])
 
     def check_prompts(self, prompts: Prompts, folder: Path) -> None:
         """Check that the configured prompts are those of the training.
@@ -49,10 +62,7 @@ class ModelRecord:
         Raises:
             FlowllmError: the prompts differ.
         """
-        asked = prompts.model_dump()
-        # Records from before there was a choice do not name the text.
-        trained = {"crystal_text": "coordinates", **self.prompts}
-        if differing := sorted(key for key in trained if asked.get(key) != trained[key]):
+        if differing := self.differing_prompts(prompts):
             raise FlowllmError(
                 f"{folder}: was trained on other prompts ({', '.join(differing)} differ). Sample "
                 "with the prompts of the training, or run finetune_llm and merge_adapter again."

@@ -86,6 +86,7 @@ def train(
     checkpoint: Path,
     events: Path,
     fabric: Fabric,
+    start: VelocityField | None = None,
 ) -> Trained:
     """Train the velocity field, and resume from the checkpoint if there is one.
 
@@ -94,17 +95,18 @@ def train(
         seed: seed of the configuration.
         pairs: training pairs.
         val_pairs: validation pairs.
-        standardization: statistics of the training pairs.
+        standardization: statistics of the training pairs, or of the start.
         checkpoint: file of the state, rewritten during training.
         events: folder of the TensorBoard event files.
         fabric: devices and precision.
+        start: field whose weights training begins with; None for random weights.
 
     Raises:
         FlowllmError: the validation loss is not finite, all steps before the first validation had
             a non-finite loss, or the checkpoint is damaged.
         Stopped: the process received SIGTERM; the state was saved.
     """
-    training = FlowTraining(settings, seed, pairs, val_pairs, standardization, fabric)
+    training = FlowTraining(settings, seed, pairs, val_pairs, standardization, fabric, start)
     training.load(checkpoint)
     training.run(checkpoint, events)
     return training.result()
@@ -144,6 +146,7 @@ class FlowTraining:
         val_pairs: PreparedPairs,
         standardization: Standardization,
         fabric: Fabric,
+        start: VelocityField | None,
     ) -> None:
         """Build the network, its average and the optimizer; for the arguments see `train`."""
         self._settings, self._seed, self._fabric = settings, seed, fabric
@@ -154,6 +157,8 @@ class FlowTraining:
         )
         weight_seed = derive(seed, "train_rfm", "weights")
         self._field = build_field(size, settings.angle_bounds, standardization, weight_seed)
+        if start is not None:
+            self._field.load_state_dict(start.state_dict())
         self._average = deepcopy(self._field).requires_grad_(False).to(fabric.device)
         if settings.compile:
             self._field.network.compile_layers()

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from flowllm.config.sections.scratch import SCRATCH
 from flowllm.config.stage_settings import StageSettings
 from flowllm.io.files import write_text
 from flowllm.llm.base_model import check_architecture, load_config
@@ -14,7 +15,7 @@ from flowllm.runtime.provenance import stage_run
 def run(settings: StageSettings, *, base_model: str, out: Path) -> None:
     """Download the base model, so that compute nodes need no internet, and check its files.
 
-    A local folder and the bundled model need no download.
+    A local folder, the bundled model and a model with random weights need no download.
 
     Args:
         settings: no sections; the workflow gives the name alone, so that no other value of
@@ -27,9 +28,10 @@ def run(settings: StageSettings, *, base_model: str, out: Path) -> None:
             pickles; or its architecture is not that of a causal language model.
     """
     with stage_run(settings, inputs={}, output=out, work={"base_model": base_model}):
-        is_local = base_model == BUNDLED or Path(base_model).is_dir()
+        is_made = base_model in (BUNDLED, SCRATCH)
+        is_local = is_made or Path(base_model).is_dir()
         folder = Path(base_model) if is_local else fetch_model(base_model)
-        if base_model != BUNDLED:
+        if not is_made:
             check_model_folder(folder)
             check_architecture(load_config(str(folder)))
         commit = None if is_local else folder.name

@@ -1,4 +1,8 @@
-"""Fine-tune the base language model on crystal text with LoRA (paper, section 4.1)."""
+"""Fine-tune the base language model on crystal text (paper, section 4.1).
+
+The paper trains an adapter (LoRA); `method: full` trains all weights. In both cases the output is
+the folder `llm/adapter`, of which `merge_adapter` makes a plain model folder.
+"""
 
 import json
 import math
@@ -9,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.fabric import Fabric
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -19,6 +24,7 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder, check_folder
 from flowllm.io.schemas import CRYSTALS
+from flowllm.io.start_files import start_files
 from flowllm.io.tables import crystal_of, read_table
 from flowllm.llm.adapter import add_lora, shard_base_model
 from flowllm.llm.base_checks import (
@@ -31,14 +37,17 @@ from flowllm.llm.base_model import (
     load_base_model,
     load_config,
     load_tokenizer,
-    plain_base_model,
     quiet_transformers,
     save_tokenizer,
 )
 from flowllm.llm.finetuning import Finetuning, State, curve_csv
-from flowllm.llm.model_record import ModelRecord, write_record
+from flowllm.llm.model_record import ADAPTER_WEIGHTS, ModelRecord, write_record
 from flowllm.llm.prompts import Conditions, PromptTokens, prompt_formula
+from flowllm.llm.start import continue_adapter, folder_to_train
+from flowllm.llm.token_loss import LanguageModel
+from flowllm.llm.trained_weights import train_all_weights, trained_weights
 from flowllm.llm.training_texts import TrainingTexts, texts_of
+from flowllm.llm.written_model import CURVE, write_model
 from flowllm.runtime.device import pick_dtype
 from flowllm.runtime.distributed import launch, make_fabric
 from flowllm.runtime.log import log
@@ -61,12 +70,12 @@ class Settings(StageSettings):
 
 
 def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
-    """Fine-tune the base language model with LoRA and write the adapter's folder.
+    """Fine-tune the base language model and write the adapter, or all weights.
 
-    The folder contains the adapter (safetensors), its configuration, the tokenizer, the training
-    curve and `flowllm.json` (base model, prompts, elements); TensorBoard's events are beside it. A
-    killed run resumes from its last checkpoint and, on the same machine, ends with the same bytes
-    as an undisturbed run.
+    The folder contains the trained weights (safetensors), their configuration, the tokenizer, the
+    training curve and `flowllm.json` (base model, method, prompts, elements); TensorBoard's events
+    are beside it. A killed run resumes from its last checkpoint and, on the same machine, ends with
+    the same bytes as an undisturbed run.
 
     Args:
         settings: sections `finetune_llm` and `prompts`.
@@ -75,23 +84,27 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
         out: Folder of the adapter to write.
 
     Raises:
-        FlowllmError: the base model is not found, its tokenizer or its context does not fit the
-            crystals, no text is short enough, or training diverges.
+        FlowllmError: the base model is not found, the start does not fit the settings, the
+            tokenizer or the context does not fit the crystals, no text is short enough, or training
+            diverges.
     """
     section: FinetuneLlm = settings.finetune_llm
     quiet_transformers()
     keep_freed_memory()
-    # No autocast: the base model's weights have the precision of the configuration.
-    fabric = make_fabric("fp32")
+    # Beside an adapter the frozen weights have the precision of the configuration, and nothing is
+    # cast. Weights that are all trained are in float32, and the computation is cast.
+    fabric = make_fabric(section.precision if section.method == "full" else "fp32")
     launch(fabric)
-    inputs = {"train": train, "val": val}
+    inputs: dict[str, Path | Sequence[Path]] = {"train": train, "val": val}
+    if section.start is not None:
+        inputs["start"] = start_files(section.start)
     leader = fabric.is_global_zero
     with stage_run(settings, inputs=inputs, output=out, leader=leader, check=check_folder) as run:
         train_rows = read_table(train, CRYSTALS).to_pylist()
         val_rows = read_table(val, CRYSTALS).slice(0, section.validation_rows).to_pylist()
         with fabric.rank_zero_first():
             checkpoints = partial_folder(out, run)
-        with plain_base_model(section.base_model) as source:
+        with folder_to_train(section, settings.prompts, settings.seed) as source:
             tokenizer = load_tokenizer(source)
             prompts = PromptTokens(settings.prompts, tokenizer)
             texts = _texts("train", train, train_rows, prompts, settings)
@@ -107,9 +120,8 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
         state = finetuning.train(checkpoints, events_path(out))
         seconds = time.perf_counter() - started
         if leader:
-            _write_adapter(
-                out, model, tokenizer, state, replace(record, val_loss=finetuning.kept_val_loss())
-            )
+            kept = replace(record, val_loss=finetuning.kept_val_loss())
+            _write_folder(out, model, tokenizer, state, kept)
         run.count(
             rows_in=len(train_rows),
             rows_out=len(texts),
@@ -176,9 +188,17 @@ def _check_base_model(
     )
 
 
-def _model(source: str, settings: Settings, fabric: Fabric) -> PeftModel:
-    """Load the base model and add the adapter, in full or sharded over the processes."""
+def _model(source: str, settings: Settings, fabric: Fabric) -> LanguageModel:
+    """Load the model: all its weights are trained, or an adapter beside frozen weights.
+
+    Frozen weights are whole in each process, or sharded over the processes.
+    """
     section: FinetuneLlm = settings.finetune_llm
+    if section.method == "full":
+        whole = load_base_model(
+            source, dtype=torch.float32, quantization="none", device=fabric.device
+        )
+        return train_all_weights(whole, section)
     sharded = section.sharding == "fsdp" and fabric.world_size > 1
     base = load_base_model(
         source,
@@ -188,6 +208,8 @@ def _model(source: str, settings: Settings, fabric: Fabric) -> PeftModel:
         device="cpu" if sharded else fabric.device,
     )
     model = add_lora(base, section, settings.seed)
+    if section.start is not None:
+        continue_adapter(model, Path(section.start))
     if sharded:
         shard_base_model(model, fabric.device, fabric.world_size)
     return model
@@ -228,27 +250,37 @@ def _record(settings: Settings, rows: Records, longest_vector: float) -> ModelRe
         elements=tuple(sorted({z for row in rows for z in row["atomic_numbers"]})),
         max_atoms=max(row["num_atoms"] for row in rows),
         max_length=min(99, math.ceil(longest_vector)),
+        method=section.method,
     )
 
 
-def _write_adapter(
+def _write_folder(
     out: Path,
-    model: PeftModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     state: State,
     record: ModelRecord,
 ) -> None:
-    """Write the folder; peft's own writer includes absolute paths and sets in random order."""
+    """Write the adapter's folder, or the whole model's with the precision of the configuration."""
+    with atomic_folder(out) as folder:
+        if isinstance(model, PeftModel):
+            _write_adapter(folder, model, record)
+            save_tokenizer(tokenizer, folder)
+            write_record(folder, record)
+        else:
+            cast = model.to(pick_dtype(record.precision))  # type: ignore[arg-type]  # wrapped by it
+            write_model(folder, cast, tokenizer, record)
+        (folder / CURVE).write_text(curve_csv(state.curve))
+
+
+def _write_adapter(folder: Path, model: PeftModel, record: ModelRecord) -> None:
+    """Write the adapter; peft's own writer includes absolute paths and sets in random order."""
     config = model.peft_config["default"].to_dict()
     config |= {
         "base_model_name_or_path": record.base_model,
         "inference_mode": True,
         "target_modules": sorted(config["target_modules"]),
     }
-    with atomic_folder(out) as folder:
-        save_file(get_peft_model_state_dict(model), folder / "adapter_model.safetensors")
-        text = json.dumps(config, indent=2, sort_keys=True, default=str)
-        (folder / "adapter_config.json").write_text(text + "\n")
-        save_tokenizer(tokenizer, folder)
-        (folder / "training_curve.csv").write_text(curve_csv(state.curve))
-        write_record(folder, record)
+    save_file(trained_weights(model), folder / ADAPTER_WEIGHTS)
+    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    (folder / "adapter_config.json").write_text(text + "\n")

@@ -1,33 +1,34 @@
 """Merge the adapter into its base model: a plain model folder that any engine loads."""
 
+import shutil
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from flowllm.config.sections.llm import MergeAdapter
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder, check_folder
-from flowllm.io.weights_file import check_safetensors
+from flowllm.io.start_files import start_files
+from flowllm.io.weights_file import check_safetensors, count_numbers
 from flowllm.llm.base_model import (
     load_base_model,
     load_tokenizer,
     plain_base_model,
     quiet_transformers,
-    save_tokenizer,
 )
 from flowllm.llm.dequantized import round_as_in_training
+from flowllm.llm.model_files import check_model_folder, weight_files
 from flowllm.llm.model_identity import merged_identity
-from flowllm.llm.model_record import read_record, write_record
+from flowllm.llm.model_record import ADAPTER_WEIGHTS, ModelRecord, read_record
+from flowllm.llm.written_model import CURVE, write_model
 from flowllm.runtime.device import pick_dtype
 from flowllm.runtime.identity import with_identity
 from flowllm.runtime.log import log
 from flowllm.runtime.provenance import stage_run
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 FINETUNE_AGAIN = "delete the folder and run finetune_llm again"
 """What to do about a damaged adapter."""
@@ -44,7 +45,8 @@ def run(settings: Settings, *, adapter: Path, out: Path) -> None:
 
     The base model is loaded unquantized in the precision of the fine-tuning, on the CPU. With
     `into: dequantized` its weights are first rounded as the quantization of the fine-tuning rounds
-    them; `invariance` compares the merged model's validation loss with the adapter's.
+    them; `invariance` compares the merged model's validation loss with the adapter's. A model whose
+    weights were all trained has no adapter, and its files are copied.
 
     Args:
         settings: section `merge_adapter`; everything else is read from the adapter's folder.
@@ -58,27 +60,40 @@ def run(settings: Settings, *, adapter: Path, out: Path) -> None:
     quiet_transformers()
     with stage_run(settings, inputs={"adapter": adapter}, output=out, check=check_folder) as run:
         record = read_record(adapter)
-        check_safetensors(adapter / ADAPTER_WEIGHTS, FINETUNE_AGAIN)
-        dtype = pick_dtype(record.precision)
-        with plain_base_model(record.base_model) as source:
-            base = load_base_model(source, dtype=dtype, quantization="none", device="cpu")
-        rounded = []
-        if section.into == "dequantized":
-            rounded = round_as_in_training(base, record.quantization)
-            log.info("merge_adapter: %d layers rounded to %s", len(rounded), record.quantization)
-        merged = _with_adapter(base, adapter).merge_and_unload(safe_merge=True)
-        tokenizer = load_tokenizer(str(adapter))
-        _end_at(merged, tokenizer.eos_token_id)
         identity = merged_identity(adapter, run.settings, run.version)
         with with_identity(out, identity), atomic_folder(out) as folder:
-            merged.save_pretrained(folder)
-            save_tokenizer(tokenizer, folder)
-            write_record(folder, record)
-        run.count(
-            parameters=merged.num_parameters(),
-            dequantized_layers=len(rounded),
-            adapter_val_loss=record.val_loss,
-        )
+            if record.method == "full":
+                counts = _copy(adapter, folder)
+            else:
+                counts = _merge(adapter, record, section, folder)
+        run.count(**counts, adapter_val_loss=record.val_loss)
+
+
+def _copy(adapter: Path, folder: Path) -> dict[str, int]:
+    """Copy a model whose weights were all trained; return the stage's counts."""
+    check_model_folder(adapter, FINETUNE_AGAIN)
+    for path in start_files(str(adapter)):
+        if path.name != CURVE:
+            shutil.copyfile(path, folder / path.name)
+    weights = weight_files(folder, FINETUNE_AGAIN)
+    return {"parameters": sum(map(count_numbers, weights)), "dequantized_layers": 0}
+
+
+def _merge(
+    adapter: Path, record: ModelRecord, section: MergeAdapter, folder: Path
+) -> dict[str, int]:
+    """Write the sum of the base model's weights and the adapter; return the stage's counts."""
+    check_safetensors(adapter / ADAPTER_WEIGHTS, FINETUNE_AGAIN)
+    dtype = pick_dtype(record.precision)
+    with plain_base_model(record.base_model) as source:
+        base = load_base_model(source, dtype=dtype, quantization="none", device="cpu")
+    rounded = []
+    if section.into == "dequantized":
+        rounded = round_as_in_training(base, record.quantization)
+        log.info("merge_adapter: %d layers rounded to %s", len(rounded), record.quantization)
+    merged = _with_adapter(base, adapter).merge_and_unload(safe_merge=True)
+    write_model(folder, merged, load_tokenizer(str(adapter)), record)
+    return {"parameters": merged.num_parameters(), "dequantized_layers": len(rounded)}
 
 
 def _with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
@@ -105,14 +120,3 @@ def _with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
             f"first {missing[0]}; {FINETUNE_AGAIN}"
         )
     return model
-
-
-def _end_at(model: PreTrainedModel, end_token_id: int) -> None:
-    """Set the end token of the training texts, and no other generation defaults."""
-    model.config.eos_token_id = end_token_id
-    model.config.use_cache = True
-    model.generation_config = GenerationConfig(
-        bos_token_id=model.config.bos_token_id,
-        eos_token_id=end_token_id,
-        pad_token_id=end_token_id,
-    )

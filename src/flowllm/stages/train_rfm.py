@@ -13,11 +13,13 @@ from flowllm.config.sections.flow import Flow, TrainRfm
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import check_folder
+from flowllm.io.start_files import start_files
 from flowllm.rfm.base_distribution import base_distribution_of
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
-from flowllm.rfm.model import save_model
+from flowllm.rfm.model import save_model, standardization_of_field
 from flowllm.rfm.pairs import PairOptions, count_rows, prepare_shard, read_counts
+from flowllm.rfm.start import load_start
 from flowllm.rfm.train import train
 from flowllm.runtime.distributed import launch, make_fabric
 from flowllm.runtime.log import Progress, log
@@ -47,15 +49,19 @@ def run(settings: Settings, *, pairs: Sequence[Path], val_pairs: Sequence[Path],
         out: Folder of the model to write.
 
     Raises:
-        FlowllmError: no pair of a split can be used, or training diverges.
+        FlowllmError: the start does not fit the settings, no pair of a split can be used, or
+            training diverges.
     """
     section: TrainRfm = settings.train_rfm
     flow: Flow = settings.flow
     fabric = make_fabric(section.precision)
     launch(fabric)
     inputs = {"pairs": pairs, "val_pairs": val_pairs}
+    if section.start is not None:
+        inputs["start"] = start_files(section.start, flow.name)
     leader = fabric.is_global_zero
     with stage_run(settings, inputs=inputs, output=out, leader=leader, check=check_folder) as run:
+        earlier = load_start(section, flow)
         with fabric.rank_zero_first():
             folder = partial_folder(out, run)
             start = base_distribution_of(flow, pairs)
@@ -64,18 +70,21 @@ def run(settings: Settings, *, pairs: Sequence[Path], val_pairs: Sequence[Path],
                 "train", pairs, folder, options, augment_axes=section.augment_axes
             )
             val_set, val_counts = prepare_split("val", val_pairs, folder, options)
-        moments_rng = generator(settings.seed, "train_rfm", "standardization")
-        standardization = standardization_of(train_set, moments_rng)
-        checkpoint = folder / "checkpoint.pt"
+        if earlier is None:
+            moments_rng = generator(settings.seed, "train_rfm", "standardization")
+            standardization = standardization_of(train_set, moments_rng)
+        else:
+            standardization = standardization_of_field(earlier)
         trained = train(
             section,
             settings.seed,
             train_set,
             val_set,
             standardization,
-            checkpoint,
+            folder / "checkpoint.pt",
             events_path(out),
             fabric,
+            earlier,
         )
         if leader:
             counts = {"pairs": dict(train_counts), "val_pairs": dict(val_counts)}

@@ -12,12 +12,16 @@ from pydantic import (
     model_validator,
 )
 
-from flowllm.config.sections.base import Name, Section
+from flowllm.config.sections.base import Name, OwnPath, Section
 
 
 class TrainRfm(Section):
     """The velocity network and its training."""
 
+    start: OwnPath | None = Field(
+        description="folder rfm of an earlier run: each flow continues from the network of its "
+        "own name there; null (paper): random weights",
+    )
     hidden_dim: PositiveInt = Field(description="features per atom; public code")
     num_layers: PositiveInt = Field(description="message-passing layers; public code")
     time_dim: PositiveInt = Field(description="features of the time embedding; public code")

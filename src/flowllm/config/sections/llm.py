@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from flowllm.config.sections.base import Fraction, Name, OwnPath, Probability, Section
+from flowllm.config.sections.scratch import SCRATCH, Scratch
 
 CONDITIONS = (
     "formula",
@@ -102,11 +103,23 @@ Quantization = Literal["nf4", "int8", "none"]
 
 
 class FinetuneLlm(Section):
-    """LoRA fine-tuning of the base language model."""
+    """Fine-tuning of the base language model."""
 
     base_model: OwnPath = Field(
-        description="causal language model: name on the Hugging Face hub, folder, or "
-        "smollm2-135m; paper: Llama-2-70b",
+        description="causal language model: name on the Hugging Face hub, folder, "
+        "smollm2-135m, or scratch (a new network); paper: Llama-2-70b",
+    )
+    scratch: Scratch = Field(
+        description="network of base_model scratch, a small Llama: width (features per token), "
+        "layers and attention heads; 6 layers of 256 have 4.8 million weights; ours",
+    )
+    start: OwnPath | None = Field(
+        description="folder of an earlier run that training continues from, with the same base "
+        "model and prompts: llm/adapter, or llm/model for method full; null (paper): none",
+    )
+    method: Literal["lora", "full"] = Field(
+        description="weights that are trained: lora (an adapter; paper) or full (all weights, "
+        "kept in float32)",
     )
     quantization: Quantization = Field(
         description="of the frozen weights: nf4 (paper: 4-bit), int8 (public code) or none"
@@ -180,6 +193,24 @@ class FinetuneLlm(Section):
         "kept; null (paper): all epochs",
     )
     save_steps: PositiveInt = Field(description="optimizer steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> "FinetuneLlm":
+        if self.method == "lora":
+            if self.base_model == SCRATCH:
+                raise ValueError("base_model scratch has no trained weights; set method: full")
+            return self
+        if self.quantization != "none":
+            raise ValueError(
+                f"method full trains all weights, which quantization {self.quantization} would "
+                "freeze; set quantization: none"
+            )
+        if self.sharding != "none":
+            raise ValueError(
+                f"method full has no frozen weights, which sharding {self.sharding} divides; set "
+                "sharding: none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _int8_is_not_sharded(self) -> "FinetuneLlm":
