@@ -18,11 +18,11 @@ from pymatgen.io.vasp.sets import MPRelaxSet
 from crystals import fcc, perovskite, rocksalt
 from energy_rows import relaxed_row, settings
 from flowllm.dft.inputs import folder_name, missing_pseudopotentials
+from flowllm.dft.selection import n_ary_weights
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import dft_collect, dft_inputs
-from flowllm.stages.dft_inputs import n_ary_weights
 from slurm_cluster import missing_programs, slurm_cluster
 
 ROWS = [

@@ -369,6 +369,13 @@ def dft_entries(wildcards):
     return [source] if source not in (None, "mp_api", "matbench_discovery") else []
 
 
+def per_crystal_metrics(wildcards):
+    """Return the metrics per crystal, which dft_inputs reads for the selection candidates alone."""
+    if CONFIG.dft_inputs.selection != "candidates":
+        return []
+    return [f"{RUN}/metrics/potential/{wildcards.method}.parquet"]
+
+
 def fingerprinted(wildcards):
     """Return the files of the test split's crystals, or of a method's generated crystals."""
     if wildcards.sample == "test":

@@ -43,12 +43,12 @@ STAGES: dict[str, Stage] = {
     "prerelax": Stage(("prerelax", "potential"), version=3),
     "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
     "stability": Stage(("stability",), version=3),
-    "dft_inputs": Stage(("dft", "dft_inputs"), version=3),
-    "dft_collect": Stage(("dft_collect",), version=4),
+    "dft_inputs": Stage(("dft", "dft_inputs"), version=4),
+    "dft_collect": Stage(("dft_collect",), version=5),
     "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",), version=2),
-    "metrics": Stage(("metrics",), version=4),
+    "metrics": Stage(("metrics",), version=5),
     "match_csp": Stage(("metrics",), version=2),
-    "report": Stage(("report",), version=3),
+    "report": Stage(("report",), version=4),
 }
 """In the order of the pipeline."""

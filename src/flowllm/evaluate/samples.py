@@ -36,6 +36,10 @@ class Sample:
         e_above_hull: eV per atom, None without a reference or an energy.
         stable: result of the stage stability.
         metastable: result of the stage stability.
+        taken_as: why DFT is run (`selected`, `candidate` or `control`); None if it is not.
+        inclusion_probability: probability of being taken for DFT; None where it is not known.
+        leads_class: whether the potential's crystal is novel and the nearest to the hull of its
+            class; None if dft_inputs did not compare it.
     """
 
     name: str
@@ -55,6 +59,9 @@ class Sample:
     e_above_hull: float | None
     stable: bool
     metastable: bool
+    taken_as: str | None = None
+    inclusion_probability: float | None = None
+    leads_class: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +235,9 @@ def _join(
         e_above_hull=stability.get("e_above_hull"),
         stable=bool(stability.get("stable")),
         metastable=bool(stability.get("metastable")),
+        taken_as=relaxed.get("taken_as"),
+        inclusion_probability=relaxed.get("inclusion_probability"),
+        leads_class=relaxed.get("leads_class"),
     )
 
 

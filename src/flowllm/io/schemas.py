@@ -206,6 +206,13 @@ STABILITY = pa.schema(
 )
 """stability/{kind}/{method}.parquet; one row per generated crystal."""
 
+_DFT_CHOICE = [
+    _column("taken_as", pa.string(), "selected, candidate or control; null: no run"),
+    _column("inclusion_probability", pa.float64(), "of being taken; null: unknown, or no crystal"),
+    _column("leads_class", pa.bool_(), "novel and, of its class, nearest to the hull (potential)"),
+]
+"""Why dft_inputs takes a crystal; leads_class is null for selections other than candidates."""
+
 DFT_MANIFEST = pa.schema(
     [
         _ID,
@@ -215,6 +222,8 @@ DFT_MANIFEST = pa.schema(
         _column("input_set_version", pa.string(), "of pymatgen, which defines the set"),
         _column("potcar_symbols", pa.list_(pa.string()), "pseudopotentials, in POSCAR's order"),
         _column("structure_hash", pa.string(), "SHA-256 of the POSCAR as written"),
+        *_DFT_CHOICE,
+        _column("reason", pa.string(), "why the crystal is computed or not"),
         *_OUTCOME,
     ]
 )
@@ -233,6 +242,7 @@ DFT_RESULTS = _extend(
         _column("converged_ionic", pa.bool_(), "false: the energy is an upper bound"),
         _column("num_steps", pa.int32(), "whole ionic steps"),
     ],
+    _DFT_CHOICE,
     _OUTCOME,
 )
 """dft/{method}.parquet; one row per manifest row, with the DFT-relaxed crystal."""

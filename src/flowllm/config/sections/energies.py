@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from flowllm.config.sections.base import OwnPath, Section
+from flowllm.config.sections.base import Fraction, OwnPath, Section
 
 
 class Potential(Section):
@@ -51,13 +51,21 @@ class DftInputs(Section):
     kpoint_density: PositiveFloat = Field(
         description="k-points per angstrom^-3; for GPAW and Quantum ESPRESSO; MPRelaxSet's value"
     )
-    selection: Literal["all", "first", "random", "n_ary", "e_above_hull"] = Field(
+    selection: Literal["all", "first", "random", "n_ary", "e_above_hull", "candidates"] = Field(
         description="crystals that are computed: all, first, random, n_ary (equal numbers "
-        "of unary, binary, ... crystals) or e_above_hull",
+        "of unary, binary, ... crystals), e_above_hull, or candidates (novel, one per class of "
+        "matching crystals, nearest to the hull first)",
     )
-    max_crystals: PositiveInt = Field(description="number of crystals; for every selection but all")
+    max_crystals: PositiveInt = Field(
+        description="number of crystals (of candidates, without their control sample); for every "
+        "selection but all"
+    )
     max_e_above_hull: float = Field(
-        description="eV/atom by the potential; for selection e_above_hull"
+        description="eV/atom by the potential; for the selections e_above_hull and candidates"
+    )
+    control_share: Fraction = Field(
+        description="share of the other crystals that the selection candidates also computes, "
+        "drawn at random, to estimate rates over all crystals; 0: none, and no estimate"
     )
     folders_per_directory: PositiveInt = Field(description="folders of crystals per directory")
 
