@@ -283,6 +283,16 @@ def sample_shards(folder):
     return paths
 
 
+def selection_of(wildcards):
+    """Return the table of the crystals that prerelax leaves out; none where it relaxes all.
+
+    Predictions of a crystal structure are not selected, since match_csp reads them as generated.
+    """
+    if not CONFIG.select.skip or wildcards.method not in ROWS:
+        return []
+    return [f"{RUN}/selected/{wildcards.method}.parquet"]
+
+
 def energies(wildcards):
     """Return the files of relaxed crystals and energies: the potential's shards, or DFT's table."""
     if wildcards.kind == "dft":

@@ -159,7 +159,7 @@ def count_items(
     samples = None if config.external_samples else len(config.methods) * sizes.num_samples
     texts = llm.max_steps * llm.batch_size if llm.max_steps else _times(train, llm.epochs)
     pairs = flow.max_steps * flow.batch_size if flow.max_steps else sizes.num_pairs * flow.epochs
-    selected = len(config.methods) * min(sizes.num_samples, config.dft_inputs.max_crystals)
+    selected = len(config.methods) * _selected(config)
     chosen = samples if config.dft_inputs.selection == "all" else selected
     kinds = 2 if target == "all_dft" else 1
     predictions = {base.name: base.attempts * sizes.num_csp_crystals for base in config.csp_bases}
@@ -189,6 +189,15 @@ def count_items(
         "metrics": _times(samples, kinds),
         "report": 1,
     }
+
+
+def _selected(config: Config) -> int:
+    """Return the largest number of DFT runs of a method by a selection other than all."""
+    section, drawn = config.dft_inputs, config.sizes.num_samples
+    selected = min(drawn, section.max_crystals)
+    if section.selection == "candidates":
+        selected += ceil(section.control_share * (drawn - selected))
+    return selected
 
 
 def _flows(config: Config) -> set[str]:

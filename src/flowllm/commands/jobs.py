@@ -136,6 +136,8 @@ def _samples(config: Config) -> Iterator[Job]:
             names, file = (row.name, shard), Path(row.name, _file(shard))
             yield Job("import_samples", names, "generated" / file, row.name)
             yield Job("prerelax", names, "relaxed" / file)
+    for selected in (*config.methods, *config.external_samples) if config.select.skip else ():
+        yield Job("select", (selected.name,), Path("selected", f"{selected.name}.parquet"))
 
 
 def _results(config: Config, target: Target) -> Iterator[Job]:

@@ -22,6 +22,7 @@ from flowllm.config.sections.energies import (
     Potential,
     Prerelax,
     ReferenceHull,
+    Select,
     Stability,
 )
 from flowllm.config.sections.evaluation import Fingerprints, Metrics, Report
@@ -103,6 +104,9 @@ class Config(Section):
     refine: Refine = Field(description="integration of the velocity field")
     potential: Potential = Field(
         description="machine-learned potential of every energy that is not DFT's"
+    )
+    select: Select = Field(
+        description="crystals that are not relaxed, since their result is known before"
     )
     prerelax: Prerelax = Field(description="relaxation of the crystals by the potential")
     reference_hull: ReferenceHull = Field(

@@ -40,6 +40,7 @@ STAGES: dict[str, Stage] = {
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=5),
     "refine": Stage(("refine",), row="method", version=4),
     "import_samples": Stage((), row="external", version=4),
+    "select": Stage(("select",)),
     "prerelax": Stage(("prerelax", "potential"), version=3),
     "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
     "stability": Stage(("stability",), version=3),

@@ -43,8 +43,8 @@ class Choice:
     Attributes:
         taken_as: why the crystal is computed: `selected` by the rule of the selection, `candidate`,
             or `control`; None if it is not computed.
-        probability: probability of being taken, over the seeds; None for a selection without an estimate
-            of the rates over all crystals.
+        probability: probability of being taken, over the seeds; None for a selection from which
+            the rates over all crystals are not estimated.
         leads_class: whether it is novel and has the lowest energy above the hull of the novel
             crystals of its class; None if it was not compared.
         reason: why the crystal is computed or not, as text.

@@ -90,7 +90,7 @@ def match_samples(
             composition = reduced_composition(sample.relaxed.atomic_numbers)
             relaxed.setdefault(composition, {})[sample.name] = sample.relaxed
     stable = frozenset(sample.name for sample in samples if sample.stable)
-    known = {name: _by_composition(path, relaxed) for name, path in references.items()}
+    known = {name: crystals_by_composition(path, relaxed) for name, path in references.items()}
     buckets = [
         Bucket(
             samples=relaxed[composition],
@@ -123,7 +123,7 @@ def match_buckets(
     )
 
 
-def _by_composition(
+def crystals_by_composition(
     path: Path, wanted: Iterable[Composition]
 ) -> dict[Composition, dict[str, Crystal]]:
     """Read the crystals of the wanted compositions from a table of crystals.

@@ -156,6 +156,16 @@ TRAJECTORIES = _extend(
 )
 """trajectories/{method}/shard-*.parquet: `id` is that of the generated row."""
 
+SELECTED = pa.schema(
+    [
+        _ID,
+        _FORMULA,
+        _column("matched_id", pa.string(), "the training crystal or earlier draft it matches"),
+        *_OUTCOME,
+    ]
+)
+"""selected/{method}.parquet; a crystal with the status known or repeated is not relaxed."""
+
 RELAXED = _extend(
     _CRYSTAL,
     [

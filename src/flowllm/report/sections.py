@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from flowllm.evaluate.hull import EnergySource
-from flowllm.report import counting_tables, figures, process_tables, quality_tables
+from flowllm.report import cost_tables, counting_tables, figures, process_tables, quality_tables
 from flowllm.report.gallery import find_candidates
 from flowllm.report.metrics_files import Result, first_of_each_sweep, of_kind, once_per_method
 from flowllm.report.page import RenderedFigure, Section, provenance_details
@@ -74,6 +74,8 @@ def _results(
             quality_tables.paper_table(results),
             quality_tables.sun_table(results, "potential"),
             quality_tables.sun_table(results, "dft"),
+            *filter(None, [cost_tables.estimate_table(results)]),
+            cost_tables.sun_cost_table(results),
             quality_tables.proxy_table(results),
             *filter(None, [quality_tables.noise_table(results, flows)]),
             quality_tables.ground_state_table(results),

@@ -16,6 +16,22 @@ class Potential(Section):
     )
 
 
+class Select(Section):
+    """Crystals that are not relaxed."""
+
+    skip: tuple[Literal["known", "repeated"], ...] = Field(
+        description="crystals that are not relaxed, as generated: known (match a training "
+        "crystal), repeated (match an earlier draft of the method); [] (paper): none, and the "
+        "stage has no jobs"
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Select":
+        if len(set(self.skip)) < len(self.skip):
+            raise ValueError("skip: name known and repeated once each")
+        return self
+
+
 class Prerelax(Section):
     """Relaxation of the generated crystals with the potential."""
 
