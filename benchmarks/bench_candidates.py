@@ -15,6 +15,7 @@ repeated with `--seeds` seeds, of which the means are printed.
 
 import argparse
 import csv
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from flowllm.evaluate.validity import reduced_composition
 from flowllm.relax.ground_states import ground_states
 
 csv.field_size_limit(1 << 30)
+warnings.filterwarnings("ignore")
 
 
 def read_split(path: Path) -> list[tuple[str, Structure, float]]:
@@ -167,11 +169,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=200)
     arguments = parser.parse_args()
+    config = load_config([Path(__file__).parents[1] / "config.yaml"]).dft_inputs
     if arguments.data:
         crystals, stable = crystals_of_splits(arguments.data, arguments.count)
     else:
         crystals, stable = crystals_of_run(arguments.per_crystal)
-    config = load_config([Path(__file__).parents[1] / "config.yaml"]).dft_inputs
     print(
         "| selection | runs | stable | stable per run | S.U.N. | S.U.N. per run "
         "| runs per S.U.N. | estimated rate of S.U.N. (interval) | rate of S.U.N. |"

@@ -34,6 +34,7 @@ class Draw:
     rejections: list[str] = field(default_factory=list)
     base_status: str = "ok"
     relaxed_status: str = "ok"
+    choice: dict = field(default_factory=dict)  # columns of dft_inputs, for kind dft
 
     @property
     def num_elements(self):
@@ -169,6 +170,7 @@ def _rows(name, draw, kind):
             "corrected_energy_per_atom": final - 0.1 if done else None,
             "correction_scheme": "MP2020" if done else None,
             "converged_ionic": done and draw.converged,
+            **draw.choice,
         },
     }[kind]
     return {

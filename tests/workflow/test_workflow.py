@@ -64,7 +64,7 @@ def test_the_full_configuration_plans_hundreds_of_shards(profile):
     assert jobs["sample_compositions"] == 20  # FlowMM-like: no language model
     assert jobs["prerelax"] == jobs["refine"] == 6 * 20
     assert jobs["train_rfm"] == 2  # the flows llm and types
-    others = {"dft_collect", "dft_hull", "import_samples", "sample_csp", "match_csp"}
+    others = {"dft_collect", "dft_hull", "import_samples", "sample_csp", "match_csp", "select"}
     assert set(jobs) == set(STAGES) - others | {"all"}
     assert jobs == billed("all")
 
@@ -120,6 +120,10 @@ BILLED = {
     "LLM for CSP only": {"methods": [NO_LLM], **CSP},
     "flow for CSP only": {"methods": [LLM_ONLY], **CSP},
     "trajectories": {"methods": [LLM_ONLY, NO_LLM], "refine": {"trajectory_every": 2}},
+    "select and candidates": {
+        **{"methods": [LLM_ONLY, NO_LLM], **CSP, "select": {"skip": ["known", "repeated"]}},
+        "dft_inputs": {"selection": "candidates"},
+    },
     "shards": {"methods": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
 }
 TARGETS = ("all", "all_dft")
