@@ -105,15 +105,15 @@ def simulated(rng, rate_near, rate_far, drawn, share, runs):
     [(0.3, 0.02, 300, 0.1), (0.1, 0.001, 600, 0.05), (0.6, 0.3, 150, 0.2), (0.05, 0.0, 300, 0.05)],
 )
 def test_the_estimate_is_unbiased_and_its_interval_covers(near, far, drawn, share):
-    """Over 2,000 runs; the interval is of the model's rate, and may cover more than 95 %."""
+    """Over 1,000 runs; the interval is of the model's rate, and may cover more than 95 %."""
     rng = np.random.default_rng(7)
-    found = list(simulated(rng, near, far, drawn, share, 2000))
+    found = list(simulated(rng, near, far, drawn, share, 1000))
     errors = np.array([value - finite for value, finite, _ in found])
     assert abs(errors.mean()) <= 4 * errors.std() / np.sqrt(len(errors)) + 1e-12
     truth = near / 3 + far * 2 / 3
     covered = np.mean([low <= truth <= high for _, _, (low, high) in found])
-    # 2,000 runs with a coverage of 0.95 have a deviation of 0.005.
-    assert covered >= 0.935
+    # The covered share of 1,000 runs has a deviation of 0.007 where 0.95 is expected.
+    assert covered >= 0.93
 
 
 def test_the_finite_interval_covers():

@@ -8,11 +8,11 @@ since the classes of crystals that were not computed are known by the potential 
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from scipy.stats import hypergeom, norm
 
 from flowllm.evaluate.samples import Sample
@@ -60,13 +60,17 @@ def finite_interval(sampled: int, sample: int, population: int) -> tuple[int, in
         sample: size of the sample; 0 gives [0, population].
         population: size of the population.
     """
-    numbers = np.arange(population + 1)
-    tail = (1 - CONFIDENCE) / 2
-    at_most = hypergeom.cdf(sampled, population, numbers, sample)
-    at_least = hypergeom.sf(sampled - 1, population, numbers, sample)
-    # A rounding error must not reject the numbers of a complete sample.
-    kept = numbers[(at_most >= tail) & (at_least >= tail)]
-    return int(kept.min()), int(kept.max())
+    if sample == population:
+        return sampled, sampled
+    numbers, tail = range(population + 1), (1 - CONFIDENCE) / 2
+    # At least as many as were found become more probable with the number, and at most as many less.
+    low = bisect_left(
+        numbers, tail, key=lambda one: hypergeom.sf(sampled - 1, population, one, sample)
+    )
+    above = bisect_right(
+        numbers, -tail, key=lambda one: -hypergeom.cdf(sampled, population, one, sample)
+    )
+    return low, above - 1
 
 
 def interval(observed: Observed) -> tuple[float, float]:

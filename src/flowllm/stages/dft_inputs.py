@@ -65,8 +65,11 @@ def run(
         raise FlowllmError(f"{out}: is a folder, but the manifest is written there; move it away")
     input_set = input_set_of(settings.dft.code, section)
     compared = _compared(section, per_crystal)
-    inputs = {"relaxed": relaxed, "stability": stability, "per_crystal": compared}
-    with stage_run(settings, inputs=inputs, output=out) as run:
+    with stage_run(
+        settings,
+        inputs={"relaxed": relaxed, "stability": stability, "per_crystal": compared},
+        output=out,
+    ) as run:
         rows = tables.read_tables(relaxed, schemas.RELAXED).to_pylist()
         distances = _distances(stability, rows)
         check_computed_from([stability], "energies", relaxed)

@@ -53,7 +53,9 @@ def run(settings: Settings, *, generated: Path, out: Path, selection: Sequence[P
     for path in selection:
         check_descends_from(path, [generated])
         rows = with_selection(rows, path)
-    inputs = {"generated": generated} | ({"selection": selection} if selection else {})
+    inputs: dict[str, Path | Sequence[Path]] = {"generated": generated}
+    if selection:
+        inputs["selection"] = selection
     with stage_run(settings, inputs=inputs, output=out) as run:
         progress = Progress("prerelax", len(rows))
         loaded = load_potential(potential.name, pick_device())

@@ -50,8 +50,9 @@ def run(
     Raises:
         FlowllmError: a shard or the training crystals are missing or have another schema.
     """
-    inputs = {"generated": generated, "crystals": crystals}
-    with stage_run(settings, inputs=inputs, output=out) as run:
+    with stage_run(
+        settings, inputs={"generated": generated, "crystals": crystals}, output=out
+    ) as run:
         rows = tables.read_tables(generated, schemas.GENERATED).to_pylist()
         samples: dict[Composition, dict[str, Crystal]] = {}
         for row in rows:
