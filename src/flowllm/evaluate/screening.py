@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowllm.crystal import Crystal
-from flowllm.evaluate.matching import first_match, reduced_crystals
+from flowllm.evaluate.matching import ReducedCrystal, first_match, reduced_crystals
 
 Screen = Literal["known", "repeated"]
 
@@ -53,7 +53,7 @@ def exclude(drafts: Drafts, skip: Collection[Screen]) -> dict[str, Excluded]:
     samples, _ = reduced_crystals(drafts.samples)
     training, _ = reduced_crystals(drafts.training if "known" in skip else {})
     excluded: dict[str, Excluded] = {}
-    kept = []
+    kept: list[ReducedCrystal] = []
     for sample in samples:
         if (match := first_match(sample, training)) is not None:
             excluded[sample.name] = Excluded("known", match)
