@@ -24,6 +24,11 @@ MODEL = f"{RUN}/llm/model"
 MODEL_TIME = content_time(Path(MODEL), Path(RUN, "llm", "adapter"))
 
 
+def not_archived(paths):
+    """Return the paths without those that are archived, which a target need not wait for."""
+    return [path for path in paths if path not in ARCHIVED]
+
+
 def fill_inventory(inventory):
     """Give Snakemake's inventory of files, which it drops before the first job, what it lacks.
 
