@@ -28,6 +28,7 @@ STACKS = [
     [DEMO],
     [DEMO, SAMPLE],
     [DEMO, SAMPLE, ROOT / "benchmarks" / "flow_on_sample.yaml"],
+    [DEMO, ROOT / "benchmarks" / "ablation_models.yaml"],
     [ROOT / "tests" / "tiny.yaml"],
 ]
 
