@@ -170,7 +170,7 @@ def test_the_command_prints_a_line_per_check_and_lists_all_problems(tmp_path, ca
     changes = {"data": {"source": "/nowhere"}, "finetune_llm": {"base_model": "/no/folder"}}
     overlay.write_text(yaml.safe_dump(changes))
     words = [f"--config={path}" for path in [*CONFIGS, overlay]]
-    with pytest.raises(FlowllmError, match="2 of 7 checks failed") as caught:
+    with pytest.raises(FlowllmError, match="2 of 9 checks failed") as caught:
         app(["check", "--no-packages", *words], exit_on_error=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7
