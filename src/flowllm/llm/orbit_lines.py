@@ -15,7 +15,7 @@ class OrbitLines:
     """An `apart.LineCheck` of the text of `llm.symmetric_text`.
 
     An orbit whose atoms coincide, since its representative is on a site of fewer atoms, is too near
-    to itself. A site that the group lacks, and a point that is not on its site, are drawn again too.
+    to itself. A site that the group lacks and a point that is not on its site are drawn again too.
     """
 
     def __init__(self, min_distance: float) -> None:
