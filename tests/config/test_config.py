@@ -99,7 +99,7 @@ def test_unknown_keys_are_named_with_their_path(values, path, value):
     [
         ("seed", -1, "greater than or equal to 0"),
         ("data.source", None, "valid string"),
-        ("prepare.cell", "conventional", "'primitive' or 'as_given'"),
+        ("prepare.cell", "conventional", "'primitive', 'as_given' or 'standard'"),
         ("prepare.max_atoms", 0, "greater than 0"),
         ("prepare.max_rows", "all", "valid integer"),
         ("prepare.split_shares", [0.6, 0.2, 0.3], r"must sum to 1"),
@@ -203,6 +203,16 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(values, url):
 def test_an_at_sign_in_a_path_is_no_password(values):
     url = "https://host/me@elsewhere/mp_20"
     assert check_config(changed(values, "data.url", url)).data.url == url
+
+
+def test_symmetric_text_needs_crystals_in_the_standard_cell(values):
+    symmetric = changed(values, "prompts.crystal_text", "symmetric")
+    with pytest.raises(FlowllmError, match=r"Set prepare\.cell: standard"):
+        check_config(symmetric)
+    standard = changed(symmetric, "prepare.cell", "standard")
+    assert check_config(standard)
+    with pytest.raises(FlowllmError, match="augment_translation"):
+        check_config(changed(standard, "finetune_llm.augment_translation", True))
 
 
 def test_missing_key_is_named(values):

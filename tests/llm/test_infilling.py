@@ -22,7 +22,7 @@ def test_chances_are_those_of_whole_texts():
     model = make_model(len(tokenizer)).eval()
     prompts = PromptTokens(load_config(CONFIGS).prompts, tokenizer)
     elements = [1, 9, 17, 35]  # symbols of one letter and of two
-    asked = prompts.infilling(rocksalt(), 17)
+    asked = prompts.infilling(prompts.crystal_text.describe(rocksalt()), 17)
     slow = []
     for z in elements:
         answer = prompts.answer(element_symbol(z))

@@ -21,10 +21,11 @@ from flowllm.llm.prompts import (
     prompt_text,
     splits_digits,
 )
-from flowllm.llm.text import decode, encode
+from flowllm.llm.text import CoordinatesText, decode, encode
 from tiny_llm import END, make_tokenizer
 
 PROMPTS = Prompts(
+    crystal_text="coordinates",
     introduction="A crystal.",
     formula="Formula {formula}.",
     elements="Of {elements}.",
@@ -83,7 +84,7 @@ def test_a_hidden_element_is_hidden_in_its_atoms_and_in_no_others_letters():
     # C is hidden, the C of Ca and Cl is not.
     coords = [[0, 0, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]]
     crystal = Crystal.from_arrays([20, 6, 17, 6], coords, [4, 4, 4], [90, 90, 90])
-    assert infill_text(PROMPTS, crystal, 6) == (
+    assert infill_text(PROMPTS, CoordinatesText().describe(crystal), 6) == (
         "A crystal. What is ??\n4.0 4.0 4.0\n90 90 90\nCa\n0.00 0.00 0.00\n?\n0.50 0.00 0.00\n"
         "Cl\n0.00 0.50 0.00\n?\n0.00 0.00 0.50\n"
     )
@@ -91,8 +92,9 @@ def test_a_hidden_element_is_hidden_in_its_atoms_and_in_no_others_letters():
 
 def test_an_infilling_text_answers_with_the_symbol_alone():
     tokens = PromptTokens(PROMPTS, make_tokenizer())
-    example = tokens.infilling(rocksalt(), 17)
-    asked = infill_text(PROMPTS, rocksalt(), 17)
+    salt = CoordinatesText().describe(rocksalt())
+    example = tokens.infilling(salt, 17)
+    asked = infill_text(PROMPTS, salt, 17)
     assert tokens.decode(example.tokens[: example.prompt_length]) == asked
     assert tokens.decode(example.tokens[example.prompt_length :]) == "Cl"
     assert example.tokens[-1] == tokens.end_token_id

@@ -139,12 +139,6 @@ def test_two_atoms_at_one_point_are_a_crystal_where_they_are_not_rejected(symbol
     assert bad.reason == Reason.UNKNOWN_ELEMENT
 
 
-def test_a_text_without_its_end_is_truncated():
-    whole = LATTICE + ATOM
-    assert isinstance(decode(whole, max_atoms=3), Crystal)
-    assert decode(whole, max_atoms=3, truncated=True).reason == Reason.TRUNCATED
-
-
 def test_the_order_of_atoms_does_not_matter_for_the_formula():
     decoded = decode(LATTICE + OTHER + "\n" + ATOM, max_atoms=3, composition={11: 1, 17: 1})
     assert isinstance(decoded, Crystal)
@@ -173,13 +167,11 @@ LINES = st.sampled_from(
         st.lists(LINES).map("\n".join),
         st.text(alphabet="0123456789. \nNaCl-+e"),
     ),
-    st.booleans(),
 )
-def test_no_text_raises(text, truncated):
-    decoded = decode(text, max_atoms=3, composition={11: 1}, truncated=truncated)
+def test_no_text_raises(text):
+    decoded = decode(text, max_atoms=3, composition={11: 1})
     if isinstance(decoded, Rejection):
         assert decoded.reason in Reason
         assert decoded.detail
     else:
         assert composition_of(decoded.atomic_numbers) == {11: 1}
-        assert not truncated

@@ -17,6 +17,8 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from flow_pairs import BOUNDS, prototypes
 from flowllm.crystal import Crystal
 from flowllm.data.cif import crystal_from_cif, niggli_reduced
+from flowllm.llm.crystal_text import Limits
+from flowllm.llm.symmetric_text import SymmetricText
 from flowllm.llm.text import decode, encode
 from flowllm.rfm import symmetry
 from flowllm.rfm.base_distribution import (
@@ -26,7 +28,7 @@ from flowllm.rfm.base_distribution import (
     crystal_lattice,
 )
 from flowllm.rfm.manifold import lattice_parameters, lattice_vector, target_velocity
-from flowllm.rfm.symmetry import Operations, symmetric_start, symmetrize
+from flowllm.rfm.symmetry import KnownSymmetry, Operations, symmetric_start, symmetrize
 from flowllm.rfm.symmetry_projection import SymmetryProjection
 from flowllm.stages.refine import refine_batch, refinement_input, symmetric_task
 
@@ -411,3 +413,38 @@ def test_the_identity_keeps_everything():
     identity = Operations.identity(2)
     np.testing.assert_array_equal(identity.coords_mean, np.eye(6))
     np.testing.assert_array_equal(identity.gram_mean, np.eye(9))
+
+
+def test_the_group_of_a_text_is_kept_although_the_crystal_seems_to_have_more():
+    """Atoms 0.05 angstrom from a mirror plane: the search finds the plane, the text has none."""
+    text = "1\n4.0 5.0 6.0 90 90 90\nNa 1a\n0.00 0.00 0.00\nCl 1a\n0.50 0.51 0.50"
+    decoded = SymmetricText().decode(text, Limits(2))
+    crystal = decoded.crystal
+    coords = crystal.frac_coords.astype(float)
+    start = StartPoint(coords, crystal_lattice(crystal, BOUNDS), False)
+    searched = symmetric_start(crystal.atomic_numbers, start, BOUNDS)
+    assert searched.operations.order > 1
+    known = KnownSymmetry.of_crystal(crystal, decoded.operations)
+    kept = symmetric_start(crystal.atomic_numbers, start, BOUNDS, known)
+    assert kept.is_determined
+    assert kept.operations.order == 1
+    np.testing.assert_array_equal(kept.point.coords, coords)
+
+
+def test_noise_is_moved_onto_the_group_of_the_text():
+    """Atoms half an angstrom away from their sites still get all operations of rutile."""
+    text = "136\n4.6 3.0\nTi 2a\n0.00 0.00 0.00\nO 4f\n0.31 0.31 0.00"
+    decoded = SymmetricText().decode(text, Limits(6))
+    crystal = decoded.crystal
+    noise = np.random.default_rng(0).normal(0, 0.03, crystal.frac_coords.shape)
+    coords = np.mod(crystal.frac_coords + noise, 1)
+    start = StartPoint(coords, crystal_lattice(crystal, BOUNDS), False)
+    assert symmetric_start(crystal.atomic_numbers, start, BOUNDS).operations.order == 1
+    known = KnownSymmetry.of_crystal(crystal, decoded.operations)
+    kept = symmetric_start(crystal.atomic_numbers, start, BOUNDS, known)
+    assert kept.operations.order == 16
+    lengths, angles = lattice_parameters(torch.from_numpy(kept.point.lattice), BOUNDS)
+    moved = Crystal.from_arrays(
+        crystal.atomic_numbers, kept.point.coords, lengths.numpy(), angles.numpy()
+    )
+    assert SpacegroupAnalyzer(moved.to_structure(), symprec=SHARP).get_space_group_number() == 136

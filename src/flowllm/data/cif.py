@@ -13,7 +13,8 @@ from flowllm.crystal import MIN_DISTANCE, Crystal
 from flowllm.data.cif_blocks import split_blocks
 from flowllm.data.cif_structure import read_structure
 from flowllm.data.rejected import RejectedError
-from flowllm.data.standard_cell import NIGGLI_TOLERANCE, NoDescriptionError, standardized
+from flowllm.data.standard_cell import NoDescriptionError, standardized
+from flowllm.data.standard_frame import NIGGLI_TOLERANCE
 from flowllm.errors import FlowllmError
 
 Cell = Literal["primitive", "as_given", "standard"]

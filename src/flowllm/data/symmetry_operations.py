@@ -50,7 +50,7 @@ IDENTITY = Operations(np.eye(3, dtype=int)[None], np.zeros((1, 3)))
 
 
 def operation_columns(operations: Operations | None) -> dict[str, list[float] | None]:
-    """Return operations as the columns `symmetry_rotations` and `symmetry_translations` of a row."""
+    """Return the columns `symmetry_rotations` and `symmetry_translations` of a row."""
     if operations is None:
         return {"symmetry_rotations": None, "symmetry_translations": None}
     return {

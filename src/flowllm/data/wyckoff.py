@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -169,7 +169,7 @@ class SpaceGroup:
 
         The images are fractional coordinates of the conventional cell.
         """
-        images = self.operations.rotations @ point + self.operations.translations
+        images: np.ndarray = self.operations.rotations @ point + self.operations.translations
         return images[first_of_each(images @ np.linalg.inv(self.primitive))]
 
     @property
@@ -177,7 +177,8 @@ class SpaceGroup:
         """Translations of the lattice in the conventional cell, (1 to 4, 3)."""
         # They are multiples of 1/2 or 1/3.
         sixths = np.rint(6 * _SHIFTS @ self.primitive).astype(int) % 6
-        return np.asarray(np.unique(sixths, axis=0) / 6)
+        shifts: np.ndarray = np.unique(sixths, axis=0) / 6
+        return shifts
 
     def cell(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return lengths and angles of the conventional cell of its free parameters."""
@@ -229,8 +230,8 @@ def space_group(number: int) -> SpaceGroup:
 
 
 @cache
-def _table() -> dict[str, dict[str, dict[str, str]]]:
-    loaded: dict[str, dict[str, dict[str, str]]] = json.loads(_FILE.read_text(encoding="utf-8"))
+def _table() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
     return loaded
 
 

@@ -1,9 +1,9 @@
 """Symmetric crystal text: the space group, its conventional cell, and one atom per orbit.
 
 Line 1 is the number of the space group. Line 2 has the free parameters of the conventional cell:
-lengths in angstrom with one decimal place, then angles in whole degrees. Two lines per orbit follow:
-the element's symbol with the site (multiplicity and letter), and the fractional coordinates of the
-representative with two decimal places. Rutile is::
+lengths in angstrom with one decimal place, then angles in whole degrees. Two lines per orbit
+follow: the element's symbol with the site (multiplicity and letter), and the fractional coordinates
+of the representative with two decimal places. Rutile is::
 
     136
     4.6 3.0
@@ -14,8 +14,8 @@ representative with two decimal places. Rutile is::
 
 The setting is spglib's standard one (`data.wyckoff`). Decoding moves each representative onto its
 site, which removes the rounding of fixed coordinates (1/3 is written 0.33), takes the orbit by the
-group's operations, and the primitive cell by the centering of its lattice. The crystal therefore has
-the group that the text names, or a supergroup of it, and its operations are known exactly.
+group's operations, and the primitive cell by the centering of its lattice. The crystal therefore
+has the group that the text names, or a supergroup of it, and its operations are known exactly.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ from flowllm.llm.text_parts import (
 )
 
 _COINCIDING = 0.01
-"""Angstrom. Atoms of two orbits on one point are this near: their coordinates differ by rounding."""
+"""Angstrom. Atoms of two orbits on one point are nearer; their coordinates differ by rounding."""
 
 _LENGTHS = 3
 """Cell parameters below this index are lengths, the others are angles."""
@@ -251,8 +251,8 @@ def _on_site(
         raise RejectedTextError(Reason.WRONG_MULTIPLICITY, detail)
     if (count := len(group.orbit(moved))) != site.num_atoms:
         detail = (
-            f"line {line + 2}: {excerpt(lines[line + 1])} has {count} images in the primitive cell, "
-            f"but site {site.label} has {site.num_atoms}"
+            f"line {line + 2}: {excerpt(lines[line + 1])} has {count} images in the primitive "
+            f"cell, but site {site.label} has {site.num_atoms}"
         )
         raise RejectedTextError(Reason.WRONG_MULTIPLICITY, detail)
     return moved

@@ -300,8 +300,12 @@ def symmetric_start(
     crystal, is_reduced = _crystal_of(elements, found), start.reduced
     if not angles_within(crystal, bounds):
         reduced = bring_angles_within(crystal, bounds)
-        parts = (reduced.frac_coords, reduced.lengths, reduced.angles)
-        found = symmetrize(elements, *(part.astype(np.float64) for part in parts))
+        found = symmetrize(
+            elements,
+            reduced.frac_coords.astype(np.float64),
+            reduced.lengths.astype(np.float64),
+            reduced.angles.astype(np.float64),
+        )
         crystal, is_reduced = _crystal_of(elements, found), True
         if not angles_within(crystal, bounds):
             raise RejectedCrystalError("angles_out_of_bounds")

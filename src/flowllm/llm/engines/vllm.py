@@ -182,13 +182,10 @@ class VllmEngine:
         from flowllm.llm.engines.vllm_hooks import KEPT, SCOPE, SEED
 
         structured = None
-        if request.regex:
-            is_grammar = request.regex.startswith("root ::=")
-            structured = (
-                StructuredOutputsParams(grammar=request.regex)
-                if is_grammar
-                else StructuredOutputsParams(regex=request.regex)
-            )
+        if request.regex and request.regex.startswith("root ::="):
+            structured = StructuredOutputsParams(grammar=request.regex)
+        elif request.regex:
+            structured = StructuredOutputsParams(regex=request.regex)
         extra: dict[str, Any] = {SEED: request.seed}
         if request.masked != "none":
             extra |= {KEPT: list(request.kept), SCOPE: request.masked}
