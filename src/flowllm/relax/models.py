@@ -39,6 +39,12 @@ def _chgnet(device: torch.device) -> LoadedPotential:
     return LoadedPotential(CHGNetModel(device), _IN_MATERIALS_PROJECT)
 
 
+def _chgnet_0_2_0(device: torch.device) -> LoadedPotential:
+    from flowllm.relax.chgnet import CHGNetModel
+
+    return LoadedPotential(CHGNetModel(device, "0.2.0"), _IN_MATERIALS_PROJECT)
+
+
 def _mace(device: torch.device) -> LoadedPotential:
     from mace.calculators import mace_mp
     from torch_sim.models.mace import MaceModel
@@ -80,6 +86,7 @@ def _orb(device: torch.device) -> LoadedPotential:
 
 _LOADERS: dict[str, Callable[[torch.device], LoadedPotential]] = {
     "chgnet": _chgnet,
+    "chgnet-0.2.0": _chgnet_0_2_0,
     "mace": _mace,
     "mattersim": _mattersim,
     "sevennet": _sevennet,
@@ -89,6 +96,7 @@ _LOADERS: dict[str, Callable[[torch.device], LoadedPotential]] = {
 
 LABELS = {
     "chgnet": "CHGNet 0.3.0",
+    "chgnet-0.2.0": "CHGNet 0.2.0",
     "mace": "MACE-MPA-0 medium",
     "mattersim": "MatterSim v1.0.0 1M",
     "sevennet": "SevenNet-0 11Jul2024",
