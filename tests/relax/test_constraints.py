@@ -104,3 +104,73 @@ def test_ten_crystals_in_a_batch_end_as_by_ase(potential, calculator, keep_symme
             expected = symmetrized(crystal)[0] if keep_symmetry else crystal
             np.testing.assert_allclose(ours.crystal.lengths, expected.lengths, rtol=1e-6)
             np.testing.assert_allclose(ours.crystal.angles, expected.angles, rtol=1e-6)
+
+
+def test_the_projections_are_ases(potential):
+    """Random forces and stresses of a batch, in which one crystal has failed."""
+    pairs = [symmetrized(one) for one in ten_crystals()]
+    crystals = [one for one, _ in pairs]
+    broken = Crystal.from_arrays([11], [[0, 0, 0]], [0.0005] * 3, [90] * 3)
+    structures = [one.to_structure() for one in [*crystals, broken]]
+    state = initialize_state(structures, torch.device("cpu"), torch.float64)
+    symmetries = [*(found for _, found in pairs), symmetrized(broken)[1]]
+    rng = np.random.default_rng(1)
+    forces = torch.from_numpy(rng.normal(size=state.positions.shape))
+    stress = torch.from_numpy(rng.normal(size=(len(structures), 3, 3)))
+    output = {"forces": forces.clone(), "stress": stress + stress.mT}
+    given = output["stress"].clone()
+    projection = Projection(symmetries, fixed_cell=False, device=torch.device("cpu"))
+    projection.apply(state, output, {len(crystals): None})
+    for number, symmetry in enumerate(symmetries[:-1]):
+        cell = state.row_vector_cell[number].numpy()
+        inverse = np.linalg.inv(cell)
+        atoms = state.system_idx == number
+        shifts = np.zeros((len(symmetry.rotations), 3))
+        maps = (symmetry.rotations, shifts, symmetry.images)
+        expected = symmetrize_rank1(cell, inverse, forces[atoms].numpy(), *maps)
+        np.testing.assert_allclose(output["forces"][atoms].numpy(), expected, atol=1e-12)
+        tensor = symmetrize_rank2(cell, inverse, given[number].numpy(), symmetry.rotations)
+        np.testing.assert_allclose(output["stress"][number].numpy(), tensor, atol=1e-12)
+
+
+def test_a_crystal_is_moved_to_its_exact_symmetry():
+    for crystal in ten_crystals():
+        exact, symmetry = symmetrized(crystal)
+        assert exact.formula == crystal.formula
+        assert group(exact, 1e-4) == group(crystal, 0.1)
+        assert len(symmetry.rotations) > 1
+        again, same = symmetrized(exact)
+        np.testing.assert_allclose(again.lengths, exact.lengths, rtol=1e-5)
+        assert len(same.rotations) == len(symmetry.rotations)
+
+
+def test_a_crystal_without_symmetry_is_left_as_it_is():
+    crystal = rattled(supercell(perovskite(), (2, 1, 1)), 0.4, 7)
+    exact, symmetry = symmetrized(crystal)
+    np.testing.assert_allclose(exact.lengths, crystal.lengths, rtol=1e-5)
+    np.testing.assert_array_equal(symmetry.images, [np.arange(10)])
+    np.testing.assert_array_equal(symmetry.rotations, [np.eye(3)])
+
+
+def test_the_symmetry_changes_the_end_where_a_free_relaxation_leaves_it(potential):
+    """A cubic perovskite with a distorted start relaxes to a lower group unless it is kept."""
+    given = rattled(supercell(perovskite("Ca", "Ti", "O", 3.85), (2, 1, 1)), 0.05, 3)
+    limits = LIMITS | {"max_force": 0.02}
+    (free,) = relax(potential, [given], **limits)
+    (kept,) = relax(potential, [given], **limits, keep_symmetry=True)
+    expected = group(given, 0.1)
+    assert group(kept.crystal, 1e-3) == expected
+    assert group(free.crystal, 1e-3) != expected
+    assert free.final_energy_per_atom < kept.final_energy_per_atom + 1e-4
+
+
+def test_forces_of_a_fixed_cell_count_and_stresses_do_not(potential):
+    """Compressed rock salt has no forces by symmetry and a large stress."""
+    squeezed = rocksalt(a=5.0)
+    (fixed,) = relax(potential, [squeezed], **LIMITS, fixed_cell=True)
+    assert fixed.converged
+    assert fixed.num_steps == 2  # no step was made
+    np.testing.assert_array_equal(fixed.crystal.lengths, squeezed.lengths)
+    (free,) = relax(potential, [squeezed], **LIMITS)
+    assert free.num_steps > 2
+    assert free.final_energy_per_atom < fixed.final_energy_per_atom - 0.01
