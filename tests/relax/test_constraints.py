@@ -41,9 +41,7 @@ def of_group(number, lattice, species, coords):
 
 def ten_crystals():
     """Crystals of ten structure types, with strained cells and atoms moved off their sites."""
-    rutile = of_group(
-        136, Lattice.tetragonal(4.7, 3.0), ["Ti", "O"], [[0, 0, 0], [0.31, 0.31, 0]]
-    )
+    rutile = of_group(136, Lattice.tetragonal(4.7, 3.0), ["Ti", "O"], [[0, 0, 0], [0.31, 0.31, 0]])
     wurtzite = of_group(
         186, Lattice.hexagonal(3.3, 5.2), ["Zn", "O"], [[1 / 3, 2 / 3, 0], [1 / 3, 2 / 3, 0.39]]
     )
@@ -106,7 +104,7 @@ def test_ten_crystals_in_a_batch_end_as_by_ase(potential, calculator, keep_symme
             np.testing.assert_allclose(ours.crystal.angles, expected.angles, rtol=1e-6)
 
 
-def test_the_projections_are_ases(potential):
+def test_the_projections_are_ases():
     """Random forces and stresses of a batch, in which one crystal has failed."""
     pairs = [symmetrized(one) for one in ten_crystals()]
     crystals = [one for one, _ in pairs]

@@ -186,6 +186,6 @@ def test_metre_and_crmse_are_the_slow_definition(tmp_path):
         matched = sum(one is not None for one in nearest)
         assert numbers["rates"][f"metre{suffix}"]["numerator"] == matched
         assert numbers["means"][f"crmse{suffix}"]["mean"] == pytest.approx(np.mean(corrected))
-    assert 0 < matched
+    assert matched > 0
     rates = numbers["rates"]
     assert rates["metre"]["numerator"] > rates["match_rate"]["numerator"]

@@ -185,9 +185,7 @@ SECOND = {"check_potential": "CHGNet 0.2.0"}
 def test_the_second_potential_has_its_own_hull(tmp_path):
     """NaCl is 0.1 below the first hull (-3.5), and 0.25 above the second (-3.75)."""
     seconds = {"Na": -1.5, "Cl": -2.0, "NaCl": -3.75}
-    hull = [
-        row | SECOND | {"check_energy_per_atom": seconds[row["formula"]]} for row in HULL
-    ]
+    hull = [row | SECOND | {"check_energy_per_atom": seconds[row["formula"]]} for row in HULL]
     rows = [
         relaxed_row(rocksalt(), "both", -3.6, **SECOND, check_energy_per_atom=-3.5),
         relaxed_row(rocksalt(), "first alone", -3.6, **SECOND),
@@ -201,7 +199,7 @@ def test_the_second_potential_has_its_own_hull(tmp_path):
 
 def test_a_hull_without_the_second_potential_is_refused(tmp_path):
     row = relaxed_row(rocksalt(), "a", -3.6, **SECOND, check_energy_per_atom=-3.5)
-    with pytest.raises(FlowllmError, match=r"CHGNet 0\.2\.0 for the crystals and none for the hull"):
+    with pytest.raises(FlowllmError, match="for the crystals and none for the hull"):
         run(tmp_path, [row])
 
 
@@ -215,7 +213,9 @@ def test_compounds_of_the_crystals_elements_are_counted(tmp_path):
     assert [row["hull_compounds"] for row in run(tmp_path, rows, hull)] == [1, 0, None]
 
 
-@pytest.mark.parametrize("suffix", [", symmetry kept", ", symmetry kept, cell fixed (upper bounds)"])
+@pytest.mark.parametrize(
+    "suffix", [", symmetry kept", ", symmetry kept, cell fixed (upper bounds)"]
+)
 def test_constrained_crystals_are_measured_against_free_ones_and_say_so(tmp_path, suffix):
     row = relaxed_row(rocksalt(), "a", -3.6, potential=CHGNET + suffix)
     (found,) = run(tmp_path, [row])

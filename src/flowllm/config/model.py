@@ -213,7 +213,7 @@ class Config(Section):
         if self.potential.check is not None and self.reference_hull.source != "train":
             raise ValueError(
                 "potential.check: the second potential evaluates the crystals of the hull, which a "
-                "file of entries does not have: set reference_hull.source to train, or check to null"
+                "file of entries does not have: set reference_hull.source to train, or remove check"
             )
         return self
 

@@ -105,8 +105,13 @@ LABELS = {
 """Names of the potentials in tables and reports, by their names in the configuration."""
 
 
-def load_potential(name: str, device: torch.device) -> LoadedPotential:
+def load_potential(name: str, device: torch.device, key: str = "potential.name") -> LoadedPotential:
     """Load a potential by its name in the configuration.
+
+    Args:
+        name: name in the configuration.
+        device: device of the potential.
+        key: key of the name, for messages.
 
     Raises:
         FlowllmError: the name is unknown, the potential's package is not installed, or its weights
@@ -114,24 +119,24 @@ def load_potential(name: str, device: torch.device) -> LoadedPotential:
     """
     if name not in _LOADERS:
         known = ", ".join(sorted(_LOADERS))
-        raise FlowllmError(f"potential.name: unknown potential {name!r}; choose one of {known}")
-    with _explaining_load_errors(name):
+        raise FlowllmError(f"{key}: unknown potential {name!r}; choose one of {known}")
+    with _explaining_load_errors(name, key):
         return _LOADERS[name](device)
 
 
 @contextmanager
-def _explaining_load_errors(name: str) -> Iterator[None]:
+def _explaining_load_errors(name: str, key: str) -> Iterator[None]:
     """Turn the errors of a missing package or missing weights into a `FlowllmError`."""
     try:
         yield
     except ImportError as error:
         raise FlowllmError(
-            f"potential.name: {name} needs packages that are not installed ({error}); "
+            f"{key}: {name} needs packages that are not installed ({error}); "
             "docs/energies.md describes how to install them"
         ) from error
     # Each package downloads its weights on first use, and raises its own errors.
     except (OSError, RuntimeError) as error:
         raise FlowllmError(
-            f"potential.name: {name} could not be loaded ({error}); its weights are "
+            f"{key}: {name} could not be loaded ({error}); its weights are "
             "downloaded on first use, so load it once on a machine with internet access"
         ) from error

@@ -149,8 +149,8 @@ def relax(
             constraints; with a fixed cell on the atoms alone.
         max_steps: optimizer steps per crystal.
         max_seconds: wall time per crystal, whose share of a batch's time is its share of the atoms.
-        keep_symmetry: whether each crystal is moved to its exact symmetry and keeps its space group;
-            the initial energy is that of the symmetric crystal.
+        keep_symmetry: whether each crystal is moved to its exact symmetry and keeps its space
+            group; the initial energy is that of the symmetric crystal.
         fixed_cell: whether only the atoms move.
         advance: called with the number of crystals that have just finished.
 

@@ -26,7 +26,9 @@ class SecondPotential:
             FlowllmError: the potential cannot be loaded.
         """
         self.label = None if name is None else LABELS[name]
-        self._loaded: LoadedPotential | None = None if name is None else load_potential(name, device)
+        self._loaded: LoadedPotential | None = (
+            None if name is None else load_potential(name, device, "potential.check")
+        )
 
     def energies(self, relaxed: Sequence[Relaxation]) -> list[float | None]:
         """Return the energies of relaxed crystals in eV per atom, None for those without one."""

@@ -8,7 +8,15 @@ from flowllm.evaluate.hull import EnergySource
 
 RATES = (
     *("generated", "structural_validity", "compositional_validity", "validity", "relaxed"),
-    *("placed_on_hull", "bare_hull", "novel_of_relaxed", "metastability_rate", "stability_rate", "uniqueness", "novelty"),
+    *(
+        "placed_on_hull",
+        "bare_hull",
+        "novel_of_relaxed",
+        "metastability_rate",
+        "stability_rate",
+        "uniqueness",
+        "novelty",
+    ),
     *("novel_of_stable", "unique_of_stable_novel", "metastable_sun_rate", "sun_rate"),
     *("coverage_recall", "coverage_precision", "coverage_precision_of_valid", "fingerprinted"),
     *("match_rate", "match_rate_of_relaxed", "match_rate_loose", "match_rate_loose_of_relaxed"),

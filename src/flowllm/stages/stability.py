@@ -164,9 +164,7 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
     }
 
 
-def _check_distance(
-    row: Record, amounts: Mapping[str, float], hull: ReferenceHull
-) -> float | None:
+def _check_distance(row: Record, amounts: Mapping[str, float], hull: ReferenceHull) -> float | None:
     """Return the distance to the hull by the second potential, None without one."""
     energy = row.get("check_energy_per_atom")
     if energy is None:

@@ -7,7 +7,6 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from flowllm.config.sections.base import OwnPath, Section
 
-
 PotentialName = Literal["chgnet", "chgnet-0.2.0", "mace", "mattersim", "sevennet", "orb"]
 
 
