@@ -135,7 +135,8 @@ class Projection:
         mapped = (rotations @ fractional[self._sources][:, :, None])[:, :, 0]
         mapped = mapped * self._weights[self._operations][:, None]
         averaged = torch.zeros_like(fractional).index_add_(0, self._targets, mapped)
-        return (averaged[:, None] @ cells[system_idx])[:, 0]
+        back: torch.Tensor = (averaged[:, None] @ cells[system_idx])[:, 0]
+        return back
 
     def _stress(self, stress: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Average each stress over the operations of its crystal, as a tensor of rank 2."""
@@ -143,4 +144,5 @@ class Projection:
         scaled = (cells @ stress @ cells.mT)[self._systems]
         mapped = self._rotations.mT @ scaled @ self._rotations * self._weights[:, None, None]
         averaged = torch.zeros_like(stress).index_add_(0, self._systems, mapped)
-        return inverse @ averaged @ inverse.mT
+        back: torch.Tensor = inverse @ averaged @ inverse.mT
+        return back
