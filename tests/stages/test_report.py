@@ -17,6 +17,7 @@ from evaluated_run import REPOSITORY, Draw, stage_settings, write_run
 from flow_pairs import LLM_FLOW
 from flowllm.commands.costs import costs_of_run
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.aggregate import FORMAT
 from flowllm.evaluate.statistics import rate
 from flowllm.io import schemas
 from flowllm.io.tables import write_table
@@ -702,7 +703,7 @@ def test_no_metrics_is_an_error(tmp_path):
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ("{}", "expected 4"),
+        ("{}", f"expected {FORMAT}"),
         ('{"format": 3}', "format is 3.* the stage metrics again"),
     ],
 )
