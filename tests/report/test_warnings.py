@@ -11,7 +11,7 @@ GOOD = {"stable": 3, "placed": 20, "novel": 12, "relaxed": 20, "bare": 1, "sever
 LABEL = "CHGNet 0.3.0, relaxed to 0.1 eV/Å in at most 1500 steps"
 
 
-def result(label=LABEL, **changes):
+def result(label=LABEL, judged=None, **changes):
     n = GOOD | changes
     rates = {
         "stability_rate": rate(n["stable"], 30, "all generated"),
@@ -20,7 +20,11 @@ def result(label=LABEL, **changes):
         "bare_hull": rate(n["bare"], n["several"], "placed on hull, several elements"),
     }
     protocol = {"energies": "potential", "energy_sources": [label]}
-    return Result({"setting": "X", "rates": rates, "protocol": protocol}, pa.table({}))
+    check = None
+    if judged is not None:
+        check = {"potentials": ["CHGNet 0.2.0"], "difference": {"count": judged}}
+    numbers = {"setting": "X", "rates": rates, "protocol": protocol, "check": check}
+    return Result(numbers, pa.table({}))
 
 
 def test_usual_rates_give_no_warning():
@@ -34,6 +38,7 @@ def test_usual_rates_give_no_warning():
         ({"stable": 16}, "16 of 20 crystals on the hull are stable"),
         ({"novel": 1}, "1 of 20 relaxed crystals are novel"),
         ({"bare": 2}, "For 2 of 20 crystals with several elements (10 %), the hull has no"),
+        ({"judged": 0}, "CHGNet 0.2.0 placed none of 20 crystals"),
         ({"label": LABEL + ", cell fixed (upper bounds)"}, "The cells were not relaxed"),
     ],
 )
@@ -53,6 +58,7 @@ def test_each_suspicious_rate_is_named_with_its_counts(changes, words):
         {"stable": 9, "placed": 9},  # too few crystals
         {"novel": 0, "relaxed": 9},
         {"bare": 0, "several": 0},
+        {"judged": 1},
     ],
 )
 def test_below_the_thresholds_there_is_none(changes):

@@ -6,6 +6,7 @@ import torch
 
 from flowllm.relax.models import LABELS, LoadedPotential, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
+from flowllm.runtime.log import log
 
 
 class SecondPotential:
@@ -43,4 +44,13 @@ class SecondPotential:
         )
         for place, result in zip(places, results, strict=True):
             found[place] = result.final_energy_per_atom
+        failures = [one.failure for one in results if one.failure is not None]
+        if failures:
+            log.warning(
+                "potential.check: %s gives no energy for %d of %d relaxed crystals (first: %s)",
+                self.label,
+                len(failures),
+                len(crystals),
+                failures[0].detail,
+            )
         return found

@@ -61,6 +61,12 @@ def warnings_of(result: Result) -> list[str]:
             "measured against the elements alone, which overestimates stability. Use a larger "
             "reference."
         )
+    check = result.numbers["check"]
+    if check is not None and placed and not check["difference"]["count"]:
+        found.append(
+            f"{', '.join(check['potentials'])} placed none of {placed} crystals on its hull: it "
+            "agrees with nothing. The logs of prerelax and reference_hull have the reason."
+        )
     if any(is_of_fixed_cells(name) for name in result.numbers["protocol"]["energy_sources"]):
         found.append(
             "The cells were not relaxed (prerelax.fixed_cell), but those of the hull were: "
