@@ -74,7 +74,7 @@ rule all:
     input:
         f"{RUN}/report/index.html",
         # Without these Snakemake would not notice that an input of a finished report was deleted.
-        report_inputs("report"),
+        not_archived(report_inputs("report")),
         expand(f"{RUN}/dft_inputs/{{method}}/manifest.parquet", method=ROWS),
 
 
@@ -82,4 +82,4 @@ rule all_dft:
     """The report with DFT energies, after the DFT runs have finished."""
     input:
         f"{RUN}/report_dft/index.html",
-        report_inputs("report_dft"),
+        not_archived(report_inputs("report_dft")),

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from energy_rows import settings
 from flowllm.dft.selection import Relaxed, choose
 
-
 DEFAULTS = settings("dft_inputs").dft_inputs
 
 

@@ -52,10 +52,8 @@ def test_a_run_of_the_same_configuration_has_none(tmp_path, run_dir):
 def test_a_changed_key_is_named_with_both_values(tmp_path, run_dir):
     config = configured(tmp_path, train_rfm={"learning_rate": 0.01})
     (line,) = lines(config, run_dir)
-    assert (
-        line
-        == "train_rfm: rfm/llm: made with other settings: train_rfm.learning_rate: 0.0001 → 0.01"
-    )
+    said = "train_rfm: rfm/llm: made with other settings: "
+    assert line == f"{said}train_rfm.learning_rate: 0.0003 → 0.01"
 
 
 def test_shards_with_the_same_change_are_one_line(tmp_path, run_dir):

@@ -133,8 +133,6 @@ def started(tmp_path_factory) -> Iterator[Started]:
         yield Started(tmp_path_factory.mktemp("site with space"), conf)
 
 
-SLURM = pytest.mark.slow
-
 WRONG = {
     "gpu_type": "h100",
     "rules": {
@@ -166,7 +164,6 @@ REFUSED = {
 }
 
 
-@SLURM
 def test_what_fits_nowhere_is_refused_before_anything_is_submitted(started):
     started.run("scontrol", "create", "partitionname=short", "nodes=one", "maxtime=10")
     started.describe(**WRONG)
@@ -189,7 +186,6 @@ def test_what_fits_nowhere_is_refused_before_anything_is_submitted(started):
     )
 
 
-@SLURM
 def test_a_sites_entries_reach_a_job_with_default_resources_on_the_command_line(started):
     """Prologue, launcher, scratch, whole node, no memory, account and QOS; the signal stays."""
     started.overlay.write_text("{}")
@@ -219,7 +215,6 @@ def test_a_sites_entries_reach_a_job_with_default_resources_on_the_command_line(
     assert (started.folder / f"scratch {number}").is_dir()
 
 
-@SLURM
 def test_without_an_account_none_is_guessed(started):
     started.overlay.write_text("{}")
     started.describe(gpu_gres="gpu", gpu_type="a100")
@@ -228,7 +223,6 @@ def test_without_an_account_none_is_guessed(started):
     assert "account" not in said.lower()
 
 
-@SLURM
 def test_a_job_that_cannot_start_is_named_and_sigterm_ends_snakemake(started):
     started.overlay.write_text("{}")
     started.describe()
@@ -256,7 +250,6 @@ def test_a_job_that_cannot_start_is_named_and_sigterm_ends_snakemake(started):
     assert not started.run("squeue", "--noheader").strip()
 
 
-@SLURM
 def test_a_job_over_its_partitions_time_limit_is_named_and_another_is_not(started, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", started.environment["SLURM_CONF"])
     started.run("scontrol", "create", "partitionname=brief", "nodes=one", "maxtime=10")
@@ -272,7 +265,6 @@ def test_a_job_over_its_partitions_time_limit_is_named_and_another_is_not(starte
     started.run("scancel", long, held)
 
 
-@SLURM
 def test_a_limit_on_submitted_jobs_delays_and_a_limit_per_job_is_refused(started):
     """Living jobs of an earlier start may use up the limit; the next start waits for them."""
     limit = ["sacctmgr", "-i", "modify", "qos", QOS, "set"]

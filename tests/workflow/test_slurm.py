@@ -97,7 +97,7 @@ class Run:
 @pytest.fixture(scope="module")
 def slurm_run(finished_run, tmp_path_factory) -> Run:
     scratch = tmp_path_factory.mktemp("slurm with space")
-    folder, overlay = scratch / "work", scratch / "site.yaml"
+    folder, overlay = scratch / "work", scratch / "overlay.yaml"
     folder.mkdir()
     shutil.copytree(finished_run / "tiny-llm", folder / "tiny-llm")
     overlay.write_text(yaml.safe_dump(SITE))

@@ -222,7 +222,6 @@ def test_a_damaged_input_is_tried_once_and_its_error_is_on_the_terminal(site):
         "--qos=nonsense",
         "--gres=nonsense:1",
         "--mem=900G",
-        "--cpus-per-task=9999",
     ],
 )
 def test_slurms_own_words_are_final_refusals(site, wrong):

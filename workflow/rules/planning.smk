@@ -10,9 +10,6 @@ from flowllm.runtime.identity import content_time
 # An input that is made again with the same content reruns nothing, if Snakemake compares contents:
 # by default only up to 1 MB.
 COMPARED_SIZE = 100_000_000
-workflow.dag_settings.max_checksum_file_size = max(
-    workflow.dag_settings.max_checksum_file_size, COMPARED_SIZE
-)
 
 try:
     ARCHIVED = {
@@ -25,6 +22,11 @@ except FlowllmError as error:
 
 MODEL = f"{RUN}/llm/model"
 MODEL_TIME = content_time(Path(MODEL), Path(RUN, "llm", "adapter"))
+
+
+def not_archived(paths):
+    """Return the paths without those that are archived, which a target need not wait for."""
+    return [path for path in paths if path not in ARCHIVED]
 
 
 def fill_inventory(inventory):
@@ -96,6 +98,10 @@ def without_repetition(dag):
 
 async def plan_without_repetition(dag, *given, plan=DAG.update_needrun, **named):
     """Plan as Snakemake does, then remove what would only be repeated."""
+    for compared in (dag, dag.workflow.persistence):
+        compared.max_checksum_file_size = max(
+            compared.max_checksum_file_size, COMPARED_SIZE
+        )
     fill_inventory(dag.workflow.iocache)
     await plan(dag, *given, **named)
     needed = without_repetition(dag)

@@ -116,8 +116,7 @@ def read_partitions(path: Path) -> list[Any]:
     Raises:
         FlowllmError: the file is missing, or a limit in it has another name.
     """
-    from snakemake_executor_plugin_slurm.partitions import read_partition_file
-    from snakemake_interface_common.exceptions import WorkflowError
+    from snakemake_executor_plugin_slurm.partitions import WorkflowError, read_partition_file
 
     try:
         partitions: list[Any] = read_partition_file(path)
@@ -162,10 +161,9 @@ def sbatch_words(request: Request, partition: str | None, settings: SubmitSettin
     Raises:
         FlowllmError: the plugin refuses a resource.
     """
-    from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+    from snakemake_executor_plugin_slurm.submit_string import WorkflowError, get_submit_command
     from snakemake_executor_plugin_slurm.utils import set_gres_string
     from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
-    from snakemake_interface_common.exceptions import WorkflowError
 
     account = request.resources.get("slurm_account")
     parts = {
