@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flowllm.workflow.refusals import read_refusal
+from flowllm.slurm.refusals import read_refusal
 from slow_stage import SECONDS_FILE, make_python
 from slurm_cluster import ACCOUNT, QOS, missing_programs, slurm_cluster
 from tiny_run import ROOT, SNAKEMAKE, TINY, environment

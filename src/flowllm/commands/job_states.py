@@ -5,8 +5,6 @@ Nothing is written, so that a run can be watched from another node, and by anoth
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from flowllm.errors import FlowllmError
 from flowllm.plain_text import printable
 from flowllm.runtime.provenance import provenance_path, read_record
 from flowllm.runtime.writer_lock import is_written
+from flowllm.slurm.commands import ask
 
 State = Literal["done", "running", "failed", "waiting"]
 
@@ -73,7 +72,7 @@ def find_activity(run_dir: Path, configured: Path) -> Activity:
             from the job's working folder, is the run's folder.
     """
     running, pending = set(), {}
-    for line in _queue():
+    for line in ask(_QUEUE).lines:  # none without SLURM, or if it does not answer
         state, reason, folder, comment = (*line.split("|", 3), "", "", "")[:4]
         if Path(folder, configured).resolve() != run_dir.resolve():
             continue
@@ -82,17 +81,6 @@ def find_activity(run_dir: Path, configured: Path) -> Activity:
         elif state in _RUNNING:
             running.add(comment)
     return Activity(frozenset(running), pending, frozenset(_logs_of_processes()))
-
-
-def _queue() -> list[str]:
-    """Return the lines of squeue; none without SLURM, or if it does not answer."""
-    if shutil.which(_QUEUE[0]) is None:
-        return []
-    try:
-        done = subprocess.run(_QUEUE, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return done.stdout.splitlines()
 
 
 def _logs_of_processes() -> set[Path]:
