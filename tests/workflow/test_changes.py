@@ -8,7 +8,8 @@ from tiny_run import ROOT
 
 LIST = """
 import sys, types
-import snakemake.cli, snakemake_executor_plugin_slurm, snakemake_executor_plugin_slurm.efficiency_report
+import snakemake.cli
+import snakemake_executor_plugin_slurm.efficiency_report
 from pathlib import Path
 from flowllm.workflow.install import change_snakemake
 change_snakemake(types.SimpleNamespace(is_main_process=True), Path("run"))

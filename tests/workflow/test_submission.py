@@ -203,6 +203,7 @@ def test_living_jobs_are_waited_for_after_a_restart(site):
     assert [len(site.attempts(f"sample_pairs/{log.name}")) for log in logs] == [1, 1]
 
 
+@pytest.mark.usefixtures("limited")  # which runs meanwhile
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -211,7 +212,7 @@ def test_living_jobs_are_waited_for_after_a_restart(site):
     ],
 )
 def test_a_job_that_slurm_never_accepts_fails_at_once_with_the_reason(
-    site, limited, wrong, reason, tmp_path
+    site, wrong, reason, tmp_path
 ):
     (site.folder / shard(0)).unlink(missing_ok=True)
     code, said = site.searching(make_refusing_sbatch(tmp_path / "bin", wrong)).finish(shard(0))

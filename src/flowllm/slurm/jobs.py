@@ -71,6 +71,10 @@ def failure_of(job: Any, number: str, said: str, slurm_log: Path | None) -> Fail
         text = f"more memory than the {job.resources.get('mem_mb')} MB that it requests"
     elif state in _STATES:
         text = _STATES[state]
+    elif stage is not None and "stopped by SIGTERM" in stage.message:
+        # By `signal_seconds` of site.yaml; the state is then FAILED, not TIMEOUT.
+        minutes = job.resources.get("runtime")
+        text = f"SIGTERM, which SLURM sends before the time limit of {minutes} minutes"
     elif stage is not None:
         return Failure(f"SLURM job {number}: {stage.message}", stage.recurs)
     else:
