@@ -1,4 +1,4 @@
-"""Why a SLURM job failed, by its state and the log of its stage; test_submission.py has real ones."""
+"""Why a SLURM job failed, by its state and its stage's log; test_submission.py has real ones."""
 
 from types import SimpleNamespace
 

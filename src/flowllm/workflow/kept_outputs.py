@@ -87,10 +87,23 @@ def _start(job: Job) -> None:
         settings=settings if isinstance(settings, str) else None,
         metadata=_metadata(persistence, job) if is_main else None,
     )
+    if is_main and (earlier := _finished_earlier(persistence, note)) is not None:
+        note = earlier
     for output in outputs:
         _notes[output] = note
         if is_main:
             _save(note_path(persistence.path, output), note)
+
+
+def _finished_earlier(persistence: PersistenceBase, note: Note) -> Note | None:
+    """Return the note of a job of an earlier start that has finished since the plan was made.
+
+    Such a job is followed, and its output does not change any more.
+    """
+    earlier = read_note(note_path(persistence.path, next(iter(note.outputs))))
+    if earlier is None or earlier.outputs.keys() != note.outputs.keys():
+        return None
+    return earlier if earlier.settings == note.settings and earlier.is_finished() else None
 
 
 def _save(path: Path, note: Note) -> None:
