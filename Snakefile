@@ -2,10 +2,6 @@
 #   snakemake --cores all --configfile workflow/config/demo.yaml     on one machine
 #   snakemake --profile slurm                                         on a cluster
 
-from snakemake.utils import min_version
-
-min_version("9.0")
-
 
 configfile: "config.yaml"
 
@@ -14,7 +10,9 @@ report: "workflow/captions/run.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/planning.smk"
+include: "workflow/rules/resources.smk"
+include: "workflow/rules/inputs.smk"
+include: "workflow/rules/start.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/fetch_model.smk"
@@ -63,7 +61,7 @@ localrules:
 
 
 onstart:
-    check_archived(workflow.dag)
+    PLANNING.check(workflow.dag)
     check_before_jobs()
     record_configuration()
 
@@ -74,7 +72,7 @@ rule all:
     input:
         f"{RUN}/report/index.html",
         # Without these Snakemake would not notice that an input of a finished report was deleted.
-        not_archived(report_inputs("report")),
+        PLANNING.without_archived(report_inputs("report")),
         expand(f"{RUN}/dft_inputs/{{method}}/manifest.parquet", method=ROWS),
 
 
@@ -82,4 +80,4 @@ rule all_dft:
     """The report with DFT energies, after the DFT runs have finished."""
     input:
         f"{RUN}/report_dft/index.html",
-        not_archived(report_inputs("report_dft")),
+        PLANNING.without_archived(report_inputs("report_dft")),
