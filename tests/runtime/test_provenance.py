@@ -141,7 +141,8 @@ def test_log_goes_to_the_terminal_and_is_appended_to_the_file(tmp_path, capsys):
     for text in ("first", "second"):
         setup_logging(path)
         log.info(text)
-    lines = path.read_text().splitlines()
+    begin, *lines = path.read_text().splitlines()
+    assert begin.startswith("=== attempt 1, ")
     assert [line.split()[1:] for line in lines] == [["INFO", "first"], ["INFO", "second"]]
     assert capsys.readouterr().err.splitlines() == lines
     setup_logging(None)

@@ -1,7 +1,8 @@
 """Crystals in the standard setting of their space group: one representative per orbit.
 
 `expand` makes the primitive cell of such a description. Its vectors are those of the group's
-centered lattice, Niggli-reduced, so that no search for a smaller cell depends on rounding.
+centered lattice, Niggli-reduced where their angles are not from 60 to 120 degrees, so that no
+search for a smaller cell depends on rounding.
 `describe` finds the description of a crystal. Several descriptions belong to one crystal: other
 origins and other axes have the same operations. If the crystal's own cell and origin are those of a
 description, it is chosen, so that a crystal made by `expand` is described as it was.
@@ -83,7 +84,7 @@ class PrimitiveCrystal:
 
 
 def expand(standard: StandardCrystal) -> PrimitiveCrystal:
-    """Return the Niggli-reduced primitive cell of a crystal in its standard setting.
+    """Return the primitive cell of a crystal in its standard setting.
 
     Raises:
         ValueError: spglib cannot reduce the cell.

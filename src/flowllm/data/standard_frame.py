@@ -16,13 +16,19 @@ from flowllm.data.wyckoff import FREE_PARAMETERS, SAME_POINT, SpaceGroup, System
 NIGGLI_TOLERANCE = 1e-5
 """Square angstrom. spglib treats terms of the metric within this difference as equal."""
 
+_ANGLE_TOLERANCE = 1e-6
+"""Degrees; rounding of angles of 60 and 120 degrees."""
+
 SAME_FRAME = 1e-3
 """Largest difference of translations by which operations count as those of the setting. Coordinates
 and cells of crystals are rounded to float32."""
 
 
 def reduced_basis(group: SpaceGroup, gram: np.ndarray) -> np.ndarray:
-    """Return the vectors of the Niggli-reduced primitive cell (rows), by the conventional ones.
+    """Return the vectors of the primitive cell (rows), by the conventional ones.
+
+    They are the usual ones of the lattice if their angles are those of reduced cells, otherwise the
+    Niggli cell's. The Niggli cell alone would depend on the rounding of similar lengths.
 
     Args:
         group: space group.
@@ -31,6 +37,9 @@ def reduced_basis(group: SpaceGroup, gram: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: spglib cannot reduce the cell.
     """
+    _, angles = cell_parameters(group.primitive @ gram @ group.primitive.T)
+    if angles.min() > 60 - _ANGLE_TOLERANCE and angles.max() < 120 + _ANGLE_TOLERANCE:
+        return group.primitive
     try:
         cell = np.linalg.cholesky(group.primitive @ gram @ group.primitive.T)
     except np.linalg.LinAlgError as error:

@@ -170,7 +170,8 @@ class SpaceGroup:
         The images are fractional coordinates of the conventional cell.
         """
         images: np.ndarray = self.operations.rotations @ point + self.operations.translations
-        return images[first_of_each(images @ np.linalg.inv(self.primitive))]
+        different: np.ndarray = images[first_of_each(images @ np.linalg.inv(self.primitive))]
+        return different
 
     @property
     def centering(self) -> np.ndarray:

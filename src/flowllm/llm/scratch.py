@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from flowllm.config.sections.llm import CONDITIONS, Prompts
 from flowllm.config.sections.scratch import Scratch
 from flowllm.crystal import MAX_ATOMIC_NUMBER
-from flowllm.llm.text import element_symbol
+from flowllm.llm.text_parts import element_symbol
 from flowllm.seeds import derive
 
 CONTEXT = 4096
