@@ -89,7 +89,8 @@ def draws_of_vllm(texts: int, *, whole: bool) -> Callable[[], object]:
         (row, SamplingParams(extra_args={SEED: row}), None, one) for row, one in enumerate(written)
     ]
     processor.update_state(BatchUpdate(texts, removed=(), added=added, moved=()))
-    logits = torch.randn(texts, VOCABULARY if whole else 4 * ALLOWED)
+    # As of a trained model: the nucleus is among the few hundred largest logits.
+    logits = 8 * torch.randn(texts, VOCABULARY if whole else 4 * ALLOWED)
 
     def step() -> None:
         processor.apply(logits.clone())

@@ -25,6 +25,7 @@ from flowllm.runtime.log import Progress, log
 from flowllm.runtime.provenance import StageRun, stage_run
 from flowllm.runtime.resume import partial_folder
 from flowllm.runtime.tensorboard import events_path
+from flowllm.runtime.threads import usable_cores
 from flowllm.seeds import generator
 
 PARALLEL_ROWS = 20_000
