@@ -5,8 +5,8 @@ may run on, and the quota of its control groups. A thread too many costs more th
 other threads wait for it at the end of every parallel loop.
 
 OpenMP and BLAS read the environment when they are loaded, so `limit_threads` is called before numpy
-or torch is imported. torch's wheels for Linux contain GNU's OpenMP (libgomp); vLLM's build for the
-CPU may load Intel's.
+or torch is imported. torch's wheels for Linux contain GNU's OpenMP (libgomp). Other runtimes do not
+read `GOMP_SPINCOUNT` and keep their own policy.
 """
 
 import os
@@ -29,6 +29,14 @@ _POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables that say how long a thread spins for the others before it sleeps."""
 
 
+_SPINS = 1000
+"""Rounds that a thread of libgomp spins before it sleeps, some microseconds; the default is 300,000.
+
+Beside a busy process, a training that spins by default is up to 15 times slower, since the thread
+that it waits for does not run. Sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs a small network up
+to half of its rate on a quiet machine. docs/performance.md has the measurements."""
+
+
 def limit_threads(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set the number of threads and the wait policy in the environment.
 
@@ -42,7 +50,7 @@ def limit_threads(environment: MutableMapping[str, str] = os.environ) -> None:
     for name in _COUNTS:
         environment[name] = str(min(count, _number(environment.get(name)) or count))
     if not any(name in environment for name in _POLICIES):
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        environment["GOMP_SPINCOUNT"] = str(_SPINS)
 
 
 def share_threads(num_processes: int) -> None:
