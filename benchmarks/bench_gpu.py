@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from bench_loader import write_shard
+from torch.utils.flop_counter import FlopCounterMode
+from workloads import BOUNDS, FULL_SIZE, SMALL_SIZE, random_field, random_pairs
+
 from flowllm.rfm.base_distribution import LlmBaseDistribution
 from flowllm.rfm.loader import PreparedPairs, plan_epoch
 from flowllm.rfm.loss import FlowLoss
-from workloads import BOUNDS, FULL_SIZE, SMALL_SIZE, random_field, random_pairs
+from flowllm.rfm.network import VelocityField
 
 Case = tuple[str, dict[str, float]]
 """Name of a case, and its numbers by what they are."""
@@ -89,23 +90,31 @@ def flow_training(given: Given) -> Iterator[Case]:
         field = random_field(SMALL_SIZE if given.smoke else FULL_SIZE).to(given.device)
         if compiled:
             field.network.compile_layers()
-        loss = FlowLoss(field)
-        optimizer = torch.optim.AdamW(field.parameters(), fused=True)
         for size in sizes:
-            batch = random_pairs(size, 10, given.device)
-            times = torch.rand(size, device=given.device)
-
-            def step(batch: Any = batch, times: Any = times, precision: str = precision) -> None:
-                with given.autocast(precision):
-                    errors = loss([batch], [times])
-                errors.sum().backward()
-                optimizer.step()
-                optimizer.zero_grad()
-
+            step = _training_step(given, field, size, precision)
             flops = 0 if compiled else _flops(step)
             rate = given.rate(step)
             name = f"{precision}{', compiled' if compiled else ''}, batch {size}"
             yield name, _rates("crystals/s", size * rate, flops * rate / peak)
+
+
+def _training_step(
+    given: Given, field: VelocityField, size: int, precision: str
+) -> Callable[[], object]:
+    """Return a training step on random crystals of 10 atoms."""
+    loss = FlowLoss(field)
+    optimizer = torch.optim.AdamW(field.parameters(), fused=True)
+    batch = random_pairs(size, 10, given.device)
+    times = torch.rand(size, device=given.device)
+
+    def step() -> None:
+        with given.autocast(precision):
+            errors = loss([batch], [times])
+        errors.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def flow_sampling(given: Given) -> Iterator[Case]:
@@ -278,10 +287,8 @@ def transformers_sampling(given: Given) -> Iterator[Case]:
     for texts in [4] if given.smoke else [64, 256]:
         with tempfile.TemporaryDirectory() as folder:
             _random_llm("135m", given).save_pretrained(folder)
-            engine = TransformersEngine(
-                Path(folder), sampling=_sampling(given), batch_size=texts
-            )
-            yield f"batch {texts}", {"tokens/s": _sampled_per_second(engine, texts, given)}
+            engine = TransformersEngine(Path(folder), sampling=_sampling(given), batch_size=texts)
+            yield f"batch {texts}", {"tokens/s": _sampled_per_second(engine, texts)}
 
 
 def vllm_sampling(given: Given) -> Iterator[Case]:
@@ -303,12 +310,12 @@ def vllm_sampling(given: Given) -> Iterator[Case]:
             Path(folder), gpus=gpus, max_prompt_tokens=32, sampling=_sampling(given)
         )
         for texts in [4] if given.smoke else [256, 1024]:
-            yield f"{texts} texts", {"tokens/s": _sampled_per_second(engine, texts, given)}
+            yield f"{texts} texts", {"tokens/s": _sampled_per_second(engine, texts)}
         engine.close()
 
 
 def _sampling(given: Given) -> Any:
-    """Return the options of token sampling; 130 tokens are allowed, about as many as in crystals."""
+    """Return the options of token sampling; as many tokens are allowed as crystal texts have."""
     from flowllm.llm.engines.base import SamplingOptions
 
     return SamplingOptions(
@@ -320,7 +327,7 @@ def _sampling(given: Given) -> Any:
     )
 
 
-def _sampled_per_second(engine: Any, texts: int, given: Given) -> float:
+def _sampled_per_second(engine: Any, texts: int) -> float:
     """Return the tokens/s of texts that all have the maximum length, after a first batch."""
     from flowllm.llm.engines.base import DraftRequest
 

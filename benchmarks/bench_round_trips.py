@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
+from workloads import SMALL_SIZE, random_field
 
 from flowllm.crystal import Crystal
-from workloads import FULL_SIZE, SMALL_SIZE, random_field, random_pairs
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
 WRITES = ("tensor", "as_tensor", "to")
@@ -136,19 +136,19 @@ def _random_crystal(rng: np.random.Generator) -> Crystal:
     return Crystal.from_arrays(rng.integers(1, 90, 4), rng.random((4, 3)), [6] * 3, [90] * 3)
 
 
-PARTS: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {
-    "vLLM, allowed tokens": (lambda texts: draws_of_vllm(texts, whole=False), 1),
-    "vLLM, whole vocabulary": (lambda texts: draws_of_vllm(texts, whole=True), 1),
-    "refine": (refinement, 10),
-    "relaxation": (relaxation, 10),
+PARTS: dict[str, tuple[Callable[[int], Callable[[], object]], int, tuple[int, ...]]] = {
+    "vLLM, allowed tokens": (lambda texts: draws_of_vllm(texts, whole=False), 1, (128, 512)),
+    "vLLM, whole vocabulary": (lambda texts: draws_of_vllm(texts, whole=True), 1, (128, 512)),
+    "refine": (refinement, 10, (128, 512)),
+    "relaxation": (relaxation, 10, (4, 16)),
 }
-"""Name of each part, its workload by number of texts or crystals, and the steps in a call of it."""
+"""Workload of each part by number of texts or crystals, the steps in a call of it, and batches."""
 
 
 def main() -> None:
     """Print a table, and write the numbers as JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--texts", type=int, action="append", help="texts or crystals per batch")
+    parser.add_argument("--texts", type=int, action="append", help="or crystals, per batch")
     parser.add_argument("--part", action="append", choices=PARTS, help="by default all")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--json", type=Path)
@@ -156,8 +156,8 @@ def main() -> None:
     torch.manual_seed(0)
     results = []
     for name in given.part or PARTS:
-        make, inner = PARTS[name]
-        for texts in given.texts or [128, 512]:
+        make, inner, sizes = PARTS[name]
+        for texts in given.texts or sizes:
             steps = given.steps if inner == 1 else 2
             found = {what: n / inner for what, n in count(make(texts), steps).items()}
             results.append({"part": name, "texts": texts, **found})

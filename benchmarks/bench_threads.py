@@ -48,9 +48,9 @@ def matrix_products() -> Callable[[], object]:
 def flow_training() -> Callable[[], object]:
     """Return a training step of the flow network on 16 random crystals of 10 atoms."""
     import torch
+    from workloads import SMALL_SIZE, random_field, random_pairs
 
     from flowllm.rfm.loss import FlowLoss
-    from workloads import SMALL_SIZE, random_field, random_pairs
 
     field = random_field(SMALL_SIZE)
     loss = FlowLoss(field)

@@ -150,9 +150,8 @@ def test_refined_crystals_are_those_of_the_cpu(device, integrator, keep_symmetry
         np.testing.assert_allclose(one["angles"], other["angles"], rtol=1e-4)
 
 
-def test_two_processes_train_what_one_does_on_the_cpu(
-    pair_of_devices, prepared, config_path, tmp_path
-):
+@pytest.mark.usefixtures("prepared")
+def test_two_processes_train_what_one_does_on_the_cpu(pair_of_devices, config_path, tmp_path):
     """Gradients are averaged by gloo on the CPU and by NCCL on two GPUs."""
     settings = small_settings(config_path, max_steps=6, batch_size=3)
     noise = LlmBaseDistribution(0.02, 0.1, 1.0)

@@ -1,4 +1,4 @@
-"""The language model on a device: one step of fine-tuning, the merged model, transformers' texts."""
+"""The language model on a device: one step of fine-tuning, and texts of the merged model."""
 
 import json
 import math

@@ -117,7 +117,9 @@ def test_vllms_draws_are_those_of_each_text_alone(allowed):
     step()
     # Text 1 ends, and the last text takes its place; then two others change places.
     texts[1] = texts.pop()
-    processor.update_state(update_of(removed=[1], moved=[(4, 1, MoveDirectionality.UNIDIRECTIONAL)]))
+    processor.update_state(
+        update_of(removed=[1], moved=[(4, 1, MoveDirectionality.UNIDIRECTIONAL)])
+    )
     step()
     texts[0], texts[2] = texts[2], texts[0]
     processor.update_state(update_of(moved=[(0, 2, MoveDirectionality.SWAP)]))

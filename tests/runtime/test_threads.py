@@ -51,7 +51,9 @@ def test_the_quotas_of_all_groups_of_version_1_are_read(tmp_path):
     limit_v1(point / "outer", 400000)
     limit_v1(point / "outer" / "job", 75000, 50000)
     groups = "9:cpuset:/elsewhere\n4:cpu,cpuacct:/outer/job\n0::/\n"
-    process = process_in(tmp_path, groups, OTHER.format(point=point) + V1.format(root="/", point=point))
+    process = process_in(
+        tmp_path, groups, OTHER.format(point=point) + V1.format(root="/", point=point)
+    )
     assert list(quotas(process)) == [1.5, 4.0]
 
 

@@ -58,7 +58,8 @@ class CheckedModel(ModelInterface):
         """Record the crystals with non-finite results, and zero the results of all failed ones."""
         bad = ~torch.isfinite(output["energy"]) | ~torch.isfinite(output["stress"]).all(dim=(1, 2))
         bad_atoms = ~torch.isfinite(output["forces"]).all(dim=1)
-        bad |= torch.zeros_like(output["energy"]).index_add_(0, state.system_idx, bad_atoms.double()) > 0
+        num_bad = torch.zeros_like(output["energy"])
+        bad |= num_bad.index_add_(0, state.system_idx, bad_atoms.to(num_bad)) > 0
         for index in torch.where(bad)[0].tolist():
             failure = RelaxationFailure(
                 "not_finite", "the potential gave a non-finite energy, force or stress"

@@ -30,11 +30,11 @@ _POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 _SPINS = 1000
-"""Rounds that a thread of libgomp spins before it sleeps, some microseconds; the default is 300,000.
+"""Rounds that a thread of libgomp spins before it sleeps, some microseconds; by default 300,000.
 
-Beside a busy process, a training that spins by default is up to 15 times slower, since the thread
-that it waits for does not run. Sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs a small network up
-to half of its rate on a quiet machine. docs/performance.md has the measurements."""
+Beside a busy process the default makes a training many times slower, since the thread that is
+waited for does not run. Sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs a small network half of
+its rate on a quiet machine. docs/performance.md has the measurements."""
 
 
 def limit_threads(environment: MutableMapping[str, str] = os.environ) -> None:
