@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("torch")
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_gpu.py"
 
 

@@ -9,8 +9,11 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+
+pytest.importorskip("lightning")
+
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from safetensors.torch import load_file
@@ -18,6 +21,8 @@ from safetensors.torch import load_file
 from flow_pairs import BOUNDS, NO_NOISE, OPTIONS, base_row, prototypes, statistics, write_pairs
 from flow_training import small_settings
 from flowllm.config.stage_settings import StageSettings
+from flowllm.io.schemas import BASE
+from flowllm.io.tables import read_table, write_table
 from flowllm.rfm.base_distribution import LlmBaseDistribution, base_distribution_record
 from flowllm.rfm.loader import PreparedPairs, copied, size_groups
 from flowllm.rfm.loss import FlowLoss
@@ -127,7 +132,7 @@ def test_batches_on_a_device_have_the_content_of_the_files(device, prepared):
 
 @pytest.mark.parametrize("keep_symmetry", [False, True])
 @pytest.mark.parametrize("integrator", ["euler", "heun"])
-def test_refined_crystals_are_those_of_the_cpu(device, integrator, keep_symmetry):
+def test_refined_crystals_are_those_of_the_cpu(device, tmp_path, integrator, keep_symmetry):
     section = {
         **{"integrator": integrator, "batch_memory_mb": 1, "anneal_slope": 1.0},
         **{"keep_symmetry": keep_symmetry, "trajectory_every": None},
@@ -136,6 +141,8 @@ def test_refined_crystals_are_those_of_the_cpu(device, integrator, keep_symmetry
     values = {"seed": 7, "version": 1, "refine": section, "method": method}
     settings = StageSettings("refine", values)
     rows = [base_row(crystal, index) for index, crystal in enumerate(prototypes()[:20])]
+    write_table(tmp_path / "base.parquet", rows, BASE, {})
+    rows = read_table(tmp_path / "base.parquet", BASE).to_pylist()
     field = build_field(SIZE, BOUNDS, SCALES, seed=1).requires_grad_(False).eval()
     expected, _, _ = refine.refine_rows(rows, field, NO_NOISE, settings, None)
     moved = deepcopy(field).to(device)

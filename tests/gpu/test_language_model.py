@@ -26,7 +26,7 @@ FREE = SamplingOptions(
     temperature=1.0, top_p=0.9, max_tokens=24, end_token_id=0, allowed_tokens=None
 )
 DIGITS = tuple(sorted(make_tokenizer().convert_tokens_to_ids([*"0123456789", END])))
-SCRATCH = {"width": 32, "layers": 2, "heads": 2}
+SCRATCH = {"width": 64, "layers": 2, "heads": 2}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import re
 import pytest
 
 pytest.importorskip("vllm")
+pytest.importorskip("transformers")
 
 import torch
 
