@@ -100,6 +100,30 @@ def draws_of_vllm(texts: int, *, whole: bool) -> Callable[[], object]:
     return step
 
 
+def draws_of_transformers(texts: int) -> Callable[[], object]:
+    """Return a step of the two hooks of transformers' `generate`, after 100 tokens."""
+    from flowllm.llm.engines.base import DraftRequest, SamplingOptions
+    from flowllm.llm.engines.transformers import EndedByRequest, SampledToken
+
+    sampling = SamplingOptions(
+        temperature=1.0,
+        top_p=0.9,
+        max_tokens=TOKENS,
+        end_token_id=0,
+        allowed_tokens=tuple(range(ALLOWED)),
+    )
+    given = [DraftRequest((1, 2), row) for row in range(texts)], sampling, 2
+    hooks = [make(*given, torch.device("cpu")) for make in (SampledToken, EndedByRequest)]
+    input_ids = torch.ones(texts, 102, dtype=torch.int64)
+    logits = 8 * torch.randn(texts, 4 * ALLOWED)
+
+    def step() -> None:
+        for hook in hooks:
+            hook(input_ids, logits)
+
+    return step
+
+
 def refinement(texts: int) -> Callable[[], object]:
     """Return 10 steps of refine of crystals of four atoms."""
     from flowllm.config.load import load_config
@@ -139,6 +163,7 @@ def _random_crystal(rng: np.random.Generator) -> Crystal:
 PARTS: dict[str, tuple[Callable[[int], Callable[[], object]], int, tuple[int, ...]]] = {
     "vLLM, allowed tokens": (lambda texts: draws_of_vllm(texts, whole=False), 1, (128, 512)),
     "vLLM, whole vocabulary": (lambda texts: draws_of_vllm(texts, whole=True), 1, (128, 512)),
+    "transformers, allowed tokens": (draws_of_transformers, 1, (128, 512)),
     "refine": (refinement, 10, (128, 512)),
     "relaxation": (relaxation, 10, (4, 16)),
 }
