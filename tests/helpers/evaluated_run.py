@@ -34,6 +34,8 @@ class Draw:
     rejections: list[str] = field(default_factory=list)
     base_status: str = "ok"
     relaxed_status: str = "ok"
+    check_e_above_hull: float | None = None  # by a second potential, for the whole run
+    hull_compounds: int | None = None
 
     @property
     def num_elements(self):
@@ -163,6 +165,7 @@ def _rows(name, draw, kind):
             "initial_energy_per_atom": initial if done else None,
             "final_energy_per_atom": final if done else None,
             "converged": done and draw.converged,
+            "check_potential": "CHGNet 0.2.0" if draw.check_e_above_hull is not None else None,
         },
         "dft": {
             "raw_energy_per_atom": final if done else None,
@@ -197,6 +200,8 @@ def _rows(name, draw, kind):
             else None,
             "hull_source": "train by CHGNet" if done else None,
             "e_above_hull": draw.e_above_hull,
+            "check_e_above_hull": draw.check_e_above_hull,
+            "hull_compounds": draw.hull_compounds,
             "stable": draw.stable if placed else None,
             "metastable": draw.metastable if placed else None,
             "status": "ok" if placed else "no_reference",

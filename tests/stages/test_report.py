@@ -17,6 +17,7 @@ from evaluated_run import REPOSITORY, Draw, stage_settings, write_run
 from flow_pairs import LLM_FLOW
 from flowllm.commands.costs import costs_of_run
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.aggregate import FORMAT
 from flowllm.evaluate.statistics import rate
 from flowllm.io import schemas
 from flowllm.io.tables import write_table
@@ -702,7 +703,7 @@ def test_no_metrics_is_an_error(tmp_path):
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ("{}", "expected 4"),
+        ("{}", f"expected {FORMAT}"),
         ('{"format": 3}', "format is 3.* the stage metrics again"),
     ],
 )
@@ -891,3 +892,33 @@ def test_every_number_that_a_table_shows_is_asked_of_the_metrics(run_dir):
         assert key in (*forms.RATES, *forms.MEANS), key
     for names, part in kinds.values():
         assert set(names) <= set(result.numbers[part])
+
+
+def test_the_page_warns_and_shows_the_second_potential(tmp_path):
+    """Eleven stable copies of a known crystal without a compound of its elements on the hull."""
+    seconds = [-0.2] * 6 + [0.5] * 5
+    salts = [
+        Draw(rocksalt(), rocksalt(), -0.1, check_e_above_hull=second, hull_compounds=0)
+        for second in seconds
+    ]
+    run = write_run(tmp_path, salts, {"train": {"mp-1": rocksalt()}})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    page_path = write_report(tmp_path, metrics_paths=[run.out])
+    said = [row["warning"] for row in read_csv(page_path, "warnings")]
+    assert [text.split(" are ")[0].split(" (")[0] for text in said] == [
+        "11 of 11 crystals on the hull",
+        "0 of 11 relaxed crystals",
+        "For 11 of 11 crystals with several elements",
+    ]
+    assert "Warnings" in page_path.read_text()
+    (row,) = read_csv(page_path, "second_potential")
+    counts = {
+        name: (row[f"{name}_numerator"], row[f"{name}_denominator"])
+        for name in ("agree_stable", "confirmed_stable", "check_stable")
+    }
+    assert counts == dict.fromkeys(counts, ("6", "11"))
+    assert row["kendall"] == "–" or row["kendall"] == ""  # the first energies are all equal
+
+
+def test_without_a_second_potential_there_is_no_table_of_it(page_path):
+    assert not (page_path.parent / "tables" / "second_potential.csv").exists()

@@ -28,7 +28,7 @@ OUTPUT_FILES = {
     # With TensorBoard's events, and the mark of its time that Snakemake leaves in a folder.
     "finetune_llm": 8,
     "train_rfm": 5,
-    "merge_adapter": 7,  # and one more per 5 GB of the weights
+    "merge_adapter": 8,  # with its identity, and one more per 5 GB of the weights
     "import_samples": 2,
     "prerelax": 2,  # the wall times of the crystals are in their own file
     "dft_inputs": 4,

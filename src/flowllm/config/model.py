@@ -207,6 +207,16 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _judge_has_a_hull(self) -> "Config":
+        """Refuse a second potential whose hull cannot be made."""
+        if self.potential.check is not None and self.reference_hull.source != "train":
+            raise ValueError(
+                "potential.check: the second potential evaluates the crystals of the hull, which a "
+                "file of entries does not have: set reference_hull.source to train, or remove check"
+            )
+        return self
+
     @property
     def asks_llm(self) -> bool:
         """Whether a method samples the language model, whose invariance is then measured."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from flowllm.config.sections.evaluation import Metrics
 from flowllm.crystal import MIN_DISTANCE
+from flowllm.evaluate.agreement import agreement
 from flowllm.evaluate.coverage import (
     COMPOSITION_CUTOFF,
     STRUCTURE_CUTOFF,
@@ -33,7 +34,7 @@ from flowllm.io import schemas
 from flowllm.io.tables import read_table
 from flowllm.seeds import generator
 
-FORMAT = 4
+FORMAT = 5
 """Version of the JSON's form; raise it when a key changes its name or meaning."""
 
 ALL = "all generated"
@@ -87,6 +88,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
         "counts": counts(samples, evaluation.fingerprints),
         "rates": rates(rows, evaluation.matches, sources) | coverage_rates(rows, *prints),
         "protocols": protocol_rates(rows),
+        "check": agreement(rows, sources.stability_rule, sources.check_sources),
         "means": means(rows, samples),
         "distances": property_distances(rows, *prints, rng),
         "histograms": histograms(rows, test),
@@ -203,10 +205,13 @@ def _stability_rates(rows: Records, matches: BucketMatches) -> dict[str, Any]:
     stable_novel = sum(row["stable"] and row["novel"] for row in rows)
     metastable = {row["id"] for row in rows if row["metastable"]}
     sun = _count(rows, "sun")
+    compounds = [row["hull_compounds"] for row in rows if row["e_above_hull"] is not None]
+    several = [count for count in compounds if count is not None]
     metastable_sun = first_of_each_class(metastable & novel, matches.classes)
     return {
         "relaxed": rate(relaxed, total, ALL),
         "placed_on_hull": rate(sum(row["e_above_hull"] is not None for row in rows), total, ALL),
+        "bare_hull": rate(several.count(0), len(several), "placed on hull, several elements"),
         "metastability_rate": rate(len(metastable), total, ALL),
         "stability_rate": rate(stable, total, ALL),
         "uniqueness": rate(unique, total, ALL),

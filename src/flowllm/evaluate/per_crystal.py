@@ -52,6 +52,8 @@ def measure(sample: Sample, oxidation_states: str) -> dict[str, Any]:
         and is_compositionally_valid(reduced_composition(crystal.atomic_numbers), oxidation_states),
         "relaxed": sample.relaxed is not None,
         "e_above_hull": sample.e_above_hull,
+        "check_e_above_hull": sample.check_e_above_hull,
+        "hull_compounds": sample.hull_compounds,
         "stable": sample.stable,
         "metastable": sample.metastable,
         "matches_relaxed": default is not None,

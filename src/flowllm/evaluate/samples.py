@@ -36,6 +36,9 @@ class Sample:
         e_above_hull: eV per atom, None without a reference or an energy.
         stable: result of the stage stability.
         metastable: result of the stage stability.
+        check_e_above_hull: by the second potential, eV per atom; None without one.
+        hull_compounds: number of the hull's compounds among the crystal's elements; None for a
+            crystal of one element or without a row of stability.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Sample:
     e_above_hull: float | None
     stable: bool
     metastable: bool
+    check_e_above_hull: float | None = None
+    hull_compounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Sources:
         base_section: section `sample_base`; empty where the file does not state it.
         method_row: the configuration's row of the method; empty where the file does not state it.
         external_row: the configuration's row of another model's samples; empty for our own.
+        check_sources: names of the second potentials; empty without one.
     """
 
     kind: EnergySource
@@ -86,6 +92,7 @@ class Sources:
     base_section: dict[str, Any]
     method_row: dict[str, Any]
     external_row: dict[str, Any]
+    check_sources: tuple[str, ...] = ()
 
 
 def read_samples(
@@ -142,6 +149,7 @@ def read_samples(
         base_section=_section(base[0], "sample_base"),
         method_row=_section(generated[0], "method") or _section(generated[0], "setting"),
         external_row=_section(generated[0], "external"),
+        check_sources=() if dft else _distinct(relaxed_table, "check_potential"),
     )
     return samples, sources
 
@@ -228,6 +236,8 @@ def _join(
         e_above_hull=stability.get("e_above_hull"),
         stable=bool(stability.get("stable")),
         metastable=bool(stability.get("metastable")),
+        check_e_above_hull=stability.get("check_e_above_hull"),
+        hull_compounds=stability.get("hull_compounds"),
     )
 
 

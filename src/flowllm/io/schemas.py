@@ -168,6 +168,8 @@ RELAXED = _extend(
         _column("max_force", pa.float64(), "eV/angstrom, at the end"),
         _column("num_steps", pa.int32(), "relaxation steps"),
         _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),
+        _column("check_potential", pa.string(), "potential.check; null without one"),
+        _column("check_energy_per_atom", pa.float64(), "eV/atom by it, of the same crystal"),
     ],
     _OUTCOME,
 )
@@ -186,6 +188,8 @@ HULL_ENTRIES = pa.schema(
         _column("kind", pa.string(), "potential or dft, one in a file", nullable=False),
         _column("source", pa.string(), "whose energy, relaxation or correction", nullable=False),
         _column("converged", pa.bool_(), "false: the energy is an upper bound; null: not known"),
+        _column("check_potential", pa.string(), "potential.check; null without one"),
+        _column("check_energy_per_atom", pa.float64(), "eV/atom by it, of the same crystal"),
     ]
 )
 """hull/{kind}.parquet: the entries of a reference hull."""
@@ -199,6 +203,8 @@ STABILITY = pa.schema(
         _column("energy_source", pa.string(), "whose energy, relaxation or correction"),
         _column("hull_source", pa.string(), "the same of the hull"),
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
+        _column("check_e_above_hull", pa.float64(), "eV/atom by potential.check on its own hull"),
+        _column("hull_compounds", pa.int32(), "entries of compounds among the crystal's elements"),
         _column("stable", pa.bool_(), "by stability.stable_below and min_elements"),
         _column("metastable", pa.bool_(), "by stability.metastable_below and min_elements"),
         *_OUTCOME,
@@ -262,6 +268,8 @@ METRICS_PER_CRYSTAL = pa.schema(
         _column("covered", pa.bool_(), "near some of the test split's", nullable=False),
         _column("relaxed", pa.bool_(), "there is a relaxed crystal", nullable=False),
         _column("e_above_hull", pa.float64(), "eV/atom"),
+        _column("check_e_above_hull", pa.float64(), "eV/atom by potential.check"),
+        _column("hull_compounds", pa.int32(), "as in the stability table"),
         _column("stable", pa.bool_(), "as in the stability table", nullable=False),
         _column("metastable", pa.bool_(), "as in the stability table", nullable=False),
         _column("duplicate_group", pa.string(), "smallest id of its class of matching crystals"),
@@ -283,7 +291,7 @@ METRICS_PER_CRYSTAL = pa.schema(
 )
 """metrics/{kind}/{method}.parquet: the flags behind every rate, one row per generated crystal."""
 
-CSP_FORMAT = 1
+CSP_FORMAT = 2
 """Raised when a key of csp/{method}.json changes its name or meaning."""
 
 CSP = pa.schema(
@@ -294,6 +302,8 @@ CSP = pa.schema(
         _column("matches", pa.int32(), "how many of them are valid and match it", nullable=False),
         _column("rmsd_first", pa.float64(), "of the first, in units of (V/N)^(1/3), if it matches"),
         _column("rmsd_best", pa.float64(), "of the nearest, likewise"),
+        _column("rmsd_any_first", pa.float64(), "of the nearest first prediction of any crystal"),
+        _column("rmsd_any", pa.float64(), "of the nearest prediction of any test crystal"),
         _column("compositionally_valid", pa.bool_(), "charges can balance", nullable=False),
         _column("error", pa.string(), "why pymatgen could not compare an attempt"),
     ]

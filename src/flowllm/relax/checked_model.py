@@ -8,6 +8,7 @@ import torch
 import torch_sim as ts
 from torch_sim.models.interface import ModelInterface
 
+from flowllm.relax.constraints import Projection
 from flowllm.relax.failures import MIN_VOLUME, SEARCH_RADIUS, RelaxationFailure, cell_failure
 
 
@@ -20,6 +21,8 @@ class CheckedModel(ModelInterface):
     Attributes:
         model: the potential.
         failures: failures of the last call, by the crystal's index in the batch.
+        projection: projection of forces and stresses onto constraints, of the crystals of the next
+            call; None without constraints.
     """
 
     def __init__(self, model: ModelInterface) -> None:
@@ -30,6 +33,7 @@ class CheckedModel(ModelInterface):
         self._compute_forces = self._compute_stress = True
         self._memory_scales_with = model.memory_scales_with
         self.failures: dict[int, RelaxationFailure] = {}
+        self.projection: Projection | None = None
 
     def forward(self, state: ts.SimState) -> dict[str, torch.Tensor]:
         """Evaluate the crystals that pass the checks; see `ModelInterface.forward`."""
@@ -52,6 +56,8 @@ class CheckedModel(ModelInterface):
         output["forces"][torch.isin(state.system_idx, systems)] = found["forces"].to(self._dtype)
         output["stress"][systems] = found["stress"].to(self._dtype).reshape(-1, 3, 3)
         self._drop_failed(state, output)
+        if self.projection is not None:
+            self.projection.apply(state, output, self.failures)
         return output
 
     def _drop_failed(self, state: ts.SimState, output: dict[str, torch.Tensor]) -> None:

@@ -21,8 +21,11 @@ from torch_sim.state import SimState
 
 from flowllm.relax.failures import RelaxationFailure
 
-_WEIGHTS = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
-"""Path inside the chgnet package of version 0.3.0, which is fitted to MPtrj."""
+_WEIGHTS = {
+    "0.2.0": "pretrained/0.2.0/chgnet_0.2.0_e30f77s348m32.pth.tar",
+    "0.3.0": "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
+}
+"""Paths inside the chgnet package of the versions that are fitted to MPtrj."""
 
 _TOLERANCE = 1e-8
 """Angstrom; tolerance on the cutoff and on an atom's distance to itself, as in chgnet."""
@@ -61,21 +64,23 @@ NO_NEIGHBORS = NeighborGraph(
 
 
 class CHGNetModel(ModelInterface):
-    """CHGNet 0.3.0 (Deng et al. 2023) as a torch-sim model: energies, forces and stresses.
+    """CHGNet (Deng et al. 2023) as a torch-sim model: energies, forces and stresses.
 
     States are in float64. The network computes in float32, the precision of its training.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Load the weights that the chgnet package contains."""
+    def __init__(self, device: torch.device, version: str = "0.3.0") -> None:
+        """Load the weights of a version, which the chgnet package contains."""
         super().__init__()
         self._device = device
         self._dtype = torch.float64
         self._compute_forces = True
         self._compute_stress = True
-        path = Path(chgnet.__file__).parent / _WEIGHTS
+        path = Path(chgnet.__file__).parent / _WEIGHTS[version]
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self.network = CHGNet.from_dict(state["model"], mlp_out_bias=False, version="0.3.0")
+        # As in CHGNet.load.
+        bias = version == "0.2.0"
+        self.network = CHGNet.from_dict(state["model"], mlp_out_bias=bias, version=version)
         self.network.to(device).eval().requires_grad_(False)
         # Energies in eV per atom of each element, added to the output of the network.
         self.element_energies = self.network.get_parameter("composition_model.fc.weight").view(-1)

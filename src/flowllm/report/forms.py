@@ -8,7 +8,15 @@ from flowllm.evaluate.hull import EnergySource
 
 RATES = (
     *("generated", "structural_validity", "compositional_validity", "validity", "relaxed"),
-    *("placed_on_hull", "metastability_rate", "stability_rate", "uniqueness", "novelty"),
+    *(
+        "placed_on_hull",
+        "bare_hull",
+        "novel_of_relaxed",
+        "metastability_rate",
+        "stability_rate",
+        "uniqueness",
+        "novelty",
+    ),
     *("novel_of_stable", "unique_of_stable_novel", "metastable_sun_rate", "sun_rate"),
     *("coverage_recall", "coverage_precision", "coverage_precision_of_valid", "fingerprinted"),
     *("match_rate", "match_rate_of_relaxed", "match_rate_loose", "match_rate_loose_of_relaxed"),
@@ -130,6 +138,24 @@ class OtherProtocol(Form):
     sun_rate: Rate
 
 
+class Order(Form):
+    """A rank correlation with its interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+
+
+class Check(Form):
+    """Agreement with the second potential."""
+
+    potentials: list[str]
+    rates: dict[str, Rate]
+    orders: dict[str, Order]
+    difference: Mean
+
+
 class Histogram(Form):
     """Number of crystals per number of distinct elements."""
 
@@ -158,6 +184,7 @@ class Metrics(Form):
     counts: Counts
     rates: dict[str, Rate]
     protocols: dict[str, OtherProtocol]
+    check: Check | None
     means: dict[str, Mean]
     distances: dict[str, Distance]
     histograms: Histograms
@@ -189,9 +216,10 @@ class Prediction(Form):
     @field_validator("rates")
     @classmethod
     def _has_rates(cls, rates: dict[str, Rate]) -> dict[str, Rate]:
-        return _with_names(rates, ("match_rate", "match_rate_first", "match_rate_smact_valid"))
+        names = ("match_rate", "match_rate_first", "match_rate_smact_valid")
+        return _with_names(rates, (*names, "metre", "metre_first"))
 
     @field_validator("means")
     @classmethod
     def _has_means(cls, means: dict[str, Mean]) -> dict[str, Mean]:
-        return _with_names(means, ("rmse", "rmse_first"))
+        return _with_names(means, ("rmse", "rmse_first", "crmse", "crmse_first"))

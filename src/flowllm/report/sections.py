@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from flowllm.evaluate.hull import EnergySource
 from flowllm.report import counting_tables, figures, process_tables, quality_tables
+from flowllm.report.agreement_table import agreement_table
 from flowllm.report.gallery import find_candidates
 from flowllm.report.metrics_files import Result, first_of_each_sweep, of_kind, once_per_method
 from flowllm.report.page import RenderedFigure, Section, provenance_details
@@ -21,6 +22,7 @@ from flowllm.report.provenance import (
     stage_costs,
 )
 from flowllm.report.training_history import read_curves, read_invariance, read_rejections
+from flowllm.report.warnings import warnings_table
 
 KINDS: tuple[EnergySource, ...] = ("potential", "dft")
 
@@ -45,7 +47,9 @@ def make_sections(
     """
     records = read_records(run_dir, shards)
     kinds = [kind for kind in KINDS if of_kind(results, kind)]
+    warned = warnings_table(results)
     sections = [
+        Section("warnings", "Warnings", tables=[warned] if warned else []),
         _results(results, kinds, records, color),
         _prediction(predictions),
         *(_gallery(results, kind, run_dir, shards) for kind in kinds),
@@ -76,6 +80,7 @@ def _results(
             quality_tables.sun_table(results, "dft"),
             quality_tables.proxy_table(results),
             *filter(None, [quality_tables.noise_table(results, flows)]),
+            *filter(None, [agreement_table(results)]),
             quality_tables.ground_state_table(results),
             *(quality_tables.e_hull_table(results, kind) for kind in kinds),
             quality_tables.num_elements_table(results),

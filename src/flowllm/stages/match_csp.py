@@ -15,7 +15,7 @@ from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.matching import LOOSE
 from flowllm.evaluate.parallel import ordered_map
-from flowllm.evaluate.prediction import Target, compare, prediction_numbers
+from flowllm.evaluate.prediction import Target, compare, prediction_numbers, with_polymorphs
 from flowllm.evaluate.samples import check_ids
 from flowllm.io import schemas
 from flowllm.io.files import write_text
@@ -118,4 +118,4 @@ def _targets(base: Sequence[Path], generated: Sequence[Path], crystals: Path) ->
             )
         crystal = required_crystal(known[material_id], crystals)
         targets.append(Target(material_id, crystal, tuple(predictions)))
-    return targets
+    return with_polymorphs(targets)

@@ -12,6 +12,7 @@ from flowllm.evaluate.hull import potential_label
 from flowllm.io import schemas, tables
 from flowllm.relax.models import LABELS, LoadedPotential, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
+from flowllm.relax.second_potential import SecondPotential
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import Progress
 from flowllm.runtime.malloc import keep_freed_memory
@@ -48,12 +49,21 @@ def run(settings: Settings, *, generated: Path, out: Path) -> None:
     rows = tables.read_table(generated, schemas.GENERATED).to_pylist()
     with stage_run(settings, inputs={"generated": generated}, output=out) as run:
         progress = Progress("prerelax", len(rows))
-        loaded = load_potential(potential.name, pick_device())
-        label = potential_label(LABELS[potential.name], section.max_force, section.max_steps)
+        device = pick_device()
+        loaded = load_potential(potential.name, device)
+        check = SecondPotential(potential.check, device)
+        label = potential_label(
+            LABELS[potential.name],
+            section.max_force,
+            section.max_steps,
+            keep_symmetry=section.keep_symmetry,
+            fixed_cell=section.fixed_cell,
+        )
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             chunk = [rows[item] for item in items]
-            return _relax_rows(chunk, generated, label, loaded, section, progress.advance)
+            potentials = (loaded, check)
+            return _relax_rows(chunk, generated, label, potentials, section, progress.advance)
 
         schema = schemas.RELAXED.append(schemas.TIMES.field("seconds"))
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
@@ -71,11 +81,15 @@ def _relax_rows(
     rows: Sequence[Record],
     path: Path,
     label: str,
-    potential: LoadedPotential,
+    potentials: tuple[LoadedPotential, SecondPotential],
     section: Prerelax,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Relax the crystals of some rows; rows without a crystal keep their status and error."""
+    """Relax the crystals of some rows; rows without a crystal keep their status and error.
+
+    The first of the potentials relaxes, the second evaluates the relaxed crystals.
+    """
+    potential, check = potentials
     places = [place for place, row in enumerate(rows) if row["status"] == "ok"]
     advance(len(rows) - len(places))
     relaxed = relax(
@@ -84,12 +98,18 @@ def _relax_rows(
         max_force=section.max_force,
         max_steps=section.max_steps,
         max_seconds=section.max_seconds,
+        keep_symmetry=section.keep_symmetry,
+        fixed_cell=section.fixed_cell,
         advance=advance,
     )
     results: list[Relaxation | None] = [None] * len(rows)
-    for place, result in zip(places, relaxed, strict=True):
-        results[place] = result
-    return [_row(row, result, label) for row, result in zip(rows, results, strict=True)]
+    check_energies: list[float | None] = [None] * len(rows)
+    for place, result, energy in zip(places, relaxed, check.energies(relaxed), strict=True):
+        results[place], check_energies[place] = result, energy
+    return [
+        _row(row, result, label) | {"check_potential": check.label, "check_energy_per_atom": energy}
+        for row, result, energy in zip(rows, results, check_energies, strict=True)
+    ]
 
 
 def _row(row: Record, result: Relaxation | None, label: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from flowllm.evaluate.hull import (
     EnergySource,
     HullFile,
     MissingReference,
+    ReferenceHull,
     dft_label,
     measured_against,
     read_hull,
@@ -65,6 +66,7 @@ def run(
         reference = read_hull(hull, kind)
         given = list(readers[kind](energies))
         _check_same_energies(given, reference.sources, hull)
+        _check_same_judge(given, reference, hull)
         progress = Progress("stability", len(given))
         rows = []
         for row in given:
@@ -88,6 +90,7 @@ def run(
 def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield the rows of relaxed crystals with their energy and its source."""
     columns = ["id", "formula", "final_energy_per_atom", "potential", "status", "error"]
+    columns += ["check_potential", "check_energy_per_atom"]
     for row in tables.read_tables(paths, schemas.RELAXED, columns).to_pylist():
         yield row | {
             "energy_per_atom": row["final_energy_per_atom"],
@@ -118,6 +121,17 @@ def _check_same_energies(rows: Sequence[Record], sources: Sequence[str], hull: P
         )
 
 
+def _check_same_judge(rows: Sequence[Record], reference: HullFile, hull: Path) -> None:
+    """Reject a hull of another second potential than that of the crystals."""
+    labels = {row["check_potential"] for row in rows if row.get("check_potential")}
+    if not labels <= reference.check_sources:
+        raise FlowllmError(
+            f"{hull}: potential.check is {' + '.join(sorted(labels))} for the crystals and "
+            f"{' + '.join(sorted(reference.check_sources)) or 'none'} for the hull; run "
+            "reference_hull and prerelax again with one potential.check"
+        )
+
+
 def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str, Any]:
     """Return the row of one crystal; without an energy or a reference it is not stable.
 
@@ -131,6 +145,7 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
             distance = reference.hull.e_above_hull(amounts, row["energy_per_atom"])
         except MissingReference as missing:
             status, error = "no_reference", str(missing)
+    compounds = reference.hull.num_compounds(amounts) if len(amounts) > 1 else None
     enough = len(amounts) >= section.min_elements
     return {
         "id": row["id"],
@@ -140,11 +155,24 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
         "energy_source": row["energy_source"],
         "hull_source": " + ".join(reference.sources),
         "e_above_hull": distance,
+        "check_e_above_hull": _check_distance(row, amounts, reference.check_hull),
+        "hull_compounds": compounds,
         "stable": distance is not None and enough and is_stable(distance, section),
         "metastable": distance is not None and enough and distance < section.metastable_below,
         "status": status,
         "error": error,
     }
+
+
+def _check_distance(row: Record, amounts: Mapping[str, float], hull: ReferenceHull) -> float | None:
+    """Return the distance to the hull by the second potential, None without one."""
+    energy = row.get("check_energy_per_atom")
+    if energy is None:
+        return None
+    try:
+        return hull.e_above_hull(amounts, energy)
+    except MissingReference:
+        return None
 
 
 def is_stable(e_above_hull: float, section: Stability) -> bool:

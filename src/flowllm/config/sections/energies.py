@@ -7,13 +7,28 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from flowllm.config.sections.base import OwnPath, Section
 
+PotentialName = Literal["chgnet", "chgnet-0.2.0", "mace", "mattersim", "sevennet", "orb"]
+
 
 class Potential(Section):
     """The machine-learned potential of every energy that is not DFT's."""
 
-    name: Literal["chgnet", "mace", "mattersim", "sevennet", "orb"] = Field(
-        description="chgnet (paper), mace, mattersim, sevennet or orb; docs/energies.md"
+    name: PotentialName = Field(
+        description="chgnet (paper), chgnet-0.2.0, mace, mattersim, sevennet or orb; "
+        "docs/energies.md"
     )
+    check: PotentialName | None = Field(
+        description="second potential, which evaluates the relaxed crystals and the hull's once "
+        "more; the report compares both; null: none",
+    )
+
+    @model_validator(mode="after")
+    def _is_another(self) -> "Potential":
+        if self.check == self.name:
+            raise ValueError(
+                f"check: {self.check} is the potential itself; name another one, or null"
+            )
+        return self
 
 
 class Prerelax(Section):
@@ -24,6 +39,14 @@ class Prerelax(Section):
     )
     max_steps: PositiveInt = Field(description="steps per crystal; public code")
     max_seconds: PositiveFloat = Field(description="wall time per crystal in seconds")
+    keep_symmetry: bool = Field(
+        description="whether a crystal is moved to its exact symmetry (within 0.1 angstrom) and "
+        "keeps its space group",
+    )
+    fixed_cell: bool = Field(
+        description="whether only the atoms move; the energies are then upper bounds of those of "
+        "the hull, whose crystals are always relaxed fully",
+    )
     chunk_size: PositiveInt = Field(
         description="crystals per saved chunk: the most that a killed job loses"
     )
