@@ -99,10 +99,11 @@ class CHGNetModel(ModelInterface):
             batch) of the crystals that cannot be evaluated, whose numbers are meaningless.
         """
         counts = torch.bincount(state.system_idx, minlength=state.n_systems)
+        atoms_of_each = counts.cpu().numpy()
         cells = state.row_vector_cell.to(torch.float32)
         positions = state.positions.to(torch.float32).requires_grad_(True)
         strain = torch.zeros_like(cells, requires_grad=True)
-        graphs, failures = self._graphs(state, counts)
+        graphs, failures = self._graphs(state, atoms_of_each)
         if len(failures) == len(graphs):
             nothing = torch.zeros_like(state.cell)
             return {
@@ -111,7 +112,7 @@ class CHGNetModel(ModelInterface):
                 "stress": nothing,
                 "failures": failures,
             }
-        batch = self._batch(state, graphs, counts, positions, cells, strain)
+        batch = self._batch(state, graphs, atoms_of_each, positions, cells, strain)
         per_atom = self.network._compute(batch)["e"]
         energy = per_atom * counts
         references = torch.zeros_like(per_atom).index_add_(
@@ -127,11 +128,11 @@ class CHGNetModel(ModelInterface):
         }
 
     def _graphs(
-        self, state: SimState, counts: torch.Tensor
+        self, state: SimState, counts: np.ndarray
     ) -> tuple[list[NeighborGraph], dict[int, RelaxationFailure]]:
         """Find the bonds and angles of each crystal; a crystal with a failure has none."""
         positions = state.positions.detach().cpu().numpy()
-        points = np.split(positions, np.cumsum(counts.cpu().numpy())[:-1])
+        points = np.split(positions, np.cumsum(counts)[:-1])
         cells = state.row_vector_cell.detach().cpu().numpy()
         graphs: list[NeighborGraph] = []
         failures: dict[int, RelaxationFailure] = {}
@@ -147,7 +148,7 @@ class CHGNetModel(ModelInterface):
         self,
         state: SimState,
         graphs: list[NeighborGraph],
-        counts: torch.Tensor,
+        counts: np.ndarray,
         positions: torch.Tensor,
         cells: torch.Tensor,
         strain: torch.Tensor,
@@ -155,7 +156,7 @@ class CHGNetModel(ModelInterface):
         """Join the crystals' graphs and expand bonds and angles in the network's basis sets."""
         strained_cells = cells + cells @ strain
         positions = positions + (positions[:, None] @ strain[state.system_idx])[:, 0]
-        graph = _joined(graphs, counts.cpu().numpy())
+        graph = _joined(graphs, counts)
         edges, images, undirected, representatives, angles = (
             torch.from_numpy(getattr(graph, field.name)).to(self._device)
             for field in fields(NeighborGraph)

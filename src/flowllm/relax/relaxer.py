@@ -222,8 +222,8 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
             failures = {len(running) + new: failure for new, failure in model.failures.items()}
             state = fresh if state is None else ts.concatenate_states([state, fresh])
             running += [
-                _Running(index, crystals[index].num_atoms, _load(crystals[index]), float(energy))
-                for index, energy in zip(taken, fresh.energy, strict=True)
+                _Running(index, crystals[index].num_atoms, _load(crystals[index]), energy)
+                for index, energy in zip(taken, fresh.energy.tolist(), strict=True)
             ]
         else:
             model.projection = _projection(work, [one.index for one in running])
@@ -311,8 +311,9 @@ def _finished(
     """Return the results of the crystals that have finished, by their index in the batch."""
     atom_forces = state.forces.norm(dim=1)
     zeros = torch.zeros(state.n_systems).to(atom_forces)
-    max_forces = zeros.scatter_reduce(0, state.system_idx, atom_forces, "amax").tolist()
-    cell_forces = state.cell_forces.norm(dim=2).amax(dim=1).tolist()
+    of_atoms = zeros.scatter_reduce(0, state.system_idx, atom_forces, "amax")
+    of_cells = state.cell_forces.norm(dim=2).amax(dim=1)
+    max_forces, cell_forces = torch.stack([of_atoms, of_cells]).tolist()
     limits = work.limits
     finished: dict[int, Relaxation] = {}
     for system, one in enumerate(running):

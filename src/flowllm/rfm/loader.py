@@ -49,11 +49,18 @@ class PairBatch:
     end_lattice: Tensor
 
     def to(self, device: torch.device) -> "PairBatch":
-        """Return the batch on another device."""
-        return PairBatch(*(x.to(device, non_blocking=True) for x in vars(self).values()))
+        """Return the batch on another device; a GPU copies it while the program continues."""
+        return PairBatch(*(copied(x, device) for x in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.elements)
+
+
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on another device; only from pinned memory a GPU copies in the background."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class _Shard:

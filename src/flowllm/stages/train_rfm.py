@@ -1,6 +1,5 @@
 """Train the velocity field of Riemannian flow matching on sampled pairs (paper, section 4.2)."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,7 @@ from flowllm.runtime.log import Progress, log
 from flowllm.runtime.provenance import StageRun, stage_run
 from flowllm.runtime.resume import partial_folder
 from flowllm.runtime.tensorboard import events_path
+from flowllm.runtime.threads import usable_cores
 from flowllm.seeds import generator
 
 PARALLEL_ROWS = 20_000
@@ -111,7 +111,7 @@ def prepare_split(
     prepared = [folder / f"{split}-{index:05d}.arrow" for index in range(len(shards))]
     missing = [(s, p) for s, p in zip(shards, prepared, strict=True) if not p.exists()]
     progress = Progress(f"train_rfm: {split} shards prepared", len(missing))
-    workers = min(len(os.sched_getaffinity(0)), len(missing))
+    workers = min(usable_cores(), len(missing))
     if workers > 1 and count_rows([shard for shard, _ in missing]) >= PARALLEL_ROWS:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             for _ in pool.map(partial(_prepare, options), missing):
