@@ -22,6 +22,7 @@ from flowllm.dft.inputs import (
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 from flowllm.io.files import write_text
+from flowllm.io.shards import Shards
 from flowllm.runtime.descent import check_computed_from, generated_digests
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
@@ -36,7 +37,7 @@ class Settings(StageSettings):
     dft_inputs: DftInputs
 
 
-def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Path) -> None:
+def run(settings: Settings, *, relaxed: Shards, stability: Path, out: Path) -> None:
     """Select relaxed crystals and write one folder of DFT inputs for each.
 
     A row without a folder has the reason as its status: the failure of an earlier stage,
@@ -44,7 +45,7 @@ def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Pa
 
     Args:
         settings: sections `dft` and `dft_inputs`.
-        relaxed: Shards of relaxed crystals. Repeat the option for each.
+        relaxed: Shards of relaxed crystals: files, or FOLDER=COUNT. Repeat the option for each.
         stability: Table of stability with the potential's energies.
         out: Manifest to write (manifest.parquet), one row per relaxed row; the folders are written
             beside it.

@@ -12,6 +12,7 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.evaluate.fingerprints import fingerprint, without_fingerprint
 from flowllm.evaluate.parallel import Limits, limited_map
 from flowllm.io import schemas
+from flowllm.io.shards import Shards
 from flowllm.io.tables import crystal_of, read_tables
 from flowllm.runtime.provenance import stage_run
 from flowllm.runtime.resume import write_in_parts
@@ -35,7 +36,7 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    crystals: Sequence[Path],
+    crystals: Shards,
     out: Path,
     workers: PositiveInt = 1,
 ) -> None:
@@ -46,7 +47,8 @@ def run(
 
     Args:
         settings: section `fingerprints`.
-        crystals: The test split, or the generated shards of one method. Repeat the option for each.
+        crystals: The test split, or the generated shards of one method: files, or FOLDER=COUNT.
+            Repeat the option for each.
         out: Table of fingerprints to write, one row per row of the inputs, in their order.
         workers: Number of worker processes; the result does not depend on it.
 
