@@ -243,7 +243,7 @@ def number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
-def test_the_printed_table_adds_up(tmp_path):
+def test_the_printed_table_adds_up():
     """The columns of the full configuration, summed from the printed lines."""
     units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
     config = load_config([ROOT / "config.yaml"])

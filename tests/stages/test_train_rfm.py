@@ -409,15 +409,17 @@ def many_shards(folder: Path, count: int) -> None:
         os.link(folder / "one.parquet", folder / "train" / f"shard-{shard:05d}.parquet")
 
 
-def run_under_limit(config_path, folder: Path, count: int, hard: int) -> subprocess.CompletedProcess:
+def run_under_limit(
+    config_path, folder: Path, count: int, hard: int
+) -> subprocess.CompletedProcess:
     """Train on a folder with the usual limit of 1,024 open files; `hard` is how far it can rise."""
     settings = small_settings(config_path)
     values = {"seed": settings.seed, "version": settings.version, **settings.values}
     words = [f"--pairs={folder}/train={count}", f"--val-pairs={folder}/val=1"]
     words += ["--out", str(folder / "flow"), "--settings", json.dumps(values)]
+    command = [sys.executable, "-m", "flowllm", "train_rfm", *words]
     return subprocess.run(
-        ["sh", "-c", f'ulimit -Hn {hard}; ulimit -Sn 1024; exec "$0" "$@"', sys.executable]
-        + ["-m", "flowllm", "train_rfm", *words],
+        ["sh", "-c", f'ulimit -Sn 1024; ulimit -Hn {hard}; exec "$0" "$@"', *command],
         capture_output=True,
         text=True,
         check=False,

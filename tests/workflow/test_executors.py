@@ -1,6 +1,6 @@
 """Other executors than SLURM's: the profile for LSF, with stand-ins of bsub and bjobs.
 
-The stand-ins run each job's script; plugin, profile, rules and the profile's scripts are the real ones.
+The stand-ins run each job's script; plugin, profile, rules and the profile's scripts are real.
 """
 
 import os

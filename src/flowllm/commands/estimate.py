@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat
 
 from flowllm.commands.costs import DFT_RUNS, ItemCost, costs_of_run, read_costs
@@ -50,6 +48,9 @@ DFT_FILES = 4
 _FIXED = ("fetch_model", "finetune_llm", "merge_adapter", "train_rfm")
 """Stages whose bytes follow from the sizes of the models, however many items there are."""
 
+
+_LOCAL = ("download", "fetch_model", "dft_hull", "report")
+"""Stages that run where `snakemake` does, and are not in the failure budget."""
 
 _SHORT_HOURS = 0.1
 """Jobs that are shorter are not in the failure budget."""
@@ -175,10 +176,11 @@ def estimate(
 def works(
     config: Config, lines: Sequence[StageEstimate], costs: Mapping[str, ItemCost]
 ) -> Iterator[Work]:
-    """Yield the jobs of the stages whose hours are known and last more than some minutes."""
+    """Yield the cluster's jobs of the stages whose hours are known, without the short ones."""
     for line in lines:
-        if not line.job_hours or line.job_hours < _SHORT_HOURS or not line.items:
+        if line.stage in _LOCAL or not line.items or (line.job_hours or 0) < _SHORT_HOURS:
             continue
+        assert line.job_hours is not None
         assert line.limit_hours is not None
         per_item = line.job_hours * line.jobs / line.items * 3600
         yield Work(

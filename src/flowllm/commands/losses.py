@@ -8,7 +8,7 @@ half of one.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, factorial
+from math import ceil, exp, factorial
 
 from flowllm.config.model import Config
 
@@ -183,7 +183,14 @@ def _advice(loss: Loss) -> Iterator[str]:
     work = loss.work
     if loss.limits is None:
         yield f"{work.stage}: no attempt is long enough; raise resources.{work.stage}.runtime"
-    elif loss.share > TARGET:
+        return
+    if loss.limits:
+        yield (
+            f"{work.stage}: {loss.limits} of a job's attempts end at their time limit; "
+            f"resources.{work.stage}.runtime of {ceil(60 * (work.hours + work.start_hours)):,} or "
+            "smaller shards prevent it"
+        )
+    if loss.share > TARGET:
         if loss.most_saved_hours is None:
             yield (
                 f"{work.stage}: the starts of stopped jobs alone cost more than {TARGET:.0%}; "

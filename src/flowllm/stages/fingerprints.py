@@ -1,7 +1,6 @@
 """Fingerprints of the generated crystals and of the test split, for coverage."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
