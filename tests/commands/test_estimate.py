@@ -292,3 +292,11 @@ def test_dft_costs_are_per_selected_crystal(tmp_path):
     costs, _ = costs_of_run(tmp_path)
     assert costs["dft_inputs"].seconds == 3
     assert costs["dft_collect"].seconds == 2
+
+
+def test_the_page_shows_what_the_command_prints(capsys):
+    arguments = ["estimate", "--config", str(ROOT / "config.yaml"), "--costs", str(PAPER)]
+    app(arguments, exit_on_error=False)
+    page = (ROOT / "docs" / "scale.md").read_text()
+    for line in capsys.readouterr().out.strip().splitlines():
+        assert line in page

@@ -190,7 +190,7 @@ def _advice(loss: Loss) -> Iterator[str]:
             f"resources.{work.stage}.runtime of {ceil(60 * (work.hours + work.start_hours)):,} or "
             "smaller shards prevent it"
         )
-    if loss.share > TARGET:
+    elif loss.share > TARGET:
         if loss.most_saved_hours is None:
             yield (
                 f"{work.stage}: the starts of stopped jobs alone cost more than {TARGET:.0%}; "
