@@ -9,6 +9,7 @@ half of one.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, factorial
+from typing import Any
 
 from flowllm.config.model import Config
 
@@ -128,7 +129,7 @@ def _limits_reached(work: Work) -> int | None:
     return None
 
 
-def saved_work(config: Config, stage: str, seconds_per_item: float) -> dict[str, object]:
+def saved_work(config: Config, stage: str, seconds_per_item: float) -> dict[str, Any]:
     """Return the fields of `Work` that say what a stage saves before its end.
 
     Args:
