@@ -247,13 +247,21 @@ def test_a_bad_configuration_stops_before_the_dag(tmp_path, overlay, message):
     assert "Building DAG" not in output
 
 
-def test_too_many_shards_for_a_command_are_refused_before_anything_runs(tmp_path):
+def test_three_thousand_shards_plan_within_bounds_and_fit_into_a_command(tmp_path):
+    """33 million pairs; bounds of issue 19: 15 s of a core, 2 GB."""
     overlay = tmp_path / "many.yaml"
-    sizes = {"num_pairs": 700, "pairs_per_shard": 1, "num_val_pairs": 1}
-    overlay.write_text(yaml.safe_dump({"run_dir": "x" * 150, "sizes": sizes}))
-    output = snakemake("-n", "--until", "train_rfm", *TINY, str(overlay), check=False)
-    assert "701 shards do not fit into the command line" in output
-    assert "Job stats" not in output
+    sizes = {"num_pairs": 33_000_000, "pairs_per_shard": 11_000, "num_val_pairs": 33_000}
+    overlay.write_text(yaml.safe_dump({"sizes": sizes}))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = ["-n", "-p", "--until", "train_rfm"]
+    output = snakemake(*words, "--configfile", str(ROOT / "config.yaml"), str(overlay))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert planned(output)["sample_pairs"] == 3003
+    [command, _] = re.findall(r"python -m flowllm train_rfm .*", output)
+    assert "--pairs=runs/paper/pairs/train=3000 --val-pairs=runs/paper/pairs/val=3 " in command
+    used = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
+    assert used < 15
+    assert after.ru_maxrss < 2e6  # kB, of the largest process so far
 
 
 def test_every_attempt_fits_into_a_partition():

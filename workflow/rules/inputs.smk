@@ -2,6 +2,7 @@
 
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.data.sample_files import sample_files
+from flowllm.io.shards import shard_name
 from flowllm.io.start_files import start_files
 
 
@@ -177,22 +178,24 @@ def crystals_folder(wildcards, input):
     return os.path.dirname(input.crystals[0])
 
 
-# Linux limits one argument, here the shell command, to 128 kB.
-MAX_COMMAND = 100_000
-
-
 def options(**roles):
-    """Return one command line option per file of an input, e.g. `options(pairs="pairs")`."""
+    """Return one command line option per file of an input, e.g. `options(pairs="pairs")`.
+
+    All shards of a folder are one option, FOLDER=COUNT.
+    """
 
     def words(wildcards, input):
-        given = [
-            f"--{name}={path}" for name, role in roles.items() for path in input[role]
+        return [
+            f"--{name}={word}"
+            for name, role in roles.items()
+            for word in shortened(input[role])
         ]
-        if sum(map(len, given)) > MAX_COMMAND:
-            raise WorkflowError(
-                f"{len(given)} shards do not fit into the command line of the job that reads "
-                "them all; make them larger (sizes: pairs_per_shard, samples_per_shard)"
-            )
-        return given
 
     return words
+
+
+def shortened(paths):
+    """Return paths as words of a command; shards 0 to N - 1 of one folder are FOLDER=N."""
+    folder = os.path.dirname(paths[0]) if paths else ""
+    shards = [f"{folder}/{shard_name(shard)}" for shard in range(len(paths))]
+    return [f"{folder}={len(paths)}"] if paths and paths == shards else paths

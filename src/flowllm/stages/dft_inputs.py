@@ -20,6 +20,7 @@ from flowllm.dft.selection import Choice, Relaxed, choose
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 from flowllm.io.files import write_text
+from flowllm.io.shards import Shards
 from flowllm.runtime.descent import check_computed_from, generated_digests
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
@@ -37,7 +38,7 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    relaxed: Sequence[Path],
+    relaxed: Shards,
     stability: Path,
     out: Path,
     per_crystal: Sequence[Path] = (),
@@ -49,7 +50,7 @@ def run(
 
     Args:
         settings: sections `dft` and `dft_inputs`.
-        relaxed: Shards of relaxed crystals. Repeat the option for each.
+        relaxed: Shards of relaxed crystals: files, or FOLDER=COUNT. Repeat the option for each.
         stability: Table of stability with the potential's energies.
         out: Manifest to write (manifest.parquet), one row per relaxed row; the folders are written
             beside it.

@@ -1,6 +1,5 @@
 """Find the generated crystals that are not relaxed: known ones, and repetitions of a draft."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from flowllm.evaluate.per_crystal import crystals_by_composition
 from flowllm.evaluate.screening import Drafts, Excluded, exclude
 from flowllm.evaluate.validity import Composition, reduced_composition
 from flowllm.io import schemas, tables
+from flowllm.io.shards import Shards
 from flowllm.runtime.descent import GENERATED_KEY
 from flowllm.runtime.provenance import digest, stage_run
 
@@ -33,7 +33,7 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    generated: Sequence[Path],
+    generated: Shards,
     crystals: Path,
     out: Path,
     workers: PositiveInt = 1,
@@ -42,7 +42,7 @@ def run(
 
     Args:
         settings: section `select`.
-        generated: All shards of generated crystals. Repeat the option for each.
+        generated: Shards of generated crystals: files, or FOLDER=COUNT. Repeat the option for each.
         crystals: Training crystals (train.parquet).
         out: Table to write, one row per generated crystal, sorted by id.
         workers: Number of worker processes; the result does not depend on it.

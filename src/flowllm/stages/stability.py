@@ -19,6 +19,7 @@ from flowllm.evaluate.hull import (
     read_hull,
 )
 from flowllm.io import schemas, tables
+from flowllm.io.shards import Shards
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 
@@ -34,7 +35,7 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    energies: Sequence[Path],
+    energies: Shards,
     hull: Path,
     kind: EnergySource,
     out: Path,
@@ -44,7 +45,7 @@ def run(
     Args:
         settings: section `stability`.
         energies: Shards of relaxed crystals (kind potential), or the table of DFT results (kind
-            dft). Repeat the option for each.
+            dft): files, or FOLDER=COUNT. Repeat the option for each.
         hull: Reference entries of the same kind (hull/{kind}.parquet).
         kind: Source of the energies.
         out: Table to write, one row per row of the energies, in their order.
