@@ -77,6 +77,7 @@ def test_another_version_of_snakemake_is_refused_before_it_plans(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
     )
+    said = done.stdout + done.stderr
     assert done.returncode == 1
-    assert "is installed, but FlowLLM needs 9.28.x, of which it changes functions" in done.stderr
-    assert "Job stats" not in done.stdout + done.stderr
+    assert "is installed, but FlowLLM needs 9.28.x, of which it changes functions" in said
+    assert "Job stats" not in said

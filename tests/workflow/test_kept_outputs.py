@@ -20,6 +20,7 @@ from flowllm.io.files import atomic_folder
 from flowllm.runtime.provenance import StageRun, provenance_path, recorded
 from flowllm.workflow.notes import Note, state_of
 from stub_run import make_stub, stub_snakemake
+from tiny_llm import write_tiny_llm
 from tiny_run import ROOT, SNAKEMAKE, TINY, dry_runs, environment, planned, snakemake
 
 INDEPENDENT = {
@@ -63,6 +64,7 @@ def first(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("kept")
     bin_folder = make_stub(folder / "bin")
     (folder / "work").mkdir()
+    write_tiny_llm(folder / "work" / "tiny-llm")  # `flowllm check` looks for it
     stub_snakemake(bin_folder, "--cores", "2", cwd=folder / "work")
     return folder / "work", bin_folder
 

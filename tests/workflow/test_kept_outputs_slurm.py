@@ -17,6 +17,7 @@ import yaml
 
 from slurm_cluster import make_refusing_sbatch, missing_programs, slurm_cluster
 from stub_run import make_stub, stub_snakemake
+from tiny_llm import write_tiny_llm
 from tiny_run import ROOT, SNAKEMAKE, TINY, dry_runs, environment, planned
 
 pytestmark = [
@@ -93,6 +94,7 @@ class Site:
 def site(tmp_path_factory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("kept on slurm") / "work"
     folder.mkdir()
+    write_tiny_llm(folder / "tiny-llm")  # `flowllm check` looks for it
     stub_snakemake(make_stub(folder.parent / "local"), "--cores", "2", cwd=folder)
     with slurm_cluster(tmp_path_factory.mktemp("cluster")) as conf:
         yield Site(folder, conf)
