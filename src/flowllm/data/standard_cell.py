@@ -92,7 +92,7 @@ def expand(standard: StandardCrystal) -> PrimitiveCrystal:
     """
     group = standard.group
     gram = gram_matrix(*group.cell(standard.cell))
-    basis = reduced_basis(group, gram)
+    basis = reduced_basis(group, standard.cell)
     to_primitive = np.linalg.inv(basis)
     images = [group.orbit(orbit.point) for orbit in standard.orbits]
     numbers = np.repeat([orbit.atomic_number for orbit in standard.orbits], list(map(len, images)))

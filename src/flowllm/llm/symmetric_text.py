@@ -30,6 +30,7 @@ from flowllm.data.standard_cell import (
     describe,
     expand,
 )
+from flowllm.data.standard_frame import cell_words
 from flowllm.data.wyckoff import FREE_PARAMETERS, NUM_GROUPS, Site, SpaceGroup, space_group
 from flowllm.errors import FlowllmError
 from flowllm.llm.apart import LineCheck
@@ -59,9 +60,6 @@ from flowllm.llm.text_parts import (
 
 _COINCIDING = 0.01
 """Angstrom. Atoms of two orbits on one point are nearer; their coordinates differ by rounding."""
-
-_LENGTHS = 3
-"""Cell parameters below this index are lengths, the others are angles."""
 
 _NUMBERS = range(1, NUM_GROUPS + 1)
 
@@ -154,11 +152,7 @@ def _labels() -> list[str]:
 
 def lines_of(standard: StandardCrystal) -> Description:
     """Return the lines of a description."""
-    places = FREE_PARAMETERS[standard.group.system]
-    values = zip(places, standard.cell.tolist(), strict=True)
-    cell = " ".join(
-        f"{value:.1f}" if place < _LENGTHS else f"{value:.0f}" for place, value in values
-    )
+    cell = " ".join(cell_words(standard.group, standard.cell))
     sites = [
         SiteText(
             orbit.atomic_number,
