@@ -28,7 +28,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "download": Stage(("data",), repeatable=True),
-    "prepare": Stage(("prepare",), version=2, repeatable=True),
+    "prepare": Stage(("prepare",), version=3, repeatable=True),
     "fetch_model": Stage((), repeatable=True),
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=6),
     "merge_adapter": Stage(("merge_adapter",), version=3, repeatable=True),
@@ -49,6 +49,6 @@ STAGES: dict[str, Stage] = {
     "fingerprints": Stage(("fingerprints",), version=2),
     "metrics": Stage(("metrics",), version=4),
     "match_csp": Stage(("metrics",), version=2),
-    "report": Stage(("report",), version=3),
+    "report": Stage(("report",), version=4),
 }
 """In the order of the pipeline."""
