@@ -49,7 +49,6 @@ from flowllm.llm.crystal_text import (
 )
 from flowllm.llm.orbit_lines import OrbitLines
 from flowllm.llm.symmetric_grammar import symmetric_cell_grammar, symmetric_grammar
-from flowllm.llm.symmetric_rest import rest_grammar, rest_of_cell_grammar
 from flowllm.llm.text_parts import (
     coordinate,
     element_of,
@@ -66,6 +65,8 @@ _NUMBERS = range(1, NUM_GROUPS + 1)
 
 class SymmetricText:
     """The symmetric text; see `crystal_text.CrystalText`."""
+
+    first_lines = 1
 
     def describe(self, crystal: Crystal) -> Description:
         """Return the lines of a crystal in a primitive cell.
@@ -102,18 +103,14 @@ class SymmetricText:
     def grammar(
         self, elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
     ) -> str:
-        """Return the grammar of all texts within the limits, or of their rest."""
-        if written:
-            return rest_grammar(elements, max_atoms, max_length, written)
-        return symmetric_grammar(elements, max_atoms, max_length)
+        """Return the form of the first line, or the grammar of the rest within the limits."""
+        return symmetric_grammar(elements, max_atoms, max_length, written)
 
     def cell_grammar(
         self, atomic_numbers: Sequence[int], max_length: int, written: str = ""
     ) -> str:
-        """Return the grammar of texts with these atoms, element by element, or of their rest."""
-        if written:
-            return rest_of_cell_grammar(atomic_numbers, max_length, written)
-        return symmetric_cell_grammar(atomic_numbers, max_length)
+        """Return the form of the first line, or the grammar of the rest with these atoms."""
+        return symmetric_cell_grammar(atomic_numbers, max_length, written)
 
     def line_check(self, min_distance: float) -> LineCheck:
         """Return the check of a new text."""
