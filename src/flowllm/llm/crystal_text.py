@@ -247,7 +247,8 @@ class CrystalText(Protocol):
     ) -> str:
         """Return the regular expression or grammar of the next piece of texts within the limits.
 
-        It describes the `first_lines` if nothing is written, otherwise all of the rest. A grammar is in the notation of xgrammar (EBNF) and begins with the rule root.
+        It describes the `first_lines` if nothing is written, otherwise all of the rest. A grammar
+        is in the notation of xgrammar (EBNF) and begins with the rule root.
 
         Args:
             elements: atomic numbers that may occur.

@@ -119,7 +119,7 @@ def symmetric_cell_grammar(
 
 def _group_line(numbers: Sequence[int]) -> str:
     """Return the regular expression of the first line, for groups that are possible."""
-    return f"({'|'.join(map(str, numbers))})\n"
+    return rf"({'|'.join(map(str, numbers))})\n"
 
 
 def _smallest(group: SpaceGroup) -> int:
