@@ -32,6 +32,7 @@ class Draw:
     num_steps: int = 10
     converged: bool = True
     rejections: list[str] = field(default_factory=list)
+    redraws: int = 0
     base_status: str = "ok"
     relaxed_status: str = "ok"
     choice: dict = field(default_factory=dict)  # columns of dft_inputs, for kind dft
@@ -183,6 +184,7 @@ def _rows(name, draw, kind):
             "status": draw.base_status if ok else "max_attempts",
             "attempts": 1 + len(draw.rejections),
             "rejections": draw.rejections,
+            "redraws": draw.redraws,
         },
         "generated": {**crystal, **crystal_columns(draw.generated), "num_steps": 50},
         "relaxed": {

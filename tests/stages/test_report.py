@@ -71,7 +71,7 @@ class Page(HTMLParser):
 def draws():
     salt, caesium, oxide = rocksalt(), caesium_chloride(), perovskite()
     return [
-        Draw(salt, salt, -0.1, rejections=["bad_number"]),
+        Draw(salt, salt, -0.1, rejections=["bad_number"], redraws=3),
         Draw(caesium, caesium, -0.2),
         Draw(oxide, rattled(oxide, 0.02, 0), 0.03),
         Draw(oxide, None, relaxed_status="timeout"),
@@ -430,6 +430,7 @@ def test_rejections_are_counted_where_they_happened(run_dir):
         ("source rows", "disordered", 1),
         ("base FlowLLM-test: drafts", "bad_number", 2),
         ("base FlowLLM-test: drafts", "truncated", 1),
+        ("base FlowLLM-test: redraws within drafts", "close_atoms", 3),
         ("base FlowLLM-test: given up", "max_attempts", 1),
     ]
 

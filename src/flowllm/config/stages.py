@@ -28,7 +28,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "download": Stage(("data",), repeatable=True),
-    "prepare": Stage(("prepare",), version=2, repeatable=True),
+    "prepare": Stage(("prepare",), version=3, repeatable=True),
     "fetch_model": Stage((), repeatable=True),
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=6),
     "merge_adapter": Stage(("merge_adapter",), version=3, repeatable=True),
