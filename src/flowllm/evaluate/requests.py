@@ -99,7 +99,7 @@ def space_group_of(crystal: Crystal) -> int | None:
         warnings.simplefilter("ignore")
         try:
             found = SpacegroupAnalyzer(crystal.to_structure(), SYMPREC).get_space_group_number()
-        except Exception:  # noqa: BLE001  # pymatgen and spglib raise several kinds
+        except Exception:  # pymatgen and spglib raise several kinds
             return None
     return int(found)
 
