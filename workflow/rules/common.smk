@@ -56,6 +56,7 @@ PLANNING = explained(change_snakemake, workflow, Path(RUN))
 SIZES = CONFIG.sizes
 FLOWS = [flow.name for flow in CONFIG.flows]
 BASES = [base.name for base in CONFIG.bases]
+CONDITIONS_OF = {base.name: base.conditions for base in CONFIG.bases}
 METHODS = [method.name for method in CONFIG.methods]
 EXTERNAL = {row.name: row for row in CONFIG.external_samples}
 ROWS = [*METHODS, *EXTERNAL]

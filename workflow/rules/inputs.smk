@@ -81,6 +81,12 @@ def csp_draws(wildcards):
     return draws(SIZES.num_csp_crystals, SIZES.csp_crystals_per_shard, wildcards.shard)
 
 
+def wishes_file(wildcards):
+    """Return the file of a base's wishes, if it has one, so that a changed one is read again."""
+    conditions = CONDITIONS_OF[wildcards.base]
+    return [conditions.file] if conditions and conditions.file else []
+
+
 def base_shard(wildcards):
     return f"{RUN}/base/{BASE_OF[wildcards.method]}/shard-{wildcards.shard}.parquet"
 

@@ -28,6 +28,7 @@ from flowllm.evaluate.estimates import estimated_rates
 from flowllm.evaluate.matching import DEFAULT, LENGTH_UNIT, LOOSE, BucketMatches
 from flowllm.evaluate.per_crystal import first_of_each_class, is_valid, novel_names
 from flowllm.evaluate.protocols import protocol_rates
+from flowllm.evaluate.requests import wish_rates
 from flowllm.evaluate.samples import Sample, Sources
 from flowllm.evaluate.screening import NOT_RELAXED
 from flowllm.evaluate.statistics import rate, summary
@@ -97,6 +98,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
         "means": means(rows, samples),
         "distances": property_distances(rows, *prints, rng),
         "histograms": histograms(rows, test),
+        **({"wishes": wish_rates(rows)} if rows and "asked" in rows[0] else {}),
     }
 
 

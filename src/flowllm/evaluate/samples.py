@@ -1,6 +1,6 @@
 """One record per generated crystal, joined from the files of all stages before the metrics."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Sample:
         check_e_above_hull: by the second potential, eV per atom; None without one.
         hull_compounds: number of the hull's compounds among the crystal's elements; None for a
             crystal of one element or without a row of stability.
+        formation_energy: eV per atom from the elements of the hull, None if unknown.
+        asked: conditions of the draw as text by name; None for a base without conditions.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Sample:
     leads_class: bool | None = None
     check_e_above_hull: float | None = None
     hull_compounds: int | None = None
+    formation_energy: float | None = None
+    asked: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def read_samples(
             f"{stability}: the footer does not state the thresholds and the hull. Run the stage "
             "stability again."
         )
-    names = _source_names(generated)
+    names, asked = _source_names(generated), _asked(base)
     samples = [
         _join(
             base_rows[name],
@@ -140,6 +144,7 @@ def read_samples(
             relaxed_rows.get(name),
             stability_rows.get(name),
             names.get(name),
+            asked.get(name),
         )
         for name in sorted(base_rows)
     ]
@@ -182,6 +187,16 @@ def _source_names(generated: Sequence[Path]) -> dict[str, str]:
     }
 
 
+def _asked(base: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """Return the conditions of the draws by id; empty for a base without conditions."""
+    return {
+        row["id"]: dict(row["asked"])
+        for path in base
+        if "asked" in column_names(path)
+        for row in read_table(path, schemas.REQUESTED_BASE, ["id", "asked"]).to_pylist()
+    }
+
+
 def _by_id(table: pa.Table) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in table.to_pylist()}
 
@@ -220,6 +235,7 @@ def _join(
     relaxed: dict[str, Any] | None,
     stability: dict[str, Any] | None,
     source_name: str | None,
+    asked: dict[str, str] | None,
 ) -> Sample:
     crystal = crystal_of(generated) if generated["status"] == "ok" else None
     relaxed = relaxed or {"status": "missing", "lengths": None}
@@ -248,6 +264,8 @@ def _join(
         leads_class=relaxed.get("leads_class"),
         check_e_above_hull=stability.get("check_e_above_hull"),
         hull_compounds=stability.get("hull_compounds"),
+        formation_energy=stability.get("formation_energy_per_atom"),
+        asked=asked,
     )
 
 

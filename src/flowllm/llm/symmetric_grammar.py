@@ -10,7 +10,7 @@ limited. Not enforced are distances, and that no such site is used twice (`llm.o
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 
 from flowllm.data.wyckoff import (
@@ -38,7 +38,13 @@ Orbits = list[tuple[str, Site]]
 
 
 def symmetric_grammar(
-    elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+    elements: Collection[int],
+    max_atoms: int,
+    max_length: int,
+    written: str = "",
+    *,
+    num_atoms: int | None = None,
+    group: int | None = None,
 ) -> str:
     """Return the form of the next piece of a symmetric text within the given limits.
 
@@ -47,15 +53,47 @@ def symmetric_grammar(
         max_atoms: maximum number of atoms per primitive cell.
         max_length: integer part of the longest conventional lattice vector in angstrom, 1 to 99.
         written: lines that the text has already, with their line breaks.
+        num_atoms: number of atoms per primitive cell, None for any.
+        group: number of the only space group, None for all.
     """
+    shared = [f"symbol ::= {' | '.join(map(_quoted_symbol, sorted(elements)))}"]
+    if num_atoms is not None:
+        return _sums_grammar((num_atoms,), ["symbol"], shared, max_length, written, group)
     if not written:
-        numbers = range(1, NUM_GROUPS + 1)
+        numbers = range(1, NUM_GROUPS + 1) if group is None else [group]
         return _group_line([n for n in numbers if _smallest(space_group(n)) <= max_atoms])
     lines = written.split("\n")[:-1]
-    group = space_group(int(lines[0]))
-    symbols = " | ".join(f'"{element_symbol(z)}"' for z in sorted(elements))
+    return _limited_grammar(space_group(int(lines[0])), lines, max_atoms, shared, max_length)
+
+
+def symmetric_cell_grammar(
+    atomic_numbers: Sequence[int], max_length: int, written: str = "", *, group: int | None = None
+) -> str:
+    """Return the form of the next piece of a text with exactly these atoms, element by element.
+
+    Args:
+        atomic_numbers: atomic number of each atom of the primitive cell; equal neighbors are the
+            atoms of one or several orbits.
+        max_length: integer part of the longest conventional lattice vector in angstrom, 1 to 99.
+        written: lines that the text has already, with their line breaks.
+        group: number of the only space group, None for all.
+    """
+    runs = runs_of(atomic_numbers)
+    counts = tuple(count for _, count in runs)
+    symbols = [_quoted_symbol(z) for z, _ in runs]
+    return _sums_grammar(counts, symbols, [], max_length, written, group)
+
+
+def _limited_grammar(
+    group: SpaceGroup,
+    lines: Sequence[str],
+    max_atoms: int,
+    shared: Sequence[str],
+    max_length: int,
+) -> str:
+    """Return the grammar of the rest of a text with at most a number of atoms."""
     smallest = _smallest(group)
-    rules = [f"symbol ::= {symbols}"]
+    rules = [*shared]
     for left in range(smallest, max_atoms + 1):
         sites = [site for site in group.sites.values() if site.num_atoms <= left]
         parts = [f"{_terms(one)}{_up_to(left - one.num_atoms, smallest)}" for one in sites]
@@ -75,21 +113,26 @@ def symmetric_grammar(
     return _whole_grammar(f'symbol " " ({" | ".join(parts)})', rules, max_length)
 
 
-def symmetric_cell_grammar(
-    atomic_numbers: Sequence[int], max_length: int, written: str = ""
+def _sums_grammar(
+    counts: tuple[int, ...],
+    symbols: Sequence[str],
+    shared: Sequence[str],
+    max_length: int,
+    written: str,
+    only: int | None,
 ) -> str:
-    """Return the form of the next piece of a text with exactly these atoms, element by element.
+    """Return the form of the next piece of a text with given numbers of atoms.
 
     Args:
-        atomic_numbers: atomic number of each atom of the primitive cell; equal neighbors are the
-            atoms of one or several orbits.
-        max_length: integer part of the longest conventional lattice vector in angstrom, 1 to 99.
-        written: lines that the text has already, with their line breaks.
+        counts: number of atoms of each element, in the order of the text.
+        symbols: term of the symbol of each element.
+        shared: rules of these terms.
+        max_length: as in `symmetric_grammar`.
+        written: as in `symmetric_grammar`.
+        only: as `group` in `symmetric_grammar`.
     """
-    runs = runs_of(atomic_numbers)
-    counts = tuple(count for _, count in runs)
     if not written:
-        return _group_line(possible_groups(counts))
+        return _group_line([n for n in possible_groups(counts) if only in (None, n)])
     lines = written.split("\n")[:-1]
     group = space_group(int(lines[0]))
     sums = OrbitSums(group, counts)
@@ -105,7 +148,7 @@ def symmetric_cell_grammar(
         after = sums.after(state, kind_of(one))
         return None if after is None else _state_name(sums, after)
 
-    rules = list(_state_rules(group, sums, list(map(_symbol, runs)), state))
+    rules = [*shared, *_state_rules(group, sums, symbols, state)]
     if len(lines) == 1:
         root = f"{_cell_terms(group)}{_state_name(sums, state)}"
     elif site is not None:
@@ -113,7 +156,7 @@ def symmetric_cell_grammar(
     else:
         possible = [one for one in group.sites.values() if following(one) is not None]
         parts = [f"{_terms(one)}{following(one)}" for one in _unused(orbits, possible)]
-        root = f'"{_symbol(runs[state[0]])}" " " ({" | ".join(parts)})'
+        root = f'{symbols[state[0]]} " " ({" | ".join(parts)})'
     return _whole_grammar(root, rules, max_length)
 
 
@@ -132,9 +175,9 @@ def _up_to(left: int, smallest: int) -> str:
     return f" up_{left}?" if left >= smallest else ""
 
 
-def _symbol(run: tuple[int, int]) -> str:
-    """Return the symbol of an element of a formula."""
-    return element_symbol(run[0])
+def _quoted_symbol(z: int) -> str:
+    """Return the term of an element's symbol."""
+    return f'"{element_symbol(z)}"'
 
 
 def _state_name(sums: OrbitSums, state: State) -> str:
@@ -159,7 +202,7 @@ def _state_rules(
             if (after := sums.after(state, kind)) is not None
         ]
         name = _state_name(sums, state).strip()
-        yield f'{name} ::= "\\n{symbols[state[0]]} " ({" | ".join(parts)})'
+        yield f'{name} ::= "\\n" {symbols[state[0]]} " " ({" | ".join(parts)})'
 
 
 def _orbits(group: SpaceGroup, lines: Sequence[str]) -> tuple[Orbits, Site | None]:

@@ -18,7 +18,7 @@ group's operations, and the primitive cell by the centering of its lattice. The 
 has the group that the text names, or a supergroup of it, and its operations are known exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -98,19 +98,33 @@ class SymmetricText:
             return error.rejection
         except (ValueError, FlowllmError) as error:
             return Rejection(Reason.NONPHYSICAL_LATTICE, str(error))
-        return Decoded(expanded.crystal, expanded.operations)
+        return Decoded(expanded.crystal, expanded.operations, standard.group.number)
 
     def grammar(
-        self, elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+        self,
+        elements: Collection[int],
+        max_atoms: int,
+        max_length: int,
+        written: str = "",
+        *,
+        num_atoms: int | None = None,
+        group: int | None = None,
     ) -> str:
         """Return the form of the first line, or the grammar of the rest within the limits."""
-        return symmetric_grammar(elements, max_atoms, max_length, written)
+        return symmetric_grammar(
+            elements, max_atoms, max_length, written, num_atoms=num_atoms, group=group
+        )
 
     def cell_grammar(
-        self, atomic_numbers: Sequence[int], max_length: int, written: str = ""
+        self,
+        atomic_numbers: Sequence[int],
+        max_length: int,
+        written: str = "",
+        *,
+        group: int | None = None,
     ) -> str:
         """Return the form of the first line, or the grammar of the rest with these atoms."""
-        return symmetric_cell_grammar(atomic_numbers, max_length, written)
+        return symmetric_cell_grammar(atomic_numbers, max_length, written, group=group)
 
     def line_check(self, min_distance: float) -> LineCheck:
         """Return the check of a new text."""
