@@ -32,8 +32,10 @@ class Draw:
     num_steps: int = 10
     converged: bool = True
     rejections: list[str] = field(default_factory=list)
+    redraws: int = 0
     base_status: str = "ok"
     relaxed_status: str = "ok"
+    choice: dict = field(default_factory=dict)  # columns of dft_inputs, for kind dft
     check_e_above_hull: float | None = None  # by a second potential, for the whole run
     hull_compounds: int | None = None
 
@@ -172,6 +174,7 @@ def _rows(name, draw, kind):
             "corrected_energy_per_atom": final - 0.1 if done else None,
             "correction_scheme": "MP2020" if done else None,
             "converged_ionic": done and draw.converged,
+            **draw.choice,
         },
     }[kind]
     return {
@@ -181,6 +184,7 @@ def _rows(name, draw, kind):
             "status": draw.base_status if ok else "max_attempts",
             "attempts": 1 + len(draw.rejections),
             "rejections": draw.rejections,
+            "redraws": draw.redraws,
         },
         "generated": {**crystal, **crystal_columns(draw.generated), "num_steps": 50},
         "relaxed": {

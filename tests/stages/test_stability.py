@@ -221,3 +221,10 @@ def test_constrained_crystals_are_measured_against_free_ones_and_say_so(tmp_path
     (found,) = run(tmp_path, [row])
     assert found["e_above_hull"] == pytest.approx(-0.1)
     assert (found["energy_source"], found["hull_source"]) == (CHGNET + suffix, CHGNET)
+
+
+def test_the_formation_energy_is_from_the_elements_of_the_hull(tmp_path):
+    # Of two entries of sodium the lower one counts: -3.6 - (-1.0 - 2.0) / 2.
+    hull = [*HULL, hull_row("Na2", -0.5)]
+    (row,) = run(tmp_path, [relaxed_row(rocksalt(), "a", -3.6)], hull)
+    assert row["formation_energy_per_atom"] == pytest.approx(-2.1, abs=1e-9)

@@ -22,6 +22,7 @@ from flowllm.config.sections.energies import (
     Potential,
     Prerelax,
     ReferenceHull,
+    Select,
     Stability,
 )
 from flowllm.config.sections.evaluation import Fingerprints, Metrics, Report
@@ -84,7 +85,7 @@ class Config(Section):
         min_length=1,
         description="base distributions, one branch per row: how the language model is sampled",
     )
-    sample_base: SampleBase = Field(description="unconditional sampling, the start of generation")
+    sample_base: SampleBase = Field(description="sampling of the bases, the start of generation")
     methods: tuple[Method, ...] = Field(
         min_length=1,
         description="rows of the results, one branch per row through refine and all stages "
@@ -103,6 +104,9 @@ class Config(Section):
     refine: Refine = Field(description="integration of the velocity field")
     potential: Potential = Field(
         description="machine-learned potential of every energy that is not DFT's"
+    )
+    select: Select = Field(
+        description="crystals that are not relaxed, since their result is known before"
     )
     prerelax: Prerelax = Field(description="relaxation of the crystals by the potential")
     reference_hull: ReferenceHull = Field(
@@ -190,6 +194,24 @@ class Config(Section):
                 "finetune_llm.augment_translation: true has no meaning for prompts.crystal_text: "
                 "symmetric, whose origin is that of the space group. Set it to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _properties_have_sentences(self) -> "Config":
+        """Refuse properties without a sentence, and what nothing provides."""
+        columns, sentences = set(self.prepare.properties), set(self.prompts.properties)
+        if one_sided := sorted(columns ^ sentences):
+            raise ValueError(
+                f"property {one_sided[0]} needs a column in prepare.properties and a sentence in "
+                "prompts.properties; add the missing one"
+            )
+        for base in self.bases:
+            asked = set(base.conditions.properties) if base.conditions else set()
+            if unknown := sorted(asked - columns):
+                raise ValueError(
+                    f"bases: {base.name} asks for {unknown[0]}, which is not among the properties "
+                    f"{sorted(columns)} of prepare.properties"
+                )
         return self
 
     @model_validator(mode="after")

@@ -92,7 +92,7 @@ def expand(standard: StandardCrystal) -> PrimitiveCrystal:
     """
     group = standard.group
     gram = gram_matrix(*group.cell(standard.cell))
-    basis = reduced_basis(group, gram)
+    basis = reduced_basis(group, standard.cell)
     to_primitive = np.linalg.inv(basis)
     images = [group.orbit(orbit.point) for orbit in standard.orbits]
     numbers = np.repeat([orbit.atomic_number for orbit in standard.orbits], list(map(len, images)))
@@ -209,10 +209,9 @@ def _orbit(group: SpaceGroup, atomic_number: int, points: np.ndarray) -> Orbit:
     for site in group.sites.values():
         if site.num_atoms != len(points):
             continue
-        moved = [site.nearest(point) for point in every]
-        smallest = min(distance for _, distance in moved)
-        near = [point for point, distance in moved if distance < smallest + SAME_FRAME]
-        nearest.append((smallest, site, near))
+        moved, distances = site.nearest(every)
+        smallest = float(distances.min())
+        nearest.append((smallest, site, list(moved[distances < smallest + SAME_FRAME])))
     if not nearest:
         raise NoDescriptionError(f"{len(points)} atoms are on no site of group {group.number}")
     distance, site, candidates = min(nearest, key=lambda found: found[0])

@@ -1,6 +1,6 @@
 """One record per generated crystal, joined from the files of all stages before the metrics."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,15 @@ class Sample:
         e_above_hull: eV per atom, None without a reference or an energy.
         stable: result of the stage stability.
         metastable: result of the stage stability.
+        taken_as: why DFT is run (`selected`, `candidate` or `control`); None if it is not.
+        inclusion_probability: probability of being taken for DFT; None where it is not known.
+        leads_class: whether the potential's crystal is novel and the nearest to the hull of its
+            class; None if dft_inputs did not compare it.
         check_e_above_hull: by the second potential, eV per atom; None without one.
         hull_compounds: number of the hull's compounds among the crystal's elements; None for a
             crystal of one element or without a row of stability.
+        formation_energy: eV per atom from the elements of the hull, None if unknown.
+        asked: conditions of the draw as text by name; None for a base without conditions.
     """
 
     name: str
@@ -58,8 +64,13 @@ class Sample:
     e_above_hull: float | None
     stable: bool
     metastable: bool
+    taken_as: str | None = None
+    inclusion_probability: float | None = None
+    leads_class: bool | None = None
     check_e_above_hull: float | None = None
     hull_compounds: int | None = None
+    formation_energy: float | None = None
+    asked: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ def read_samples(
             f"{stability}: the footer does not state the thresholds and the hull. Run the stage "
             "stability again."
         )
-    names = _source_names(generated)
+    names, asked = _source_names(generated), _asked(base)
     samples = [
         _join(
             base_rows[name],
@@ -133,6 +144,7 @@ def read_samples(
             relaxed_rows.get(name),
             stability_rows.get(name),
             names.get(name),
+            asked.get(name),
         )
         for name in sorted(base_rows)
     ]
@@ -175,6 +187,16 @@ def _source_names(generated: Sequence[Path]) -> dict[str, str]:
     }
 
 
+def _asked(base: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """Return the conditions of the draws by id; empty for a base without conditions."""
+    return {
+        row["id"]: dict(row["asked"])
+        for path in base
+        if "asked" in column_names(path)
+        for row in read_table(path, schemas.REQUESTED_BASE, ["id", "asked"]).to_pylist()
+    }
+
+
 def _by_id(table: pa.Table) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in table.to_pylist()}
 
@@ -213,6 +235,7 @@ def _join(
     relaxed: dict[str, Any] | None,
     stability: dict[str, Any] | None,
     source_name: str | None,
+    asked: dict[str, str] | None,
 ) -> Sample:
     crystal = crystal_of(generated) if generated["status"] == "ok" else None
     relaxed = relaxed or {"status": "missing", "lengths": None}
@@ -236,8 +259,13 @@ def _join(
         e_above_hull=stability.get("e_above_hull"),
         stable=bool(stability.get("stable")),
         metastable=bool(stability.get("metastable")),
+        taken_as=relaxed.get("taken_as"),
+        inclusion_probability=relaxed.get("inclusion_probability"),
+        leads_class=relaxed.get("leads_class"),
         check_e_above_hull=stability.get("check_e_above_hull"),
         hull_compounds=stability.get("hull_compounds"),
+        formation_energy=stability.get("formation_energy_per_atom"),
+        asked=asked,
     )
 
 

@@ -78,6 +78,16 @@ CRYSTALS = _extend(
 )
 """crystals/{train,val,test}.parquet; `id` is the source's material_id."""
 
+CRYSTALS_WITH_PROPERTIES = _extend(
+    list(CRYSTALS),
+    [
+        _column("numbers", pa.map_(pa.string(), pa.float64()), "numeric prepare.properties"),
+        _column("labels", pa.map_(pa.string(), pa.string()), "categorical prepare.properties"),
+    ],
+)
+"""crystals/{train,val,test}.parquet: with own properties (`prepare.properties`), by name; a value
+that the source does not give is left out."""
+
 REJECTED = pa.schema(
     [
         _column("split", pa.string(), "train, val or test; null if the source has no split"),
@@ -121,6 +131,11 @@ BASE = _extend(_CRYSTAL, [_FORMULA], _SYMMETRY, _SAMPLE, _OUTCOME)
 """base/{base}/shard-*.parquet: crystals of the language model or of sample_compositions; `id` is
 `{base}-{index:06d}`."""
 
+_ASKED = _column("asked", pa.map_(pa.string(), pa.string()), "conditions by name, as written")
+
+REQUESTED_BASE = _extend(list(BASE), [_ASKED])
+"""base/{base}/shard-*.parquet: crystals of a base with conditions."""
+
 CSP_BASE = _extend(
     _CRYSTAL,
     [_FORMULA, _column("material_id", pa.string(), "of the test crystal", nullable=False)],
@@ -155,6 +170,16 @@ TRAJECTORIES = _extend(
     ],
 )
 """trajectories/{method}/shard-*.parquet: `id` is that of the generated row."""
+
+SELECTED = pa.schema(
+    [
+        _ID,
+        _FORMULA,
+        _column("matched_id", pa.string(), "the training crystal or earlier draft it matches"),
+        *_OUTCOME,
+    ]
+)
+"""selected/{method}.parquet; a crystal with the status known or repeated is not relaxed."""
 
 RELAXED = _extend(
     _CRYSTAL,
@@ -205,12 +230,20 @@ STABILITY = pa.schema(
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
         _column("check_e_above_hull", pa.float64(), "eV/atom by potential.check on its own hull"),
         _column("hull_compounds", pa.int32(), "entries of compounds among the crystal's elements"),
+        _column("formation_energy_per_atom", pa.float64(), "eV/atom, from the hull's elements"),
         _column("stable", pa.bool_(), "by stability.stable_below and min_elements"),
         _column("metastable", pa.bool_(), "by stability.metastable_below and min_elements"),
         *_OUTCOME,
     ]
 )
 """stability/{kind}/{method}.parquet; one row per generated crystal."""
+
+_DFT_CHOICE = [
+    _column("taken_as", pa.string(), "selected, candidate or control; null: no run"),
+    _column("inclusion_probability", pa.float64(), "of being taken; null: unknown, or no crystal"),
+    _column("leads_class", pa.bool_(), "novel and, of its class, nearest to the hull (potential)"),
+]
+"""Why dft_inputs takes a crystal; leads_class is null for selections other than candidates."""
 
 DFT_MANIFEST = pa.schema(
     [
@@ -221,6 +254,8 @@ DFT_MANIFEST = pa.schema(
         _column("input_set_version", pa.string(), "of pymatgen, which defines the set"),
         _column("potcar_symbols", pa.list_(pa.string()), "pseudopotentials, in POSCAR's order"),
         _column("structure_hash", pa.string(), "SHA-256 of the POSCAR as written"),
+        *_DFT_CHOICE,
+        _column("reason", pa.string(), "why the crystal is computed or not"),
         *_OUTCOME,
     ]
 )
@@ -239,6 +274,7 @@ DFT_RESULTS = _extend(
         _column("converged_ionic", pa.bool_(), "false: the energy is an upper bound"),
         _column("num_steps", pa.int32(), "whole ionic steps"),
     ],
+    _DFT_CHOICE,
     _OUTCOME,
 )
 """dft/{method}.parquet; one row per manifest row, with the DFT-relaxed crystal."""
@@ -290,6 +326,17 @@ METRICS_PER_CRYSTAL = pa.schema(
     ]
 )
 """metrics/{kind}/{method}.parquet: the flags behind every rate, one row per generated crystal."""
+
+REQUESTED_METRICS = _extend(
+    list(METRICS_PER_CRYSTAL),
+    [
+        _ASKED,
+        _column("got", pa.map_(pa.string(), pa.string()), "the same measured, where it can be"),
+        _column("met", pa.map_(pa.string(), pa.bool_()), "whether each measured one is met"),
+        _column("all_met", pa.bool_(), "whether all are; null if none can be measured"),
+    ],
+)
+"""metrics/{kind}/{method}.parquet: of a method whose base has conditions."""
 
 CSP_FORMAT = 2
 """Raised when a key of csp/{method}.json changes its name or meaning."""

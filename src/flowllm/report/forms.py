@@ -22,6 +22,7 @@ RATES = (
     *("match_rate", "match_rate_of_relaxed", "match_rate_loose", "match_rate_loose_of_relaxed"),
     *("stability_rate_below", "stability_rate_at_most", "novelty_train", "novelty_train_val"),
     *("sun_rate_train", "sun_rate_train_val", "sun_rate_greedy"),
+    *("sun_per_relaxation", "sun_per_dft_run", "sun_per_candidate"),
 )
 MEANS = (
     *("rmsd", "rmsd_loose", "delta_energy_per_atom", "delta_energy_per_cell"),
@@ -45,6 +46,35 @@ class Rate(Form):
     value: float | None
     low: float
     high: float
+
+
+class Estimate(Form):
+    """A rate that is estimated from a part of the DFT runs (`estimates.Observed`)."""
+
+    certain: int
+    sampled: int
+    sample: int
+    population: int
+    drawn: int
+    value: float | None
+    low: float
+    high: float
+
+
+class Design(Form):
+    """Number of crystals by their choice for DFT."""
+
+    certain: int
+    sample: int
+    population: int
+    missing: int
+
+
+class Estimates(Form):
+    """Rates over all draws, estimated from a part of the DFT runs."""
+
+    design: Design
+    rates: dict[str, Estimate]
 
 
 class Mean(Form):
@@ -183,11 +213,13 @@ class Metrics(Form):
     sampling: Sampling
     counts: Counts
     rates: dict[str, Rate]
+    estimates: Estimates | None
     protocols: dict[str, OtherProtocol]
     check: Check | None
     means: dict[str, Mean]
     distances: dict[str, Distance]
     histograms: Histograms
+    wishes: dict[str, Rate | None] = {}
 
     @field_validator("rates")
     @classmethod

@@ -13,6 +13,7 @@ from flowllm.report.protocol_text import (
     energy_name,
     hull_name,
     made_by,
+    not_relaxed_note,
     redrawn_note,
     special_rows,
 )
@@ -114,6 +115,7 @@ def sun_table(results: Sequence[Result], kind: EnergySource) -> Table:
         title = "Stability and S.U.N. by DFT"
         caption = made_by(ours) + _RATES_NOTE if ours else "No DFT results of this run yet. "
         caption += published_note(published)
+    caption += not_relaxed_note(ours)
     return Table(f"stability_{kind}", title, caption, _SUN_COLUMNS, rows)
 
 

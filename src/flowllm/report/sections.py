@@ -8,7 +8,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from flowllm.evaluate.hull import EnergySource
-from flowllm.report import counting_tables, figures, process_tables, quality_tables
+from flowllm.report import (
+    cost_tables,
+    counting_tables,
+    figures,
+    process_tables,
+    quality_tables,
+)
 from flowllm.report.agreement_table import agreement_table
 from flowllm.report.gallery import find_candidates
 from flowllm.report.metrics_files import Result, first_of_each_sweep, of_kind, once_per_method
@@ -21,6 +27,7 @@ from flowllm.report.provenance import (
     read_records,
     stage_costs,
 )
+from flowllm.report.request_tables import request_tables
 from flowllm.report.training_history import read_curves, read_invariance, read_rejections
 from flowllm.report.warnings import warnings_table
 
@@ -51,6 +58,7 @@ def make_sections(
     sections = [
         Section("warnings", "Warnings", tables=[warned] if warned else []),
         _results(results, kinds, records, color),
+        _requests(results, kinds),
         _prediction(predictions),
         *(_gallery(results, kind, run_dir, shards) for kind in kinds),
         _counting(results, kinds),
@@ -78,6 +86,8 @@ def _results(
             quality_tables.paper_table(results),
             quality_tables.sun_table(results, "potential"),
             quality_tables.sun_table(results, "dft"),
+            *filter(None, [cost_tables.estimate_table(results)]),
+            cost_tables.sun_cost_table(results),
             quality_tables.proxy_table(results),
             *filter(None, [quality_tables.noise_table(results, flows)]),
             *filter(None, [agreement_table(results)]),
@@ -86,6 +96,11 @@ def _results(
             quality_tables.num_elements_table(results),
         ],
     )
+
+
+def _requests(results: Sequence[Result], kinds: Sequence[EnergySource]) -> Section:
+    tables = [table for kind in kinds for table in request_tables(results, kind)]
+    return Section("requests", "On request", tables=tables)
 
 
 def _prediction(predictions: Sequence[Mapping[str, Any]]) -> Section:

@@ -20,6 +20,7 @@ from flowllm.evaluate.samples import check_ids
 from flowllm.io import schemas
 from flowllm.io.files import write_text
 from flowllm.io.schemas import CSP_FORMAT
+from flowllm.io.shards import Shards
 from flowllm.io.tables import (
     crystal_of,
     read_metadata,
@@ -42,8 +43,8 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    base: Sequence[Path],
-    generated: Sequence[Path],
+    base: Shards,
+    generated: Shards,
     crystals: Path,
     out: Path,
     workers: PositiveInt = 1,
@@ -52,8 +53,8 @@ def run(
 
     Args:
         settings: section `metrics`.
-        base: Shards of sample_csp. Repeat the option for each.
-        generated: Shards of refine, of the same draws. Repeat the option for each.
+        base: Shards of sample_csp: files, or FOLDER=COUNT. Repeat the option for each.
+        generated: Shards of refine, of the same draws, likewise.
         crystals: The test split (crystals/test.parquet).
         out: JSON file to write ({method}.json); one row per test crystal is written to the same
             name with .parquet.

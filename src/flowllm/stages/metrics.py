@@ -17,6 +17,7 @@ from flowllm.evaluate.per_crystal import add_matches, match_samples, measure
 from flowllm.evaluate.samples import Sample, Sources, check_ids, read_samples
 from flowllm.io import schemas
 from flowllm.io.files import write_text
+from flowllm.io.shards import Shards
 from flowllm.io.tables import write_table
 from flowllm.runtime.descent import check_computed_from, check_descends_from, check_same_input
 from flowllm.runtime.log import log
@@ -32,9 +33,9 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    base: Sequence[Path],
-    generated: Sequence[Path],
-    relaxed: Sequence[Path],
+    base: Shards,
+    generated: Shards,
+    relaxed: Shards,
     stability: Path,
     fingerprints: Path,
     test_fingerprints: Path,
@@ -46,9 +47,9 @@ def run(
 
     Args:
         settings: section `metrics`.
-        base: Shards of base crystals. Repeat the option for each.
-        generated: Shards of generated crystals. Repeat the option for each.
-        relaxed: Shards of relaxed crystals, or the one table of DFT results.
+        base: Shards of base crystals: files, or FOLDER=COUNT. Repeat the option for each.
+        generated: Shards of generated crystals, likewise.
+        relaxed: Shards of relaxed crystals, likewise, or the one table of DFT results.
         stability: Table of stability with the same energies.
         fingerprints: Fingerprints of the generated crystals.
         test_fingerprints: Fingerprints of the test split.
@@ -88,7 +89,9 @@ def run(
             rows_out=len(rows),
             rows_failed=sum(row["error"] is not None for row in rows),
         )
-        write_table(out.with_suffix(".parquet"), rows, schemas.METRICS_PER_CRYSTAL, run.metadata())
+        requested = any(sample.asked is not None for sample in samples)
+        schema = schemas.REQUESTED_METRICS if requested else schemas.METRICS_PER_CRYSTAL
+        write_table(out.with_suffix(".parquet"), rows, schema, run.metadata())
         write_text(out, json.dumps(numbers, indent=1) + "\n")
         _log_rates(numbers["rates"])
 

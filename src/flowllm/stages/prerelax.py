@@ -8,11 +8,13 @@ import pyarrow as pa
 
 from flowllm.config.sections.energies import Potential, Prerelax
 from flowllm.config.stage_settings import StageSettings
+from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import potential_label
 from flowllm.io import schemas, tables
 from flowllm.relax.models import LABELS, LoadedPotential, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
 from flowllm.relax.second_potential import SecondPotential
+from flowllm.runtime.descent import check_descends_from
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import Progress
 from flowllm.runtime.malloc import keep_freed_memory
@@ -29,7 +31,7 @@ class Settings(StageSettings):
     potential: Potential
 
 
-def run(settings: Settings, *, generated: Path, out: Path) -> None:
+def run(settings: Settings, *, generated: Path, out: Path, selection: Sequence[Path] = ()) -> None:
     """Relax one shard of generated crystals with the potential.
 
     Crystals that failed in an earlier stage keep their status and error. A table of wall times is
@@ -39,15 +41,23 @@ def run(settings: Settings, *, generated: Path, out: Path) -> None:
         settings: sections `prerelax` and `potential`.
         generated: Shard of generated crystals.
         out: Shard of relaxed crystals to write, one row per generated crystal.
+        selection: Table of select; crystals that it excludes are rows with its status.
 
     Raises:
-        FlowllmError: the shard is missing or has another schema, or the potential cannot be loaded.
+        FlowllmError: the shard is missing or has another schema, the selection is of other
+            crystals, or the potential cannot be loaded.
     """
     section: Prerelax = settings.prerelax
     keep_freed_memory()
     potential: Potential = settings.potential
     rows = tables.read_table(generated, schemas.GENERATED).to_pylist()
-    with stage_run(settings, inputs={"generated": generated}, output=out) as run:
+    for path in selection:
+        check_descends_from(path, [generated])
+        rows = with_selection(rows, path)
+    inputs: dict[str, Path | Sequence[Path]] = {"generated": generated}
+    if selection:
+        inputs["selection"] = selection
+    with stage_run(settings, inputs=inputs, output=out) as run:
         progress = Progress("prerelax", len(rows))
         device = pick_device()
         loaded = load_potential(potential.name, device)
@@ -70,6 +80,23 @@ def run(settings: Settings, *, generated: Path, out: Path) -> None:
         for path, part in ((times_path(out), schemas.TIMES), (out, schemas.RELAXED)):
             tables.write_table(path, table.select(part.names), part, run.metadata())
         run.count(**_counts(table))
+
+
+def with_selection(rows: Sequence[Record], selection: Path) -> list[Record]:
+    """Return rows of generated crystals with the status and error of the table of select.
+
+    Raises:
+        FlowllmError: the table has no row for a crystal.
+    """
+    columns = ("id", "status", "error")
+    table = tables.read_table(selection, schemas.SELECTED, columns).to_pylist()
+    found = {row["id"]: row for row in table}
+    if missing := [row["id"] for row in rows if row["id"] not in found]:
+        raise FlowllmError(
+            f"{selection}: no row for id {missing[0]} and {len(missing) - 1} more; "
+            "it was made from other crystals; run select again"
+        )
+    return [{**row, **found[row["id"]]} for row in rows]
 
 
 def times_path(out: Path) -> Path:

@@ -19,6 +19,7 @@ from flowllm.evaluate.hull import (
     read_hull,
 )
 from flowllm.io import schemas, tables
+from flowllm.io.shards import Shards
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 
@@ -34,7 +35,7 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    energies: Sequence[Path],
+    energies: Shards,
     hull: Path,
     kind: EnergySource,
     out: Path,
@@ -44,7 +45,7 @@ def run(
     Args:
         settings: section `stability`.
         energies: Shards of relaxed crystals (kind potential), or the table of DFT results (kind
-            dft). Repeat the option for each.
+            dft): files, or FOLDER=COUNT. Repeat the option for each.
         hull: Reference entries of the same kind (hull/{kind}.parquet).
         kind: Source of the energies.
         out: Table to write, one row per row of the energies, in their order.
@@ -139,10 +140,11 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
     hull: a crystal that is stable with it is stable. The row keeps the status of the relaxation.
     """
     amounts = Composition(row["formula"]).get_el_amt_dict() if row["formula"] else {}
-    status, error, distance = row["status"], row["error"], None
+    status, error, distance, formation = row["status"], row["error"], None, None
     if row["energy_per_atom"] is not None:
         try:
             distance = reference.hull.e_above_hull(amounts, row["energy_per_atom"])
+            formation = reference.hull.formation_energy(amounts, row["energy_per_atom"])
         except MissingReference as missing:
             status, error = "no_reference", str(missing)
     compounds = reference.hull.num_compounds(amounts) if len(amounts) > 1 else None
@@ -157,6 +159,7 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
         "e_above_hull": distance,
         "check_e_above_hull": _check_distance(row, amounts, reference.check_hull),
         "hull_compounds": compounds,
+        "formation_energy_per_atom": formation,
         "stable": distance is not None and enough and is_stable(distance, section),
         "metastable": distance is not None and enough and distance < section.metastable_below,
         "status": status,

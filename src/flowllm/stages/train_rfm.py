@@ -12,6 +12,7 @@ from flowllm.config.sections.flow import Flow, TrainRfm
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import check_folder
+from flowllm.io.shards import Shards
 from flowllm.io.start_files import start_files
 from flowllm.rfm.base_distribution import base_distribution_of
 from flowllm.rfm.loader import PreparedPairs
@@ -39,13 +40,13 @@ class Settings(StageSettings):
     flow: Flow
 
 
-def run(settings: Settings, *, pairs: Sequence[Path], val_pairs: Sequence[Path], out: Path) -> None:
+def run(settings: Settings, *, pairs: Shards, val_pairs: Shards, out: Path) -> None:
     """Train the velocity network of one flow on pairs of crystals.
 
     Args:
         settings: section `train_rfm` and the row `flow`.
-        pairs: Shards of training pairs. Repeat the option for each.
-        val_pairs: Shards of validation pairs. Repeat the option for each.
+        pairs: Shards of training pairs: files, or FOLDER=COUNT. Repeat the option for each.
+        val_pairs: Shards of validation pairs, likewise.
         out: Folder of the model to write.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from flowllm.config.sections.base import OwnPath, Section
+from flowllm.config.sections.base import Fraction, OwnPath, Section
 
 PotentialName = Literal["chgnet", "chgnet-0.2.0", "mace", "mattersim", "sevennet", "orb"]
 
@@ -28,6 +28,22 @@ class Potential(Section):
             raise ValueError(
                 f"check: {self.check} is the potential itself; name another one, or null"
             )
+        return self
+
+
+class Select(Section):
+    """Crystals that are not relaxed."""
+
+    skip: tuple[Literal["known", "repeated"], ...] = Field(
+        description="crystals that are not relaxed, as generated: known (match a training "
+        "crystal), repeated (match an earlier draft of the method); [] (paper): none, and the "
+        "stage has no jobs"
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Select":
+        if len(set(self.skip)) < len(self.skip):
+            raise ValueError("skip: name known and repeated once each")
         return self
 
 
@@ -74,13 +90,21 @@ class DftInputs(Section):
     kpoint_density: PositiveFloat = Field(
         description="k-points per angstrom^-3; for GPAW and Quantum ESPRESSO; MPRelaxSet's value"
     )
-    selection: Literal["all", "first", "random", "n_ary", "e_above_hull"] = Field(
+    selection: Literal["all", "first", "random", "n_ary", "e_above_hull", "candidates"] = Field(
         description="crystals that are computed: all, first, random, n_ary (equal numbers "
-        "of unary, binary, ... crystals) or e_above_hull",
+        "of unary, binary, ... crystals), e_above_hull, or candidates (novel, one per class of "
+        "matching crystals, nearest to the hull first)",
     )
-    max_crystals: PositiveInt = Field(description="number of crystals; for every selection but all")
+    max_crystals: PositiveInt = Field(
+        description="number of crystals (of candidates, without their control sample); for every "
+        "selection but all"
+    )
     max_e_above_hull: float = Field(
-        description="eV/atom by the potential; for selection e_above_hull"
+        description="eV/atom by the potential; for the selections e_above_hull and candidates"
+    )
+    control_share: Fraction = Field(
+        description="share of the other crystals that the selection candidates also computes, "
+        "drawn at random, to estimate rates over all crystals; 0: none, and no estimate"
     )
     folders_per_directory: PositiveInt = Field(description="folders of crystals per directory")
 
