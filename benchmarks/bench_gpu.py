@@ -10,6 +10,7 @@ rate of a large matrix product in the same precision.
 """
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -68,6 +69,12 @@ class Given:
         """Wait until the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def free(self) -> None:
+        """Release the memory of objects that are no longer used."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def peak(self, dtype: torch.dtype) -> float:
         """Return the measured rate of a large matrix product, FLOP/s."""
@@ -194,6 +201,7 @@ def fine_tuning(given: Given) -> Iterator[Case]:
         ("7 billion, bf16", "7b", "none", large),
     ):
         yield name, {"tokens/s": _tokens_per_second(given, size, quantization, *shape)}
+        given.free()
 
 
 def _tokens_per_second(
@@ -273,7 +281,7 @@ def _quantize(model: Any) -> None:
                     quant_type="nf4",
                     device="meta",
                 )
-                weight = Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4")
+                weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
                 made.weight = weight.to(layer.weight.device)
                 made.support_avx512bf16_for_cpu = False
                 setattr(parent, name, made)
@@ -375,8 +383,7 @@ def measure(name: str, given: Given) -> dict[str, Any]:
         print(f"{name} | ended | {found['ended']}", flush=True)
     finally:
         signal.alarm(0)
-    if given.device.type == "cuda":
-        torch.cuda.empty_cache()
+    given.free()
     return found
 
 
