@@ -182,7 +182,7 @@ def test_blocked_values_of_an_orbit_are_those_that_decoding_rejects(label, on_si
 def test_a_coordinate_that_follows_from_the_others_is_masked_only_where_it_is_free_itself():
     """A grammar allows 0.10 alone as the third coordinate of (x, x, x)."""
     check = OrbitLines(0.5)
-    lines = "225\n5.6\nNa 4a\n0.00 0.00 0.00\nO 32f".split("\n")
+    lines = ["225", "5.6", "Na 4a", "0.00 0.00 0.00", "O 32f"]
     assert not any(map(check.add, lines))
     assert not check.blocked("0.10 0.10")[10]
     assert check.blocked("0.02 0.02") is None

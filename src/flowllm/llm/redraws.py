@@ -4,8 +4,8 @@ What was written before is kept, so that the atom has the model's own distributi
 before it and given that it is far enough from it (rejection sampling, atom by atom). This differs
 from the distribution of whole texts without near atoms, which would also weight the first atoms by
 the probability that the following ones are far enough; only drawing whole texts again gives that.
-Where an atom has no place, as in a cell that is too small, atoms before it are drawn again, too, and
-at last the cell.
+Where an atom has no place, as in a cell that is too small, atoms before it are drawn again, too,
+and at last the cell.
 
 Each piece has its own random numbers, which follow from the seed of its draft and the number of
 pieces before. They depend on no other text.
