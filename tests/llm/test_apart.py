@@ -177,3 +177,12 @@ def test_blocked_values_of_an_orbit_are_those_that_decoding_rejects(label, on_si
         # Values that are on another position of the site only are blocked too.
         expected = isinstance(decoded, Decoded) and value in on_site
         assert expected == (not blocked[value])
+
+
+def test_a_coordinate_that_follows_from_the_others_is_masked_only_where_it_is_free_itself():
+    """A grammar allows 0.10 alone as the third coordinate of (x, x, x)."""
+    check = OrbitLines(0.5)
+    lines = ["225", "5.6", "Na 4a", "0.00 0.00 0.00", "O 32f"]
+    assert not any(map(check.add, lines))
+    assert not check.blocked("0.10 0.10")[10]
+    assert check.blocked("0.02 0.02") is None

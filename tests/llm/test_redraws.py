@@ -6,7 +6,7 @@ from crystals import rocksalt
 from flowllm.config.load import load_config
 from flowllm.llm.engines.base import Draft, DraftRequest
 from flowllm.llm.prompts import PromptTokens
-from flowllm.llm.redraws import MASKED_REDRAWS, Apart, Draw
+from flowllm.llm.redraws import MASKED_REDRAWS, MAX_RETURNS, Apart, Draw
 from flowllm.llm.text import encode
 from flowllm.seeds import derive
 from llm_run import CONFIGS
@@ -69,17 +69,34 @@ def test_a_piece_stops_at_the_line_break_after_the_atom():
     assert PROMPTS.decode(draw.next_piece().kept) == KEPT
 
 
-def test_after_its_redraws_an_atom_is_masked_and_at_last_the_draft_is_rejected():
+def test_after_its_redraws_an_atom_is_masked_and_then_the_one_before_is_drawn_again():
     draw = new_draw(2)
     scopes = []
-    for number in range(2 + MASKED_REDRAWS + 1):
+    for _ in range(2 + MASKED_REDRAWS + 1):
         request = draw.next_piece()
         scopes.append(request.masked)
-        assert draw.finish(piece(NEAR if request.kept else KEPT + NEAR)) == (number < 10)
+        assert draw.finish(piece(NEAR if request.kept else KEPT + NEAR))
     assert scopes == ["none"] * 3 + ["line"] * MASKED_REDRAWS
+    assert draw.masked == MASKED_REDRAWS
+    request = draw.next_piece()
+    assert PROMPTS.decode(request.kept).split("\n") == [*SALT.split("\n")[:2], ""]
+    assert request.masked == "none"
+    assert not draw.finish(piece(SALT[len(PROMPTS.decode(request.kept)) :]))
+    assert (PROMPTS.decode(draw.tokens), draw.rejection) == (SALT, None)
+
+
+def test_a_draft_is_rejected_after_its_returns_which_reach_its_beginning():
+    draw = new_draw(2)
+    kept = []
+    while True:
+        kept.append(PROMPTS.decode(draw.next_piece().kept))
+        if not draw.finish(piece((KEPT + NEAR)[len(kept[-1]) :])):
+            break
     assert draw.rejection.reason == "close_atoms"
     assert "line 6" in draw.rejection.detail
-    assert draw.masked == MASKED_REDRAWS
+    # The first return is to the first atom, the next ones, by two and more atoms, to the cell.
+    assert [text.count("\n") for text in kept if text != KEPT] == [0, 2] + [0] * (MAX_RETURNS - 1)
+    assert draw.redraws == len(kept) - 1
 
 
 def test_without_redraws_all_of_the_text_is_masked():

@@ -4,7 +4,15 @@ import numpy as np
 from pymatgen.core import Lattice
 
 from flowllm.crystal import lattice_has_volume
-from flowllm.data.wyckoff import FREE_PARAMETERS, NUM_GROUPS, ON_SITE, Site, SpaceGroup, space_group
+from flowllm.data.wyckoff import (
+    FREE_PARAMETERS,
+    NUM_GROUPS,
+    ON_SITE,
+    SAME_POINT,
+    Site,
+    SpaceGroup,
+    space_group,
+)
 from flowllm.llm.apart import HUNDREDTHS
 from flowllm.llm.crystal_text import HEADER_LINES, MAX_LENGTH
 from flowllm.llm.periodic_points import PeriodicPoints
@@ -64,6 +72,10 @@ class OrbitLines:
         near = ~on_site
         orbits = group.orbits(site, moved[on_site])
         near[on_site] = points.near_orbits(orbits @ self._to_primitive)
+        depends = np.abs(site.projector[:, 2] - [0, 0, 1]).max() > SAME_POINT
+        if depends and near[distances.argmin()]:
+            # A grammar allows only the value that follows from the first two coordinates (x, x, x).
+            return None
         return near if near.any() and not near.all() else None
 
     def _read_group(self, line: str) -> None:

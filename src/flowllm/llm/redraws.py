@@ -4,6 +4,8 @@ What was written before is kept, so that the atom has the model's own distributi
 before it and given that it is far enough from it (rejection sampling, atom by atom). This differs
 from the distribution of whole texts without near atoms, which would also weight the first atoms by
 the probability that the following ones are far enough; only drawing whole texts again gives that.
+Where an atom has no place, as in a cell that is too small, atoms before it are drawn again, too,
+and at last the cell.
 
 Each piece has its own random numbers, which follow from the seed of its draft and the number of
 pieces before. They depend on no other text.
@@ -14,15 +16,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from flowllm.llm.crystal_text import Reason, Rejection
+from flowllm.llm.crystal_text import HEADER_LINES, Reason, Rejection
 from flowllm.llm.engines.base import Draft, DraftRequest
 from flowllm.llm.masks import Scope
 from flowllm.llm.prompts import PromptTokens
 from flowllm.seeds import derive
 
 MASKED_REDRAWS = 8
-"""Redraws under a mask, after which a draft is rejected. One suffices unless no value of the last
-coordinate is far enough; the next one may begin with other coordinates."""
+"""Redraws under a mask, after which earlier atoms are drawn again, too. One suffices unless no
+value of the last coordinate is far enough; the next one may begin with other coordinates."""
+
+MAX_RETURNS = 6
+"""Returns to earlier atoms, after which a draft is rejected. The first goes back by one atom, or
+orbit, and each by twice as many as the one before, so that the last ones reach the cell."""
 
 Form = Callable[[str], str]
 """Form of a text: a function from what is written of it, up to the end of a line, to the regular
@@ -81,7 +87,7 @@ class Draw:
         self.rejection: Rejection | None = None
         self._redraws_at: Counter[int] = Counter()
         self._reader: _Reader | None = None
-        self._first_pieces = 0
+        self._first_pieces = self._returns = 0
         self._scope: Scope = "text" if apart is not None and not apart.max_redraws else "none"
 
     def next_piece(self) -> DraftRequest:
@@ -120,18 +126,29 @@ class Draw:
             return False
         redraws = self._redraws_at[line]
         if redraws == self._apart.max_redraws + MASKED_REDRAWS:
-            detail = (
-                f"line {line + 1} has atoms nearer than {self._apart.min_distance} angstrom after "
-                f"{redraws} redraws"
-            )
-            self.rejection = Rejection(Reason.CLOSE_ATOMS, detail)
-            return False
+            if self._returns == MAX_RETURNS:
+                detail = (
+                    f"line {line + 1} has atoms nearer than {self._apart.min_distance} angstrom "
+                    f"after {redraws} redraws and {MAX_RETURNS} returns to earlier atoms"
+                )
+                self.rejection = Rejection(Reason.CLOSE_ATOMS, detail)
+                return False
+            line, redraws = self._return_from(line), 0
         if self._apart.max_redraws:
             self._scope = "line" if redraws >= self._apart.max_redraws else "none"
         self._redraws_at[line] += 1
         self.redraws += 1
         self.tokens = self.tokens[: self._start_of(line)]
         return True
+
+    def _return_from(self, line: int) -> int:
+        """Count a return to earlier atoms, and return the line from which they are drawn again."""
+        atom = (line - HEADER_LINES) // 2 - 2**self._returns
+        self._returns += 1
+        earlier = HEADER_LINES + 2 * atom if atom >= 0 else 0
+        for later in [one for one in self._redraws_at if one >= earlier]:
+            del self._redraws_at[later]
+        return earlier
 
     def _has_first_lines(self) -> bool:
         """Return whether the text has only the lines that are drawn first, and its form a rest."""
