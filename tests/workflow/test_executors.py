@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flowllm.config.stages import STAGES
 from stub_run import make_stub, stub_snakemake
 from tiny_run import ROOT
 
@@ -70,8 +71,8 @@ def test_resources_are_those_of_the_configuration(lsf_run):
 
 def test_nothing_of_slurm_is_in_the_rules():
     """The resources of SLURM's plugin come from its site file alone."""
-    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
-        if path.name != "common.smk":
-            assert not re.search(r"slurm|srun|sbatch", path.read_text(), re.IGNORECASE), path
+    for stage in STAGES:
+        text = (ROOT / "workflow" / "rules" / f"{stage}.smk").read_text()
+        assert not re.search(r"slurm|srun|sbatch", text, re.IGNORECASE), stage
     assert os.access(PROFILE / "submit", os.X_OK)
     assert os.access(PROFILE / "status", os.X_OK)
