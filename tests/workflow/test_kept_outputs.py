@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flowllm.config.recorded import RECORDED_CONFIG
 from flowllm.io.files import atomic_folder
 from flowllm.runtime.provenance import StageRun, provenance_path, recorded
 from flowllm.workflow.notes import Note, state_of
@@ -110,12 +111,12 @@ class Continued:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a run except logs and benchmarks."""
+    """All files of a run except logs, benchmarks, and the configuration of the last start."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted((folder / "run").rglob("*"))
         if path.is_file() and not {"logs", "benchmarks"} & set(path.parts)
-        if not path.name.endswith(".tmp")
+        if not path.name.endswith(".tmp") and path != folder / "run" / RECORDED_CONFIG
     }
 
 
