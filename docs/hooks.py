@@ -100,6 +100,8 @@ def _type(kind: pa.DataType) -> str:
     """An Arrow type in words a reader of pandas knows."""
     if pa.types.is_fixed_size_list(kind):
         return f"{kind.list_size} {_type(kind.value_type)}"
+    if pa.types.is_map(kind):
+        return f"map of {_type(kind.key_type)} to {_type(kind.item_type)}"
     if pa.types.is_list(kind):
         return f"list of {_type(kind.value_type)}"
     return {"double": "float64", "float": "float32"}.get(str(kind), str(kind))

@@ -170,7 +170,7 @@ def test_the_command_prints_a_line_per_check_and_lists_all_problems(tmp_path, ca
     changes = {"data": {"source": "/nowhere"}, "finetune_llm": {"base_model": "/no/folder"}}
     overlay.write_text(yaml.safe_dump(changes))
     words = [f"--config={path}" for path in [*CONFIGS, overlay]]
-    with pytest.raises(FlowllmError, match="2 of 9 checks failed") as caught:
+    with pytest.raises(FlowllmError, match="2 of 10 checks failed") as caught:
         app(["check", "--no-packages", *words], exit_on_error=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9
@@ -265,7 +265,7 @@ def test_conditions_that_no_training_text_gives_are_refused(tmp_path):
     found = outcomes(tmp_path, **asking(num_atoms=4), **untrained)
     assert found["bases"].state == "ok"
     trained = {"finetune_llm": {"properties_share": 0.1, "formula_share": 0.1}}
-    assert outcomes(tmp_path, **asking(e_above_hull=0.05), **trained)["bases"].said == "1 wishes"
+    assert outcomes(tmp_path, **asking(e_above_hull=0.05), **trained)["bases"].said.endswith(": 1")
     data = write_csvs(tmp_path / "data", train=CSV, val=CSV, test=CSV)
     said = problem(
         tmp_path, "bases", **asking(e_above_hull=0.05), **trained, data={"source": str(data)}

@@ -115,7 +115,7 @@ def test_a_wish_has_its_sentences_in_the_prompt():
         own={"moment": None, "magnetism": ("FM",)},
     )
     text = prompt_text(prompts(), prompt_conditions(prompts(), wish))
-    expected = ("Na, Cl", "0.050 eV", "Its moment is 0.1235.", "It is FM.")
+    expected = ("Na, Cl", "hull 0.050.", "Its moment is 0.1235.", "It is FM.")
     places = [text.index(part) for part in expected]
     assert places == sorted(places)
 

@@ -492,7 +492,9 @@ def test_own_columns_are_carried_and_their_bad_values_rejected(tmp_path):
         {"material_id": f"m{i}", "cif": cif, "mu B": moment, "order": order}
         for i, (moment, order) in enumerate(cells)
     ]
-    write_rows(tmp_path / "source" / "all.csv", rows[0], rows)
+    write_rows(tmp_path / "source" / "train.csv", rows[0], rows[:4])
+    write_rows(tmp_path / "source" / "val.csv", rows[0], rows[4:5])
+    write_rows(tmp_path / "source" / "test.csv", rows[0], rows[5:])
     own = {
         "moment": {"column": "mu B"},
         "magnetism": {"column": "order", "categories": ["FM", "AFM"]},

@@ -203,8 +203,7 @@ def test_a_file_of_wishes_is_watched(tmp_path):
     overlay.write_text(yaml.safe_dump({"bases": rows, "methods": methods}))
     output = snakemake("-n", *TINY, str(overlay))
     assert planned(output)["sample_base"] == planned(output)["refine"] == 2 * 2
-    assert output.count(str(wishes)) == 2  # both shards of the base with conditions
-    wishes.rename(tmp_path / "gone.csv")
+    wishes.unlink()  # an input that is missed is one that is watched
     assert str(wishes) in snakemake("-n", *TINY, str(overlay), check=False)
 
 

@@ -50,16 +50,16 @@ def check_bases(config: Config) -> str:
         FlowllmError: a condition is invalid, or no training text can give it.
     """
     own: Own = {name: about.categories for name, about in config.prepare.properties.items()}
+    asked = [(base.name, words) for base in config.bases for words in _wishes(base.conditions, own)]
+    if not asked:
+        return "no conditions"
     columns = _columns(config)
-    count = 0
-    for base in config.bases:
-        for words in _wishes(base.conditions, own):
-            count += 1
-            try:
-                _check_wish(config, words, own, columns)
-            except ValueError as error:
-                raise FlowllmError(f"bases: {base.name}: {error}") from error
-    return f"{count} wishes" if count else "no conditions"
+    for name, words in asked:
+        try:
+            _check_wish(config, words, own, columns)
+        except ValueError as error:
+            raise FlowllmError(f"{name}: {error}") from error
+    return f"wishes that the model is trained on: {len(asked)}"
 
 
 def _wishes(conditions: BaseConditions | None, own: Own) -> Iterator[Words]:

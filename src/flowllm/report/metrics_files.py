@@ -75,10 +75,9 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     results = []
     for path in paths:
         numbers = _read_numbers(path, FORMAT, "metrics", forms.Metrics)
-        schema = schemas.METRICS_PER_CRYSTAL
-        columns: tuple[str, ...] = PER_CRYSTAL_COLUMNS
+        schema, columns = schemas.METRICS_PER_CRYSTAL, [*PER_CRYSTAL_COLUMNS]
         if numbers.get("wishes"):
-            schema, columns = schemas.REQUESTED_METRICS, (*columns, *REQUESTED_COLUMNS)
+            schema, columns = schemas.REQUESTED_METRICS, [*columns, *REQUESTED_COLUMNS]
         per_crystal = read_table(path.with_suffix(".parquet"), schema, columns)
         results.append(Result(numbers, per_crystal))
     return results
