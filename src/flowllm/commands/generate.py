@@ -1,288 +1,194 @@
-"""Sample crystals for given conditions that the model was trained on (`flowllm generate`)."""
+"""Generate crystals on request: from a wish to a short list of candidates (`flowllm generate`)."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
-from pymatgen.core import Composition, Element
 
-from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles, RowName
-from flowllm.config.load import load_config
-from flowllm.config.sections.llm import CONDITIONS, Base, Prompts, SampleBase
+from flowllm.commands.generate_chain import follow, open_hull
+from flowllm.commands.generate_drafts import draft_id, draft_rows, given_rows
+from flowllm.commands.generate_files import (
+    CRYSTALS,
+    DRAFTS,
+    check_output,
+    printed_table,
+    warnings_of,
+    write_drafts,
+    write_folder,
+)
+from flowllm.commands.generate_run import FinishedRun, open_run
+from flowllm.commands.generate_table import table_rows
+from flowllm.commands.generate_wishes import Words, read_wishes
+from flowllm.commands.options import ConfigFiles, RowName
 from flowllm.config.stage_settings import StageSettings
-from flowllm.crystal import cell_formula
-from flowllm.data.csv_file import read_csv
-from flowllm.data.properties import parse_property
 from flowllm.errors import FlowllmError
-from flowllm.io.schemas import BASE
-from flowllm.llm.crystal_text import composition_of
-from flowllm.llm.crystal_texts import crystal_text
-from flowllm.llm.model_folder import ModelFolder
-from flowllm.llm.model_record import ModelRecord
-from flowllm.llm.prompts import Conditions, prompt_formula, prompt_text
-from flowllm.llm.redraws import Form
-from flowllm.llm.sampling import DrawRequest, base_row, write_samples
-from flowllm.runtime.log import setup_logging
-from flowllm.runtime.provenance import stage_run
-from flowllm.seeds import derive
+from flowllm.runtime.log import log, progress_bars, setup_logging
+from flowllm.runtime.provenance import StageRun, recorded
 
-MAX_ATOMS_ASKED = 1000
-"""Limit of the atoms in a condition while the model's own limit is not known yet."""
+Row = dict[str, Any]
 
-SpaceGroup = Annotated[int, Parameter(validator=Number(gte=1, lte=230))]
+SpaceGroup = Annotated[int, Parameter(name="--space-group", validator=Number(gte=1, lte=230))]
 
-Words = Mapping[str, str]
-"""Conditions as the user writes them: name of the condition to its text."""
-
-
-class Settings(StageSettings):
-    """The settings of sampling, those of the stage `sample_base`."""
-
-    sample_base: SampleBase
-    prompts: Prompts
-    base: Base
+VERSION = 1
+"""Of the command's results, as `Stage.version`."""
 
 
 def run(
     *,
-    model: Path,
+    run: Path,
     out: Path,
     formula: str | None = None,
     elements: str | None = None,
+    space_group_number: SpaceGroup | None = None,
     formation_energy_per_atom: float | None = None,
     band_gap: float | None = None,
     e_above_hull: float | None = None,
-    space_group_number: SpaceGroup | None = None,
-    conditions: Path | None = None,
-    count: PositiveInt = 1,
+    wishes: Path | None = None,
+    given: Annotated[Path | None, Parameter(name="--from")] = None,
+    count: PositiveInt | None = None,
+    drafts_only: Annotated[bool, Parameter(negative=())] = False,
     gpus: NonNegativeInt = 0,
     config: ConfigFiles = None,
     name: RowName = None,
 ) -> None:
-    """Sample crystals for given conditions, for a file of conditions, or without any.
+    """Generate crystals on request with a finished run: draft, refine, relax, and rank them.
+
+    Without a condition the prompt has none. The folder receives the crystals by energy above the
+    hull as table (crystals.parquet), CIF files (cif/) and page (index.html), and the drafts.
 
     Args:
-        model: Folder of the merged model.
-        out: Table of crystals to write.
+        run: Folder of a run whose models are trained (run_dir).
+        out: New folder to write.
         formula: Formula of the cell, e.g. Na4Cl4.
         elements: Elements of the crystal, e.g. Na,Cl.
+        space_group_number: Number of the space group.
         formation_energy_per_atom: Formation energy in eV per atom.
         band_gap: Band gap in eV.
         e_above_hull: Energy above the hull in eV per atom.
-        space_group_number: Number of the space group.
-        conditions: CSV file with one column per condition and one row per set of conditions.
-        count: Crystals per set of conditions.
-        gpus: Number of GPUs, 0 for the CPU.
-        config: See `options.ConfigFiles`.
-        name: See `options.RowName`; a base.
+        wishes: CSV file with one column per condition and one row per wish.
+        given: Folder of CIF files, or another file of crystals, to start from in place of drafts.
+        count: Drafts per wish. [1]
+        drafts_only: Stop after the drafts.
+        gpus: Number of GPUs of the language model, 0 for the CPU.
+        config: Configuration file in place of the run's own config.yaml. Repeat the option to
+            overlay further files.
+        name: Name of the method (its base, flow and steps). [the first one]
 
     Raises:
-        FlowllmError: conditions are invalid or given twice, or the model was not trained on them.
+        FlowllmError: the run lacks a part, conditions are invalid or given twice, or the folder has
+            content.
     """
     setup_logging(None)
-    loaded = load_config(config or DEFAULT_CONFIG)
-    settings = Settings.from_config("sample_base", loaded, name or loaded.bases[0].name)
-    given = {
+    options = {
         "formula": formula,
         "elements": elements,
+        "space_group_number": space_group_number,
         "formation_energy_per_atom": formation_energy_per_atom,
         "band_gap": band_gap,
         "e_above_hull": e_above_hull,
-        "space_group_number": space_group_number,
     }
-    words = {key: str(value) for key, value in given.items() if value is not None}
-    if conditions is not None and words:
+    words = {key: str(value) for key, value in options.items() if value is not None}
+    if wishes is not None and words:
         raise FlowllmError("Give conditions either as options or as a file, not both.")
-    asked = read_conditions(conditions) if conditions else [words]
-    generate(settings, model=model, asked=asked, count=count, out=out, gpus=gpus)
+    if given is not None and (wishes is not None or words or count or drafts_only):
+        raise FlowllmError(
+            "--from starts from given crystals: it takes no conditions, no --count and no "
+            "--drafts-only"
+        )
+    opened = open_run(run, config, name, drafts=given is None)
+    check_output(out, run)
+    asked = tuple(read_wishes(wishes)) if wishes else (words,)
+    request = Request(() if given else asked, count or 1, gpus, given, drafts_only)
+    with progress_bars():
+        rows = generate(opened, request, out)
+    print("\n".join(printed_table(rows, out)) if rows else f"{out / DRAFTS}")
 
 
-def generate(
-    settings: Settings,
-    *,
-    model: Path,
-    asked: Sequence[Words],
-    count: int,
-    out: Path,
-    gpus: int,
-) -> None:
-    """Sample crystals for the given conditions.
+@dataclass(frozen=True)
+class Request:
+    """What is generated.
+
+    Attributes:
+        asked: wishes as the user writes them; empty for given crystals.
+        count: drafts per wish.
+        gpus: GPUs of the language model, 0 for the CPU.
+        given: files of crystals in place of drafts; None for drafts.
+        drafts_only: whether nothing follows the drafts.
+    """
+
+    asked: tuple[Words, ...]
+    count: int
+    gpus: int = 0
+    given: Path | None = None
+    drafts_only: bool = False
+
+    def words(self) -> dict[str, Words]:
+        """Return the wish of each draft by its id."""
+        return {
+            draft_id(i, j): words for i, words in enumerate(self.asked) for j in range(self.count)
+        }
+
+    def drafts(self, run: FinishedRun) -> list[Row]:
+        """Sample the drafts, or read the given crystals; rows of `schemas.BASE`."""
+        if self.given is not None:
+            return given_rows(self.given, run.config.prepare.cell)
+        settings = run.draft_settings()
+        asked, count, gpus = self.asked, self.count, self.gpus
+        return draft_rows(settings, model=run.model, asked=asked, count=count, gpus=gpus)
+
+
+def generate(run: FinishedRun, request: Request, out: Path) -> list[Row]:
+    """Generate crystals and write their folder.
 
     Args:
-        settings: settings of `sample_base`.
-        model: folder of the merged model.
-        asked: sets of conditions as text, see `read_conditions`.
-        count: crystals per set.
-        out: table to write (`schemas.BASE`); ids are `sample-{conditions}-{number}`.
-        gpus: GPUs to use, 0 for the CPU.
+        run: the run whose models, hull and training crystals are used.
+        request: what is generated.
+        out: the folder.
+
+    Returns:
+        Rows of `schemas.REQUESTED`, by energy above the hull; none for drafts alone.
 
     Raises:
-        FlowllmError: conditions are invalid, or the model was not trained on such prompts.
+        FlowllmError: the run lacks a part, or a wish or the given crystals cannot be used.
     """
-    opened = ModelFolder(model, settings.prompts)
-    targets = [_target(settings.prompts, words, opened.record.max_atoms) for words in asked]
-    sampler = opened.sampler(
-        [conditions for conditions, _ in targets],
-        temperature=settings.base.temperature,
-        top_p=settings.base.top_p,
-        max_attempts=settings.sample_base.max_attempts,
-        restrict_tokens=settings.sample_base.restrict_tokens,
-        reject_close_atoms=settings.sample_base.reject_close_atoms,
-        min_distance=settings.sample_base.min_distance,
-        max_redraws=settings.sample_base.max_redraws,
-        backend=settings.sample_base.backend,
-        gpus=gpus,
-    )
-    numbers = [(i, j) for i in range(len(targets)) for j in range(count)]
-
-    def make_rows(items: range) -> list[dict[str, Any]]:
-        chosen = [numbers[k] for k in items]
-        tasks = [_task(settings, opened.record, targets[i], i, j) for i, j in chosen]
-        return [
-            base_row(
-                f"sample-{i:04d}-{j:06d}", outcome, prompt_text(settings.prompts, targets[i][0])
-            )
-            for (i, j), outcome in zip(chosen, sampler.draw(tasks), strict=True)
-        ]
-
-    work = {"asked": [dict(words) for words in asked], "count": count}
-    with stage_run(settings, inputs={"model": model}, output=out, work=work) as run:
-        chunk = settings.sample_base.chunk_size
-        write_samples(sampler, out, run, BASE, len(numbers), chunk, make_rows)
-
-
-def read_conditions(path: Path) -> list[Words]:
-    """Read a CSV file with one column per condition and one row per set of conditions.
-
-    An empty cell is a condition that is not given.
-
-    Raises:
-        FlowllmError: as `read_csv`, or a column is unknown, a row has more or fewer cells than the
-            header or no condition, or there is no row; the message names the line.
-    """
-    lines = read_csv(path)
-    columns = [name.strip() for name in next(lines)[1]]
-    if unknown := sorted(set(columns) - set(CONDITIONS)):
-        raise FlowllmError(f"{path}: unknown columns {unknown}; there are {', '.join(CONDITIONS)}")
-    rows: list[Words] = []
-    for line, cells in lines:
-        if len(cells) != len(columns):
-            raise FlowllmError(
-                f"{path}, line {line}: {len(cells)} cells under {len(columns)} columns; put a cell "
-                'that contains a comma in quotes: "Ga,As"'
-            )
-        words = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
-        rows.append({name: word for name, word in words.items() if word})
-        if not rows[-1]:
-            raise FlowllmError(
-                f"{path}, line {line}: no condition; delete the line, or run `flowllm generate` "
-                "without --conditions"
-            )
-        try:
-            _values(rows[-1], MAX_ATOMS_ASKED)
-        except ValueError as error:
-            raise FlowllmError(f"{path}, line {line}: {error}") from error
-    if not rows:
-        raise FlowllmError(
-            f"{path}: contains no rows of conditions; add one row per set of conditions"
-        )
+    run.check(drafts=request.given is None, chain=not request.drafts_only)
+    about = _record(run, request)
+    with recorded(about, out / (DRAFTS if request.drafts_only else CRYSTALS)):
+        hull = None if request.drafts_only else open_hull(run)
+        drafts = request.drafts(run)
+        failed = sum(row["status"] != "ok" for row in drafts)
+        about.count(rows_in=len(drafts), rows_out=len(drafts) - failed, rows_failed=failed)
+        if hull is None:
+            write_drafts(out, drafts, about.metadata())
+            return []
+        names = {row["id"]: row["source_name"] for row in drafts if "source_name" in row}
+        rows = table_rows(follow(drafts, run, hull), hull, request.words(), names)
+        relaxed = sum(row["rank"] is not None for row in rows)
+        about.count(rows_out=relaxed, rows_failed=len(rows) - relaxed)
+        write_folder(out, drafts, rows, hull, run.config.report.color, about.metadata())
+    for said in warnings_of(rows, hull):
+        log.warning("generate: %s", said)
     return rows
 
 
-Target = tuple[Conditions, np.ndarray | None]
-"""The conditions of the prompt, and the atoms of its formula (None for a reduced formula)."""
-
-
-def _target(prompts: Prompts, words: Words, max_atoms: int) -> Target:
-    """Parse one set of conditions; `max_atoms` is the most atoms in the model's training."""
-    try:
-        values = _values(words, max_atoms)
-    except ValueError as error:
-        raise FlowllmError(f"conditions {dict(words)}: {error}") from error
-    numbers = values.pop("formula", None)
-    if numbers is not None:
-        values["formula"] = prompt_formula(prompts, numbers)
-    return Conditions(**values), None if prompts.formula_style == "reduced" else numbers
-
-
-def _values(words: Words, max_atoms: int) -> dict[str, Any]:
-    """Return the values of conditions: atomic numbers of a formula, symbols of elements, numbers.
-
-    Raises:
-        ValueError: a condition is invalid; the message names it.
-    """
-    values: dict[str, Any] = {}
-    for name, text in words.items():
-        if name == "formula":
-            values[name] = _atoms(text, max_atoms)
-        elif name == "elements":
-            values[name] = _elements(text, max_atoms)
-        else:
-            values[name] = _number(name, text)
-    return values
-
-
-def _number(name: str, text: str) -> float | int:
-    try:
-        value = parse_property(name, text)
-    except ValueError as error:
-        raise ValueError(f"{name} is {error}") from error
-    if value is None:
-        raise ValueError(
-            f"{name} is {text!r}, expected a number; leave it out if any value is acceptable"
-        )
-    return value
-
-
-def _atoms(formula: str, max_atoms: int) -> np.ndarray:
-    """Return the atomic numbers of a formula, by electronegativity as in training texts."""
-    composition = Composition(formula)
-    if strange := [str(one) for one in composition if not isinstance(one, Element)]:
-        raise ValueError(f"formula {formula}: {strange[0]} is not an element")
-    if not all(float(count).is_integer() for count in composition.values()):
-        raise ValueError(f"formula {formula} has no whole numbers of atoms")
-    if not composition.num_atoms:
-        raise ValueError(f"formula {formula} has no atoms")
-    if composition.num_atoms > max_atoms:
-        raise ValueError(
-            f"{formula} has {composition.num_atoms:.0f} atoms, but the model was trained on "
-            f"crystals of at most {max_atoms}; ask for fewer, or fine-tune with a larger "
-            "prepare.max_atoms"
-        )
-    numbers = [element.Z for element, count in composition.items() for _ in range(int(count))]
-    in_order = Composition(cell_formula(np.array(numbers))).items()
-    return np.array([element.Z for element, count in in_order for _ in range(int(count))])
-
-
-def _elements(text: str, max_atoms: int) -> tuple[str, ...]:
-    """Return the symbols of a list of elements, each once, by electronegativity."""
-    symbols = text.replace(",", " ").split()
-    for symbol in symbols:
-        if not Element.is_valid_symbol(symbol):
-            raise ValueError(f"elements {text!r}: {symbol!r} is not the symbol of an element")
-    if not symbols:
-        raise ValueError(f"elements {text!r} has no symbol of an element")
-    return tuple(Composition(cell_formula(_atoms("".join(symbols), max_atoms))).as_dict())
-
-
-def _task(settings: Settings, record: ModelRecord, target: Target, i: int, j: int) -> DrawRequest:
-    conditions, numbers = target
-    form: Form | None = None
-    if settings.sample_base.structured:
-        text = crystal_text(settings.prompts.crystal_text)
-        form = (
-            partial(text.grammar, record.elements, record.max_atoms, record.max_length)
-            if numbers is None
-            else partial(text.cell_grammar, numbers.tolist(), record.max_length)
-        )
-    return DrawRequest(
-        conditions=conditions,
-        composition=None if numbers is None else composition_of(numbers),
-        form=form,
-        seed=partial(derive, settings.seed, "sample", settings.base.name, i, j),
-    )
+def _record(run: FinishedRun, request: Request) -> StageRun:
+    """Return the record of a request: settings of all its stages, and the files that it uses."""
+    settings: list[StageSettings] = []
+    inputs: dict[str, Path | Sequence[Path]] = {}
+    if request.given is None:
+        settings.append(run.draft_settings())
+        inputs["model"] = run.model
+    else:
+        inputs["given"] = request.given
+    if not request.drafts_only:
+        settings += run.chain_settings().stages
+        inputs |= {"hull": run.hull, **run.splits}
+        if run.flow is not None:
+            inputs["flow"] = run.flow
+    values = {name: value for stage in settings for name, value in stage.values.items()}
+    work = {"asked": [dict(words) for words in request.asked], "count": request.count}
+    return StageRun("generate", VERSION, values, run.config.seed, inputs, work)

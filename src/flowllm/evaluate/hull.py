@@ -90,6 +90,13 @@ class ReferenceHull:
         """
         return energy_per_atom - self.hull_energy(amounts)
 
+    def has_compound(self, symbols: Iterable[str]) -> bool:
+        """Return whether a chemical system has an entry of at least two elements.
+
+        Without one, the hull is that of the elements alone, and most compounds are below it.
+        """
+        return any(len(system) > 1 for system in self._subsystems(tuple(sorted(symbols))))
+
     def _make_linear_program(self, symbols: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return atomic fractions (elements, entries) and energies (entries,) of a system."""
         row = {symbol: place for place, symbol in enumerate(symbols)}

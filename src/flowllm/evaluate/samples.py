@@ -1,6 +1,6 @@
 """One record per generated crystal, joined from the files of all stages before the metrics."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def read_samples(
         )
     names = _source_names(generated)
     samples = [
-        _join(
+        join_rows(
             base_rows[name],
             generated_rows[name],
             relaxed_rows.get(name),
@@ -199,13 +199,14 @@ def check_ids(drawn: Iterable[str], found: Iterable[str], path: Path, *, complet
         )
 
 
-def _join(
-    base: dict[str, Any],
-    generated: dict[str, Any],
-    relaxed: dict[str, Any] | None,
-    stability: dict[str, Any] | None,
+def join_rows(
+    base: Mapping[str, Any],
+    generated: Mapping[str, Any],
+    relaxed: Mapping[str, Any] | None,
+    stability: Mapping[str, Any] | None,
     source_name: str | None,
 ) -> Sample:
+    """Return the sample of the rows that the stages wrote for one draw, None for no row."""
     crystal = crystal_of(generated) if generated["status"] == "ok" else None
     relaxed = relaxed or {"status": "missing", "lengths": None}
     stability = stability or {}

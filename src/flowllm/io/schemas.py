@@ -283,6 +283,47 @@ METRICS_PER_CRYSTAL = pa.schema(
 )
 """metrics/{kind}/{method}.parquet: the flags behind every rate, one row per generated crystal."""
 
+_WISH = pa.struct(
+    [
+        _column("name", pa.string(), "of the condition"),
+        _column("asked", pa.string(), "as the user wrote it"),
+        _column("got", pa.string(), "of the relaxed crystal; null: nothing measures it"),
+        _column("met", pa.bool_(), "null: nothing measures it"),
+    ]
+)
+
+REQUESTED = _extend(
+    _CRYSTAL,
+    [
+        _column("rank", pa.int32(), "by energy above the hull, from 1; null: no relaxed crystal"),
+        _column("cif", pa.string(), "file of the relaxed crystal, relative to the table"),
+        _FORMULA,
+        _column("reduced_formula", pa.string(), "of the relaxed crystal"),
+        _column("space_group", pa.string(), "of the relaxed crystal, by spglib"),
+        _column("wishes", pa.list_(_WISH), "conditions, one per row"),
+        _column("wishes_met", pa.bool_(), "all that can be measured; null: none can"),
+        _column("energy_per_atom", pa.float64(), "eV/atom, as relaxed"),
+        _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
+        _column("has_reference", pa.bool_(), "the hull has a compound of the chemical system"),
+        _column("max_force", pa.float64(), "eV/angstrom, at the end"),
+        _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),
+        _column("stable", pa.bool_(), "as in the stability table"),
+        _column("metastable", pa.bool_(), "as in the stability table"),
+        _column("structurally_valid", pa.bool_(), "no atoms too close, before the relaxation"),
+        _column("compositionally_valid", pa.bool_(), "charges can balance"),
+        _column("unique", pa.bool_(), "first of its class of matching crystals"),
+        _column("duplicate_group", pa.string(), "smallest id of its class"),
+        _column("novel", pa.bool_(), "matches no training crystal"),
+        _column("matched_material_id", pa.string(), "the training crystal that it matches"),
+        _column("sun", pa.bool_(), "stable, unique and novel"),
+        _column("attempts", pa.int32(), "drafts made"),
+        _column("prompt", pa.string(), "what the language model was given"),
+        _SOURCE_NAME,
+    ],
+    _OUTCOME,
+)
+"""crystals.parquet of `flowllm generate`: relaxed crystals, by energy above the hull."""
+
 CSP_FORMAT = 1
 """Raised when a key of csp/{method}.json changes its name or meaning."""
 

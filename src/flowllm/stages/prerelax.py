@@ -49,11 +49,11 @@ def run(settings: Settings, *, generated: Path, out: Path) -> None:
     with stage_run(settings, inputs={"generated": generated}, output=out) as run:
         progress = Progress("prerelax", len(rows))
         loaded = load_potential(potential.name, pick_device())
-        label = potential_label(LABELS[potential.name], section.max_force, section.max_steps)
+        label = energy_label(settings)
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             chunk = [rows[item] for item in items]
-            return _relax_rows(chunk, generated, label, loaded, section, progress.advance)
+            return relax_rows(chunk, generated, label, loaded, section, progress.advance)
 
         schema = schemas.RELAXED.append(schemas.TIMES.field("seconds"))
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
@@ -67,7 +67,13 @@ def times_path(out: Path) -> Path:
     return out.with_name(f"_{out.name}.times")
 
 
-def _relax_rows(
+def energy_label(settings: Settings) -> str:
+    """Return the name of the stage's energies, which states the potential and the criterion."""
+    section: Prerelax = settings.prerelax
+    return potential_label(LABELS[settings.potential.name], section.max_force, section.max_steps)
+
+
+def relax_rows(
     rows: Sequence[Record],
     path: Path,
     label: str,
@@ -75,7 +81,19 @@ def _relax_rows(
     section: Prerelax,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Relax the crystals of some rows; rows without a crystal keep their status and error."""
+    """Relax the crystals of some rows; rows without a crystal keep their status and error.
+
+    Args:
+        rows: rows of `schemas.GENERATED`.
+        path: their file, for messages.
+        label: name of the energies, see `energy_label`.
+        potential: the potential.
+        section: section `prerelax`.
+        advance: called with a number of crystals that are done.
+
+    Returns:
+        Rows of `schemas.RELAXED` in the given order, each also with `seconds`, its wall time.
+    """
     places = [place for place, row in enumerate(rows) if row["status"] == "ok"]
     advance(len(rows) - len(places))
     relaxed = relax(

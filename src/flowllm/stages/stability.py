@@ -1,6 +1,6 @@
 """Compute E_above_hull of every generated crystal, with the potential or with DFT."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,9 @@ def run(
     ) as run:
         reference = read_hull(hull, kind)
         given = list(readers[kind](energies))
-        _check_same_energies(given, reference.sources, hull)
-        progress = Progress("stability", len(given))
-        rows = []
-        for row in given:
-            rows.append(_stability(row, reference, section))
-            progress.advance()
+        labels = {row["energy_source"] for row in given if row["energy_per_atom"] is not None}
+        check_same_energies(labels, reference.sources, hull)
+        rows = stability_rows(given, reference, section)
         about_hull = {
             "hull_compositions": len(reference.hull),
             "hull_not_converged": reference.not_converged,
@@ -89,10 +86,16 @@ def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield the rows of relaxed crystals with their energy and its source."""
     columns = ["id", "formula", "final_energy_per_atom", "potential", "status", "error"]
     for row in tables.read_tables(paths, schemas.RELAXED, columns).to_pylist():
-        yield row | {
-            "energy_per_atom": row["final_energy_per_atom"],
-            "energy_source": row["potential"],
-        }
+        yield with_energy(row)
+
+
+def with_energy(row: Record) -> dict[str, Any]:
+    """Return a row of `schemas.RELAXED` with its energy and the energy's source."""
+    return {
+        **row,
+        "energy_per_atom": row["final_energy_per_atom"],
+        "energy_source": row["potential"],
+    }
 
 
 def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -107,15 +110,35 @@ def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _check_same_energies(rows: Sequence[Record], sources: Sequence[str], hull: Path) -> None:
-    """Reject energies of another potential, relaxation criterion, code or correction."""
-    labels = {row["energy_source"] for row in rows if row["energy_per_atom"] is not None}
+def check_same_energies(labels: Collection[str], sources: Sequence[str], hull: Path) -> None:
+    """Reject energies of another potential, relaxation criterion, code or correction.
+
+    Args:
+        labels: names of the energies.
+        sources: names of the hull's energies.
+        hull: file of the hull, for the message.
+
+    Raises:
+        FlowllmError: the energies cannot be compared with those of the hull.
+    """
     if any(set(sources) - measured_against(label) for label in labels):
         raise FlowllmError(
             f"{hull}: the hull is of {' + '.join(sources)} and the energies are of "
             f"{', '.join(sorted(labels))}; make both with the same potential and criterion of "
             "relaxation (potential, prerelax) or the same correction (dft_collect)"
         )
+
+
+def stability_rows(
+    rows: Sequence[Record], reference: HullFile, section: Stability
+) -> list[dict[str, Any]]:
+    """Return the rows of `schemas.STABILITY` of rows with an energy, see `with_energy`."""
+    progress = Progress("stability", len(rows))
+    placed = []
+    for row in rows:
+        placed.append(_stability(row, reference, section))
+        progress.advance()
+    return placed
 
 
 def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str, Any]:
