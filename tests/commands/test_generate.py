@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flowllm.commands.generate import generate, read_conditions
+from flowllm.commands.generate import generate
+from flowllm.data.wishes import read_wishes
 from flowllm.errors import FlowllmError
 from flowllm.io.schemas import BASE
 from flowllm.io.tables import read_table
@@ -44,6 +45,7 @@ def test_structured_decoding_gives_the_formula(paths, tmp_path):
     [
         ({"e_above_hull": "0.0"}, "e_above_hull"),  # the model was trained on the formula alone
         ({"e_above_hull": "low"}, "low"),
+        ({"formula": "FeO"}, "no training crystal of the model has Fe"),
         ({"formula": "Xx2"}, "Xx2"),
         ({"formula": "Na0.5Cl"}, "whole"),
         ({"formula": "Na1e400"}, "whole"),
@@ -71,13 +73,13 @@ def test_a_file_of_conditions(tmp_path):
     path = tmp_path / "wishes.csv"
     path.write_text("formula,band_gap\nNa1Cl1,1.5\n,0.0\nSi2,\n")
     expected = [{"formula": "Na1Cl1", "band_gap": "1.5"}, {"band_gap": "0.0"}, {"formula": "Si2"}]
-    assert read_conditions(path) == expected
+    assert read_wishes(path) == expected
     path.write_text("formula,bandgap\nNa1Cl1,1.5\n")
     with pytest.raises(FlowllmError, match="bandgap"):
-        read_conditions(path)
+        read_wishes(path)
     path.write_text("formula\n")
     with pytest.raises(FlowllmError, match="no rows"):
-        read_conditions(path)
+        read_wishes(path)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_a_file_of_conditions(tmp_path):
 def test_files_of_other_programs(tmp_path, text, expected):
     path = tmp_path / "wishes.csv"
     path.write_text(text, newline="")
-    assert read_conditions(path) == expected
+    assert read_wishes(path) == expected
 
 
 @pytest.mark.parametrize(
@@ -119,9 +121,9 @@ def test_files_that_may_mean_something_else_are_refused(tmp_path, text, message)
     path = tmp_path / "wishes.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(FlowllmError, match=message):
-        read_conditions(path)
+        read_wishes(path)
 
 
 def test_a_missing_file_of_conditions(tmp_path):
     with pytest.raises(FlowllmError, match=r"none\.csv: No such file"):
-        read_conditions(tmp_path / "none.csv")
+        read_wishes(tmp_path / "none.csv")

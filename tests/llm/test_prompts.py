@@ -37,6 +37,7 @@ PROMPTS = Prompts(
     infill="What is {mask}?",
     mask="?",
     formula_style="cell",
+    properties={},
 )
 REDUCED = PROMPTS.model_copy(update={"formula_style": "reduced"})
 ATOMS = PROMPTS.model_copy(update={"formula_style": "atoms"})

@@ -20,7 +20,13 @@ from flowllm.runtime.provenance import (
     stage_run,
 )
 
-PREPARE = {"cell": "primitive", "max_atoms": 20, "max_rows": 5, "split_shares": [0.6, 0.2, 0.2]}
+PREPARE = {
+    "cell": "primitive",
+    "max_atoms": 20,
+    "max_rows": 5,
+    "split_shares": [0.6, 0.2, 0.2],
+    "properties": {},
+}
 
 
 def opened(output, inputs, **work):

@@ -35,6 +35,7 @@ SECTION = {
     "max_atoms": 20,
     "max_rows": None,
     "split_shares": [0.6, 0.2, 0.2],
+    "properties": {},
 }
 
 ROCK_SALT = Structure.from_spacegroup(

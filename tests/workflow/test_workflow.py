@@ -43,7 +43,15 @@ def test_a_stage_has_one_rule_command_module_and_test_of_its_name():
 
 def test_every_rule_names_log_benchmark_environment_and_resources():
     for stage in STAGES:
-        for part in ("log:", "benchmark:", "conda:", "threads:", "requested(", "mem_mb=", "runtime="):
+        for part in (
+            "log:",
+            "benchmark:",
+            "conda:",
+            "threads:",
+            "requested(",
+            "mem_mb=",
+            "runtime=",
+        ):
             assert part in rules()[stage], f"{stage} lacks {part}"
 
 

@@ -86,6 +86,7 @@ RUN = CONFIG.run_dir
 SIZES = CONFIG.sizes
 FLOWS = [flow.name for flow in CONFIG.flows]
 BASES = [base.name for base in CONFIG.bases]
+CONDITIONS_OF = {base.name: base.conditions for base in CONFIG.bases}
 METHODS = [method.name for method in CONFIG.methods]
 EXTERNAL = {row.name: row for row in CONFIG.external_samples}
 ROWS = [*METHODS, *EXTERNAL]
@@ -333,6 +334,12 @@ def sample_draws(wildcards):
 
 def csp_draws(wildcards):
     return draws(SIZES.num_csp_crystals, SIZES.csp_crystals_per_shard, wildcards.shard)
+
+
+def wishes_file(wildcards):
+    """Return the file of a base's wishes, if it has one, so that a changed one is read again."""
+    conditions = CONDITIONS_OF[wildcards.base]
+    return [conditions.file] if conditions and conditions.file else []
 
 
 def base_shard(wildcards):

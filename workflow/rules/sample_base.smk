@@ -1,6 +1,7 @@
 rule sample_base:
     input:
-        f"{RUN}/llm/model",
+        model=f"{RUN}/llm/model",
+        wishes=wishes_file,
     output:
         f"{RUN}/base/{{base}}/shard-{{shard}}.parquet",
     log:
@@ -21,5 +22,5 @@ rule sample_base:
         "Sampling crystals at {wildcards.base}, shard {wildcards.shard}"
     shell:
         "python -m flowllm sample_base "
-        "--model {input:q} {params.draws} --gpus {resources.gpu} --out {output:q} "
+        "--model {input.model:q} {params.draws} --gpus {resources.gpu} --out {output:q} "
         "--settings {params.settings:q} --log {log:q}"

@@ -22,9 +22,9 @@ from flowllm.commands.generate_files import (
 )
 from flowllm.commands.generate_run import FinishedRun, open_run
 from flowllm.commands.generate_table import table_rows
-from flowllm.commands.generate_wishes import Words, read_wishes
 from flowllm.commands.options import ConfigFiles, RowName
 from flowllm.config.stage_settings import StageSettings
+from flowllm.data.wishes import ElementsMode, Words, read_wishes
 from flowllm.errors import FlowllmError
 from flowllm.runtime.log import log, progress_bars, setup_logging
 from flowllm.runtime.provenance import StageRun, recorded
@@ -43,6 +43,8 @@ def run(
     out: Path,
     formula: str | None = None,
     elements: str | None = None,
+    elements_mode: ElementsMode | None = None,
+    num_atoms: PositiveInt | None = None,
     space_group_number: SpaceGroup | None = None,
     formation_energy_per_atom: float | None = None,
     band_gap: float | None = None,
@@ -65,6 +67,9 @@ def run(
         out: New folder to write.
         formula: Formula of the cell, e.g. Na4Cl4.
         elements: Elements of the crystal, e.g. Na,Cl.
+        elements_mode: Whether all of the elements must occur (exact), or at least one (subset).
+            [exact]
+        num_atoms: Number of atoms per cell.
         space_group_number: Number of the space group.
         formation_energy_per_atom: Formation energy in eV per atom.
         band_gap: Band gap in eV.
@@ -86,6 +91,8 @@ def run(
     options = {
         "formula": formula,
         "elements": elements,
+        "elements_mode": elements_mode,
+        "num_atoms": num_atoms,
         "space_group_number": space_group_number,
         "formation_energy_per_atom": formation_energy_per_atom,
         "band_gap": band_gap,
@@ -101,7 +108,8 @@ def run(
         )
     opened = open_run(run, config, name, drafts=given is None)
     check_output(out, run)
-    asked = tuple(read_wishes(wishes)) if wishes else (words,)
+    opened.check(drafts=given is None, chain=not drafts_only)
+    asked = tuple(read_wishes(wishes, opened.own_conditions())) if wishes else (words,)
     request = Request(() if given else asked, count or 1, gpus, given, drafts_only)
     with progress_bars():
         rows = generate(opened, request, out)
@@ -150,12 +158,11 @@ def generate(run: FinishedRun, request: Request, out: Path) -> list[Row]:
         out: the folder.
 
     Returns:
-        Rows of `schemas.REQUESTED`, by energy above the hull; none for drafts alone.
+        Rows of `schemas.ON_REQUEST`, by energy above the hull; none for drafts alone.
 
     Raises:
         FlowllmError: the run lacks a part, or a wish or the given crystals cannot be used.
     """
-    run.check(drafts=request.given is None, chain=not request.drafts_only)
     about = _record(run, request)
     with recorded(about, out / (DRAFTS if request.drafts_only else CRYSTALS)):
         hull = None if request.drafts_only else open_hull(run)

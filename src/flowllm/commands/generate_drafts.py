@@ -5,14 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowllm.commands.generate_wishes import Words, request_of, target_of
 from flowllm.config.sections.llm import SampleBase
 from flowllm.data.cif import Cell
 from flowllm.data.external import read_samples
+from flowllm.data.wishes import Words
 from flowllm.errors import FlowllmError
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import prompt_text
 from flowllm.llm.sampling import base_row
+from flowllm.llm.wishes import form_of, request_of, target_of
 from flowllm.runtime.log import Progress
 from flowllm.seeds import derive
 from flowllm.stages.import_samples import in_cell_of_flow, sample_row
@@ -34,7 +35,7 @@ def draft_rows(
         gpus: GPUs to use, 0 for the CPU.
 
     Returns:
-        Rows of `schemas.BASE`; ids are `sample-{number of the wish}-{number}`.
+        Rows of `schemas.REQUESTED_BASE`; ids are `sample-{number of the wish}-{number}`.
 
     Raises:
         FlowllmError: a wish is invalid, or the model was not trained on such prompts.
@@ -43,6 +44,7 @@ def draft_rows(
     opened = ModelFolder(model, settings.prompts)
     prompts, record = settings.prompts, opened.record
     targets = [target_of(prompts, record, words) for words in asked]
+    forms = [form_of(one, prompts, record) if section.structured else None for one in targets]
     sampler = opened.sampler(
         [target.conditions for target in targets],
         temperature=settings.base.temperature,
@@ -62,13 +64,11 @@ def draft_rows(
     with sampler:
         for start in range(0, len(numbers), section.chunk_size):
             chunk = numbers[start : start + section.chunk_size]
-            tasks = [
-                request_of(targets[i], prompts, record, section.structured, partial(seeds, i, j))
-                for i, j in chunk
-            ]
+            tasks = [request_of(targets[i], forms[i], partial(seeds, i, j)) for i, j in chunk]
             outcomes = sampler.draw(tasks, progress.advance)
             rows += [
                 base_row(draft_id(i, j), outcome, prompt_text(prompts, targets[i].conditions))
+                | {"asked": list(asked[i].items())}
                 for (i, j), outcome in zip(chunk, outcomes, strict=True)
             ]
     return rows

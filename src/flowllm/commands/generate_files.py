@@ -32,7 +32,7 @@ COLUMNS = (
     Column("space_group", "space group"),
     Column("e_above_hull", "E above hull", "number", digits=3),
     Column("verdict", "known or novel"),
-    Column("wishes", "asked: got"),
+    Column("asked", "asked: got"),
     Column("cif", "file"),
 )
 """Columns that are printed and shown on the page."""
@@ -57,7 +57,7 @@ def check_output(out: Path, run: Path) -> None:
 def write_drafts(out: Path, drafts: Sequence[Row], metadata: Mapping[str, Any]) -> None:
     """Write the folder of a request for drafts alone."""
     with atomic_folder(out) as folder:
-        write_table(folder / DRAFTS, drafts, schemas.BASE, metadata)
+        write_table(folder / DRAFTS, drafts, schemas.REQUESTED_BASE, metadata)
 
 
 def write_folder(
@@ -73,14 +73,14 @@ def write_folder(
     Args:
         out: the folder.
         drafts: rows of `schemas.BASE`.
-        rows: rows of `schemas.REQUESTED`.
+        rows: rows of `schemas.ON_REQUEST`.
         hull: the hull, for the page's caption.
         color: main color of the page, #rrggbb.
         metadata: what the tables are made of.
     """
     with atomic_folder(out) as folder:
-        write_table(folder / DRAFTS, drafts, schemas.BASE, metadata)
-        write_table(folder / CRYSTALS, rows, schemas.REQUESTED, metadata)
+        write_table(folder / DRAFTS, drafts, schemas.REQUESTED_BASE, metadata)
+        write_table(folder / CRYSTALS, rows, schemas.ON_REQUEST, metadata)
         (folder / CIF_FOLDER).mkdir()
         for row in rows:
             if row["cif"] is not None:
@@ -119,7 +119,7 @@ def page(rows: Sequence[Row], hull: HullFile, color: str) -> str:
 
 def _cells(row: Row) -> Row:
     cells = {column.key: row.get(column.key) for column in COLUMNS}
-    cells |= {"verdict": verdict(row), "wishes": wishes_text(row) or None}
+    cells |= {"verdict": verdict(row), "asked": wishes_text(row) or None}
     if row["lengths"] is None:
         cells["reduced_formula"] = row["formula"] or row["status"]
     return cells
@@ -157,8 +157,8 @@ def _gallery(rows: Sequence[Row]) -> list[Candidate]:
 def printed_table(rows: Sequence[Row], out: Path) -> Iterator[str]:
     """Yield the lines of the table that is printed, the crystals nearest to the hull first."""
     shown = [row for row in rows if row["cif"] is not None][:PRINTED]
-    asked = any(row["wishes"] for row in shown)
-    columns = [one for one in COLUMNS if asked or one.key != "wishes"]
+    asked = any(row["asked"] for row in shown)
+    columns = [one for one in COLUMNS if asked or one.key != "asked"]
     cells = [[column.title for column in columns]]
     for row in shown:
         values = _cells(row) | {"cif": str(out / row["cif"])}
@@ -198,8 +198,8 @@ def warnings_of(rows: Sequence[Row], hull: HullFile) -> Iterator[str]:
             f"{len(loose)} of {len(relaxed)} relaxations did not converge, so that their energies "
             "are upper bounds; raise prerelax.max_steps"
         )
-    judged = [row for row in relaxed if row["wishes_met"] is not None]
-    if missed := [row for row in judged if not row["wishes_met"]]:
+    judged = [row for row in relaxed if row["all_met"] is not None]
+    if missed := [row for row in judged if not row["all_met"]]:
         yield f"{len(missed)} of {len(judged)} crystals do not meet the conditions asked for"
 
 

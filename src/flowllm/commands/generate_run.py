@@ -9,7 +9,9 @@ from flowllm.config.model import Config
 from flowllm.config.recorded import RECORDED_CONFIG, load_recorded
 from flowllm.config.sections.flow import Method
 from flowllm.config.stage_settings import StageSettings
+from flowllm.data.wishes import Own
 from flowllm.errors import FlowllmError
+from flowllm.llm.model_record import read_record
 from flowllm.stages import metrics, prerelax, refine, sample_base, stability
 
 
@@ -59,6 +61,10 @@ class FinishedRun:
     def draft_settings(self) -> sample_base.Settings:
         """Return the settings of the stage that samples the method's base."""
         return sample_base.Settings.from_config("sample_base", self.config, self.method.base)
+
+    def own_conditions(self) -> Own:
+        """Return the conditions of the user's own that the language model was trained on."""
+        return read_record(self.model).own(self.config.prompts)
 
     def check(self, *, drafts: bool, chain: bool) -> None:
         """Refuse a run that lacks a model, the hull or the known crystals.

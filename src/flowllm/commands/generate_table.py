@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowllm.commands.generate_chain import Followed
-from flowllm.commands.generate_wishes import Words
 from flowllm.crystal import Crystal
+from flowllm.data.wishes import Words
 from flowllm.evaluate.hull import HullFile
 from flowllm.io.tables import crystal_columns, crystal_of
 from flowllm.report.gallery import space_group_text
@@ -14,6 +14,8 @@ from flowllm.report.gallery import space_group_text
 Row = dict[str, Any]
 
 CIF_FOLDER = "cif"
+
+NOT_MEASURED = "not measured"
 
 FROM_RELAXED = ("formula", "max_force", "converged")
 FROM_STABILITY = ("energy_per_atom", "e_above_hull", "stable", "metastable")
@@ -35,7 +37,7 @@ def table_rows(
     asked: Mapping[str, Words],
     names: Mapping[str, str],
 ) -> list[Row]:
-    """Return the rows of `schemas.REQUESTED`, by energy above the hull.
+    """Return the rows of `schemas.ON_REQUEST`, by energy above the hull.
 
     Crystals without an energy above the hull follow those that have one, and drafts without a
     relaxed crystal are last.
@@ -63,7 +65,7 @@ def table_rows(
 
 def _compared(one: Followed, asked: Words) -> Row:
     """Return what was asked beside what the relaxed crystal has."""
-    return {"wishes": [], "wishes_met": None}
+    return {"asked": list(asked.items()), "got": [], "met": [], "all_met": None}
 
 
 def _order(row: Row) -> tuple[bool, float, str]:
@@ -133,9 +135,9 @@ def verdict(row: Row) -> str:
 
 def wishes_text(row: Row) -> str:
     """Return asked and got of each condition as text; empty where nothing was asked."""
+    got, met = dict(row["got"]), dict(row["met"])
     parts = []
-    for wish in row["wishes"] or ():
-        got = "not measured" if wish["met"] is None else wish["got"]
-        sign = {True: "met", False: "not met", None: ""}[wish["met"]]
-        parts.append(f"{wish['name']} {wish['asked']}: {got} {sign}".rstrip())
+    for name, asked in row["asked"]:
+        answer = f"{got[name]} {'met' if met[name] else 'not met'}" if name in met else NOT_MEASURED
+        parts.append(f"{name} {asked}: {answer}")
     return "; ".join(parts)

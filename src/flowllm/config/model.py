@@ -84,7 +84,7 @@ class Config(Section):
         min_length=1,
         description="base distributions, one branch per row: how the language model is sampled",
     )
-    sample_base: SampleBase = Field(description="unconditional sampling, the start of generation")
+    sample_base: SampleBase = Field(description="sampling of the bases, the start of generation")
     methods: tuple[Method, ...] = Field(
         min_length=1,
         description="rows of the results, one branch per row through refine and all stages "
@@ -190,6 +190,24 @@ class Config(Section):
                 "finetune_llm.augment_translation: true has no meaning for prompts.crystal_text: "
                 "symmetric, whose origin is that of the space group. Set it to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _properties_have_sentences(self) -> "Config":
+        """Refuse properties without a sentence, and what nothing provides."""
+        columns, sentences = set(self.prepare.properties), set(self.prompts.properties)
+        if one_sided := sorted(columns ^ sentences):
+            raise ValueError(
+                f"property {one_sided[0]} needs a column in prepare.properties and a sentence in "
+                "prompts.properties; add the missing one"
+            )
+        for base in self.bases:
+            asked = set(base.conditions.properties) if base.conditions else set()
+            if unknown := sorted(asked - columns):
+                raise ValueError(
+                    f"bases: {base.name} asks for {unknown[0]}, which is not among the properties "
+                    f"{sorted(columns)} of prepare.properties"
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Properties of crystals as text, in sources, files of requests and the command line."""
 
+import math
 import re
 
 MAX_ENERGY = 1000.0
@@ -32,18 +33,29 @@ def parse_property(name: str, text: str) -> float | int | None:
     Raises:
         ValueError: the text is not such a number; the message begins with the text.
     """
-    word = text.strip()
-    if word.lower() in MISSING:
+    word, number = text.strip(), parse_number(text)
+    if number is None:
         return None
-    if _DECIMAL.fullmatch(word) is None:
-        hint = " with a decimal point" if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", word) else ""
-        raise ValueError(f"{word!r}, expected a number{hint}")
-    number = float(word)
     if name == SPACE_GROUP:
         if number not in range(1, NUM_SPACE_GROUPS + 1):
             raise ValueError(f"{word!r}, expected a whole number from 1 to 230")
         return int(number)
     if not LEAST[name] <= number <= MAX_ENERGY:
         raise ValueError(f"{word!r}, expected {LEAST[name]:g} to {MAX_ENERGY:g} eV")
+    return number
+
+
+def parse_number(text: str) -> float | None:
+    """Return a finite decimal number, None where the text is a word for an unknown value.
+
+    Raises:
+        ValueError: the text is not such a number; the message begins with the text.
+    """
+    word = text.strip()
+    if word.lower() in MISSING:
+        return None
+    if _DECIMAL.fullmatch(word) is None or not math.isfinite(float(word)):
+        hint = " with a decimal point" if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", word) else ""
+        raise ValueError(f"{word!r}, expected a number{hint}")
     # -0.0 becomes 0.0, since the two differ as text.
-    return number + 0.0
+    return float(word) + 0.0

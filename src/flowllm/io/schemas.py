@@ -78,6 +78,16 @@ CRYSTALS = _extend(
 )
 """crystals/{train,val,test}.parquet; `id` is the source's material_id."""
 
+CRYSTALS_WITH_PROPERTIES = _extend(
+    list(CRYSTALS),
+    [
+        _column("numbers", pa.map_(pa.string(), pa.float64()), "numeric prepare.properties"),
+        _column("labels", pa.map_(pa.string(), pa.string()), "categorical prepare.properties"),
+    ],
+)
+"""crystals/{train,val,test}.parquet: with own properties (`prepare.properties`), by name; a value
+that the source does not give is left out."""
+
 REJECTED = pa.schema(
     [
         _column("split", pa.string(), "train, val or test; null if the source has no split"),
@@ -120,6 +130,11 @@ PAIRS = _extend(
 BASE = _extend(_CRYSTAL, [_FORMULA], _SYMMETRY, _SAMPLE, _OUTCOME)
 """base/{base}/shard-*.parquet: crystals of the language model or of sample_compositions; `id` is
 `{base}-{index:06d}`."""
+
+_ASKED = _column("asked", pa.map_(pa.string(), pa.string()), "conditions by name, as written")
+
+REQUESTED_BASE = _extend(list(BASE), [_ASKED])
+"""base/{base}/shard-*.parquet: crystals of a base with conditions."""
 
 CSP_BASE = _extend(
     _CRYSTAL,
@@ -199,6 +214,7 @@ STABILITY = pa.schema(
         _column("energy_source", pa.string(), "whose energy, relaxation or correction"),
         _column("hull_source", pa.string(), "the same of the hull"),
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
+        _column("formation_energy_per_atom", pa.float64(), "eV/atom, from the hull's elements"),
         _column("stable", pa.bool_(), "by stability.stable_below and min_elements"),
         _column("metastable", pa.bool_(), "by stability.metastable_below and min_elements"),
         *_OUTCOME,
@@ -283,16 +299,17 @@ METRICS_PER_CRYSTAL = pa.schema(
 )
 """metrics/{kind}/{method}.parquet: the flags behind every rate, one row per generated crystal."""
 
-_WISH = pa.struct(
-    [
-        _column("name", pa.string(), "of the condition"),
-        _column("asked", pa.string(), "as the user wrote it"),
-        _column("got", pa.string(), "of the relaxed crystal; null: nothing measures it"),
-        _column("met", pa.bool_(), "null: nothing measures it"),
-    ]
-)
+_ANSWERED = [
+    _ASKED,
+    _column("got", pa.map_(pa.string(), pa.string()), "the same measured, where it can be"),
+    _column("met", pa.map_(pa.string(), pa.bool_()), "whether each measured one is met"),
+    _column("all_met", pa.bool_(), "whether all are; null if none can be measured"),
+]
 
-REQUESTED = _extend(
+REQUESTED_METRICS = _extend(list(METRICS_PER_CRYSTAL), _ANSWERED)
+"""metrics/{kind}/{method}.parquet: of a method whose base has conditions."""
+
+ON_REQUEST = _extend(
     _CRYSTAL,
     [
         _column("rank", pa.int32(), "by energy above the hull, from 1; null: no relaxed crystal"),
@@ -300,8 +317,7 @@ REQUESTED = _extend(
         _FORMULA,
         _column("reduced_formula", pa.string(), "of the relaxed crystal"),
         _column("space_group", pa.string(), "of the relaxed crystal, by spglib"),
-        _column("wishes", pa.list_(_WISH), "conditions, one per row"),
-        _column("wishes_met", pa.bool_(), "all that can be measured; null: none can"),
+        *_ANSWERED,
         _column("energy_per_atom", pa.float64(), "eV/atom, as relaxed"),
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
         _column("has_reference", pa.bool_(), "the hull has a compound of the chemical system"),

@@ -6,7 +6,7 @@ the symmetric text with the name of the site, and three coordinates. A site is o
 of coordinates, and one orbit of the space group in the symmetric text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -43,6 +43,9 @@ class Reason(StrEnum):
     FORMULA_MISMATCH = "formula_mismatch"
     COINCIDING_ATOMS = "coinciding_atoms"
     CLOSE_ATOMS = "close_atoms"
+    ATOMS_MISMATCH = "atoms_mismatch"
+    ELEMENTS_MISMATCH = "elements_mismatch"
+    GROUP_MISMATCH = "group_mismatch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +156,12 @@ class Decoded:
         crystal: the crystal.
         operations: exact operations of its space group on its fractional coordinates, without
             translations of the lattice; None if the text names no group.
+        group: number of the space group that the text names, None if it names none.
     """
 
     crystal: Crystal
     operations: Operations | None = None
+    group: int | None = None
 
 
 def composition_of(atomic_numbers: np.ndarray) -> dict[int, int]:
@@ -236,7 +241,14 @@ class CrystalText(Protocol):
         ...
 
     def grammar(
-        self, elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+        self,
+        elements: Collection[int],
+        max_atoms: int,
+        max_length: int,
+        written: str = "",
+        *,
+        num_atoms: int | None = None,
+        group: int | None = None,
     ) -> str:
         """Return the regular expression or grammar of all texts within the limits.
 
@@ -248,11 +260,18 @@ class CrystalText(Protocol):
             max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
             written: lines that the text has already, with their line breaks; what is returned
                 describes the rest.
+            num_atoms: number of atoms that the texts must have, None for any.
+            group: number of the only space group, None for any; a text without groups ignores it.
         """
         ...
 
     def cell_grammar(
-        self, atomic_numbers: Sequence[int], max_length: int, written: str = ""
+        self,
+        atomic_numbers: Sequence[int],
+        max_length: int,
+        written: str = "",
+        *,
+        group: int | None = None,
     ) -> str:
         """Return the regular expression or grammar of texts with these atoms, in this order.
 
@@ -261,6 +280,7 @@ class CrystalText(Protocol):
             max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
             written: lines that the text has already, with their line breaks; what is returned
                 describes the rest.
+            group: number of the only space group, None for any; a text without groups ignores it.
         """
         ...
 

@@ -7,7 +7,7 @@ crystals, and angles from 60 to 120 degrees that span a volume, as in Niggli-red
 atoms may still have the same coordinates; decoding rejects such texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 
 from flowllm.llm.text_parts import element_symbol
@@ -18,7 +18,12 @@ _COORDINATE = r"0\.[0-9][0-9]"
 
 
 def crystal_regex(
-    elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+    elements: Collection[int],
+    max_atoms: int,
+    max_length: int,
+    written: str = "",
+    *,
+    num_atoms: int | None = None,
 ) -> str:
     """Return the expression that matches every crystal text within the given limits.
 
@@ -27,13 +32,16 @@ def crystal_regex(
         max_atoms: maximum number of atoms per cell.
         max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
         written: lines that the text has already; the expression matches what follows them.
+        num_atoms: number of atoms of the cell, None for any.
     """
+    fewest, most = (1, max_atoms) if num_atoms is None else (num_atoms, num_atoms)
     symbol = f"({'|'.join(element_symbol(z) for z in sorted(elements))})"
     atom = rf"(\n{symbol}\n{_three(_COORDINATE)})"
     lines = written.count("\n")
     if lines < 2:
-        return rf"{_lattice(max_length, lines)}{atom}{{1,{max_atoms}}}"
-    return rf"{_rest_of_atom(symbol, lines)}{atom}{{0,{max_atoms - lines // 2}}}"
+        return rf"{_lattice(max_length, lines)}{atom}{{{fewest},{most}}}"
+    begun = lines // 2
+    return rf"{_rest_of_atom(symbol, lines)}{atom}{{{max(0, fewest - begun)},{most - begun}}}"
 
 
 def cell_regex(atomic_numbers: Sequence[int], max_length: int, written: str = "") -> str:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from flowllm.config.sections.llm import Prompts, Quantization
+from flowllm.data.wishes import Own
 from flowllm.errors import FlowllmError
 from flowllm.llm.crystal_text import Reason, Rejection
 from flowllm.runtime.device import Precision
@@ -33,6 +34,7 @@ class ModelRecord:
         max_length: longest lattice vector in the texts of the training crystals, rounded up to
             whole angstrom, at most 99.
         method: weights that were trained: lora (an adapter) or full (all of them).
+        categories: values of the categorical own properties in the training crystals, by name.
     """
 
     base_model: str
@@ -44,10 +46,11 @@ class ModelRecord:
     max_atoms: int
     max_length: int
     method: Literal["lora", "full"] = "lora"
+    categories: dict[str, list[str]] = field(default_factory=dict)
 
     def differing_prompts(self, prompts: Prompts) -> list[str]:
         """Return the names of the sentences that differ from those of the training."""
-        asked = prompts.model_dump()
+        asked = prompt_texts(prompts)
         # Records from before there was a choice do not name the text.
         trained = {"crystal_text": "coordinates", **self.prompts}
         return sorted(key for key in trained if asked.get(key) != trained[key])
@@ -67,6 +70,14 @@ class ModelRecord:
                 f"{folder}: was trained on other prompts ({', '.join(differing)} differ). Sample "
                 "with the prompts of the training, or run finetune_llm and merge_adapter again."
             )
+
+    def own(self, prompts: Prompts) -> Own:
+        """Return the own properties that the model was trained on, with their categories."""
+        return {
+            name: tuple(self.categories[name]) if name in self.categories else None
+            for name in prompts.properties
+            if name in self.prompts
+        }
 
     def check_conditions(self, names: Iterable[str], folder: Path) -> None:
         """Check that a model was trained on prompts with the given conditions.
@@ -109,9 +120,18 @@ class ModelRecord:
             )
 
 
+def prompt_texts(prompts: Prompts) -> dict[str, str]:
+    """Return the configured texts by key; those of own properties by the name of the property."""
+    texts = prompts.model_dump(exclude={"properties"})
+    return texts | prompts.properties
+
+
 def write_record(folder: Path, record: ModelRecord) -> None:
     """Write the record of a model's folder."""
-    (folder / RECORD).write_text(json.dumps(asdict(record), indent=2, sort_keys=True) + "\n")
+    values = {
+        name: value for name, value in asdict(record).items() if name != "categories" or value
+    }
+    (folder / RECORD).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def read_record(folder: Path) -> ModelRecord:

@@ -49,6 +49,7 @@ class Conditions:
         band_gap: band gap in eV.
         e_above_hull: energy above the convex hull in eV per atom.
         space_group_number: number of the space group, 1 to 230.
+        own: values of the configuration's own properties, by name.
     """
 
     formula: str | None = None
@@ -57,17 +58,26 @@ class Conditions:
     band_gap: float | None = None
     e_above_hull: float | None = None
     space_group_number: int | None = None
+    own: tuple[tuple[str, float | str], ...] = ()
 
     def given(self) -> tuple[str, ...]:
         """Return the names of the conditions that are not None."""
-        return tuple(name for name in CONDITIONS if getattr(self, name) is not None)
+        known = [name for name in CONDITIONS if getattr(self, name) is not None]
+        return (*known, *(name for name, _ in self.own))
 
     def only(self, names: Sequence[str]) -> "Conditions":
         """Return only the named conditions."""
-        return Conditions(**{name: getattr(self, name) for name in names})
+        known = {name: getattr(self, name) for name in CONDITIONS if name in names}
+        return Conditions(**known, own=tuple(one for one in self.own if one[0] in names))
 
     def words(self, name: str) -> str:
-        """Return the text of one condition in a prompt; energies have three decimal places."""
+        """Return the text of one condition in a prompt.
+
+        Energies have three decimal places, and own numbers four significant digits.
+        """
+        own = dict(self.own)
+        if name in own:
+            return f"{own[name]:.4g}" if isinstance(own[name], float) else str(own[name])
         value = getattr(self, name)
         if isinstance(value, tuple):
             return ", ".join(value)
@@ -84,12 +94,14 @@ def conditions_of(prompts: Prompts, row: Mapping[str, Any]) -> Conditions:
 
     Args:
         prompts: configured prompts, for the style of the formula.
-        row: row of `schemas.CRYSTALS`.
+        row: row of `schemas.CRYSTALS`, or of `schemas.CRYSTALS_WITH_PROPERTIES`.
     """
     numbers = np.asarray(row["atomic_numbers"])
     names = Composition(cell_formula(numbers)).as_dict()
     known = {name: row.get(name) for name in CONDITIONS[2:]}
-    return Conditions(prompt_formula(prompts, numbers), tuple(names), **known)
+    values = {**dict(row.get("numbers") or ()), **dict(row.get("labels") or ())}
+    own = tuple((name, values[name]) for name in prompts.properties if name in values)
+    return Conditions(prompt_formula(prompts, numbers), tuple(names), **known, own=own)
 
 
 def prompt_text(prompts: Prompts, conditions: Conditions) -> str:
@@ -100,8 +112,9 @@ def prompt_text(prompts: Prompts, conditions: Conditions) -> str:
         conditions: conditions; only the sentences of conditions that are not None are used.
     """
     sentences = [prompts.introduction]
+    configured = prompts.sentences
     for name in conditions.given():
-        sentence = getattr(prompts, name)
+        sentence = configured[name]
         sentences.append(sentence.replace(f"{{{name}}}", conditions.words(name)))
     return f"{' '.join(sentences)}\n{prompts.instruction}\n"
 

@@ -16,6 +16,7 @@ from flowllm.llm.crystal_text import Decoded, Limits, Reason, Rejection
 from flowllm.llm.engines.base import Draft, Engine
 from flowllm.llm.prompts import Conditions, PromptTokens
 from flowllm.llm.redraws import Apart, Draw, Form
+from flowllm.llm.required import ANY, Required
 from flowllm.runtime.provenance import StageRun
 from flowllm.runtime.resume import make_parts
 
@@ -33,6 +34,7 @@ class DrawRequest:
         form: form of the text, None for a free text.
         seed: function from the number of the attempt (from 0) to its seed.
         refusal: reason why the crystal is not sampled, None if it is.
+        required: what drafts are rejected for besides the composition.
     """
 
     conditions: Conditions
@@ -40,6 +42,7 @@ class DrawRequest:
     form: Form | None
     seed: Callable[[int], int]
     refusal: Rejection | None = None
+    required: Required = ANY
 
 
 @dataclass
@@ -222,7 +225,10 @@ class Sampler:
             self._reject_close_atoms,
             self._apart.min_distance if self._apart else None,
         )
-        return self._prompts.crystal_text.decode(text, limits)
+        decoded = self._prompts.crystal_text.decode(text, limits)
+        if isinstance(decoded, Rejection):
+            return decoded
+        return request.required.rejection(decoded) or decoded
 
 
 def _num_atoms(request: DrawRequest) -> int:

@@ -12,7 +12,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from flowllm.config.sections.llm import CONDITIONS, Prompts
+from flowllm.config.sections.llm import Prompts
 from flowllm.config.sections.scratch import Scratch
 from flowllm.crystal import MAX_ATOMIC_NUMBER
 from flowllm.llm.text_parts import element_symbol
@@ -91,6 +91,6 @@ def _constant_parts(prompts: Prompts) -> list[str]:
     Parts without a word are left to the characters. No word occurs in crystal text, whose tokens
     are therefore those of its characters and elements alone.
     """
-    names = ("introduction", *CONDITIONS, "instruction", "infill")
-    parts = {part for name in names for part in re.split(r"\{\w*\}", getattr(prompts, name))}
+    texts = (prompts.introduction, *prompts.sentences.values(), prompts.instruction, prompts.infill)
+    parts = {part for text in texts for part in re.split(r"\{\w*\}", text)}
     return sorted(part for part in parts if re.search("[a-z]{3}", part))

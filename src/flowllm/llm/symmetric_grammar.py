@@ -8,7 +8,7 @@ distances, and that a site without free coordinates is used once; decoding rejec
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from itertools import groupby
 
@@ -31,52 +31,97 @@ _TWICE = re.compile(r"([xyz]).*\1")
 _ANGLES = {"monoclinic": "beta", "triclinic": "angle"}
 
 
-def symmetric_grammar(elements: Sequence[int], max_atoms: int, max_length: int) -> str:
+Runs = Sequence[tuple[int | None, int]]
+"""Numbers of atoms by element, in the order of a text; None is any element of the rule symbol."""
+
+
+def symmetric_grammar(
+    elements: Collection[int],
+    max_atoms: int,
+    max_length: int,
+    num_atoms: int | None = None,
+    group: int | None = None,
+) -> str:
     """Return the grammar of all symmetric texts within the given limits.
 
     Args:
         elements: atomic numbers that may occur.
         max_atoms: maximum number of atoms per primitive cell; bounds the number of orbits.
         max_length: integer part of the longest conventional lattice vector in angstrom, 1 to 99.
+        num_atoms: number of atoms per primitive cell, None for any.
+        group: number of the only space group, None for all.
     """
-    symbols = " | ".join(f'"{element_symbol(z)}"' for z in sorted(elements))
-    rules, roots = [f"symbol ::= {symbols}"], []
-    for group in _groups():
-        sites = " | ".join(rule for _, rule in site_rules(group))
-        most = max_atoms // min(site.num_atoms for site in group.sites.values())
-        if most == 0:
-            continue
-        name = f"g{group.number}"
-        rules.append(f'{name}_site ::= "\\n" symbol " " ({sites})')
-        rules.append(f"{name} ::= {_header(group)} {name}_site{{1,{most}}}")
-        roots.append(name)
+    rules, roots = [symbol_rule(elements)], []
+    for one in _groups(group):
+        name = f"g{one.number}"
+        if num_atoms is None:
+            made = _free_rules(one, max_atoms)
+        else:
+            made = list(run_rules(one, [(None, num_atoms)]))
+        if made:
+            roots.append(name)
+            rules += made
     return whole_grammar(" | ".join(roots), rules, max_length)
 
 
-def symmetric_cell_grammar(atomic_numbers: Sequence[int], max_length: int) -> str:
+def symbol_rule(elements: Collection[int]) -> str:
+    """Return the rule of an element's symbol."""
+    symbols = " | ".join(f'"{element_symbol(z)}"' for z in sorted(elements))
+    return f"symbol ::= {symbols}"
+
+
+def _free_rules(group: SpaceGroup, max_atoms: int) -> list[str]:
+    """Return the rules of a group for any orbits; none where each has too many atoms."""
+    sites = " | ".join(rule for _, rule in site_rules(group))
+    most = max_atoms // min(site.num_atoms for site in group.sites.values())
+    if most == 0:
+        return []
+    name = f"g{group.number}"
+    return [
+        f'{name}_site ::= "\\n" symbol " " ({sites})',
+        f"{name} ::= {_header(group)} {name}_site{{1,{most}}}",
+    ]
+
+
+def symmetric_cell_grammar(
+    atomic_numbers: Sequence[int], max_length: int, group: int | None = None
+) -> str:
     """Return the grammar of symmetric texts with exactly these atoms, element by element.
 
     Args:
         atomic_numbers: atomic number of each atom of the primitive cell; equal neighbors are the
             atoms of one or several orbits.
         max_length: integer part of the longest conventional lattice vector in angstrom, 1 to 99.
+        group: number of the only space group, None for all.
     """
     runs = [(int(z), len(list(run))) for z, run in groupby(atomic_numbers)]
     rules, roots = [], []
-    for group in _groups():
-        made = list(run_rules(group, runs))
+    for one in _groups(group):
+        made = list(run_rules(one, runs))
         if made:
-            roots.append(f"g{group.number}")
+            roots.append(f"g{one.number}")
             rules += made
     return whole_grammar(" | ".join(roots), rules, max_length)
 
 
-def _groups() -> Iterator[SpaceGroup]:
-    """Yield all space groups."""
-    yield from (space_group(number) for number in range(1, NUM_GROUPS + 1))
+def _groups(only: int | None = None) -> Iterator[SpaceGroup]:
+    """Yield all space groups, or the only one."""
+    numbers = range(1, NUM_GROUPS + 1) if only is None else [only]
+    yield from (space_group(number) for number in numbers)
 
 
-def run_rules(group: SpaceGroup, runs: Sequence[tuple[int, int]]) -> Iterator[str]:
+def group_has_atoms(group: int, count: int) -> bool:
+    """Return whether orbits of a group can add up to a number of atoms per primitive cell."""
+    sizes = {site.num_atoms for site in space_group(group).sites.values()}
+    return count in _sums(tuple(sorted(sizes)), count)
+
+
+def label_term(z: int | None) -> str:
+    """Return the term of an element's symbol with the space behind it."""
+    return 'symbol " "' if z is None else f'"{element_symbol(z)} "'
+
+
+def run_rules(group: SpaceGroup, runs: Runs) -> Iterator[str]:
     """Yield the rules of a group for elements with numbers of atoms; none where that is impossible.
 
     Rule g{group}_{run}_{left} matches the rest of a text in which `left` atoms of the element and
@@ -101,7 +146,7 @@ def run_rules(group: SpaceGroup, runs: Sequence[tuple[int, int]]) -> Iterator[st
                 if left - size in possible:
                     rest = f" {name}_{run}_{left - size}" if left > size else following
                     parts.append(f"{name}_s{size}{rest}")
-            yield f'{name}_{run}_{left} ::= "\\n{element_symbol(z)} " ({" | ".join(parts)})'
+            yield f'{name}_{run}_{left} ::= "\\n" {label_term(z)} ({" | ".join(parts)})'
     yield f"{name} ::= {_header(group)} {name}_0_{runs[0][1]}"
 
 

@@ -4,31 +4,40 @@ They have the rules of one group only. A site without free coordinates that is u
 out at the next orbit, since its atoms would coincide, unless there is no other site.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 
 from flowllm.data.wyckoff import Site, SpaceGroup, space_group
 from flowllm.llm.symmetric_grammar import (
+    Runs,
     cell_terms,
+    label_term,
     position_rule,
     run_rules,
     site_rules,
+    symbol_rule,
     whole_grammar,
 )
-from flowllm.llm.text_parts import element_symbol
 
 Orbits = list[tuple[str, Site]]
 """Symbol and site of each orbit."""
 
 
-def rest_grammar(elements: Sequence[int], max_atoms: int, max_length: int, written: str) -> str:
+def rest_grammar(
+    elements: Collection[int],
+    max_atoms: int,
+    max_length: int,
+    written: str,
+    num_atoms: int | None = None,
+) -> str:
     """Return the grammar of what follows written lines in texts of `symmetric_grammar`."""
+    if num_atoms is not None:
+        return _rest_of_runs([(None, num_atoms)], [symbol_rule(elements)], max_length, written)
     lines = written.split("\n")[:-1]
     group = space_group(int(lines[0]))
-    symbols = " | ".join(f'"{element_symbol(z)}"' for z in sorted(elements))
     name = f"g{group.number}"
     sites = " | ".join(rule for _, rule in site_rules(group))
-    rules = [f"symbol ::= {symbols}", f'{name}_site ::= "\\n" symbol " " ({sites})']
+    rules = [symbol_rule(elements), f'{name}_site ::= "\\n" symbol " " ({sites})']
     most = max_atoms // min(site.num_atoms for site in group.sites.values())
     if len(lines) == 1:
         return whole_grammar(f"{cell_terms(group)} {name}_site{{1,{most}}}", rules, max_length)
@@ -45,9 +54,14 @@ def rest_grammar(elements: Sequence[int], max_atoms: int, max_length: int, writt
 def rest_of_cell_grammar(atomic_numbers: Sequence[int], max_length: int, written: str) -> str:
     """Return the grammar of what follows written lines in texts of `symmetric_cell_grammar`."""
     runs = [(int(z), len(list(run))) for z, run in groupby(atomic_numbers)]
+    return _rest_of_runs(runs, [], max_length, written)
+
+
+def _rest_of_runs(runs: Runs, shared: Sequence[str], max_length: int, written: str) -> str:
+    """Return the grammar of what follows written lines in texts with given numbers of atoms."""
     lines = written.split("\n")[:-1]
     group = space_group(int(lines[0]))
-    rules = list(run_rules(group, runs))
+    rules = [*shared, *run_rules(group, runs)]
     name = f"g{group.number}"
     if len(lines) == 1:
         return whole_grammar(f"{cell_terms(group)} {name}_0_{runs[0][1]}", rules, max_length)
@@ -74,7 +88,7 @@ def rest_of_cell_grammar(atomic_numbers: Sequence[int], max_length: int, written
         parts = [
             f"{_terms(one)} {following(one.num_atoms)}" for one in _next_sites(orbits, possible)
         ]
-        root = f'"{element_symbol(runs[run][0])} " ({" | ".join(parts)})'
+        root = f"{label_term(runs[run][0])} ({' | '.join(parts)})"
     return whole_grammar(root, rules, max_length)
 
 

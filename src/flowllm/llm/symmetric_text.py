@@ -18,7 +18,7 @@ group's operations, and the primitive cell by the centering of its lattice. The 
 has the group that the text names, or a supergroup of it, and its operations are known exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -99,23 +99,35 @@ class SymmetricText:
             return error.rejection
         except (ValueError, FlowllmError) as error:
             return Rejection(Reason.NONPHYSICAL_LATTICE, str(error))
-        return Decoded(expanded.crystal, expanded.operations)
+        return Decoded(expanded.crystal, expanded.operations, standard.group.number)
 
     def grammar(
-        self, elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+        self,
+        elements: Collection[int],
+        max_atoms: int,
+        max_length: int,
+        written: str = "",
+        *,
+        num_atoms: int | None = None,
+        group: int | None = None,
     ) -> str:
         """Return the grammar of all texts within the limits, or of their rest."""
         if written:
-            return rest_grammar(elements, max_atoms, max_length, written)
-        return symmetric_grammar(elements, max_atoms, max_length)
+            return rest_grammar(elements, max_atoms, max_length, written, num_atoms)
+        return symmetric_grammar(elements, max_atoms, max_length, num_atoms, group)
 
     def cell_grammar(
-        self, atomic_numbers: Sequence[int], max_length: int, written: str = ""
+        self,
+        atomic_numbers: Sequence[int],
+        max_length: int,
+        written: str = "",
+        *,
+        group: int | None = None,
     ) -> str:
         """Return the grammar of texts with these atoms, element by element, or of their rest."""
         if written:
             return rest_of_cell_grammar(atomic_numbers, max_length, written)
-        return symmetric_cell_grammar(atomic_numbers, max_length)
+        return symmetric_cell_grammar(atomic_numbers, max_length, group)
 
     def line_check(self, min_distance: float) -> LineCheck:
         """Return the check of a new text."""

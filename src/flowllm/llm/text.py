@@ -18,7 +18,7 @@ cannot separate two atoms of one element that start at the same point. The paper
 reject such texts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -76,15 +76,29 @@ class CoordinatesText:
         return decoded if isinstance(decoded, Rejection) else Decoded(decoded)
 
     def grammar(
-        self, elements: Sequence[int], max_atoms: int, max_length: int, written: str = ""
+        self,
+        elements: Collection[int],
+        max_atoms: int,
+        max_length: int,
+        written: str = "",
+        *,
+        num_atoms: int | None = None,
+        group: int | None = None,
     ) -> str:
         """Return the regular expression of all texts within the limits, or of their rest."""
-        return crystal_regex(elements, max_atoms, max_length, written)
+        del group  # the text names none
+        return crystal_regex(elements, max_atoms, max_length, written, num_atoms=num_atoms)
 
     def cell_grammar(
-        self, atomic_numbers: Sequence[int], max_length: int, written: str = ""
+        self,
+        atomic_numbers: Sequence[int],
+        max_length: int,
+        written: str = "",
+        *,
+        group: int | None = None,
     ) -> str:
         """Return the regular expression of texts with these atoms in this order, or of the rest."""
+        del group
         return cell_regex(atomic_numbers, max_length, written)
 
     def line_check(self, min_distance: float) -> LineCheck:

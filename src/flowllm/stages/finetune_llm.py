@@ -23,7 +23,7 @@ from flowllm.config.sections.llm import CONDITIONS, FinetuneLlm, Prompts
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder, check_folder
-from flowllm.io.schemas import CRYSTALS
+from flowllm.io.schemas import CRYSTALS, CRYSTALS_WITH_PROPERTIES
 from flowllm.io.start_files import start_files
 from flowllm.io.tables import crystal_of, read_table
 from flowllm.llm.adapter import add_lora, shard_base_model
@@ -41,7 +41,7 @@ from flowllm.llm.base_model import (
     save_tokenizer,
 )
 from flowllm.llm.finetuning import Finetuning, State, curve_csv
-from flowllm.llm.model_record import ADAPTER_WEIGHTS, ModelRecord, write_record
+from flowllm.llm.model_record import ADAPTER_WEIGHTS, ModelRecord, prompt_texts, write_record
 from flowllm.llm.prompts import Conditions, PromptTokens, prompt_formula
 from flowllm.llm.start import continue_adapter, folder_to_train
 from flowllm.llm.token_loss import LanguageModel
@@ -100,8 +100,9 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
         inputs["start"] = start_files(section.start)
     leader = fabric.is_global_zero
     with stage_run(settings, inputs=inputs, output=out, leader=leader, check=check_folder) as run:
-        train_rows = read_table(train, CRYSTALS).to_pylist()
-        val_rows = read_table(val, CRYSTALS).slice(0, section.validation_rows).to_pylist()
+        schema = CRYSTALS_WITH_PROPERTIES if settings.prompts.properties else CRYSTALS
+        train_rows = read_table(train, schema).to_pylist()
+        val_rows = read_table(val, schema).slice(0, section.validation_rows).to_pylist()
         with fabric.rank_zero_first():
             checkpoints = partial_folder(out, run)
         with folder_to_train(section, settings.prompts, settings.seed) as source:
@@ -231,12 +232,15 @@ def _texts(
 def _record(settings: Settings, rows: Records, longest_vector: float) -> ModelRecord:
     section: FinetuneLlm = settings.finetune_llm
     trained = {"formula"} if section.formula_share else set()
+    labels = [(name, value) for row in rows for name, value in row.get("labels") or ()]
+    numbers = {name for row in rows for name, _ in row.get("numbers") or ()}
+    own = {name for name in settings.prompts.properties if name in {*numbers, *dict(labels)}}
     if section.properties_share:
         trained = {name for name in CONDITIONS if any(row.get(name) is not None for row in rows)}
-        trained |= {"formula", "elements"}
+        trained |= {"formula", "elements", *own}
     if section.infill_share:
         trained |= {"infill", "mask"}
-    optional = {*CONDITIONS, "infill", "mask"}
+    optional = {*CONDITIONS, *settings.prompts.properties, "infill", "mask"}
     return ModelRecord(
         base_model=section.base_model,
         precision=section.precision,
@@ -244,13 +248,17 @@ def _record(settings: Settings, rows: Records, longest_vector: float) -> ModelRe
         val_loss=math.nan,  # set after the training
         prompts={
             name: sentence
-            for name, sentence in settings.prompts.model_dump().items()
+            for name, sentence in prompt_texts(settings.prompts).items()
             if name not in optional or name in trained
         },
         elements=tuple(sorted({z for row in rows for z in row["atomic_numbers"]})),
         max_atoms=max(row["num_atoms"] for row in rows),
         max_length=min(99, math.ceil(longest_vector)),
         method=section.method,
+        categories={
+            name: sorted({value for label, value in labels if label == name})
+            for name in sorted(own & set(dict(labels)) & trained)
+        },
     )
 
 

@@ -10,14 +10,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from cyclopts.types import PositiveInt
 from pymatgen.core import Composition
 
+from flowllm.config.sections.conditions import OwnProperty
 from flowllm.config.sections.data import Prepare
 from flowllm.config.stage_settings import StageSettings
 from flowllm.data.cif import crystal_from_cif
 from flowllm.data.manifest import SPLITS, read_manifest
-from flowllm.data.properties import parse_property
+from flowllm.data.properties import MISSING, parse_number, parse_property
 from flowllm.data.rejected import RejectedError
 from flowllm.data.rows import PROPERTY_COLUMNS, SourceRow, read_rows
 from flowllm.data.splits import assign_splits
@@ -66,10 +68,12 @@ def run(settings: Settings, *, manifest: Path, out: Path, workers: PositiveInt =
         settings, inputs={"manifest": manifest}, output=out, check=check_writable
     ) as run:
         rows = with_splits(read_source(manifest), section, settings.seed)
+        check_columns(rows, section.properties)
         used = first_rows(rows, section.max_rows)
         outcomes = make_outcomes(used, section, workers)
+        schema = schemas.CRYSTALS_WITH_PROPERTIES if section.properties else schemas.CRYSTALS
         run.count(rows_in=len(used), rows_unused=len(rows) - len(used))
-        write_outcomes(outcomes, out, run)
+        write_outcomes(outcomes, out, run, schema)
 
 
 def read_source(manifest: Path) -> list[SourceRow]:
@@ -131,6 +135,7 @@ def parse_row(row: SourceRow, section: Prepare) -> Outcome:
     """Return a row's crystal with its properties, or the reason of its rejection."""
     try:
         properties = _properties(row)
+        properties |= _own_properties(row, section.properties)
         crystal = crystal_from_cif(row.cells["cif"], section.cell, section.max_atoms)
     except RejectedError as error:
         return _rejected(row, error.reason, error.detail)
@@ -145,8 +150,16 @@ def parse_row(row: SourceRow, section: Prepare) -> Outcome:
     return Outcome(row.split, columns)
 
 
-def write_outcomes(outcomes: Iterable[Outcome], out: Path, run: StageRun) -> None:
+def write_outcomes(
+    outcomes: Iterable[Outcome], out: Path, run: StageRun, schema: pa.Schema = schemas.CRYSTALS
+) -> None:
     """Write the three splits and the rejected rows, and count them.
+
+    Args:
+        outcomes: the outcome of each row.
+        out: folder of the tables.
+        run: run of the stage.
+        schema: schema of the splits.
 
     Raises:
         FlowllmError: a split has no crystal.
@@ -169,7 +182,7 @@ def write_outcomes(outcomes: Iterable[Outcome], out: Path, run: StageRun) -> Non
     for split, rows in by_split.items():
         if not rows:
             raise FlowllmError(_empty_split(split, reasons, out))
-        write_table(out / f"{split}.parquet", rows, schemas.CRYSTALS, run.metadata())
+        write_table(out / f"{split}.parquet", rows, schema, run.metadata())
     sizes = {split: len(rows) for split, rows in by_split.items()}
     run.count(rows_out=sum(sizes.values()), rows_failed=len(rejected), **sizes)
     run.count(rejected=dict(sorted(reasons.items())))
@@ -200,6 +213,44 @@ def _properties(row: SourceRow) -> dict[str, float | int | None]:
         except ValueError as error:
             raise RejectedError("bad_number", f"{theirs} is {error}") from error
     return properties
+
+
+def _own_properties(row: SourceRow, own: Mapping[str, OwnProperty]) -> dict[str, Any]:
+    """Return a row's own properties as two columns of items; empty where there are none."""
+    if not own:
+        return {}
+    numbers: list[tuple[str, float]] = []
+    labels: list[tuple[str, str]] = []
+    for name, about in own.items():
+        text = row.cells.get(about.column, "").strip()
+        if about.categories is None:
+            try:
+                value = parse_number(text)
+            except ValueError as error:
+                raise RejectedError("bad_number", f"{about.column} is {error}") from error
+            numbers += [] if value is None else [(name, value)]
+        elif text in about.categories:
+            labels.append((name, text))
+        elif text.lower() not in MISSING:
+            expected = ", ".join(about.categories)
+            detail = f"{about.column} is {text!r}, expected one of {expected}"
+            raise RejectedError("unknown_category", detail)
+    return {"numbers": numbers, "labels": labels}
+
+
+def check_columns(rows: Sequence[SourceRow], own: Mapping[str, OwnProperty]) -> None:
+    """Refuse own properties whose column is in no file of the source.
+
+    Raises:
+        FlowllmError: a column is missing; the message names it and those that there are.
+    """
+    found = dict.fromkeys(name for row in rows for name in row.cells)
+    for name, about in own.items():
+        if about.column not in found:
+            raise FlowllmError(
+                f"prepare.properties: {name} needs the column {about.column!r}, which no file of "
+                f"the source has (found {', '.join(found)}); correct its name"
+            )
 
 
 def _reduced_formula(formula: str) -> str:

@@ -1,4 +1,7 @@
-"""Sample one shard of crystals without conditions: the first step of generation (section 4.3)."""
+"""Sample one shard of crystals of a base: the first step of generation (section 4.3).
+
+A base without conditions has one empty wish, which every crystal meets.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -8,12 +11,14 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 
 from flowllm.config.sections.llm import Base, Prompts, SampleBase
 from flowllm.config.stage_settings import StageSettings
-from flowllm.io.schemas import BASE
-from flowllm.llm.crystal_texts import crystal_text
+from flowllm.data.wishes import Words, read_wishes, wish_of_draw
+from flowllm.io.schemas import BASE, REQUESTED_BASE
 from flowllm.llm.model_folder import ModelFolder
-from flowllm.llm.prompts import UNCONDITIONAL, prompt_text
+from flowllm.llm.model_record import ModelRecord
+from flowllm.llm.prompts import prompt_text
 from flowllm.llm.redraws import Form
 from flowllm.llm.sampling import DrawRequest, base_row, write_samples
+from flowllm.llm.wishes import Target, form_of, request_of, target_of
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 from flowllm.seeds import derive
@@ -36,7 +41,9 @@ def run(
     out: Path,
     gpus: NonNegativeInt = 0,
 ) -> None:
-    """Sample one shard of crystals of one base, without conditions.
+    """Sample one shard of crystals of one base, with its conditions if it has any.
+
+    The draws of a base with several wishes are asked for them in turn, by the number of the draw.
 
     Args:
         settings: sections `sample_base` and `prompts`, and the row `base`.
@@ -47,16 +54,21 @@ def run(
         gpus: Number of GPUs of the job, 0 for the CPU.
 
     Raises:
-        FlowllmError: the model was trained on other prompts.
+        FlowllmError: the model was trained on other prompts, or cannot be asked for a wish.
     """
     section: SampleBase = settings.sample_base
     base: Base = settings.base
+    conditions = base.conditions
+    inputs = {"model": model}
+    if conditions is not None and conditions.file is not None:
+        inputs["wishes"] = Path(conditions.file)
     with stage_run(
-        settings, inputs={"model": model}, output=out, work={"start": first_draw, "count": count}
+        settings, inputs=inputs, output=out, work={"start": first_draw, "count": count}
     ) as run:
         opened = ModelFolder(model, settings.prompts)
+        targets = _targets(settings, opened.record, first_draw, count)
         sampler = opened.sampler(
-            [UNCONDITIONAL],
+            {target.conditions for target, _ in targets.values()},
             temperature=base.temperature,
             top_p=base.top_p,
             max_attempts=section.max_attempts,
@@ -67,29 +79,51 @@ def run(
             backend=section.backend,
             gpus=gpus,
         )
-        record = opened.record
-        bounds = (record.elements, record.max_atoms, record.max_length)
-        text = crystal_text(settings.prompts.crystal_text)
-        form = partial(text.grammar, *bounds) if section.structured else None
-        prompt = prompt_text(settings.prompts, UNCONDITIONAL)
         progress = Progress(f"sample_base: {base.name}", count)
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             numbers = [first_draw + i for i in items]
-            outcomes = sampler.draw([_task(settings, form, number) for number in numbers])
+            tasks = [_task(settings, *targets[number], number) for number in numbers]
+            outcomes = sampler.draw(tasks)
             progress.advance(len(items))
-            return [
-                base_row(f"{base.name}-{number:06d}", outcome, prompt)
-                for number, outcome in zip(numbers, outcomes, strict=True)
-            ]
+            rows = []
+            for number, outcome in zip(numbers, outcomes, strict=True):
+                target, _ = targets[number]
+                prompt = prompt_text(settings.prompts, target.conditions)
+                row = base_row(f"{base.name}-{number:06d}", outcome, prompt)
+                rows.append(row | {"asked": list(target.words.items())} if conditions else row)
+            return rows
 
-        write_samples(sampler, out, run, BASE, count, section.chunk_size, make_rows)
+        schema = REQUESTED_BASE if conditions else BASE
+        write_samples(sampler, out, run, schema, count, section.chunk_size, make_rows)
 
 
-def _task(settings: Settings, form: Form | None, number: int) -> DrawRequest:
-    return DrawRequest(
-        conditions=UNCONDITIONAL,
-        composition=None,
-        form=form,
-        seed=partial(derive, settings.seed, "sample_base", settings.base.name, number),
-    )
+def _targets(
+    settings: Settings, record: ModelRecord, first_draw: int, count: int
+) -> dict[int, tuple[Target, Form | None]]:
+    """Return the wish of each draw with its form; draws of equal wishes share them."""
+    wishes = _wishes(settings, record)
+    made: dict[int, tuple[Target, Form | None]] = {}
+    for place in range(min(count, len(wishes))):
+        target = target_of(settings.prompts, record, wish_of_draw(wishes, first_draw + place))
+        structured = settings.sample_base.structured
+        form = form_of(target, settings.prompts, record) if structured else None
+        made |= dict.fromkeys(
+            range(first_draw + place, first_draw + count, len(wishes)), (target, form)
+        )
+    return made
+
+
+def _wishes(settings: Settings, record: ModelRecord) -> list[Words]:
+    """Return the wishes of the base in their order; one empty one without conditions."""
+    conditions = settings.base.conditions
+    if conditions is None:
+        return [{}]
+    if conditions.file is not None:
+        return read_wishes(Path(conditions.file), record.own(settings.prompts))
+    return [conditions.words()]
+
+
+def _task(settings: Settings, target: Target, form: Form | None, number: int) -> DrawRequest:
+    seed = partial(derive, settings.seed, "sample_base", settings.base.name, number)
+    return request_of(target, form, seed)

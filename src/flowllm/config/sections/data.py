@@ -6,6 +6,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from flowllm.config.problems import UnshownError
 from flowllm.config.sections.base import Fraction, Name, OwnPath, Section, has_credentials
+from flowllm.config.sections.conditions import OwnProperty, PropertyName
 
 
 class Data(Section):
@@ -49,6 +50,10 @@ class Prepare(Section):
     split_shares: tuple[Fraction, Fraction, Fraction] = Field(
         description="shares of train, val and test, where the source has no split of its "
         "own; MP-20's shares",
+    )
+    properties: dict[PropertyName, OwnProperty] = Field(
+        description="columns of the source that prompts can give, by name, beside the energies, "
+        "band gap and space group: {NAME: {column: COLUMN, categories: [A, B] or null}}",
     )
 
     @model_validator(mode="after")

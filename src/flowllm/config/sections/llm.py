@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from flowllm.config.sections.base import Fraction, Name, OwnPath, Probability, Section
+from flowllm.config.sections.conditions import BaseConditions, PropertyName
 from flowllm.config.sections.scratch import SCRATCH, Scratch
 
 CONDITIONS = (
@@ -47,6 +48,9 @@ class Prompts(Section):
     band_gap: str = Field(description="sentence with {band_gap}, eV")
     e_above_hull: str = Field(description="sentence with {e_above_hull}, eV/atom")
     space_group_number: str = Field(description="sentence with {space_group_number}, 1 to 230")
+    properties: dict[PropertyName, str] = Field(
+        description="sentences of prepare.properties by name, each with its name in braces",
+    )
     instruction: str = Field(description="last sentence of every prompt that asks for a crystal")
     infill: str = Field(description="prompt before a crystal with one hidden element, with {mask}")
     mask: str = Field(description="word that replaces the hidden element's symbol")
@@ -57,8 +61,10 @@ class Prompts(Section):
 
     @model_validator(mode="after")
     def _values_are_used(self) -> "Prompts":
-        for name in CONDITIONS:
-            if f"{{{name}}}" not in getattr(self, name):
+        if own := sorted(set(self.properties) & {*type(self).model_fields, "num_atoms"}):
+            raise ValueError(f"properties: the name {own[0]} is taken; use another one")
+        for name, sentence in self.sentences.items():
+            if f"{{{name}}}" not in sentence:
                 raise ValueError(f"{name} must contain {{{name}}}")
         if "{mask}" not in self.infill:
             raise ValueError("infill must contain {mask}")
@@ -67,17 +73,19 @@ class Prompts(Section):
     @model_validator(mode="after")
     def _values_are_told_apart(self) -> "Prompts":
         """Refuse sentences that give another value than their own, and equal sentences."""
-        allowed = {name: {name} for name in CONDITIONS} | {"infill": {"mask"}}
-        for name in ("introduction", *CONDITIONS, "instruction", "infill"):
-            found = set(re.findall(r"\{(\w*)\}", getattr(self, name)))
+        sentences = self.sentences
+        allowed = {name: {name} for name in sentences} | {"infill": {"mask"}}
+        others = {name: getattr(self, name) for name in ("introduction", "instruction", "infill")}
+        for name, text in (sentences | others).items():
+            found = set(re.findall(r"\{(\w*)\}", text))
             if foreign := sorted(found - allowed.get(name, set())):
                 raise ValueError(
                     f"{name}: {{{foreign[0]}}} would stay in the prompt as it is; remove it, since "
                     "a sentence gives only the value that it is named after"
                 )
         read: dict[str, str] = {}
-        for name in CONDITIONS:
-            sentence = getattr(self, name).replace(f"{{{name}}}", "{}")
+        for name, text in sentences.items():
+            sentence = text.replace(f"{{{name}}}", "{}")
             if sentence in read:
                 raise ValueError(
                     f"{read[sentence]} and {name} have the same sentence, so a prompt would not "
@@ -85,6 +93,11 @@ class Prompts(Section):
                 )
             read[sentence] = name
         return self
+
+    @property
+    def sentences(self) -> dict[str, str]:
+        """The sentences of all conditions by name, in their order in a prompt."""
+        return {name: getattr(self, name) for name in CONDITIONS} | self.properties
 
     @field_validator("mask")
     @classmethod
@@ -330,15 +343,20 @@ class SamplePairs(Section):
 
 
 class Base(Section):
-    """A base distribution: one way of sampling the language model without conditions."""
+    """A base distribution: one way of sampling the language model."""
 
     name: Name = Field(description="name of the base distribution")
     temperature: PositiveFloat = Field(description="sampling temperature of the language model")
     top_p: Probability = Field(description="share of the probability that tokens are drawn from")
+    conditions: BaseConditions | None = Field(
+        None,
+        description="what the draws are asked for (docs/conditions.md), e.g. {e_above_hull: 0.05} "
+        "or {file: wishes.csv}; null or left out (paper): nothing",
+    )
 
 
 class SampleBase(Section):
-    """Unconditional sampling, the start of generation."""
+    """Sampling of the bases, the start of generation."""
 
     backend: Backend = Field(description="vllm or transformers, as in sample_pairs")
     restrict_tokens: bool = Field(

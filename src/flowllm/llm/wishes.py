@@ -1,0 +1,157 @@
+"""Wishes as the language model is asked for them: prompt, form of the text, reasons of rejection.
+
+What the text of a crystal shows is enforced: formula, elements, number of atoms and, in the
+symmetric text, the space group. A draft without them is rejected. With structured decoding the
+grammar has only the asked elements, number of atoms and group, so that few drafts are rejected.
+Everything else is only asked, and measured later (`evaluate.requests`).
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from pymatgen.core import Element
+
+from flowllm.config.sections.llm import Prompts
+from flowllm.data.wishes import Wish, Words, parse_wish
+from flowllm.errors import FlowllmError
+from flowllm.llm.crystal_text import composition_of
+from flowllm.llm.crystal_texts import crystal_text
+from flowllm.llm.model_record import ModelRecord
+from flowllm.llm.prompts import Conditions, prompt_formula
+from flowllm.llm.redraws import Form
+from flowllm.llm.required import Required
+from flowllm.llm.sampling import DrawRequest
+from flowllm.llm.symmetric_grammar import group_has_atoms
+
+
+@dataclass(frozen=True)
+class Target:
+    """A wish for one model.
+
+    Attributes:
+        words: the wish as text.
+        wish: its values.
+        conditions: conditions of the prompt.
+        numbers: atomic number of each atom that the text must have, in its order; None without a
+            formula, and for a reduced formula, which is that of several cells.
+        required: what drafts are rejected for besides these atoms.
+    """
+
+    words: Words
+    wish: Wish
+    conditions: Conditions
+    numbers: tuple[int, ...] | None
+    required: Required
+
+
+def target_of(prompts: Prompts, record: ModelRecord, words: Words) -> Target:
+    """Return a wish for one model.
+
+    Args:
+        prompts: configured prompts.
+        record: record of the model's fine-tuning.
+        words: the wish as text.
+
+    Raises:
+        FlowllmError: the wish is invalid, or the model cannot be asked for it.
+    """
+    try:
+        wish = parse_wish(words, record.max_atoms, record.own(prompts))
+    except ValueError as error:
+        raise FlowllmError(f"conditions {dict(words)}: {error}") from error
+    numbers = wish.formula if prompts.formula_style != "reduced" else None
+    symbols = wish.elements
+    target = Target(
+        words=words,
+        wish=wish,
+        conditions=prompt_conditions(prompts, wish),
+        numbers=numbers,
+        required=Required(
+            elements=None if symbols is None else frozenset(Element(one).Z for one in symbols),
+            elements_mode=wish.elements_mode,
+            num_atoms=wish.num_atoms,
+            space_group=wish.space_group_number,
+        ),
+    )
+    _check_possible(prompts, record, target)
+    return target
+
+
+def prompt_conditions(prompts: Prompts, wish: Wish) -> Conditions:
+    """Return what the prompt says of a wish; it does not give the number of atoms.
+
+    A subset of elements is not asked for: the sentence of the training gives all elements.
+    """
+    formula = None if wish.formula is None else prompt_formula(prompts, np.array(wish.formula))
+    return Conditions(
+        formula=formula,
+        elements=wish.elements if wish.elements_mode == "exact" else None,
+        space_group_number=wish.space_group_number,
+        own=wish.own,
+        **dict(wish.energies),
+    )
+
+
+def form_of(target: Target, prompts: Prompts, record: ModelRecord) -> Form:
+    """Return the form of the texts of a wish for structured decoding."""
+    text, required = crystal_text(prompts.crystal_text), target.required
+    if target.numbers is not None:
+        return partial(
+            text.cell_grammar, target.numbers, record.max_length, group=required.space_group
+        )
+    return partial(
+        text.grammar,
+        _allowed(record, required),
+        record.max_atoms,
+        record.max_length,
+        num_atoms=required.num_atoms,
+        group=required.space_group,
+    )
+
+
+def request_of(target: Target, form: Form | None, seed: Callable[[int], int]) -> DrawRequest:
+    """Return the request of one draw.
+
+    Args:
+        target: the wish.
+        form: result of `form_of`, None for a free text.
+        seed: function from the number of the attempt to its seed.
+    """
+    return DrawRequest(
+        conditions=target.conditions,
+        composition=None if target.numbers is None else composition_of(np.array(target.numbers)),
+        form=form,
+        seed=seed,
+        required=target.required,
+    )
+
+
+def _allowed(record: ModelRecord, required: Required) -> Collection[int]:
+    """Return the atomic numbers that a text of a wish may have."""
+    return record.elements if required.elements is None else sorted(required.elements)
+
+
+def _check_possible(prompts: Prompts, record: ModelRecord, target: Target) -> None:
+    """Refuse elements that the model has never seen, and cells that a space group cannot have."""
+    asked = set(target.wish.formula or ()) | set(target.required.elements or ())
+    if unknown := sorted(asked - set(record.elements)):
+        symbols = ", ".join(Element.from_Z(z).symbol for z in unknown)
+        raise FlowllmError(
+            f"conditions {dict(target.words)}: no training crystal of the model has {symbols}; ask "
+            "for other elements, or fine-tune on crystals that have them"
+        )
+    group = target.required.space_group
+    if group is None or prompts.crystal_text != "symmetric":
+        return
+    counts: Sequence[int] = ()
+    if target.numbers is not None:
+        counts = tuple(composition_of(np.array(target.numbers)).values())
+    elif target.required.num_atoms is not None:
+        counts = (target.required.num_atoms,)
+    if not all(group_has_atoms(group, count) for count in counts):
+        raise FlowllmError(
+            f"conditions {dict(target.words)}: no primitive cell of space group {group} has orbits "
+            "that add up to these atoms; ask for another number of atoms or another group"
+        )
