@@ -121,7 +121,7 @@ def test_drafts_alone(run, tmp_path):
 
 
 def test_a_failed_request_leaves_nothing(run, tmp_path):
-    with pytest.raises(FlowllmError, match="contains no file"):
-        (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FlowllmError, match="contain no file"):
         generate(run, Request((), 1, given=tmp_path / "empty"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
