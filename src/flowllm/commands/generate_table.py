@@ -6,8 +6,9 @@ from typing import Any
 
 from flowllm.commands.generate_chain import Followed
 from flowllm.crystal import Crystal
-from flowllm.data.wishes import Words
+from flowllm.data.wishes import ELEMENTS_MODE, Words
 from flowllm.evaluate.hull import HullFile
+from flowllm.evaluate.requests import Got, asked_columns
 from flowllm.io.tables import crystal_columns, crystal_of
 from flowllm.report.gallery import space_group_text
 
@@ -18,7 +19,10 @@ CIF_FOLDER = "cif"
 NOT_MEASURED = "not measured"
 
 FROM_RELAXED = ("formula", "max_force", "converged")
-FROM_STABILITY = ("energy_per_atom", "e_above_hull", "stable", "metastable")
+FROM_STABILITY = (
+    *("energy_per_atom", "formation_energy_per_atom", "e_above_hull"),
+    *("stable", "metastable"),
+)
 FROM_JUDGED = (
     "structurally_valid",
     "compositionally_valid",
@@ -65,7 +69,16 @@ def table_rows(
 
 def _compared(one: Followed, asked: Words) -> Row:
     """Return what was asked beside what the relaxed crystal has."""
-    return {"asked": list(asked.items()), "got": [], "met": [], "all_met": None}
+    if not asked:
+        return {"asked": [], "got": [], "met": [], "all_met": None}
+    stability = one.stability
+    got = Got(
+        generated=crystal_of(one.generated),
+        relaxed=crystal_of(one.relaxed),
+        e_above_hull=stability["e_above_hull"],
+        formation_energy=stability["formation_energy_per_atom"],
+    )
+    return asked_columns(asked, got)
 
 
 def _order(row: Row) -> tuple[bool, float, str]:
@@ -138,6 +151,10 @@ def wishes_text(row: Row) -> str:
     got, met = dict(row["got"]), dict(row["met"])
     parts = []
     for name, asked in row["asked"]:
-        answer = f"{got[name]} {'met' if met[name] else 'not met'}" if name in met else NOT_MEASURED
+        if name == ELEMENTS_MODE:
+            continue
+        answer = NOT_MEASURED
+        if name in met:
+            answer = f"{got.get(name, 'unknown')}, {'met' if met[name] else 'not met'}"
         parts.append(f"{name} {asked}: {answer}")
     return "; ".join(parts)

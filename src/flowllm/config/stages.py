@@ -42,7 +42,7 @@ STAGES: dict[str, Stage] = {
     "import_samples": Stage((), row="external", version=4),
     "prerelax": Stage(("prerelax", "potential"), version=3),
     "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
-    "stability": Stage(("stability",), version=3),
+    "stability": Stage(("stability",), version=4),
     "dft_inputs": Stage(("dft", "dft_inputs"), version=3),
     "dft_collect": Stage(("dft_collect",), version=4),
     "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),

@@ -26,6 +26,7 @@ from flowllm.evaluate.coverage import (
 from flowllm.evaluate.matching import DEFAULT, LENGTH_UNIT, LOOSE, BucketMatches
 from flowllm.evaluate.per_crystal import first_of_each_class, is_valid, novel_names
 from flowllm.evaluate.protocols import protocol_rates
+from flowllm.evaluate.requests import wish_rates
 from flowllm.evaluate.samples import Sample, Sources
 from flowllm.evaluate.statistics import rate, summary
 from flowllm.evaluate.validity import MIN_VOLUME
@@ -90,6 +91,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
         "means": means(rows, samples),
         "distances": property_distances(rows, *prints, rng),
         "histograms": histograms(rows, test),
+        **({"wishes": wish_rates(rows)} if rows and "asked" in rows[0] else {}),
     }
 
 

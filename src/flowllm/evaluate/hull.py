@@ -97,6 +97,21 @@ class ReferenceHull:
         """
         return any(len(system) > 1 for system in self._subsystems(tuple(sorted(symbols))))
 
+    def formation_energy(self, amounts: Mapping[str, float], energy_per_atom: float) -> float:
+        """Return an energy minus that of the elements' lowest entries, eV per atom.
+
+        Raises:
+            MissingReference: as in `hull_energy`.
+        """
+        missing = sorted(set(amounts) - self.elements)
+        if missing:
+            raise MissingReference(f"no elemental reference entry for {', '.join(missing)}")
+        of_elements = sum(
+            fraction * self._systems[frozenset([symbol])][0][1]
+            for symbol, fraction in _fractions(amounts)
+        )
+        return energy_per_atom - of_elements
+
     def _make_linear_program(self, symbols: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Return atomic fractions (elements, entries) and energies (entries,) of a system."""
         row = {symbol: place for place, symbol in enumerate(symbols)}

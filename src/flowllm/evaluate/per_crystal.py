@@ -17,6 +17,7 @@ from flowllm.evaluate.matching import (
     rms_distance_or_error,
 )
 from flowllm.evaluate.parallel import ordered_map
+from flowllm.evaluate.requests import Got, asked_columns
 from flowllm.evaluate.samples import Sample
 from flowllm.evaluate.validity import (
     Composition,
@@ -36,9 +37,14 @@ def measure(sample: Sample, oxidation_states: str) -> dict[str, Any]:
         oxidation_states: smact's set of oxidation states.
 
     Returns:
-        A row of `schemas.METRICS_PER_CRYSTAL` without uniqueness, novelty and coverage.
+        A row of `schemas.METRICS_PER_CRYSTAL` without uniqueness, novelty and coverage; of
+        `schemas.REQUESTED_METRICS` for a draw with conditions.
     """
     crystal = sample.generated
+    requested: dict[str, Any] = {}
+    if sample.asked is not None:
+        got = Got(crystal, sample.relaxed, sample.e_above_hull, sample.formation_energy)
+        requested = asked_columns(sample.asked, got)
     default, error = _rms_to_relaxed(sample, DEFAULT)
     loose, _ = _rms_to_relaxed(sample, LOOSE)
     return {
@@ -59,6 +65,7 @@ def measure(sample: Sample, oxidation_states: str) -> dict[str, Any]:
         "matches_relaxed_loose": loose is not None,
         "rmsd_to_relaxed_loose": loose,
         "error": error,
+        **requested,
     }
 
 

@@ -36,6 +36,8 @@ class Sample:
         e_above_hull: eV per atom, None without a reference or an energy.
         stable: result of the stage stability.
         metastable: result of the stage stability.
+        formation_energy: eV per atom from the elements of the hull, None if unknown.
+        asked: conditions of the draw as text by name; None for a base without conditions.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Sample:
     e_above_hull: float | None
     stable: bool
     metastable: bool
+    formation_energy: float | None = None
+    asked: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def read_samples(
             f"{stability}: the footer does not state the thresholds and the hull. Run the stage "
             "stability again."
         )
-    names = _source_names(generated)
+    names, asked = _source_names(generated), _asked(base)
     samples = [
         join_rows(
             base_rows[name],
@@ -126,6 +130,7 @@ def read_samples(
             relaxed_rows.get(name),
             stability_rows.get(name),
             names.get(name),
+            asked.get(name),
         )
         for name in sorted(base_rows)
     ]
@@ -167,6 +172,16 @@ def _source_names(generated: Sequence[Path]) -> dict[str, str]:
     }
 
 
+def _asked(base: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """Return the conditions of the draws by id; empty for a base without conditions."""
+    return {
+        row["id"]: dict(row["asked"])
+        for path in base
+        if "asked" in column_names(path)
+        for row in read_table(path, schemas.REQUESTED_BASE, ["id", "asked"]).to_pylist()
+    }
+
+
 def _by_id(table: pa.Table) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in table.to_pylist()}
 
@@ -205,6 +220,7 @@ def join_rows(
     relaxed: Mapping[str, Any] | None,
     stability: Mapping[str, Any] | None,
     source_name: str | None,
+    asked: dict[str, str] | None,
 ) -> Sample:
     """Return the sample of the rows that the stages wrote for one draw, None for no row."""
     crystal = crystal_of(generated) if generated["status"] == "ok" else None
@@ -229,6 +245,8 @@ def join_rows(
         e_above_hull=stability.get("e_above_hull"),
         stable=bool(stability.get("stable")),
         metastable=bool(stability.get("metastable")),
+        formation_energy=stability.get("formation_energy_per_atom"),
+        asked=asked,
     )
 
 

@@ -320,6 +320,7 @@ ON_REQUEST = _extend(
         *_ANSWERED,
         _column("energy_per_atom", pa.float64(), "eV/atom, as relaxed"),
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
+        _column("formation_energy_per_atom", pa.float64(), "eV/atom, from the hull's elements"),
         _column("has_reference", pa.bool_(), "the hull has a compound of the chemical system"),
         _column("max_force", pa.float64(), "eV/angstrom, at the end"),
         _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),

@@ -161,6 +161,7 @@ class Metrics(Form):
     means: dict[str, Mean]
     distances: dict[str, Distance]
     histograms: Histograms
+    wishes: dict[str, Rate | None] = {}
 
     @field_validator("rates")
     @classmethod

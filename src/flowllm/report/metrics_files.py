@@ -19,6 +19,9 @@ from flowllm.report import forms
 PER_CRYSTAL_COLUMNS = ("id", "num_elements", "e_above_hull", "duplicate_group", "novel", "sun")
 """Columns of `schemas.METRICS_PER_CRYSTAL` that the report reads."""
 
+REQUESTED_COLUMNS = ("asked", "got", "met", "all_met")
+"""Further columns of `schemas.REQUESTED_METRICS`, for a base with conditions."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -26,7 +29,8 @@ class Result:
 
     Attributes:
         numbers: the JSON of the stage metrics.
-        per_crystal: the columns `PER_CRYSTAL_COLUMNS` of every crystal.
+        per_crystal: the columns `PER_CRYSTAL_COLUMNS` of every crystal, and `REQUESTED_COLUMNS`
+            where its base has conditions.
     """
 
     numbers: dict[str, Any]
@@ -71,9 +75,10 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     results = []
     for path in paths:
         numbers = _read_numbers(path, FORMAT, "metrics", forms.Metrics)
-        per_crystal = read_table(
-            path.with_suffix(".parquet"), schemas.METRICS_PER_CRYSTAL, PER_CRYSTAL_COLUMNS
-        )
+        schema, columns = schemas.METRICS_PER_CRYSTAL, PER_CRYSTAL_COLUMNS
+        if numbers.get("wishes"):
+            schema, columns = schemas.REQUESTED_METRICS, (*columns, *REQUESTED_COLUMNS)
+        per_crystal = read_table(path.with_suffix(".parquet"), schema, columns)
         results.append(Result(numbers, per_crystal))
     return results
 

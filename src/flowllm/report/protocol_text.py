@@ -46,6 +46,11 @@ def special_rows(results: Sequence[Result]) -> str:
     """Return which rows are without the flow or the language model, as text; empty if none are."""
     notes = []
     for result in once_per_method(results):
+        if result.numbers.get("wishes"):
+            notes.append(
+                f"{result.method}: its draws were asked for conditions (see On request), so that "
+                "its rates are not those of unconditional generation. "
+            )
         row = result.numbers["sampling"]["setting"]
         if row and row["base"] == TRAIN_COMPOSITIONS:
             notes.append(

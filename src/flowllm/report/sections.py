@@ -20,6 +20,7 @@ from flowllm.report.provenance import (
     read_records,
     stage_costs,
 )
+from flowllm.report.request_tables import request_tables
 from flowllm.report.training_history import read_curves, read_invariance, read_rejections
 
 KINDS: tuple[EnergySource, ...] = ("potential", "dft")
@@ -47,6 +48,7 @@ def make_sections(
     kinds = [kind for kind in KINDS if of_kind(results, kind)]
     sections = [
         _results(results, kinds, records, color),
+        _requests(results, kinds),
         _prediction(predictions),
         *(_gallery(results, kind, run_dir, shards) for kind in kinds),
         _counting(results, kinds),
@@ -81,6 +83,11 @@ def _results(
             quality_tables.num_elements_table(results),
         ],
     )
+
+
+def _requests(results: Sequence[Result], kinds: Sequence[EnergySource]) -> Section:
+    tables = [table for kind in kinds for table in request_tables(results, kind)]
+    return Section("requests", "On request", tables=tables)
 
 
 def _prediction(predictions: Sequence[Mapping[str, Any]]) -> Section:

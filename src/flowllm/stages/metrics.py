@@ -89,7 +89,9 @@ def run(
             rows_out=len(rows),
             rows_failed=sum(row["error"] is not None for row in rows),
         )
-        write_table(out.with_suffix(".parquet"), rows, schemas.METRICS_PER_CRYSTAL, run.metadata())
+        requested = any(sample.asked is not None for sample in samples)
+        schema = schemas.REQUESTED_METRICS if requested else schemas.METRICS_PER_CRYSTAL
+        write_table(out.with_suffix(".parquet"), rows, schema, run.metadata())
         write_text(out, json.dumps(numbers, indent=1) + "\n")
         _log_rates(numbers["rates"])
 

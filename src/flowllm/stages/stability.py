@@ -148,10 +148,11 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
     hull: a crystal that is stable with it is stable. The row keeps the status of the relaxation.
     """
     amounts = Composition(row["formula"]).get_el_amt_dict() if row["formula"] else {}
-    status, error, distance = row["status"], row["error"], None
+    status, error, distance, formation = row["status"], row["error"], None, None
     if row["energy_per_atom"] is not None:
         try:
             distance = reference.hull.e_above_hull(amounts, row["energy_per_atom"])
+            formation = reference.hull.formation_energy(amounts, row["energy_per_atom"])
         except MissingReference as missing:
             status, error = "no_reference", str(missing)
     enough = len(amounts) >= section.min_elements
@@ -163,6 +164,7 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
         "energy_source": row["energy_source"],
         "hull_source": " + ".join(reference.sources),
         "e_above_hull": distance,
+        "formation_energy_per_atom": formation,
         "stable": distance is not None and enough and is_stable(distance, section),
         "metastable": distance is not None and enough and distance < section.metastable_below,
         "status": status,
