@@ -1,5 +1,6 @@
 """`flowllm generate`: options, what a run may lack, the order of the table, and its warnings."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from flowllm.commands.generate import run as command
 from flowllm.commands.generate_chain import Followed
 from flowllm.commands.generate_files import check_output, printed_table, warnings_of
 from flowllm.commands.generate_run import open_run
-from flowllm.commands.generate_table import has_reference, table_rows, verdict
+from flowllm.commands.generate_table import has_reference, table_rows, verdict, wishes_text
 from flowllm.config.load import load_config
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import HullFile, ReferenceHull
 from flowllm.io.tables import crystal_columns
+from flowllm.runtime.log import Progress, log, progress_bars, setup_logging
 from tiny_run import ROOT
 
 CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "demo.yaml"]
@@ -126,7 +128,13 @@ def followed(name: str, crystal=None, energy=None, **judged) -> Followed:
     formula = None if crystal is None else crystal.formula
     status = {"status": "ok" if crystal else "exhausted", "error": None if crystal else "none"}
     relaxed = {"formula": formula, "max_force": 0.01, "converged": crystal is not None} | columns
-    placed = {"energy_per_atom": -3.0, "e_above_hull": energy, "stable": False, "metastable": False}
+    placed = {
+        "energy_per_atom": -3.0,
+        "formation_energy_per_atom": -0.5,
+        "e_above_hull": energy,
+        "stable": False,
+        "metastable": False,
+    }
     flags = ("structurally_valid", "compositionally_valid", "unique", "novel", "sun")
     known = {"duplicate_group": name, "matched_material_id": None, "error": None}
     return Followed(
@@ -139,7 +147,7 @@ def followed(name: str, crystal=None, energy=None, **judged) -> Followed:
 
 
 def rows_of(*all_followed: Followed) -> list[dict]:
-    return table_rows(all_followed, HULL, {}, {})
+    return table_rows(all_followed, HULL, {})
 
 
 def test_crystals_are_ordered_by_energy_and_those_without_one_are_last():
@@ -184,3 +192,40 @@ def test_failed_drafts_and_relaxations_that_did_not_converge_are_said():
     first, second = warnings_of(rows_of(loose, followed("b")), HULL)
     assert first == "1 of 2 drafts have no relaxed crystal: exhausted"
     assert second.startswith("1 of 1 relaxations did not converge")
+
+
+def test_asked_and_got_stand_beside_each_other():
+    answers = {
+        "asked": [("elements", "Na,Cl"), ("elements_mode", "exact"), ("band_gap", "1.0")],
+        "got": [("elements", "Na,Cl")],
+        "met": [("elements", True)],
+        "all_met": True,
+    }
+    missed = {"asked": [("num_atoms", "4")], "got": [("num_atoms", "2")]}
+    missed |= {"met": [("num_atoms", False)], "all_met": False}
+    rows = rows_of(
+        followed("a", rocksalt(), 0.1, **answers), followed("b", rocksalt(), 0.2, **missed)
+    )
+    assert wishes_text(rows[0]) == "elements Na,Cl: Na,Cl, met; band_gap 1.0: not measured"
+    assert wishes_text(rows[1]) == "num_atoms 4: 2, not met"
+    [said] = warnings_of(rows, HULL)
+    assert said == "1 of 2 crystals do not meet the conditions asked for"
+    assert "num_atoms 4: 2, not met" in list(printed_table(rows, Path("out")))[2]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_at_a_terminal_alone(monkeypatch, terminal):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    setup_logging(None)
+    with progress_bars():
+        progress = Progress("drafts", 2)
+        log.info("between")
+        progress.advance(2)
+    Progress("later", 1).advance()
+    bar, _, later = stream.getvalue().rpartition("INFO later: 1 of 1")
+    assert later, "after the block, progress is a line again"
+    assert ("100%|" in bar) == terminal
+    assert ("INFO drafts: 2 of 2" in bar) != terminal
+    assert "INFO between" in bar

@@ -10,7 +10,7 @@ from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
 from flowllm.commands.generate_chain import follow, open_hull
-from flowllm.commands.generate_drafts import draft_id, draft_rows, given_rows
+from flowllm.commands.generate_drafts import draft_rows, given_rows
 from flowllm.commands.generate_files import (
     CRYSTALS,
     DRAFTS,
@@ -134,12 +134,6 @@ class Request:
     given: Path | None = None
     drafts_only: bool = False
 
-    def words(self) -> dict[str, Words]:
-        """Return the wish of each draft by its id."""
-        return {
-            draft_id(i, j): words for i, words in enumerate(self.asked) for j in range(self.count)
-        }
-
     def drafts(self, run: FinishedRun) -> list[Row]:
         """Sample the drafts, or read the given crystals; rows of `schemas.BASE`."""
         if self.given is not None:
@@ -173,7 +167,7 @@ def generate(run: FinishedRun, request: Request, out: Path) -> list[Row]:
             write_drafts(out, drafts, about.metadata())
             return []
         names = {row["id"]: row["source_name"] for row in drafts if "source_name" in row}
-        rows = table_rows(follow(drafts, run, hull), hull, request.words(), names)
+        rows = table_rows(follow(drafts, run, hull), hull, names)
         relaxed = sum(row["rank"] is not None for row in rows)
         about.count(rows_out=relaxed, rows_failed=len(rows) - relaxed)
         write_folder(out, drafts, rows, hull, run.config.report.color, about.metadata())

@@ -62,7 +62,7 @@ def follow(drafts: Sequence[Row], run: FinishedRun, hull: HullFile) -> list[Foll
     """Refine, relax, place and judge drafts; the results are in the order of the drafts.
 
     Args:
-        drafts: rows of `schemas.BASE`.
+        drafts: rows of `schemas.REQUESTED_BASE`, or of `schemas.BASE`.
         run: the run, whose flow and training crystals are used.
         hull: its hull, see `open_hull`.
 
@@ -71,7 +71,7 @@ def follow(drafts: Sequence[Row], run: FinishedRun, hull: HullFile) -> list[Foll
     """
     keep_freed_memory()
     settings = run.chain_settings()
-    rows = as_read(drafts, schemas.BASE)
+    rows = as_read(drafts, schemas.REQUESTED_BASE)
     flow = None if run.flow is None else load_model(run.flow, pick_device())
     generated, _, _ = generated_rows(rows, flow, settings.refine, None)
     generated = as_read(generated, schemas.GENERATED)
@@ -80,7 +80,8 @@ def follow(drafts: Sequence[Row], run: FinishedRun, hull: HullFile) -> list[Foll
         [with_energy(row) for row in relaxed], hull, settings.stability.stability
     )
     samples = [
-        join_rows(*four, None) for four in zip(rows, generated, relaxed, placed, strict=True)
+        join_rows(*four, None, dict(four[0]["asked"] or ()) or None)
+        for four in zip(rows, generated, relaxed, placed, strict=True)
     ]
     judged, _ = judge(samples, run.splits, settings.metrics.metrics, workers=1)
     return [Followed(*five) for five in zip(rows, generated, relaxed, placed, judged, strict=True)]

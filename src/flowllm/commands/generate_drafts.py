@@ -67,16 +67,13 @@ def draft_rows(
             tasks = [request_of(targets[i], forms[i], partial(seeds, i, j)) for i, j in chunk]
             outcomes = sampler.draw(tasks, progress.advance)
             rows += [
-                base_row(draft_id(i, j), outcome, prompt_text(prompts, targets[i].conditions))
+                base_row(
+                    f"sample-{i:04d}-{j:06d}", outcome, prompt_text(prompts, targets[i].conditions)
+                )
                 | {"asked": list(asked[i].items())}
                 for (i, j), outcome in zip(chunk, outcomes, strict=True)
             ]
     return rows
-
-
-def draft_id(wish: int, number: int) -> str:
-    """Return the id of a draft."""
-    return f"sample-{wish:04d}-{number:06d}"
 
 
 def given_rows(path: Path, cell: Cell) -> list[Row]:

@@ -6,9 +6,8 @@ from typing import Any
 
 from flowllm.commands.generate_chain import Followed
 from flowllm.crystal import Crystal
-from flowllm.data.wishes import ELEMENTS_MODE, Words
+from flowllm.data.wishes import ELEMENTS_MODE
 from flowllm.evaluate.hull import HullFile
-from flowllm.evaluate.requests import Got, asked_columns
 from flowllm.io.tables import crystal_columns, crystal_of
 from flowllm.report.gallery import space_group_text
 
@@ -32,13 +31,13 @@ FROM_JUDGED = (
     "matched_material_id",
     "sun",
 )
+ANSWERED = ("asked", "got", "met", "all_met")
 FROM_DRAFT = ("attempts", "prompt")
 
 
 def table_rows(
     followed: Sequence[Followed],
     hull: HullFile,
-    asked: Mapping[str, Words],
     names: Mapping[str, str],
 ) -> list[Row]:
     """Return the rows of `schemas.ON_REQUEST`, by energy above the hull.
@@ -49,15 +48,9 @@ def table_rows(
     Args:
         followed: what became of each draft.
         hull: the hull.
-        asked: wish of each draft, by id.
         names: file or key of each given crystal, by id.
     """
-    rows = [
-        _row(one, hull)
-        | {"source_name": names.get(one.draft["id"])}
-        | _compared(one, asked.get(one.draft["id"], {}))
-        for one in followed
-    ]
+    rows = [_row(one, hull) | {"source_name": names.get(one.draft["id"])} for one in followed]
     rows.sort(key=_order)
     rank = 0
     for row in rows:
@@ -65,20 +58,6 @@ def table_rows(
             rank += 1
             row["rank"], row["cif"] = rank, f"{CIF_FOLDER}/{_file_name(rank, row)}"
     return rows
-
-
-def _compared(one: Followed, asked: Words) -> Row:
-    """Return what was asked beside what the relaxed crystal has."""
-    if not asked:
-        return {"asked": [], "got": [], "met": [], "all_met": None}
-    stability = one.stability
-    got = Got(
-        generated=crystal_of(one.generated),
-        relaxed=crystal_of(one.relaxed),
-        e_above_hull=stability["e_above_hull"],
-        formation_energy=stability["formation_energy_per_atom"],
-    )
-    return asked_columns(asked, got)
 
 
 def _order(row: Row) -> tuple[bool, float, str]:
@@ -105,6 +84,7 @@ def _row(one: Followed, hull: HullFile) -> Row:
         **{name: one.relaxed[name] for name in FROM_RELAXED},
         **{name: stability[name] for name in FROM_STABILITY},
         **{name: one.judged[name] for name in FROM_JUDGED},
+        **{name: one.judged.get(name) for name in ANSWERED},
         **{name: one.draft[name] for name in FROM_DRAFT},
         "status": stability["status"],
         "error": stability["error"] or one.judged["error"],
@@ -148,9 +128,9 @@ def verdict(row: Row) -> str:
 
 def wishes_text(row: Row) -> str:
     """Return asked and got of each condition as text; empty where nothing was asked."""
-    got, met = dict(row["got"]), dict(row["met"])
+    got, met = dict(row["got"] or ()), dict(row["met"] or ())
     parts = []
-    for name, asked in row["asked"]:
+    for name, asked in row["asked"] or ():
         if name == ELEMENTS_MODE:
             continue
         answer = NOT_MEASURED
