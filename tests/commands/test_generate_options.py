@@ -128,13 +128,8 @@ def followed(name: str, crystal=None, energy=None, **judged) -> Followed:
     formula = None if crystal is None else crystal.formula
     status = {"status": "ok" if crystal else "exhausted", "error": None if crystal else "none"}
     relaxed = {"formula": formula, "max_force": 0.01, "converged": crystal is not None} | columns
-    placed = {
-        "energy_per_atom": -3.0,
-        "formation_energy_per_atom": -0.5,
-        "e_above_hull": energy,
-        "stable": False,
-        "metastable": False,
-    }
+    energies = {"energy_per_atom": -3.0, "formation_energy_per_atom": -0.5, "e_above_hull": energy}
+    placed = energies | {"stable": False, "metastable": False}
     flags = ("structurally_valid", "compositionally_valid", "unique", "novel", "sun")
     known = {"duplicate_group": name, "matched_material_id": None, "error": None}
     return Followed(

@@ -66,13 +66,10 @@ def draft_rows(
             chunk = numbers[start : start + section.chunk_size]
             tasks = [request_of(targets[i], forms[i], partial(seeds, i, j)) for i, j in chunk]
             outcomes = sampler.draw(tasks, progress.advance)
-            rows += [
-                base_row(
-                    f"sample-{i:04d}-{j:06d}", outcome, prompt_text(prompts, targets[i].conditions)
-                )
-                | {"asked": list(asked[i].items())}
-                for (i, j), outcome in zip(chunk, outcomes, strict=True)
-            ]
+            for (i, j), outcome in zip(chunk, outcomes, strict=True):
+                prompt = prompt_text(prompts, targets[i].conditions)
+                row = base_row(f"sample-{i:04d}-{j:06d}", outcome, prompt)
+                rows.append(row | {"asked": list(asked[i].items())})
     return rows
 
 
