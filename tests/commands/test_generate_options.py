@@ -94,8 +94,7 @@ def test_the_first_method_that_samples_the_language_model_is_followed(folder):
     values = yaml.safe_load((folder / "config.yaml").read_text())
     flow = next(method for method in values["methods"] if method["flow"])
     other = {"name": "uniform", "base": "train_compositions", "flow": "types", "num_steps": 5}
-    flows = [*values["flows"], {"name": "types", "start": "simple"}]
-    values |= {"flows": flows, "methods": [other, flow]}
+    values |= {"methods": [other, flow]}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     assert open_run(folder, None, None, drafts=True).method.name == flow["name"]
     assert open_run(folder, None, None, drafts=False).method.name == "uniform"
