@@ -81,7 +81,7 @@ def run(
         gpus: Number of GPUs of the language model, 0 for the CPU.
         config: Configuration file in place of the run's own config.yaml. Repeat the option to
             overlay further files.
-        name: Name of the method (its base, flow and steps). [the first one]
+        name: Name of the method (its base, flow and steps). [the first with a flow]
 
     Raises:
         FlowllmError: the run lacks a part, conditions are invalid or given twice, or the folder has

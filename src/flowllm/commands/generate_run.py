@@ -112,7 +112,7 @@ def open_run(
         folder: the run's folder.
         config: configuration files in place of the recorded configuration; None for the recorded
             one.
-        name: name of the method; None for the first one that fits.
+        name: name of the method; None for the first one that fits, if possible with a flow.
         drafts: whether the language model samples the method's base.
 
     Raises:
@@ -132,4 +132,8 @@ def open_run(
         )
     if name is not None and name not in methods:
         raise FlowllmError(f"--name {name}: not one of the run's methods {', '.join(methods)}")
-    return FinishedRun(folder, loaded, methods[name] if name else next(iter(methods.values())))
+    if name is not None:
+        return FinishedRun(folder, loaded, methods[name])
+    first = next(iter(methods.values()))
+    with_flow = (method for method in methods.values() if method.flow is not None)
+    return FinishedRun(folder, loaded, next(with_flow, first))
