@@ -37,6 +37,12 @@ VERSION = 1
 """Of the command's results, as `Stage.version`."""
 
 
+ONLY_GIVEN = (
+    "--from starts from given crystals: it takes no conditions, no --count and no --drafts-only"
+)
+"""Refusal of options that apply to drafts."""
+
+
 def run(
     *,
     run: Path,
@@ -88,24 +94,20 @@ def run(
             content.
     """
     setup_logging(None)
-    options = {
-        "formula": formula,
-        "elements": elements,
-        "elements_mode": elements_mode,
-        "num_atoms": num_atoms,
-        "space_group_number": space_group_number,
-        "formation_energy_per_atom": formation_energy_per_atom,
-        "band_gap": band_gap,
-        "e_above_hull": e_above_hull,
-    }
-    words = {key: str(value) for key, value in options.items() if value is not None}
+    words = _words(
+        formula=formula,
+        elements=elements,
+        elements_mode=elements_mode,
+        num_atoms=num_atoms,
+        space_group_number=space_group_number,
+        formation_energy_per_atom=formation_energy_per_atom,
+        band_gap=band_gap,
+        e_above_hull=e_above_hull,
+    )
     if wishes is not None and words:
         raise FlowllmError("Give conditions either as options or as a file, not both.")
     if given is not None and (wishes is not None or words or count or drafts_only):
-        raise FlowllmError(
-            "--from starts from given crystals: it takes no conditions, no --count and no "
-            "--drafts-only"
-        )
+        raise FlowllmError(ONLY_GIVEN)
     opened = open_run(run, config, name, drafts=given is None)
     check_output(out, run)
     opened.check(drafts=given is None, chain=not drafts_only)
@@ -113,7 +115,12 @@ def run(
     request = Request(() if given else asked, count or 1, gpus, given, drafts_only)
     with progress_bars():
         rows = generate(opened, request, out)
-    print("\n".join(printed_table(rows, out)) if rows else f"{out / DRAFTS}")
+    print("\n".join(printed_table(rows, out)) if rows else out / DRAFTS)
+
+
+def _words(**options: object) -> dict[str, str]:
+    """Return the conditions that were given as options, as text."""
+    return {name: str(value) for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True)
