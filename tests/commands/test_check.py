@@ -249,3 +249,32 @@ def test_before_a_start_the_outputs_that_are_made_again_are_not_listed(
 ):
     app([*trained_at_another_rate, "--strict", "--stage=train_rfm"])
     assert "differs" not in capsys.readouterr().out
+
+
+def asking(**conditions) -> dict:
+    row = {"name": "tau0.7-p0.9", "temperature": 0.7, "top_p": 0.9, "conditions": conditions}
+    return {"bases": [row]}
+
+
+def test_conditions_that_no_training_text_gives_are_refused(tmp_path):
+    untrained = {"finetune_llm": {"properties_share": 0.0}}
+    said = problem(tmp_path, "bases", **asking(e_above_hull=0.05), **untrained)
+    assert "tau0.7-p0.9: asks for e_above_hull" in said
+    assert "properties_share is 0" in said
+    # Enforced, and in no prompt.
+    found = outcomes(tmp_path, **asking(num_atoms=4), **untrained)
+    assert found["bases"].state == "ok"
+    trained = {"finetune_llm": {"properties_share": 0.1, "formula_share": 0.1}}
+    assert outcomes(tmp_path, **asking(e_above_hull=0.05), **trained)["bases"].said == "1 wishes"
+    data = write_csvs(tmp_path / "data", train=CSV, val=CSV, test=CSV)
+    said = problem(
+        tmp_path, "bases", **asking(e_above_hull=0.05), **trained, data={"source": str(data)}
+    )
+    assert "has no column 'e_above_hull'" in said
+
+
+def test_files_of_wishes_are_read_before_a_run(tmp_path):
+    path = tmp_path / "wishes.csv"
+    path.write_text("formula\nNaCl\nXx\n")
+    assert "line 3: formula Xx" in problem(tmp_path, "bases", **asking(file=str(path)))
+    assert "No such file" in problem(tmp_path, "bases", **asking(file=str(tmp_path / "no.csv")))

@@ -483,3 +483,44 @@ def test_settings_are_in_the_files(tmp_path, manifest):
     assert Prepare.model_validate(footer["settings"]["prepare"]) == Prepare.model_validate(SECTION)
     assert footer["seed"] == 42
     assert str(tmp_path) not in json.dumps(footer)
+
+
+def test_own_columns_are_carried_and_their_bad_values_rejected(tmp_path):
+    cif = cif_of("Na", "Cl")
+    cells = [("1.5", "FM"), ("", ""), ("high", "FM"), ("2", "ferro"), ("-0", "AFM"), ("3", "FM")]
+    rows = [
+        {"material_id": f"m{i}", "cif": cif, "mu B": moment, "order": order}
+        for i, (moment, order) in enumerate(cells)
+    ]
+    write_rows(tmp_path / "source" / "all.csv", rows[0], rows)
+    own = {
+        "moment": {"column": "mu B"},
+        "magnetism": {"column": "order", "categories": ["FM", "AFM"]},
+    }
+    manifest = fetch(tmp_path / "source", tmp_path / "download")
+    prepare.run(settings(properties=own), manifest=manifest, out=tmp_path / "crystals")
+    found = {}
+    for split in ("train", "val", "test"):
+        path = tmp_path / "crystals" / f"{split}.parquet"
+        for row in tables.read_table(path, schemas.CRYSTALS_WITH_PROPERTIES).to_pylist():
+            found[row["id"]] = dict(row["numbers"]), dict(row["labels"])
+    assert found == {
+        "m0": ({"moment": 1.5}, {"magnetism": "FM"}),
+        "m1": ({}, {}),
+        "m4": ({"moment": 0.0}, {"magnetism": "AFM"}),
+        "m5": ({"moment": 3.0}, {"magnetism": "FM"}),
+    }
+    rejected = tables.read_table(tmp_path / "crystals" / "rejected.parquet", schemas.REJECTED)
+    assert {(row["row"], row["reason"], row["detail"]) for row in rejected.to_pylist()} == {
+        (2, "bad_number", "mu B is 'high', expected a number"),
+        (3, "unknown_category", "order is 'ferro', expected one of FM, AFM"),
+    }
+
+
+def test_an_own_column_that_the_source_lacks_is_refused(tmp_path):
+    rows = [{"material_id": f"m{i}", "cif": cif_of("Na", "Cl")} for i in range(5)]
+    write_rows(tmp_path / "source" / "all.csv", rows[0], rows)
+    manifest = fetch(tmp_path / "source", tmp_path / "download")
+    given = settings(properties={"moment": {"column": "moment"}})
+    with pytest.raises(FlowllmError, match=r"moment needs the column 'moment'.*found material_id"):
+        prepare.run(given, manifest=manifest, out=tmp_path / "crystals")

@@ -177,3 +177,10 @@ def test_the_order_of_rows_and_entries_changes_nothing(tmp_path):
     forward = run(tmp_path / "a", rows)
     backward = run(tmp_path / "b", rows[::-1], HULL[::-1])
     assert forward == backward[::-1]
+
+
+def test_the_formation_energy_is_from_the_elements_of_the_hull(tmp_path):
+    # Of two entries of sodium the lower one counts: -3.6 - (-1.0 - 2.0) / 2.
+    hull = [*HULL, hull_row("Na2", -0.5)]
+    (row,) = run(tmp_path, [relaxed_row(rocksalt(), "a", -3.6)], hull)
+    assert row["formation_energy_per_atom"] == pytest.approx(-2.1, abs=1e-9)

@@ -192,6 +192,25 @@ def test_every_file_of_a_folder_of_samples_is_watched(tmp_path):
     assert "notes.txt" not in output
 
 
+def test_a_file_of_wishes_is_watched(tmp_path):
+    wishes = tmp_path / "wishes.csv"
+    wishes.write_text("num_atoms\n2\n")
+    rows = [
+        {"name": "asked", "temperature": 0.7, "top_p": 0.9, "conditions": {"file": str(wishes)}},
+        {"name": "tau0.7-p0.9", "temperature": 0.7, "top_p": 0.9},
+    ]
+    methods = [
+        {"name": row["name"], "base": row["name"], "flow": "llm", "num_steps": 5} for row in rows
+    ]
+    overlay = tmp_path / "wishes.yaml"
+    overlay.write_text(yaml.safe_dump({"bases": rows, "methods": methods}))
+    output = snakemake("-n", *TINY, str(overlay))
+    assert planned(output)["sample_base"] == planned(output)["refine"] == 2 * 2
+    assert output.count(str(wishes)) == 2  # both shards of the base with conditions
+    wishes.rename(tmp_path / "gone.csv")
+    assert str(wishes) in snakemake("-n", *TINY, str(overlay), check=False)
+
+
 def test_every_file_of_a_start_is_watched(tmp_path):
     for name in ("llm/model.safetensors", "rfm/llm/weights.safetensors", "rfm/types/model.json"):
         path = tmp_path / name

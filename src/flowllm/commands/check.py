@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from flowllm.commands.check_prompts import check_bases, check_prompts
 from flowllm.commands.jobs import Target
 from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
 from flowllm.config.load import check_config, load_config
@@ -136,7 +137,8 @@ def check(
     checks: list[tuple[str, set[str], Callable[[Config], str]]] = [
         ("data.source", {"download"}, _data),
         ("sizes.num_csp_crystals", {"sample_csp", "match_csp"}, _csp_crystals),
-        ("prompts", {"finetune_llm"}, _prompts),
+        ("prompts", {"finetune_llm"}, check_prompts),
+        ("bases", {"finetune_llm", "sample_base"}, check_bases),
         (
             "finetune_llm.base_model",
             {"fetch_model", "finetune_llm", "merge_adapter"},
@@ -233,27 +235,6 @@ def _csp_crystals(config: Config) -> str:
             f"set it to {most} or less"
         )
     return f"{asked} test crystals"
-
-
-def _prompts(config: Config) -> str:
-    """Check that the model is trained on each kind of prompt that it is sampled with."""
-    llm = config.finetune_llm
-    rows = (*config.methods, *config.csp_methods)
-    asked = "flows are trained on pairs, which are sampled" if _uses_flow(config) else None
-    if config.csp_methods:
-        asked = asked or "csp_methods are sampled"
-    if asked and not llm.formula_share + llm.properties_share:
-        raise FlowllmError(
-            f"{asked} with the formula, but finetune_llm.formula_share and properties_share are 0, "
-            "so that no training text has one; raise formula_share"
-        )
-    free = 1 - llm.infill_share - llm.formula_share - llm.properties_share
-    if config.sampled_bases and free < 1e-9:
-        raise FlowllmError(
-            "bases are sampled without a condition, but finetune_llm.infill_share, formula_share "
-            "and properties_share are 1 together, so that no training text lacks one; lower them"
-        )
-    return f"{len(rows)} methods use prompts that the model is trained on"
 
 
 def _uses_flow(config: Config) -> bool:

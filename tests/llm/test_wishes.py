@@ -1,0 +1,174 @@
+"""What a wish makes of prompt, grammar and rejections."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crystals import perovskite, rocksalt
+from flowllm.config.load import load_config
+from flowllm.config.sections.llm import Prompts
+from flowllm.data.wishes import parse_wish
+from flowllm.errors import FlowllmError
+from flowllm.llm.crystal_text import Decoded, Reason
+from flowllm.llm.grammar import crystal_regex
+from flowllm.llm.model_record import ModelRecord
+from flowllm.llm.prompts import conditions_of, prompt_text
+from flowllm.llm.required import Required
+from flowllm.llm.symmetric_grammar import symmetric_cell_grammar, symmetric_grammar
+from flowllm.llm.symmetric_rest import rest_grammar
+from flowllm.llm.text import CoordinatesText
+from flowllm.llm.wishes import form_of, prompt_conditions, request_of, target_of
+from llm_run import CONFIGS
+
+PLAIN = load_config(CONFIGS).prompts
+SALT = "225\n5.6\nNa 4a\n0.00 0.00 0.00\nCl 4b\n0.50 0.50 0.50"
+
+
+def prompts(**changes) -> Prompts:
+    own = {"moment": "Its moment is {moment}.", "magnetism": "It is {magnetism}."}
+    return Prompts.model_validate(PLAIN.model_dump() | {"properties": own} | changes)
+
+
+def record(**changes) -> ModelRecord:
+    values = {
+        "base_model": "tiny",
+        "precision": "fp32",
+        "quantization": "none",
+        "val_loss": 1.0,
+        "prompts": dict.fromkeys((*prompts().sentences,), ""),
+        "elements": (8, 11, 17, 22, 38),
+        "max_atoms": 8,
+        "max_length": 9,
+        "categories": {"magnetism": ["AFM", "FM"]},
+    }
+    return ModelRecord(**(values | changes))
+
+
+@given(st.from_regex(crystal_regex([11, 17], 20, 9, num_atoms=3), fullmatch=True))
+def test_structured_texts_have_the_asked_elements_and_number_of_atoms(text):
+    symbols = text.split("\n")[2::2]
+    assert len(symbols) == 3
+    assert set(symbols) <= {"Na", "Cl"}
+
+
+@pytest.mark.parametrize("lines", range(12))
+def test_the_rest_of_a_text_has_the_atoms_that_are_left(lines):
+    text = CoordinatesText().describe(perovskite()).text
+    written = "".join(f"{line}\n" for line in text.split("\n")[:lines])
+    rest = text[len(written) :] if lines < 12 else ""
+    elements = [8, 22, 38]
+    for num_atoms in range(1, 8):
+        if num_atoms < lines // 2:
+            continue
+        regex = crystal_regex(elements, 8, 9, written, num_atoms=num_atoms)
+        assert bool(re.fullmatch(regex, rest)) == (num_atoms == 5)
+
+
+def test_symmetric_texts_have_the_asked_group_and_number_of_atoms():
+    testing = pytest.importorskip("xgrammar.testing", reason="xgrammar comes with vLLM")
+    accepts = testing._is_grammar_accept_string
+    assert accepts(symmetric_grammar([11, 17], 20, 9, num_atoms=2, group=225), SALT)
+    assert not accepts(symmetric_grammar([11, 17], 20, 9, num_atoms=3, group=225), SALT)
+    assert not accepts(symmetric_grammar([11, 17], 20, 9, group=221), SALT)
+    assert not accepts(symmetric_grammar([11, 8], 20, 9, group=225), SALT)
+    assert accepts(symmetric_cell_grammar([11, 17], 9, group=225), SALT)
+    assert not accepts(symmetric_cell_grammar([11, 17], 9, group=216), SALT)
+    written = "".join(f"{line}\n" for line in SALT.split("\n")[:4])
+    rest = SALT[len(written) :]
+    assert accepts(rest_grammar([11, 17], 20, 9, written, num_atoms=2), rest)
+    assert not accepts(rest_grammar([11, 17], 20, 9, written, num_atoms=4), rest)
+
+
+@pytest.mark.parametrize(
+    ("required", "reason"),
+    [
+        (Required(), None),
+        (Required(elements=frozenset([11, 17])), None),
+        (Required(elements=frozenset([11])), Reason.ELEMENTS_MISMATCH),
+        (Required(elements=frozenset([11, 17, 8])), Reason.ELEMENTS_MISMATCH),
+        (Required(elements=frozenset([11, 17, 8]), elements_mode="subset"), None),
+        (Required(elements=frozenset([11, 8]), elements_mode="subset"), Reason.ELEMENTS_MISMATCH),
+        (Required(num_atoms=2), None),
+        (Required(num_atoms=4), Reason.ATOMS_MISMATCH),
+        (Required(space_group=225), None),
+        (Required(space_group=221), Reason.GROUP_MISMATCH),
+    ],
+)
+def test_drafts_are_rejected_for_what_their_text_shows(required, reason):
+    found = required.rejection(Decoded(rocksalt(), group=225))
+    assert (found and found.reason) == reason
+
+
+def test_a_text_without_groups_is_not_rejected_for_its_group():
+    assert Required(space_group=221).rejection(Decoded(rocksalt())) is None
+
+
+def test_a_wish_has_its_sentences_in_the_prompt():
+    wish = parse_wish(
+        {"elements": "Cl,Na", "e_above_hull": "0.05", "moment": "0.123456", "magnetism": "FM"},
+        own={"moment": None, "magnetism": ("FM",)},
+    )
+    text = prompt_text(prompts(), prompt_conditions(prompts(), wish))
+    expected = ("Na, Cl", "0.050 eV", "Its moment is 0.1235.", "It is FM.")
+    places = [text.index(part) for part in expected]
+    assert places == sorted(places)
+
+
+def test_a_subset_and_a_number_of_atoms_are_not_in_the_prompt():
+    words = {"elements": "Cl,Na", "elements_mode": "subset", "num_atoms": "2"}
+    assert prompt_conditions(prompts(), parse_wish(words)).given() == ()
+
+
+def test_own_properties_of_a_training_crystal_are_in_its_prompt_as_asked():
+    row = {
+        "atomic_numbers": [11, 17],
+        "numbers": [("moment", 2.0)],
+        "labels": [("magnetism", "FM")],
+    }
+    known = conditions_of(prompts(), row)
+    wish = parse_wish(
+        {"moment": "2", "magnetism": "FM"}, own={"moment": None, "magnetism": ("FM",)}
+    )
+    assert known.only(["moment", "magnetism"]) == prompt_conditions(prompts(), wish)
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "message"),
+    [
+        ({"magnetism": "PM"}, "coordinates", "expected one of AFM, FM"),
+        ({"elements": "Fe"}, "coordinates", "no training crystal of the model has Fe"),
+        ({"num_atoms": "9"}, "coordinates", "at most 8"),
+        (
+            {"num_atoms": "1", "space_group_number": "227"},
+            "symmetric",
+            "no primitive cell of space",
+        ),
+        (
+            {"formula": "Na2Cl", "space_group_number": "227"},
+            "symmetric",
+            "no primitive cell of space group 227",
+        ),
+    ],
+)
+def test_what_a_model_cannot_be_asked_for_is_refused(words, text, message):
+    with pytest.raises(FlowllmError, match=message):
+        target_of(prompts(crystal_text=text), record(), words)
+
+
+def test_a_property_that_no_training_text_gave_is_no_condition():
+    sentences = dict.fromkeys(PLAIN.sentences, "")
+    with pytest.raises(FlowllmError, match="moment is not a condition"):
+        target_of(prompts(), record(prompts=sentences), {"moment": "1"})
+
+
+def test_the_request_has_form_and_requirements():
+    words = {"elements": "Na,Cl", "num_atoms": "2"}
+    target = target_of(prompts(), record(), words)
+    form = form_of(target, prompts(), record())
+    request = request_of(target, form, seed=lambda attempt: attempt)
+    text = CoordinatesText().describe(rocksalt()).text
+    assert re.fullmatch(request.form(""), text)
+    assert not re.fullmatch(request.form(""), CoordinatesText().describe(perovskite()).text)
+    assert request.required.num_atoms == 2
