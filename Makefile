@@ -1,6 +1,7 @@
 ## make demo        run the whole pipeline on two CPU cores, about a quarter of an hour after installation
 ## make test        run all tests: unit tests, workflow tests and one small run of the whole pipeline
 ## make test-fast   run the tests that are not marked slow, under three minutes on two cores
+## make test-gpu    run the tests that compute on a GPU; they are skipped where there is none
 ## make coverage    run all tests and measure which lines of the package they execute
 ## make lint        check style, spelling, types, layers and the workflow
 ## make docs        build the documentation's pages into site/
@@ -21,7 +22,7 @@ PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses $(CORES)
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install demo test test-fast coverage docs lint config constraints clean
+.PHONY: help install demo test test-fast test-gpu coverage docs lint config constraints clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
@@ -40,6 +41,10 @@ test: install
 
 test-fast: install
 	$(PYTEST) -m "not slow" $(TESTS)
+
+# Without `install`: a machine with a GPU has its own environment, with the CUDA builds.
+test-gpu:
+	python -m pytest -m gpu -rs tests/gpu $(TESTS)
 
 coverage: install
 	coverage erase

@@ -2,10 +2,6 @@
 #   snakemake --cores all --configfile workflow/config/demo.yaml     on one machine
 #   snakemake --profile slurm                                         on a cluster
 
-from snakemake.utils import min_version
-
-min_version("9.0")
-
 
 configfile: "config.yaml"
 
@@ -14,7 +10,9 @@ report: "workflow/captions/run.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/planning.smk"
+include: "workflow/rules/resources.smk"
+include: "workflow/rules/inputs.smk"
+include: "workflow/rules/start.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/fetch_model.smk"
@@ -28,6 +26,7 @@ include: "workflow/rules/sample_compositions.smk"
 include: "workflow/rules/sample_csp.smk"
 include: "workflow/rules/refine.smk"
 include: "workflow/rules/import_samples.smk"
+include: "workflow/rules/select.smk"
 include: "workflow/rules/prerelax.smk"
 include: "workflow/rules/reference_hull.smk"
 include: "workflow/rules/dft_hull.smk"
@@ -62,7 +61,7 @@ localrules:
 
 
 onstart:
-    check_archived(workflow.dag)
+    PLANNING.check(workflow.dag)
     check_before_jobs()
     record_configuration()
 
@@ -73,7 +72,7 @@ rule all:
     input:
         f"{RUN}/report/index.html",
         # Without these Snakemake would not notice that an input of a finished report was deleted.
-        not_archived(report_inputs("report")),
+        PLANNING.without_archived(report_inputs("report")),
         expand(f"{RUN}/dft_inputs/{{method}}/manifest.parquet", method=ROWS),
 
 
@@ -81,4 +80,4 @@ rule all_dft:
     """The report with DFT energies, after the DFT runs have finished."""
     input:
         f"{RUN}/report_dft/index.html",
-        not_archived(report_inputs("report_dft")),
+        PLANNING.without_archived(report_inputs("report_dft")),

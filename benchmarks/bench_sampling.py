@@ -10,6 +10,7 @@ formula is sampled `--draws-per-prompt` times. The start of the engine is report
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from flowllm.io.tables import crystal_of, read_table
 from flowllm.llm.crystal_text import composition_of
 from flowllm.llm.engines.base import Draft, DraftRequest, Engine, SamplingOptions
 from flowllm.llm.engines.vllm import VllmEngine
+from flowllm.llm.masks import MaskOptions
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import Conditions, prompt_formula
+from flowllm.llm.redraws import Apart
 from flowllm.llm.sampling import DrawRequest, Sampler
 from flowllm.seeds import derive, generator
 
@@ -41,6 +44,12 @@ def main() -> None:
     parser.add_argument(
         "--batch-1-texts", type=int, default=3, help="texts of transformers in batches of 1"
     )
+    parser.add_argument(
+        "--min-distance",
+        type=float,
+        help="angstrom; measure vLLM also with atoms kept apart, and print the ratio",
+    )
+    parser.add_argument("--max-redraws", type=int, default=2, help="with --min-distance")
     parser.add_argument(
         "--all-tokens", action="store_true", help="do not restrict the tokens of vLLM"
     )
@@ -69,6 +78,16 @@ def main() -> None:
     print(f"{given.model}: {dtype}, {torch.get_num_threads()} threads, {longest} prompt tokens")
     start = partial(VllmEngine, given.model, gpus=0, max_prompt_tokens=longest, sampling=sampling)
     ours = measure("vllm", start, opened, tasks)
+    if given.min_distance is not None:
+        masks = MaskOptions(config.prompts.crystal_text, given.min_distance, prompts.answer_texts())
+        start.keywords["sampling"] = replace(sampling, masks=masks)
+        apart = Apart(given.min_distance, given.max_redraws)
+        name = f"vllm, atoms {given.min_distance} A apart"
+        tokens, pairs = measure(name, start, opened, tasks, apart)
+        print(
+            f"{name} against vllm: {pairs / ours[1]:.2f} times the pairs/s, "
+            f"{tokens / ours[0]:.2f} times the tokens/s"
+        )
     for size in given.batch_sizes:
         start = partial(PlainGenerate, given.model, sampling, size)
         count = given.batch_1_texts if size == 1 else size
@@ -140,7 +159,11 @@ def make_task(opened: ModelFolder, row: dict, number: int) -> DrawRequest:
 
 
 def measure(
-    name: str, start: Callable[[], Engine], opened: ModelFolder, tasks: list[DrawRequest]
+    name: str,
+    start: Callable[[], Engine],
+    opened: ModelFolder,
+    tasks: list[DrawRequest],
+    apart: Apart | None = None,
 ) -> tuple[float, float]:
     """Return tokens and accepted pairs per second, with one attempt per task."""
     clock = time.perf_counter()
@@ -152,6 +175,7 @@ def measure(
         max_atoms=opened.record.max_atoms,
         max_attempts=1,
         reject_close_atoms=True,
+        apart=apart,
     ) as sampler:
         clock, processor = time.perf_counter(), time.process_time()
         outcomes = sampler.draw(tasks)

@@ -30,6 +30,7 @@ from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError, PassingError
 from flowllm.runtime.log import SAME_AGAIN, log, setup_logging
 from flowllm.runtime.signals import Stopped, stop_at_once_on_sigterm
+from flowllm.runtime.threads import limit_threads
 
 COMMANDS = (
     "check",
@@ -133,6 +134,7 @@ def main(words: Sequence[str] | None = None) -> None:
         words: the command line after `flowllm`, by default that of the process.
     """
     stop_at_once_on_sigterm()
+    limit_threads()
     try:
         app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:

@@ -13,8 +13,10 @@ from crystals import perovskite
 from flow_pairs import OPTIONS, write_pairs
 from flowllm.cli import app
 from flowllm.commands.costs import ItemCost, costs_of_run, read_costs
-from flowllm.commands.estimate import describe, estimate, prepared_bytes, split_sizes
+from flowllm.commands.estimate import describe, estimate
+from flowllm.commands.items import split_sizes
 from flowllm.commands.jobs import count_jobs
+from flowllm.commands.model_sizes import prepared_bytes
 from flowllm.config.load import load_config
 from flowllm.errors import FlowllmError
 from flowllm.rfm.network import NetworkSize, VelocityNetwork
@@ -207,8 +209,9 @@ def test_costs_from_the_records_of_a_run(tmp_path):
     counts = {"rows_in": 90, "train": 60, "val": 20, "test": 9}
     a_record(tmp_path, "crystals", "prepare", counts=counts, seconds=9)
     costs, crystals = costs_of_run(tmp_path)
-    assert costs["sample_pairs"] == ItemCost(seconds=2, gpus=2, cpus=16, bytes=25)
-    assert costs["train_rfm"] == ItemCost(seconds=2, gpus=0, cpus=2, bytes=12.5)
+    source = f"records of {tmp_path}"
+    assert costs["sample_pairs"] == ItemCost(seconds=2, gpus=2, cpus=16, bytes=25, source=source)
+    assert costs["train_rfm"] == ItemCost(seconds=2, gpus=0, cpus=2, bytes=12.5, source=source)
     assert crystals == {"train": 60, "val": 20, "test": 9, "rows": 90}
 
 
@@ -231,4 +234,69 @@ def test_the_command_prints_totals(tmp_path, capsys):
     printed = capsys.readouterr().out
     total = next(line for line in printed.splitlines() if line.startswith("total"))
     assert total.split()[1] == "549"
-    assert "? is unknown" in printed
+    assert "unknown (?)" in total
+    assert "hours of invariance, reference_hull" in total
+    assert "Failure budget" in printed
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def test_the_printed_table_adds_up():
+    """The columns of the full configuration, summed from the printed lines."""
+    units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+    config = load_config([ROOT / "config.yaml"])
+    lines = estimate(config, read_costs(PAPER), "all", split_sizes(config))
+    table = [line.split() for line in list(describe(lines))[1 : len(lines) + 2]]
+    *rows, total = table
+    for column in (1, 3, 4):
+        start = 0 if column < 3 else -1
+        assert sum(number(row[column]) for row in rows) == number(total[column + start])
+    disk = sum(number(row[5]) * units[row[6]] for row in rows)
+    assert disk == pytest.approx(number(total[4]) * units[total[5]], rel=0.01)
+    assert disk > 2 * 137e9  # the base model and the merged model
+    hours = sum(number(row[7]) for row in rows if row[7] != "?")
+    assert hours == pytest.approx(number(total[6]), rel=0.01)
+
+
+def test_steps_are_capped_by_the_epochs(tmp_path):
+    changes = {
+        "finetune_llm": {"epochs": 1, "max_steps": 10**6, "batch_size": 16},
+        "train_rfm": {"epochs": 2, "max_steps": 10**6, "batch_size": 128},
+        "sizes": {"num_pairs": 1000},
+    }
+    lines = lines_of(configured(tmp_path, **PAPERS | changes), {})
+    assert lines["finetune_llm"].items == 27_136
+    assert lines["train_rfm"].items == 2000
+    changes["train_rfm"]["max_steps"] = 3
+    lines = lines_of(configured(tmp_path, **PAPERS | changes), {})
+    assert lines["train_rfm"].items == 3 * 128
+
+
+def test_another_models_samples_get_dft_inputs_too(tmp_path):
+    changes = {
+        "dft_inputs": {"selection": "random", "max_crystals": 50},
+        "external_samples": [{"name": "other", "file": "x.pt", "shards": 1}],
+    }
+    lines = lines_of(configured(tmp_path, **PAPERS | changes), {})
+    assert lines["dft_inputs"].items == (4 + 1) * 50
+
+
+def test_dft_costs_are_per_selected_crystal(tmp_path):
+    """Of 1,000 rows 10 were selected, so that 20 more crystals cost twice as much."""
+    counts = {"rows_in": 1000, "rows_out": 10}
+    a_record(tmp_path / "dft_inputs", "manifest.parquet", "dft_inputs", counts=counts, seconds=30)
+    counts = {"rows_in": 1000, "statuses": {"not_selected": 990, "ok": 10}}
+    a_record(tmp_path / "dft", "m.parquet", "dft_collect", counts=counts, seconds=20)
+    costs, _ = costs_of_run(tmp_path)
+    assert costs["dft_inputs"].seconds == 3
+    assert costs["dft_collect"].seconds == 2
+
+
+def test_the_page_shows_what_the_command_prints(capsys):
+    arguments = ["estimate", "--config", str(ROOT / "config.yaml"), "--costs", str(PAPER)]
+    app(arguments, exit_on_error=False)
+    page = (ROOT / "docs" / "scale.md").read_text()
+    for line in capsys.readouterr().out.strip().splitlines():
+        assert line in page

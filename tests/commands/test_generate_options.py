@@ -12,7 +12,7 @@ from flowllm.commands.generate import run as command
 from flowllm.commands.generate_chain import Followed
 from flowllm.commands.generate_files import check_output, printed_table, warnings_of
 from flowllm.commands.generate_run import open_run
-from flowllm.commands.generate_table import has_reference, table_rows, verdict, wishes_text
+from flowllm.commands.generate_table import table_rows, verdict, wishes_text
 from flowllm.config.load import load_config
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import HullFile, ReferenceHull
@@ -129,6 +129,7 @@ def followed(name: str, crystal=None, energy=None, **judged) -> Followed:
     relaxed = {"formula": formula, "max_force": 0.01, "converged": crystal is not None} | columns
     energies = {"energy_per_atom": -3.0, "formation_energy_per_atom": -0.5, "e_above_hull": energy}
     placed = energies | {"stable": False, "metastable": False}
+    placed |= {"check_e_above_hull": None, "hull_compounds": 1}
     flags = ("structurally_valid", "compositionally_valid", "unique", "novel", "sun")
     known = {"duplicate_group": name, "matched_material_id": None, "error": None}
     return Followed(
@@ -141,7 +142,7 @@ def followed(name: str, crystal=None, energy=None, **judged) -> Followed:
 
 
 def rows_of(*all_followed: Followed) -> list[dict]:
-    return table_rows(all_followed, HULL, {})
+    return table_rows(all_followed, {})
 
 
 def test_crystals_are_ordered_by_energy_and_those_without_one_are_last():
@@ -173,9 +174,9 @@ def test_known_repeated_and_novel_crystals_are_told_apart():
 
 
 def test_a_hull_without_the_chemical_system_is_said():
-    assert has_reference(rocksalt(), HULL)
-    assert not has_reference(caesium_chloride(), HULL)
-    rows = rows_of(followed("a", rocksalt(), 0.1), followed("b", caesium_chloride(), -1.0))
+    lacking = followed("b", caesium_chloride(), -1.0)
+    lacking.stability["hull_compounds"] = 0
+    rows = rows_of(followed("a", rocksalt(), 0.1), lacking)
     [said] = warnings_of(rows, HULL)
     assert "no compound of the chemical system of 1 of 2 crystals (CsCl)" in said
 

@@ -12,10 +12,12 @@ from flowllm.commands.job_states import Activity, JobState, find_activity, state
 from flowllm.commands.jobs import Job, jobs_of
 from flowllm.commands.status import describe, summarize
 from flowllm.config.load import load_config
+from flowllm.config.model import Config
 from flowllm.config.recorded import load_recorded, recorded_text
+from flowllm.config.stage_settings import stage_values
 from flowllm.errors import FlowllmError
 from flowllm.io.files import write_text
-from flowllm.runtime.log import Progress, log, setup_logging
+from flowllm.runtime.log import SAME_AGAIN, Progress, log, setup_logging
 from flowllm.runtime.provenance import StageRun, recorded
 from tiny_run import TINY
 
@@ -57,6 +59,10 @@ def logged(path: Path):
         setup_logging(None)
 
 
+def tiny() -> Config:
+    return load_config([Path(one) for one in TINY[1:]])
+
+
 def start(run_dir: Path, job: Job) -> None:
     log.info("%s: started, output %s", job.stage, run_dir / job.output)
 
@@ -80,6 +86,27 @@ def test_an_output_without_a_record_is_done(tmp_path):
     assert state_of(PAIRS, tmp_path, NONE) == JobState(PAIRS, "done", total=8)
 
 
+def test_an_earlier_output_that_stays_is_not_done(tmp_path):
+    """It is done for the settings that it was made with alone."""
+    config = tiny()
+    [job, *_] = [one for one in jobs_of(config, "all") if one.stage == "sample_pairs"]
+    values = stage_values(config, job.stage, job.row)
+    sections = {key: values[key] for key in values.keys() - {"seed", "version"}}
+    output = tmp_path / job.output
+    with recorded(StageRun(job.stage, values["version"], sections, values["seed"], {}), output):
+        write_text(output, "pairs")
+    assert states_of([job], tmp_path, NONE, config)[0].state == "done"
+    sampled = config.sample_pairs.model_copy(update={"temperature": 0.123})
+    changed = config.model_copy(update={"sample_pairs": sampled})
+    assert states_of([job], tmp_path, NONE, changed)[0].state == "waiting"
+    with logged(tmp_path / job.log):
+        start(tmp_path, job)
+        log.error("out of memory")
+    [failed] = states_of([job], tmp_path, NONE, changed)
+    assert (failed.state, failed.error) == ("failed", "out of memory")
+    assert states_of([job], tmp_path, NONE, config)[0].state == "done"
+
+
 def test_prepare_is_done_when_all_its_tables_exist(tmp_path):
     job = Job("prepare", (), Path("crystals"))
     for name in ("train", "val", "test", "rejected"):
@@ -88,12 +115,13 @@ def test_prepare_is_done_when_all_its_tables_exist(tmp_path):
     assert state_of(job, tmp_path, NONE).state == "done"
 
 
-def test_the_last_error_of_the_last_attempt_is_shown(tmp_path):
-    with logged(tmp_path / PAIRS.log):
-        start(tmp_path, PAIRS)
-        log.error("first attempt")
-        start(tmp_path, PAIRS)
-        log.error("bad shard.\nDelete it")
+def test_the_last_error_of_the_last_attempt_is_shown(tmp_path, monkeypatch):
+    for error in ("first attempt", "bad shard.\nDelete it"):
+        monkeypatch.delenv("FLOWLLM_LOG", raising=False)  # another process
+        with logged(tmp_path / PAIRS.log):
+            start(tmp_path, PAIRS)
+            log.error(error)
+            log.error(SAME_AGAIN)
     found = state_of(PAIRS, tmp_path, NONE)
     assert (found.state, found.error) == ("failed", "bad shard. Delete it")
 
@@ -174,7 +202,7 @@ def test_a_stage_without_a_lock_runs_while_its_process_does(tmp_path):
 def test_a_queued_retry_waits_although_an_older_output_exists(tmp_path):
     write_text(tmp_path / PAIRS.output, "pairs")
     activity = Activity(pending={"rule_sample_pairs_wildcards_train_00000": "Priority"})
-    states = states_of([PAIRS, MERGE], tmp_path, activity)
+    states = states_of([PAIRS, MERGE], tmp_path, activity, tiny())
     assert [state.state for state in states] == ["waiting", "waiting"]
     lines = list(describe(states, tmp_path, activity))
     assert lines[-1] == "Jobs that wait in SLURM's queue, by SLURM's reason: 1 Priority"
@@ -216,13 +244,13 @@ def test_the_table():
 
 
 def test_the_recorded_configuration_is_the_runs(tmp_path):
-    config = load_config([Path(one) for one in TINY[1:]])
+    config = tiny()
     write_text(tmp_path / "config.yaml", recorded_text(config))
     assert load_recorded(tmp_path) == config
 
 
 def test_the_command_counts_every_job_and_loads_no_torch(tmp_path):
-    config = load_config([Path(one) for one in TINY[1:]])
+    config = tiny()
     write_text(tmp_path / "config.yaml", recorded_text(config))
     code = (
         "import sys; from flowllm.cli import main; main(sys.argv[1:]); "

@@ -162,6 +162,7 @@ def test_bad_values_are_named_with_their_path(values, path, value, message):
             {"band_gap": "Energy {band_gap}.", "e_above_hull": "Energy {e_above_hull}."},
             "band_gap and e_above_hull have the same sentence",
         ),
+        ("potential", {"check": "chgnet"}, "chgnet is the potential itself"),
         ("prompts", {"mask": "Xx"}, "looks like an element's symbol"),
         ("prompts", {"mask": "two words"}, "must be one word"),
         ("prompts", {"mask": ""}, "must be one word"),
@@ -171,6 +172,13 @@ def test_bad_values_are_named_with_their_path(values, path, value, message):
 def test_values_that_contradict_each_other_are_refused(values, section, changes, message):
     with pytest.raises(FlowllmError, match=rf"\n  {section}\S*: .*{message}"):
         check_config(merge(values, {section: changes}))
+
+
+def test_a_second_potential_needs_the_crystals_of_the_hull(values):
+    given = merge(values, {"potential": {"check": "sevennet"}})
+    check_config(given)
+    with pytest.raises(FlowllmError, match=r"set reference_hull\.source to train"):
+        check_config(merge(given, {"reference_hull": {"source": "entries.json"}}))
 
 
 @given(low=st.floats(-10, 190), high=st.floats(-10, 190))

@@ -56,6 +56,15 @@ def test_letters_are_those_of_spglib_up_to_another_origin(numbers):
             assert named.label[:-1] == site.label[:-1]
 
 
+def test_orbits_of_a_site_are_those_of_its_points():
+    for number in NUMBERS:
+        group = space_group(number)
+        for site in group.sites.values():
+            points = np.stack([GENERIC, GENERIC[::-1]]) @ site.projector.T + site.offset
+            expected = [group.orbit(point) for point in points]
+            np.testing.assert_allclose(group.orbits(site, points), expected, atol=1e-9)
+
+
 def test_only_sites_without_freedom_have_one_point():
     group = space_group(225)
     assert not group.sites["4a"].has_freedom

@@ -36,14 +36,6 @@ def test_binary_by_hand(amounts, energy, distance):
     assert ReferenceHull(BINARY).e_above_hull(amounts, energy) == pytest.approx(distance, abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("symbols", "found"),
-    [(["A", "B"], True), (["B", "A", "C"], True), (["A"], False), ("BC", False)],
-)
-def test_a_system_has_a_compound_if_one_of_its_subsystems_has(symbols, found):
-    assert ReferenceHull([*BINARY, ({"C": 1}, 0.0)]).has_compound(symbols) is found
-
-
 def test_an_element_without_elemental_entry_is_named():
     hull = ReferenceHull([*BINARY, ({"A": 1, "C": 1}, -1.0)])
     with pytest.raises(MissingReference, match=r"no elemental reference entry for C, D"):

@@ -32,8 +32,12 @@ class Draw:
     num_steps: int = 10
     converged: bool = True
     rejections: list[str] = field(default_factory=list)
+    redraws: int = 0
     base_status: str = "ok"
     relaxed_status: str = "ok"
+    choice: dict = field(default_factory=dict)  # columns of dft_inputs, for kind dft
+    check_e_above_hull: float | None = None  # by a second potential, for the whole run
+    hull_compounds: int | None = None
 
     @property
     def num_elements(self):
@@ -163,12 +167,14 @@ def _rows(name, draw, kind):
             "initial_energy_per_atom": initial if done else None,
             "final_energy_per_atom": final if done else None,
             "converged": done and draw.converged,
+            "check_potential": "CHGNet 0.2.0" if draw.check_e_above_hull is not None else None,
         },
         "dft": {
             "raw_energy_per_atom": final if done else None,
             "corrected_energy_per_atom": final - 0.1 if done else None,
             "correction_scheme": "MP2020" if done else None,
             "converged_ionic": done and draw.converged,
+            **draw.choice,
         },
     }[kind]
     return {
@@ -178,6 +184,7 @@ def _rows(name, draw, kind):
             "status": draw.base_status if ok else "max_attempts",
             "attempts": 1 + len(draw.rejections),
             "rejections": draw.rejections,
+            "redraws": draw.redraws,
         },
         "generated": {**crystal, **crystal_columns(draw.generated), "num_steps": 50},
         "relaxed": {
@@ -197,6 +204,8 @@ def _rows(name, draw, kind):
             else None,
             "hull_source": "train by CHGNet" if done else None,
             "e_above_hull": draw.e_above_hull,
+            "check_e_above_hull": draw.check_e_above_hull,
+            "hull_compounds": draw.hull_compounds,
             "stable": draw.stable if placed else None,
             "metastable": draw.metastable if placed else None,
             "status": "ok" if placed else "no_reference",

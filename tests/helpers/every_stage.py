@@ -18,6 +18,7 @@ EVERY_STAGE = {
         {"name": "no-llm", "base": "train_compositions", "flow": "types", "num_steps": 5},
     ],
     "refine": {"trajectory_every": 2},
+    "select": {"skip": ["known", "repeated"]},
     "dft_hull": {"source": "mp_api"},
 }
 

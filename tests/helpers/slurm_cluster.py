@@ -121,6 +121,21 @@ def missing_programs() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name, path=path) is None]
 
 
+def make_refusing_sbatch(folder: Path, option: str) -> Path:
+    """Return a folder for the search path whose `sbatch` adds an option to what is submitted.
+
+    `--test-only` is as it was: the site has changed since the checks at the start.
+    """
+    folder.mkdir(parents=True)
+    script = folder / "sbatch"
+    script.write_text(
+        f'#!/bin/sh\ncase " $* " in *" --test-only "*) added= ;; *) added={option} ;; esac\n'
+        f'exec {shutil.which("sbatch")} "$@" $added\n'
+    )
+    script.chmod(0o755)
+    return folder
+
+
 @contextmanager
 def slurm_cluster(folder: Path) -> Iterator[Path]:
     """Start the daemons in `folder`, give the path of slurm.conf, stop them at the end."""

@@ -55,7 +55,7 @@ def main() -> None:
         write_text(path, " ".join(words) * (10_000 if stage == "prepare" else 1))
     if end == "before its record":
         sys.exit(1)
-    write_record(out, json.loads(options["--settings"]))
+    write_record(out, stage, json.loads(options["--settings"]))
     if end == "after its record":
         os.kill(os.getpid(), signal.SIGKILL)
     if end == "told to stop at its end":  # as SLURM tells all processes of a job
@@ -87,10 +87,21 @@ def write_identity(out: Path, adapter: Path) -> None:
         pass
 
 
-def write_record(out: Path, settings: dict) -> None:
+def write_record(out: Path, stage: str, settings: dict) -> None:
     """Write the record of a job as a stage does, without inputs."""
-    made = {"seed": settings.pop("seed"), "stage_version": settings.pop("version")}
-    record = {**made, "settings": settings, "inputs": {}, "input_paths": {}}
+    record = {
+        "stage": stage,
+        "seed": settings.pop("seed"),
+        "stage_version": settings.pop("version"),
+        "settings": settings,
+        "inputs": {},
+        "input_paths": {},
+        "counts": {},
+        "started": "2026-11-29T00:00:00+00:00",
+        "seconds": 0.1,
+        "peak_memory_mb": 1,
+        "hardware": {"cpus": 1},
+    }
     write_text(provenance_path(out), json.dumps(record))
 
 

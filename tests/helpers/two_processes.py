@@ -1,9 +1,9 @@
-"""Train in two processes on the CPU, as on two GPUs; started by tests/stages/test_train_rfm.py.
+"""Train in two processes, on the CPU or on two GPUs; started by tests of the flow.
 
 Only the second process is asked to stop, after step 5. Then both resume from the checkpoint.
 
 Arguments: folder of prepared pairs, settings of the stage as JSON, file for the weights (the curve
-is written beside it), the base distribution as JSON.
+is written beside it), the base distribution as JSON, and the kind of device (by default the CPU).
 """
 
 import json
@@ -32,7 +32,8 @@ def asked_after_step_5():
 def main() -> None:
     folder, given, out = Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
     settings = StageSettings("train_rfm", given)
-    fabric = Fabric(accelerator="cpu", devices=2, plugins=[LightningEnvironment()])
+    accelerator = sys.argv[5] if len(sys.argv) > 5 else "cpu"
+    fabric = Fabric(accelerator=accelerator, devices=2, plugins=[LightningEnvironment()])
     fabric.launch()
     pairs = open_pairs(
         [folder / "train-00000.arrow"], base_distribution_from_record(json.loads(sys.argv[4]))

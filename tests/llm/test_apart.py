@@ -1,6 +1,7 @@
 """Atoms that are kept apart: distances, checks of lines, masks of tokens, rests of texts."""
 
 import re
+from copy import copy
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_blocked_values_are_those_that_could_not_be_added(lengths, angles, point
         found.add(point[None])
     start[2] = 0.0
     line = start + HUNDREDTHS[:, None] * np.array([0, 0, 1])
-    expected = [not found.fits(point[None]) for point in line]
+    expected = [not copy(found).add(point[None]) for point in line]
     assert found.near_on_line(start, HUNDREDTHS).tolist() == expected
 
 

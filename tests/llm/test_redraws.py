@@ -105,3 +105,27 @@ def test_texts_of_another_form_end_like_others(text):
     draw.next_piece()
     assert not draw.finish(piece(text))
     assert draw.rejection is None
+
+
+@pytest.mark.parametrize("apart", [None, Apart(0.5, 2)])
+def test_the_group_of_a_symmetric_text_is_drawn_first_where_its_form_is_given(apart):
+    settings = load_config(CONFIGS).prompts.model_copy(update={"crystal_text": "symmetric"})
+    prompts = PromptTokens(settings, make_tokenizer())
+    draw = Draw(prompts, apart, prompt=(1, 2), seed=7, form=lambda written: f"after {written!r}")
+    assert draw.next_piece().regex == "after ''"
+    assert draw.finish(Draft(prompts.answer("225\n"), truncated=False))
+    request = draw.next_piece()
+    assert (prompts.decode(request.kept), request.regex) == ("225\n", r"after '225\n'")
+    assert request.seed == derive(7, "redraw", 1)
+    rest = "5.6\nNa 4a\n0.00 0.00 0.00"
+    assert not draw.finish(Draft(prompts.answer(rest), truncated=False))
+    assert prompts.decode(draw.tokens) == f"225\n{rest}"
+    assert draw.redraws == 0
+
+
+def test_a_free_symmetric_text_is_drawn_as_a_whole():
+    settings = load_config(CONFIGS).prompts.model_copy(update={"crystal_text": "symmetric"})
+    prompts = PromptTokens(settings, make_tokenizer())
+    draw = Draw(prompts, None, prompt=(1, 2), seed=7, form=None)
+    draw.next_piece()
+    assert not draw.finish(Draft(prompts.answer("225\n"), truncated=False))

@@ -117,7 +117,7 @@ def test_a_mask_excludes_near_points_and_a_request_ends_its_text(folder, request
     tokenizer = make_tokenizer()
     texts = {token: tokenizer.decode([token]) for token in DIGITS} | {DIGITS[0]: "\n"}
     every = {t: tokenizer.decode([t]) for t in tokenizer(APART)["input_ids"]}
-    sampling = replace(NARROW, masks=MaskOptions("coordinates", 0.5, texts | every))
+    sampling = replace(NARROW, max_tokens=100, masks=MaskOptions("coordinates", 0.5, texts | every))
     kept = tuple(tokenizer(APART)["input_ids"])
     start = DraftRequest(requests[0].prompt, 0, kept=kept, stops=lambda tokens: len(tokens) > 0)
     if engine == "vllm":

@@ -17,7 +17,6 @@ from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import conditions_of, prompt_text
 from flowllm.llm.required import Required
 from flowllm.llm.symmetric_grammar import symmetric_cell_grammar, symmetric_grammar
-from flowllm.llm.symmetric_rest import rest_grammar
 from flowllm.llm.text import CoordinatesText
 from flowllm.llm.wishes import form_of, prompt_conditions, request_of, target_of
 from llm_run import CONFIGS
@@ -69,16 +68,21 @@ def test_the_rest_of_a_text_has_the_atoms_that_are_left(lines):
 def test_symmetric_texts_have_the_asked_group_and_number_of_atoms():
     testing = pytest.importorskip("xgrammar.testing", reason="xgrammar comes with vLLM")
     accepts = testing._is_grammar_accept_string
-    assert accepts(symmetric_grammar([11, 17], 20, 9, num_atoms=2, group=225), SALT)
-    assert not accepts(symmetric_grammar([11, 17], 20, 9, num_atoms=3, group=225), SALT)
-    assert not accepts(symmetric_grammar([11, 17], 20, 9, group=221), SALT)
-    assert not accepts(symmetric_grammar([11, 8], 20, 9, group=225), SALT)
-    assert accepts(symmetric_cell_grammar([11, 17], 9, group=225), SALT)
-    assert not accepts(symmetric_cell_grammar([11, 17], 9, group=216), SALT)
-    written = "".join(f"{line}\n" for line in SALT.split("\n")[:4])
-    rest = SALT[len(written) :]
-    assert accepts(rest_grammar([11, 17], 20, 9, written, num_atoms=2), rest)
-    assert not accepts(rest_grammar([11, 17], 20, 9, written, num_atoms=4), rest)
+    first = symmetric_grammar([11, 17], 20, 9, num_atoms=2, group=225)
+    assert re.fullmatch(first, "225\n")
+    assert not re.fullmatch(first, "221\n")
+    assert re.fullmatch(symmetric_cell_grammar([11, 17], 9), "216\n")
+    assert not re.fullmatch(symmetric_cell_grammar([11, 17], 9, group=225), "216\n")
+    # The smallest orbit of group 227 has two atoms per primitive cell.
+    assert not re.fullmatch(symmetric_grammar([11], 20, 9, num_atoms=1), "227\n")
+    for lines in range(1, 6):
+        written = "".join(f"{line}\n" for line in SALT.split("\n")[:lines])
+        rest = SALT[len(written) :]
+        assert accepts(symmetric_grammar([11, 17], 20, 9, written, num_atoms=2), rest)
+        assert accepts(symmetric_grammar([11, 17], 20, 9, written), rest)
+        if lines < 5:  # no text of three atoms begins with all five lines
+            assert not accepts(symmetric_grammar([11, 17], 20, 9, written, num_atoms=3), rest)
+            assert not accepts(symmetric_grammar([11, 8], 20, 9, written, num_atoms=2), rest)
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,10 @@ def test_a_folder_that_is_older_than_its_source_has_no_time(model, adapter):
     assert content_time(model, adapter) is None
 
 
-def test_a_folder_whose_work_failed_does_not_have_the_former_identity(model):
+def test_a_folder_that_stays_since_its_successor_failed_keeps_its_time(model, adapter):
     with pytest.raises(OSError, match="full"), with_identity(model, {"settings": 2}):
         raise OSError("full")
-    assert not identity_path(model).exists()
+    assert content_time(model, adapter) == LONG_AGO
 
 
 def test_other_weights_are_another_identity(adapter):

@@ -18,11 +18,11 @@ from pymatgen.io.vasp.sets import MPRelaxSet
 from crystals import fcc, perovskite, rocksalt
 from energy_rows import relaxed_row, settings
 from flowllm.dft.inputs import folder_name, missing_pseudopotentials
+from flowllm.dft.selection import n_ary_weights
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import dft_collect, dft_inputs
-from flowllm.stages.dft_inputs import n_ary_weights
 from slurm_cluster import missing_programs, slurm_cluster
 
 ROWS = [
@@ -41,7 +41,7 @@ def _no_pseudopotentials(monkeypatch):
     monkeypatch.setattr("flowllm.dft.inputs.SETTINGS", {})
 
 
-def run(tmp_path, rows=ROWS, distances=DISTANCES, code="vasp", **changes):
+def run(tmp_path, rows=ROWS, distances=DISTANCES, code="vasp", per_crystal=(), **changes):
     relaxed, stability = tmp_path / "relaxed.parquet", tmp_path / "stability.parquet"
     tables.write_table(relaxed, rows, schemas.RELAXED, {})
     stable = [
@@ -51,7 +51,7 @@ def run(tmp_path, rows=ROWS, distances=DISTANCES, code="vasp", **changes):
     tables.write_table(stability, stable, schemas.STABILITY, {})
     out = tmp_path / "dft_inputs" / "manifest.parquet"
     given = settings("dft_inputs", dft={"code": code}, dft_inputs=changes)
-    dft_inputs.run(given, relaxed=[relaxed], stability=stability, out=out)
+    dft_inputs.run(given, relaxed=[relaxed], stability=stability, out=out, per_crystal=per_crystal)
     return out, tables.read_table(out, schemas.DFT_MANIFEST).to_pylist()
 
 
@@ -235,6 +235,69 @@ def test_selection(tmp_path, changes, chosen):
     for place in {0, 3, 4} - set(chosen):
         assert rows[place]["status"] == "not_selected"
         assert f"{DISTANCES[place]:.3f} eV/atom" in rows[place]["error"]
+
+
+def write_matches(tmp_path, matches):
+    """Write metrics per crystal: class, novelty and known crystal by number of the row."""
+    flags = [field.name for field in schemas.METRICS_PER_CRYSTAL if field.type == "bool"]
+    rows = [
+        dict.fromkeys(flags, False)
+        | {"id": row["id"], "duplicate_group": group, "novel": novel, "matched_material_id": known}
+        for row, (group, novel, known) in zip(ROWS, matches, strict=True)
+    ]
+    path = tmp_path / "per_crystal.parquet"
+    tables.write_table(path, rows, schemas.METRICS_PER_CRYSTAL, {})
+    return path
+
+
+NO_MATCHES = [(row["id"], row["status"] == "ok", None) for row in ROWS]
+
+
+def test_candidates_and_why_each_crystal_was_taken_or_not(tmp_path):
+    matches = [*NO_MATCHES[:4], ("base-000004", False, "mp-30")]
+    path = write_matches(tmp_path, matches)
+    changes = {"selection": "candidates", "max_e_above_hull": 0.1, "control_share": 0.5}
+    out, rows = run(tmp_path, per_crystal=[path], **changes)
+    # Rock salt is the candidate; one of copper, which is known, and the far perovskite is drawn.
+    assert rows[0]["taken_as"] == "candidate"
+    assert sorted(str(rows[place]["taken_as"]) for place in (3, 4)) == ["None", "control"]
+    probabilities = [row["inclusion_probability"] for row in rows]
+    assert probabilities == [1.0, None, None, 0.5, 0.5]
+    assert [row["leads_class"] for row in rows] == [True, None, None, True, False]
+    parts = [
+        "candidate 1: novel",
+        "bad_number: line 1: 'x' is not a number",
+        "no_pseudopotential: MPRelaxSet has no pseudopotential for Po",
+        "e_above_hull 0.300 eV/atom is not within 0.1",
+        "known, matches mp-30",
+    ]
+    for row, part in zip(rows, parts, strict=True):
+        assert part in row["reason"]
+        assert (row["path"] is None) == (row["taken_as"] is None)
+    assert read_provenance(out)["counts"]["taken_as"] == {"candidate": 1, "control": 1}
+    collected = tmp_path / "dft.parquet"
+    dft_collect.run(settings("dft_collect"), manifest=out, out=collected)
+    columns = ["id", "taken_as", "inclusion_probability", "leads_class"]
+    results = tables.read_table(collected, schemas.DFT_RESULTS, columns).to_pylist()
+    assert results == [{name: row[name] for name in columns} for row in rows]
+
+
+def test_candidates_without_metrics_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(FlowllmError, match="candidates needs --per-crystal"):
+        run(tmp_path, selection="candidates")
+    assert not (tmp_path / "dft_inputs").exists()
+
+
+def test_metrics_of_other_crystals_are_refused(tmp_path):
+    path = write_matches(tmp_path, NO_MATCHES)
+    rows = tables.read_table(path, schemas.METRICS_PER_CRYSTAL).slice(1)
+    tables.write_table(path, rows, schemas.METRICS_PER_CRYSTAL, {})
+    with pytest.raises(FlowllmError, match=r"no row for id base-000000 .* run metrics again"):
+        run(tmp_path, per_crystal=[path], selection="candidates")
+    footer = {"stage": "metrics", "inputs": {"stability": "of another run"}}
+    tables.write_table(path, rows, schemas.METRICS_PER_CRYSTAL, footer)
+    with pytest.raises(FlowllmError, match="run the stage metrics again"):
+        run(tmp_path, per_crystal=[path], selection="candidates")
 
 
 def many_rows() -> list[dict]:

@@ -134,3 +134,58 @@ def test_predictions_of_another_split_are_refused(tmp_path):
     write_table(other, [row], schemas.CRYSTALS, {})
     with pytest.raises(FlowllmError, match=r"other\.parquet: no crystal has the id b, which"):
         match_csp.run(settings(), **shards, crystals=other, out=tmp_path / "o.json", workers=1)
+
+
+def polymorphs():
+    """Two crystals of NaCl and one of CsCl."""
+    return {
+        "rock": rocksalt(),
+        "cubic": caesium_chloride("Na", "Cl", 3.5),
+        "other": caesium_chloride(),
+    }
+
+
+def test_a_prediction_of_another_polymorph_counts_for_metre_alone(tmp_path):
+    """Both predictions of NaCl are the other polymorph, and CsCl has none: 0 of 3, and 2 of 3."""
+    targets = polymorphs()
+    attempts = {"rock": [targets["cubic"]], "cubic": [targets["rock"]], "other": [None]}
+    numbers = json.loads(measured(tmp_path, targets, attempts).read_text())
+    assert numbers["rates"]["match_rate"]["numerator"] == 0
+    assert numbers["rates"]["metre"]["numerator"] == 2
+    assert numbers["rates"]["metre"]["denominator"] == 3
+    # Two distances of 0 and the tolerance 0.5.
+    assert numbers["means"]["crmse"]["mean"] == pytest.approx(0.5 / 3, abs=1e-6)
+    assert numbers["means"]["crmse"]["count"] == 3
+    table = csp_table(read_predictions([tmp_path / "csp" / "CSP.json"]))
+    assert table.rows[0]["metre"]["value"] == pytest.approx(2 / 3)
+
+
+def test_metre_and_crmse_are_the_slow_definition(tmp_path):
+    """Every prediction against every test crystal by pymatgen's matcher."""
+    targets = polymorphs() | {"oxide": perovskite()}
+    targets |= {"rock again": rocksalt(a=5.7)}
+    attempts = {
+        name: [rattled(targets[like], distance, seed) for seed, distance in enumerate((0.4, 0.15))]
+        for name, like in {
+            "rock": "rock",
+            "cubic": "rock",
+            "other": "cubic",  # of another composition than asked
+            "oxide": "oxide",
+            "rock again": "other",
+        }.items()
+    }
+    numbers = json.loads(measured(tmp_path, targets, attempts).read_text())
+    for suffix, count in (("_first", 1), ("", 2)):
+        pool = [one.to_structure() for made in attempts.values() for one in made[:count]]
+        nearest = []
+        for crystal in targets.values():
+            goal = crystal.to_structure()
+            found = [PEERS.get_rms_dist(one, goal) for one in pool]
+            nearest.append(min((one[0] for one in found if one is not None), default=None))
+        corrected = [0.5 if one is None else one for one in nearest]
+        matched = sum(one is not None for one in nearest)
+        assert numbers["rates"][f"metre{suffix}"]["numerator"] == matched
+        assert numbers["means"][f"crmse{suffix}"]["mean"] == pytest.approx(np.mean(corrected))
+    assert matched > 0
+    rates = numbers["rates"]
+    assert rates["metre"]["numerator"] > rates["match_rate"]["numerator"]

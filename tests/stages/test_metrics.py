@@ -394,3 +394,59 @@ def test_summary_leaves_out_what_is_not_there():
         "max": 3.0,
     }
     assert summary([], "eV", "relaxed")["mean"] is None
+
+
+def chosen(taken_as, probability, leads=True):
+    return {"taken_as": taken_as, "inclusion_probability": probability, "leads_class": leads}
+
+
+def test_rates_per_run_and_estimates_of_candidates_and_their_control_sample(tmp_path):
+    """Two candidates, and one of four others as control, which counts four times."""
+    salt, caesium = rocksalt(), caesium_chloride()
+    left = {"relaxed_status": "not_selected"}
+    draws = [
+        Draw(caesium, caesium, -0.1, choice=chosen("candidate", 1.0)),
+        Draw(perovskite(), perovskite(), 0.05, choice=chosen("candidate", 1.0)),
+        # Known: it is stable, and never S.U.N.
+        Draw(salt, salt, -0.1, choice=chosen("control", 0.25, leads=False)),
+        *(Draw(salt, None, choice=chosen(None, 0.25), **left) for _ in range(3)),
+        Draw(salt, None, relaxed_status="timeout"),
+        Draw(None),
+    ]
+    splits = {"train": {"mp-1": salt}}
+    numbers, _ = run_metrics(write_run(tmp_path, draws, splits, kind="dft"))
+    rates = numbers["rates"]
+    found = {name: (rates[name]["numerator"], rates[name]["denominator"]) for name in rates}
+    assert found["stability_rate"] == (2, 8)
+    assert found["sun_rate"] == (1, 8)
+    assert found["sun_per_relaxation"] == (1, 7)
+    assert found["sun_per_dft_run"] == (1, 3)
+    assert found["sun_per_candidate"] == (1, 2)
+    assert numbers["estimates"]["design"] == {
+        **{"certain": 2, "sample": 1, "population": 4, "missing": 0}
+    }
+    estimates = numbers["estimates"]["rates"]
+    assert estimates["stability_rate"]["value"] == pytest.approx((1 + 4) / 8)
+    assert estimates["metastability_rate"]["value"] == pytest.approx((2 + 4) / 8)
+    assert estimates["sun_rate"]["value"] == pytest.approx(1 / 8)
+    assert estimates["metastable_sun_rate"]["value"] == pytest.approx(2 / 8)
+
+
+def test_what_select_excludes_stays_in_every_denominator_and_is_no_relaxation(tmp_path):
+    salt, caesium = rocksalt(), caesium_chloride()
+    draws = [
+        Draw(salt, None, relaxed_status="known"),
+        Draw(caesium, caesium, -0.1),
+        Draw(caesium, None, relaxed_status="repeated"),
+        Draw(perovskite(), None, relaxed_status="timeout"),
+        Draw(None),
+    ]
+    numbers, flags = run_metrics(write_run(tmp_path, draws, {"train": {"mp-1": salt}}))
+    rates = numbers["rates"]
+    found = {name: (rates[name]["numerator"], rates[name]["denominator"]) for name in rates}
+    assert found["structural_validity"] == (4, 5)
+    for name in ("stability_rate", "uniqueness", "novelty", "sun_rate"):
+        assert found[name] == (1, 5)
+    assert found["sun_per_relaxation"] == (1, 2)
+    assert numbers["estimates"] is None
+    assert list(flags["sun"]) == [False, True, False, False, False]

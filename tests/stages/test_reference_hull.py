@@ -36,12 +36,13 @@ CRYSTALS = {
 }
 
 
-def run(tmp_path, crystals=CRYSTALS, limits=None, **changes):
+def run(tmp_path, crystals=CRYSTALS, limits=None, check=None, **changes):
     path = tmp_path / "train.parquet"
     rows = [crystal_row(crystal, name) for name, crystal in crystals.items()]
     tables.write_table(path, rows, schemas.CRYSTALS, {})
     out = tmp_path / "hull" / "potential.parquet"
-    given = settings("reference_hull", reference_hull=changes, prerelax=limits or {})
+    sections = {"reference_hull": changes, "prerelax": limits or {}, "potential": {"check": check}}
+    given = settings("reference_hull", **sections)
     reference_hull.run(given, crystals=path, out=out)
     return tables.read_table(out, schemas.HULL_ENTRIES).to_pylist()
 
@@ -259,3 +260,24 @@ def test_a_file_that_looks_like_dft_causes_a_warning(tmp_path, caplog):
     (row,) = run(tmp_path, source=str(source))
     assert row["formula"] == "Na2Cl2"
     assert "1 of 1 entries (first: a) have a run_type" in caplog.text
+
+
+def test_the_hull_is_relaxed_freely_and_judged_by_the_second_potential(tmp_path, potential):
+    """Constraints of the generated crystals do not apply; the second energies are single points."""
+    infinite = float("inf")
+    limits = {"max_force": 0.1, "max_steps": 1500, "max_seconds": infinite}
+    expected = relax(potential, [CRYSTALS["row-1"]], **limits)[0]
+    second = relax(
+        load_potential("chgnet-0.2.0", torch.device("cpu")),
+        [expected.crystal],
+        **limits | {"max_force": infinite, "max_steps": 0},
+    )[0]
+    constraints = {"keep_symmetry": True, "fixed_cell": True}
+    given = {"row-1": CRYSTALS["row-1"]}
+    rows = run(tmp_path, given, limits=constraints, check="chgnet-0.2.0")
+    row = next(one for one in rows if one["entry_id"] == "row-1")
+    assert row["source"] == CHGNET
+    assert row["energy_per_atom"] == pytest.approx(expected.final_energy_per_atom, abs=1e-5)
+    assert row["check_energy_per_atom"] == pytest.approx(second.final_energy_per_atom, abs=1e-5)
+    assert abs(row["check_energy_per_atom"] - row["energy_per_atom"]) > 1e-4
+    assert {one["check_potential"] for one in rows} == {"CHGNet 0.2.0"}

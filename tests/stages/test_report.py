@@ -17,10 +17,12 @@ from evaluated_run import REPOSITORY, Draw, stage_settings, write_run
 from flow_pairs import LLM_FLOW
 from flowllm.commands.costs import costs_of_run
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.aggregate import FORMAT
 from flowllm.evaluate.statistics import rate
 from flowllm.io import schemas
 from flowllm.io.tables import write_table
 from flowllm.report import counting_tables, figures, forms
+from flowllm.report.cost_tables import estimate_table, sun_cost_table
 from flowllm.report.metrics_files import first_of_each_sweep, read_results
 from flowllm.report.process_tables import draft_table, merging_table, outcome_table, speed_table
 from flowllm.report.protocol_text import energy_name, hull_name
@@ -39,7 +41,7 @@ from flowllm.report.quality_tables import (
     proxy_table,
     sun_table,
 )
-from flowllm.report.table import Column, Table, to_latex
+from flowllm.report.table import Column, Table, to_csv, to_latex
 from flowllm.report.training_history import read_rejections, shard_counts
 from flowllm.runtime.provenance import provenance_path
 from flowllm.stages import metrics, report
@@ -69,7 +71,7 @@ class Page(HTMLParser):
 def draws():
     salt, caesium, oxide = rocksalt(), caesium_chloride(), perovskite()
     return [
-        Draw(salt, salt, -0.1, rejections=["bad_number"]),
+        Draw(salt, salt, -0.1, rejections=["bad_number"], redraws=3),
         Draw(caesium, caesium, -0.2),
         Draw(oxide, rattled(oxide, 0.02, 0), 0.03),
         Draw(oxide, None, relaxed_status="timeout"),
@@ -428,6 +430,7 @@ def test_rejections_are_counted_where_they_happened(run_dir):
         ("source rows", "disordered", 1),
         ("base FlowLLM-test: drafts", "bad_number", 2),
         ("base FlowLLM-test: drafts", "truncated", 1),
+        ("base FlowLLM-test: redraws within drafts", "close_atoms", 3),
         ("base FlowLLM-test: given up", "max_attempts", 1),
     ]
 
@@ -702,7 +705,7 @@ def test_no_metrics_is_an_error(tmp_path):
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ("{}", "expected 4"),
+        ("{}", f"expected {FORMAT}"),
         ('{"format": 3}', "format is 3.* the stage metrics again"),
     ],
 )
@@ -891,3 +894,78 @@ def test_every_number_that_a_table_shows_is_asked_of_the_metrics(run_dir):
         assert key in (*forms.RATES, *forms.MEANS), key
     for names, part in kinds.values():
         assert set(names) <= set(result.numbers[part])
+
+
+def with_numbers(result, **changes):
+    return replace(result, numbers=result.numbers | changes)
+
+
+ESTIMATE = {
+    **{"certain": 3, "sampled": 1, "sample": 5, "population": 50, "drawn": 60},
+    **{"value": 13 / 60, "low": 0.08, "high": 0.45},
+}
+
+
+def test_estimates_are_shown_with_their_weights_and_intervals(run_dir):
+    result = read_results(metrics_files(run_dir))[1]
+    assert estimate_table([result]) is None
+    design = {"certain": 10, "sample": 5, "population": 50, "missing": 2}
+    unknown = ESTIMATE | {"sampled": 0, "sample": 0, "value": None}
+    rates = {"stability_rate": ESTIMATE, "metastability_rate": unknown}
+    shown = with_numbers(result, estimates={"design": design, "rates": rates})
+    table = estimate_table([shown])
+    cells = [(cell.text, cell.detail) for cell in table.shown()[0]]
+    assert cells[1:] == [
+        ("10", ""),
+        ("5 of 50", ""),
+        ("2", ""),
+        ("21.67\u202f%", "3 + 1 · 10 of 60; 8.00–45.00"),
+        ("–", "8.00–45.00"),
+        ("–", ""),
+        ("–", ""),
+    ]
+    row = next(csv.DictReader(io.StringIO(to_csv(table))))
+    assert float(row["stability_rate"]) == pytest.approx(13 / 60)
+    assert row["stability_rate_sampled"] == "1"
+    assert r"\cdot" in to_latex(table)
+
+
+def test_crystals_that_select_excluded_are_named_below_the_rates(run_dir):
+    result = read_results(metrics_files(run_dir))[0]
+    assert "select.skip" not in sun_table([result], "potential").caption
+    counts = result.numbers["counts"]
+    relaxed = counts["relaxed"] | {"known": 4, "repeated": 1}
+    skipped = with_numbers(result, counts=counts | {"relaxed": relaxed})
+    for table in (sun_table([skipped], "potential"), sun_cost_table([skipped])):
+        assert "cannot be compared" in table.caption
+        assert "FlowLLM-test (4 known, 1 repeated)" in table.caption
+
+
+def test_the_page_warns_and_shows_the_second_potential(tmp_path):
+    """Eleven stable copies of a known crystal without a compound of its elements on the hull."""
+    seconds = [-0.2] * 6 + [0.5] * 5
+    salts = [
+        Draw(rocksalt(), rocksalt(), -0.1, check_e_above_hull=second, hull_compounds=0)
+        for second in seconds
+    ]
+    run = write_run(tmp_path, salts, {"train": {"mp-1": rocksalt()}})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    page_path = write_report(tmp_path, metrics_paths=[run.out])
+    said = [row["warning"] for row in read_csv(page_path, "warnings")]
+    assert [text.split(" are ")[0].split(" (")[0] for text in said] == [
+        "11 of 11 crystals on the hull",
+        "0 of 11 relaxed crystals",
+        "For 11 of 11 crystals with several elements",
+    ]
+    assert "Warnings" in page_path.read_text()
+    (row,) = read_csv(page_path, "second_potential")
+    counts = {
+        name: (row[f"{name}_numerator"], row[f"{name}_denominator"])
+        for name in ("agree_stable", "confirmed_stable", "check_stable")
+    }
+    assert counts == dict.fromkeys(counts, ("6", "11"))
+    assert row["kendall"] == "–" or row["kendall"] == ""  # the first energies are all equal
+
+
+def test_without_a_second_potential_there_is_no_table_of_it(page_path):
+    assert not (page_path.parent / "tables" / "second_potential.csv").exists()

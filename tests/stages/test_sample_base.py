@@ -85,7 +85,7 @@ class Repeating:
 def test_close_atoms_are_rejected_only_where_asked(paths, tmp_path, monkeypatch, reject):
     prompts = ModelFolder(paths["model"], settings(paths).prompts).prompts
     monkeypatch.setattr(model_folder, "VllmEngine", lambda *_, **__: Repeating(prompts))
-    changes = {"chunk_size": 2, "reject_close_atoms": reject}
+    changes = {"chunk_size": 2, "reject_close_atoms": reject, "min_distance": None}
     out = run(paths, tmp_path / "shard.parquet", count=2, **changes)
     for row in read_table(out, BASE).to_pylist():
         assert (row["status"], row["formula"]) == ("ok", "Na1Cl1")

@@ -179,6 +179,50 @@ def test_the_order_of_rows_and_entries_changes_nothing(tmp_path):
     assert forward == backward[::-1]
 
 
+SECOND = {"check_potential": "CHGNet 0.2.0"}
+
+
+def test_the_second_potential_has_its_own_hull(tmp_path):
+    """NaCl is 0.1 below the first hull (-3.5), and 0.25 above the second (-3.75)."""
+    seconds = {"Na": -1.5, "Cl": -2.0, "NaCl": -3.75}
+    hull = [row | SECOND | {"check_energy_per_atom": seconds[row["formula"]]} for row in HULL]
+    rows = [
+        relaxed_row(rocksalt(), "both", -3.6, **SECOND, check_energy_per_atom=-3.5),
+        relaxed_row(rocksalt(), "first alone", -3.6, **SECOND),
+    ]
+    both, alone = run(tmp_path, rows, hull)
+    assert both["e_above_hull"] == pytest.approx(-0.1)
+    assert both["check_e_above_hull"] == pytest.approx(0.25)
+    assert both["stable"]  # by the first potential alone
+    assert alone["check_e_above_hull"] is None
+
+
+def test_a_hull_without_the_second_potential_is_refused(tmp_path):
+    row = relaxed_row(rocksalt(), "a", -3.6, **SECOND, check_energy_per_atom=-3.5)
+    with pytest.raises(FlowllmError, match="for the crystals and none for the hull"):
+        run(tmp_path, [row])
+
+
+def test_compounds_of_the_crystals_elements_are_counted(tmp_path):
+    hull = [*HULL, *(hull_row(name, -1.0) for name in ("K", "O", "Na2O", "NaClO", "Na4Cl4"))]
+    rows = [
+        relaxed_row(rocksalt(), "one", -3.6),  # NaCl; Na4Cl4 is the same composition
+        relaxed_row(rocksalt("K", "Cl"), "none", -3.6),
+        relaxed_row(fcc("Na", 5.3), "an element", -1.5),
+    ]
+    assert [row["hull_compounds"] for row in run(tmp_path, rows, hull)] == [1, 0, None]
+
+
+@pytest.mark.parametrize(
+    "suffix", [", symmetry kept", ", symmetry kept, cell fixed (upper bounds)"]
+)
+def test_constrained_crystals_are_measured_against_free_ones_and_say_so(tmp_path, suffix):
+    row = relaxed_row(rocksalt(), "a", -3.6, potential=CHGNET + suffix)
+    (found,) = run(tmp_path, [row])
+    assert found["e_above_hull"] == pytest.approx(-0.1)
+    assert (found["energy_source"], found["hull_source"]) == (CHGNET + suffix, CHGNET)
+
+
 def test_the_formation_energy_is_from_the_elements_of_the_hull(tmp_path):
     # Of two entries of sodium the lower one counts: -3.6 - (-1.0 - 2.0) / 2.
     hull = [*HULL, hull_row("Na2", -0.5)]

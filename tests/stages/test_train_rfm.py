@@ -20,7 +20,15 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flow_pairs import BOUNDS, LLM_FLOW, OPTIONS, open_pairs, statistics, write_pairs
+from flow_pairs import (
+    BOUNDS,
+    LLM_FLOW,
+    OPTIONS,
+    open_pairs,
+    prototypes,
+    statistics,
+    write_pairs,
+)
 from flow_training import small_settings, start_training
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
@@ -389,3 +397,58 @@ def test_patience_stops_training(config_path, shards, tmp_path):
     assert record["stopped_early"]
     assert record["steps"] < 50
     assert record["steps"] == record["best_step"] + 2
+
+
+def many_shards(folder: Path, count: int) -> None:
+    """Make `count` shards of 20 pairs each, links to one file."""
+    (folder / "train").mkdir(parents=True)
+    (folder / "val").mkdir()
+    write_pairs(folder / "one.parquet", prototypes()[:20], seed=0)
+    write_pairs(folder / "val" / "shard-00000.parquet", prototypes()[:5], seed=1, split="val")
+    for shard in range(count):
+        os.link(folder / "one.parquet", folder / "train" / f"shard-{shard:05d}.parquet")
+
+
+def run_under_limit(
+    config_path, folder: Path, count: int, hard: int
+) -> subprocess.CompletedProcess:
+    """Train on a folder with the usual limit of 1,024 open files; `hard` is how far it can rise."""
+    settings = small_settings(config_path)
+    values = {"seed": settings.seed, "version": settings.version, **settings.values}
+    words = [f"--pairs={folder}/train={count}", f"--val-pairs={folder}/val=1"]
+    words += ["--out", str(folder / "flow"), "--settings", json.dumps(values)]
+    command = [sys.executable, "-m", "flowllm", "train_rfm", *words]
+    return subprocess.run(
+        ["sh", "-c", f'ulimit -Sn 1024; ulimit -Hn {hard}; exec "$0" "$@"', *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_three_thousand_shards_are_opened_and_not_read_into_memory(config_path, tmp_path):
+    many_shards(tmp_path, 3000)
+    done = run_under_limit(config_path, tmp_path, 3000, 4096)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "_flow.provenance.json").read_text())
+    assert record["counts"]["rows_out"] == 3000 * 20 + 5
+    assert len(record["input_paths"]["pairs"]) == 3000
+    assert record["peak_memory_mb"] < 2000
+
+
+def test_more_shards_than_a_process_may_open_are_refused_by_name(config_path, tmp_path):
+    many_shards(tmp_path, 900)
+    done = run_under_limit(config_path, tmp_path, 900, 1024)
+    assert done.returncode == 1
+    assert "900 shards are open at once, but a process may open 1024 files" in done.stderr
+    assert "sizes.pairs_per_shard" in done.stderr
+
+
+def test_groups_of_a_size_are_all_its_pairs_in_order_of_shards():
+    rng = np.random.default_rng(0)
+    num_atoms = [rng.integers(1, 6, size=n) for n in (7, 0, 12, 1)]
+    groups = list(size_groups(num_atoms, 4))
+    every = [(size, i, row) for i, sizes in enumerate(num_atoms) for row, size in enumerate(sizes)]
+    found = [(num_atoms[i][row], i, row) for group in groups for i, row in group]
+    assert found == sorted(every)
+    assert max(map(len, groups)) <= 4

@@ -1,13 +1,17 @@
 """Which failures are tried again on one machine, and what Snakemake says of them."""
 
 import re
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from flowllm.cli import _recurs
 from flowllm.errors import FlowllmError, PassingError
-from flowllm.workflow import slurm_plugin
-from tiny_run import TINY, snakemake
+from flowllm.slurm.plugin import refuse_start
+from flowllm.workflow import changes
+from tiny_run import SNAKEMAKE, TINY, snakemake
 
 
 def test_a_damaged_input_is_tried_once_although_retries_are_left(tmp_path):
@@ -55,7 +59,25 @@ def test_another_version_of_the_plugin_stops_runs_on_slurm_alone(monkeypatch):
         def __post_init__(self) -> None:
             """Run the plugin's own start."""
 
-    monkeypatch.setattr(slurm_plugin, "version", lambda _package: "2.8.0")
-    slurm_plugin._refuse_version(Executor)
-    with pytest.raises(Exception, match=r"2\.8\.0 is installed, but FlowLLM needs 2\.5\.x: pip"):
+    monkeypatch.setattr(changes, "version", lambda _package: "2.8.0")
+    with pytest.raises(FlowllmError, match=r"2\.8\.0 is installed, .* needs 2\.5\.x") as refusal:
+        changes.check_version(changes.SLURM_PLUGIN)
+    refuse_start(SimpleNamespace(Executor=Executor), str(refusal.value))
+    with pytest.raises(Exception, match=r"pip install 'snakemake-executor-plugin-slurm==2\.5\.\*'"):
         Executor().__post_init__()
+
+
+def test_another_version_of_snakemake_is_refused_before_it_plans(tmp_path):
+    """It would delete the finished outputs of failed jobs."""
+    code = (
+        "from flowllm.workflow import changes; changes.SERIES['snakemake'] = '9.28'; "
+        "from snakemake.cli import main; main()"
+    )
+    words = [*SNAKEMAKE[3:], "-n", *TINY]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "is installed, but FlowLLM needs 9.28.x, of which it changes functions" in said
+    assert "Job stats" not in said

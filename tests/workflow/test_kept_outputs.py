@@ -4,8 +4,6 @@ A finished run of files, each of which contains the command that made it, is con
 configuration, and its jobs end in every way. Then the first configuration plans nothing.
 """
 
-import importlib
-import importlib.util
 import json
 import os
 import shutil
@@ -20,8 +18,10 @@ import yaml
 
 from flowllm.io.files import atomic_folder
 from flowllm.runtime.provenance import StageRun, provenance_path, recorded
+from flowllm.workflow.notes import Note, state_of
 from stub_run import make_stub, stub_snakemake
-from tiny_run import ROOT, SNAKEMAKE, TINY, dry_runs, environment, planned
+from tiny_llm import write_tiny_llm
+from tiny_run import ROOT, SNAKEMAKE, TINY, dry_runs, environment, planned, snakemake
 
 INDEPENDENT = {
     "sample_pairs": {"temperature": 0.8},
@@ -31,6 +31,8 @@ INDEPENDENT = {
     "fingerprints": {"max_seconds": 9},
 }
 """Settings of stages whose jobs do not wait for each other: shards and single files."""
+
+FIRST_MADE = "run/pairs/train/shard-00000.parquet"
 
 JOBS = {"sample_pairs": 3, "sample_base": 2, "invariance": 1, "reference_hull": 1}
 
@@ -62,6 +64,7 @@ def first(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("kept")
     bin_folder = make_stub(folder / "bin")
     (folder / "work").mkdir()
+    write_tiny_llm(folder / "work" / "tiny-llm")  # `flowllm check` looks for it
     stub_snakemake(bin_folder, "--cores", "2", cwd=folder / "work")
     return folder / "work", bin_folder
 
@@ -157,7 +160,12 @@ def test_an_output_without_its_record_is_removed_when_its_job_fails(first, run):
 
 @pytest.fixture
 def killed(first, run):
-    """A run whose snakemake was killed (SIGKILL) while jobs ran, which still wait."""
+    """A run whose snakemake was killed (SIGKILL) while jobs ran, which still wait.
+
+    One of the jobs makes its output for the first time.
+    """
+    snakemake("--cleanup-metadata", FIRST_MADE, *TINY, cwd=run)
+    (run / FIRST_MADE).unlink()
     continued = Continued(run, first[1], INDEPENDENT)
     process = continued.start(dict.fromkeys(JOBS, "waiting"))
     waiting = run / "waiting"
@@ -176,7 +184,8 @@ def test_jobs_that_die_with_snakemake_leave_the_earlier_outputs(killed):
     for one in (killed.folder / "waiting").iterdir():
         os.kill(int(one.name), signal.SIGKILL)
     first_plan, changed_plan = killed.plans()
-    assert not JOBS.keys() & first_plan.keys()
+    assert first_plan["sample_pairs"] == 1  # which had no output before
+    assert not JOBS.keys() - {"sample_pairs"} & first_plan.keys()
     assert JOBS.items() <= changed_plan.items()
 
 
@@ -194,19 +203,8 @@ def test_jobs_that_outlive_snakemake_have_made_the_outputs_of_their_configuratio
     assert "train_rfm" in changed_plan
 
 
-@pytest.fixture(scope="module")
-def kept_outputs():
-    """The module of the workflow, imported as Snakemake does, after its own modules."""
-    importlib.import_module("snakemake.cli")
-    place = ROOT / "workflow" / "kept_outputs.py"
-    spec = importlib.util.spec_from_file_location("kept_outputs", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def finished_job(kept_outputs, tmp_path):
+def finished_job(tmp_path):
     """The note of a job that has replaced its output, the output, and its input."""
     output, given = tmp_path / "model", tmp_path / "input.txt"
     given.write_text("pairs")
@@ -214,9 +212,9 @@ def finished_job(kept_outputs, tmp_path):
     (output / "weights").write_text("old")
     records = [provenance_path(output), provenance_path(output.parent)]
     settings = {"seed": 42, "version": 3, "train_rfm": {"learning_rate": 0.001}}
-    note = kept_outputs.Note(
-        outputs={str(output): kept_outputs.state_of(output)},
-        records={str(path): kept_outputs.state_of(path) for path in records},
+    note = Note(
+        outputs={str(output): state_of(output)},
+        records={str(path): state_of(path) for path in records},
         settings=json.dumps(settings),
         metadata=None,
     )
@@ -251,24 +249,15 @@ def test_a_record_of_another_form_does_not(finished_job, content):
     assert not note.is_finished()
 
 
-def test_snakemakes_own_file_does_not_change_a_folder(kept_outputs, tmp_path):
+def test_snakemakes_own_file_does_not_change_a_folder(tmp_path):
     for folder in (tmp_path / "empty", tmp_path / "model"):
         folder.mkdir()
         if folder.name == "model":
             (folder / "weights").touch()
-        before = kept_outputs.state_of(folder)
+        before = state_of(folder)
         (folder / ".snakemake_timestamp").touch()
-        assert kept_outputs.state_of(folder) == before
+        assert state_of(folder) == before
         with atomic_folder(folder) as new:
             if folder.name == "model":
                 (new / "weights").touch()
-        assert kept_outputs.state_of(folder) != before
-
-
-def test_another_version_of_snakemake_is_left_as_it_is(kept_outputs, monkeypatch, caplog):
-    before = kept_outputs.Job.remove_existing_output
-    monkeypatch.setattr(kept_outputs, "WRITTEN_FOR", "8.")
-    monkeypatch.setattr(kept_outputs.logger, "propagate", True)
-    kept_outputs.install()
-    assert kept_outputs.Job.remove_existing_output is before
-    assert "removes the outputs of a job when it starts" in caplog.text
+        assert state_of(folder) != before

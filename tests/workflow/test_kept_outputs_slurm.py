@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slurm_cluster import missing_programs, slurm_cluster
+from slurm_cluster import make_refusing_sbatch, missing_programs, slurm_cluster
 from stub_run import make_stub, stub_snakemake
+from tiny_llm import write_tiny_llm
 from tiny_run import ROOT, SNAKEMAKE, TINY, dry_runs, environment, planned
 
 pytestmark = [
@@ -44,17 +45,22 @@ class Site:
         (folder / "changed.yaml").write_text(yaml.safe_dump(CHANGED))
 
     def start(
-        self, end: str, *words: str, overlays: tuple[str, ...] = ("changed.yaml",)
+        self,
+        end: str,
+        *words: str,
+        overlays: tuple[str, ...] = ("changed.yaml",),
+        search: Path | None = None,
     ) -> subprocess.Popen[str]:
         """Start snakemake; the jobs of the changed stages end as `stub_run` describes."""
         profile = ["--profile", str(ROOT / "workflow" / "profiles" / "slurm")]
-        partitions = ["--slurm-partition-config", str(ROOT / "slurm" / "partitions.yaml")]
+        partitions = ["--slurm-partition-config", str(ROOT / "slurm" / "site.yaml")]
+        path = {"PATH": f"{search}{os.pathsep}{self.variables['PATH']}"} if search else {}
         quick = ["--retries", "0", "--latency-wait", "5"]
         quick += ["--slurm-init-seconds-before-status-checks", "1"]
         return subprocess.Popen(
             [*SNAKEMAKE, *profile, *partitions, *quick, *words, *TINY, *overlays],
             cwd=self.folder,
-            env={**self.variables, "STUB_ENDS": json.dumps(dict.fromkeys(CHANGED, end))},
+            env={**self.variables, **path, "STUB_ENDS": json.dumps(dict.fromkeys(CHANGED, end))},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -88,6 +94,7 @@ class Site:
 def site(tmp_path_factory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("kept on slurm") / "work"
     folder.mkdir()
+    write_tiny_llm(folder / "tiny-llm")  # `flowllm check` looks for it
     stub_snakemake(make_stub(folder.parent / "local"), "--cores", "2", cwd=folder)
     with slurm_cluster(tmp_path_factory.mktemp("cluster")) as conf:
         yield Site(folder, conf)
@@ -95,8 +102,8 @@ def site(tmp_path_factory) -> Iterator[Site]:
 
 def test_refused_and_cancelled_jobs_leave_the_earlier_outputs(site):
     before = site.contents()
-    wrong = [f"{stage}:constraint=nosuch" for stage in CHANGED]
-    refused = site.start("at its start", "--set-resources", *wrong)
+    sbatch = make_refusing_sbatch(site.folder.parent / "sbatch", "--constraint=nosuch")
+    refused = site.start("at its start", search=sbatch)
     said, _ = refused.communicate()
     assert refused.returncode == 1
     assert said.count("Invalid feature specification") >= len(CHANGED), said

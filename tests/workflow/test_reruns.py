@@ -153,6 +153,11 @@ CHANGES = (
     Change("`sample_base`", {"sample_base": 2, **REFINED}, {"sample_base": {"max_attempts": 3}}),
     Change("`refine`", REFINED, {"refine": {"integrator": "rk4"}}),
     Change(
+        "`select`: known and repeated drafts are no longer relaxed",
+        {"select": 2, "prerelax": 4, **RELAXED},
+        {"select": {"skip": ["known", "repeated"]}},
+    ),
+    Change(
         "`prerelax`",
         {"prerelax": 4, "reference_hull": 1, **RELAXED},
         {"prerelax": {"max_force": 0.05}},

@@ -6,19 +6,26 @@ with a damaged input. Skipped, with the reason, where SLURM is not installed (se
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from flowllm.workflow.refusals import read_refusal
+from flowllm.slurm.refusals import read_refusal
 from slow_stage import SECONDS_FILE, make_python
-from slurm_cluster import ACCOUNT, QOS, missing_programs, slurm_cluster
+from slurm_cluster import (
+    ACCOUNT,
+    QOS,
+    make_refusing_sbatch,
+    missing_programs,
+    slurm_cluster,
+)
 from tiny_run import ROOT, SNAKEMAKE, TINY, environment
 
 pytestmark = [
@@ -68,6 +75,11 @@ class Site:
         code = self.start(*targets, options=options).wait(timeout=200)
         return code, (self.folder / "said").read_text()
 
+    def searching(self, folder: Path) -> "Site":
+        """Return this site with programs of a folder in place of others of their names."""
+        path = f"{folder}{os.pathsep}{self.environment['PATH']}"
+        return replace(self, environment={**self.environment, "PATH": path})
+
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of SLURM."""
         return subprocess.run(
@@ -91,10 +103,7 @@ def site(tmp_path_factory):
     scratch = tmp_path_factory.mktemp("submission")
     python = make_python(scratch / "bin")
     folder = scratch / "work"
-    for name in ("llm/model/weights", *(f"crystals/{one}.parquet" for one in ("train", "val"))):
-        path = folder / "run" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("made by the test")
+    write_inputs(folder)
     overlay = scratch / "overlay.yaml"
     overlay.write_text(yaml.safe_dump(OVERLAY))
     command = [*SNAKEMAKE, "--profile", str(profile(scratch)), "--latency-wait", "5"]
@@ -106,19 +115,43 @@ def site(tmp_path_factory):
         yield Site(folder, given, command)
 
 
+def write_inputs(folder: Path) -> None:
+    """Write a model and crystals, of which no job reads anything."""
+    for name in ("llm/model/weights", *(f"crystals/{one}.parquet" for one in ("train", "val"))):
+        path = folder / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("made by the test")
+
+
+@pytest.fixture(scope="module")
+def limited(site):
+    """A run with a job that reaches its time limit of a minute, beside the other tests."""
+    folder = site.folder.parent / "limited"
+    write_inputs(folder)
+    (folder / SECONDS_FILE).write_text("600")
+    # SIGTERM before the limit would end the job.
+    without_signal = folder / "site.yaml"
+    text = (site.folder.parent / "profile" / "site.yaml").read_text()
+    without_signal.write_text(text.replace("signal_seconds: 120", "signal_seconds: 0"))
+    options = ["--slurm-partition-config", str(without_signal), "--retries", "0"]
+    options += ["--set-resources", "sample_pairs:runtime=1"]
+    started = replace(site, folder=folder)
+    return started, started.start(shard(0), options=options)
+
+
 def profile(scratch: Path) -> Path:
     """Copy the profile, with the account and the QOS of the tests' cluster."""
-    text = (ROOT / "workflow" / "profiles" / "slurm" / "config.yaml").read_text()
-    for given, filled in {
-        "slurm-partition-config: slurm/": f"slurm-partition-config: {ROOT}/slurm/",
-        "# slurm-qos: normal ": f"slurm-qos: {QOS} ",
-        "# slurm_account: materials ": f"slurm_account: {ACCOUNT} ",
-    }.items():
+    folder = scratch / "profile"
+    folder.mkdir()
+    entries = f"all_jobs: {{account: {ACCOUNT}, qos: {QOS}}} "
+    for name, given, filled in (
+        ("config.yaml", "slurm-partition-config: slurm/", f"slurm-partition-config: {folder}/"),
+        ("site.yaml", "all_jobs: {} ", entries),
+    ):
+        text = (ROOT / "workflow" / "profiles" / "slurm" / name).read_text()
         assert given in text, given
-        text = text.replace(given, filled)
-    (scratch / "profile").mkdir()
-    (scratch / "profile" / "config.yaml").write_text(text)
-    return scratch / "profile"
+        (folder / name).write_text(text.replace(given, filled))
+    return folder
 
 
 def limit_jobs(site: Site, number: int) -> None:
@@ -170,16 +203,25 @@ def test_living_jobs_are_waited_for_after_a_restart(site):
     assert [len(site.attempts(f"sample_pairs/{log.name}")) for log in logs] == [1, 1]
 
 
-@pytest.mark.parametrize("wrong", ["constraint=nonsense", "slurm_account=nobody"])
-def test_a_job_that_slurm_never_accepts_fails_at_once_with_the_reason(site, wrong):
+@pytest.mark.usefixtures("limited")  # which runs meanwhile
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("--constraint=nonsense", "Invalid feature specification"),
+        ("--account=nobody", "Invalid account or account/partition combination specified"),
+    ],
+)
+def test_a_job_that_slurm_never_accepts_fails_at_once_with_the_reason(
+    site, wrong, reason, tmp_path
+):
     (site.folder / shard(0)).unlink(missing_ok=True)
-    code, said = site.finish(shard(0), options=["--set-resources", f"sample_pairs:{wrong}"])
+    code, said = site.searching(make_refusing_sbatch(tmp_path / "bin", wrong)).finish(shard(0))
     assert code == 1
     assert "Trying to restart" not in said
     [line] = [line for line in said.splitlines() if line.startswith("sample_pairs train 00000 ")]
     assert "failed (attempt 1 of 3): SLURM refused it: " in line
     assert line.endswith("It is not tried again. Log: run/logs/sample_pairs/train-00000.log")
-    assert ("Invalid feature specification" in line) or ("nobody appears to be invalid" in line)
+    assert reason in line
 
 
 def test_a_cancelled_job_is_tried_again_and_the_terminal_says_what_happened(site):
@@ -192,7 +234,7 @@ def test_a_cancelled_job_is_tried_again_and_the_terminal_says_what_happened(site
         assert time.monotonic() < deadline, (site.folder / "said").read_text()[-3000:]
         time.sleep(0.2)
     (site.folder / SECONDS_FILE).write_text("0")
-    number = site.jobs()[-1][0]
+    number = site.attempts("sample_pairs/train-00001.log")[-1].split()[-1]
     site.run("scancel", number)
     assert process.wait(timeout=100) == 0
     said = (site.folder / "said").read_text()
@@ -211,6 +253,14 @@ def test_a_damaged_input_is_tried_once_and_its_error_is_on_the_terminal(site):
     [line] = [line for line in said.splitlines() if line.startswith("prepare failed")]
     assert "manifest.json: not a manifest of download" in line
     assert "It is not tried again." in line
+
+
+def test_the_time_limit_is_the_cause_on_the_terminal(limited):
+    run, process = limited
+    assert process.wait(timeout=150) == 1
+    said = (run.folder / "said").read_text()
+    [line] = [line for line in said.splitlines() if line.startswith("sample_pairs train 00000 ")]
+    assert re.search(r"\(attempt 1 of 1\): SLURM job \d+: the time limit of 1 minutes\.", line)
 
 
 @pytest.mark.parametrize(

@@ -43,15 +43,8 @@ def test_a_stage_has_one_rule_command_module_and_test_of_its_name():
 
 def test_every_rule_names_log_benchmark_environment_and_resources():
     for stage in STAGES:
-        for part in (
-            "log:",
-            "benchmark:",
-            "conda:",
-            "threads:",
-            "requested(",
-            "mem_mb=",
-            "runtime=",
-        ):
+        parts = ("log:", "benchmark:", "conda:", "threads:", "requested(", "mem_mb=", "runtime=")
+        for part in parts:
             assert part in rules()[stage], f"{stage} lacks {part}"
 
 
@@ -72,7 +65,7 @@ def test_the_full_configuration_plans_hundreds_of_shards(profile):
     assert jobs["sample_compositions"] == 20  # FlowMM-like: no language model
     assert jobs["prerelax"] == jobs["refine"] == 6 * 20
     assert jobs["train_rfm"] == 2  # the flows llm and types
-    others = {"dft_collect", "dft_hull", "import_samples", "sample_csp", "match_csp"}
+    others = {"dft_collect", "dft_hull", "import_samples", "sample_csp", "match_csp", "select"}
     assert set(jobs) == set(STAGES) - others | {"all"}
     assert jobs == billed("all")
 
@@ -128,6 +121,10 @@ BILLED = {
     "LLM for CSP only": {"methods": [NO_LLM], **CSP},
     "flow for CSP only": {"methods": [LLM_ONLY], **CSP},
     "trajectories": {"methods": [LLM_ONLY, NO_LLM], "refine": {"trajectory_every": 2}},
+    "select and candidates": {
+        **{"methods": [LLM_ONLY, NO_LLM], **CSP, "select": {"skip": ["known", "repeated"]}},
+        "dft_inputs": {"selection": "candidates"},
+    },
     "shards": {"methods": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
 }
 TARGETS = ("all", "all_dft")
@@ -269,13 +266,21 @@ def test_a_bad_configuration_stops_before_the_dag(tmp_path, overlay, message):
     assert "Building DAG" not in output
 
 
-def test_too_many_shards_for_a_command_are_refused_before_anything_runs(tmp_path):
+def test_three_thousand_shards_plan_within_bounds_and_fit_into_a_command(tmp_path):
+    """33 million pairs; bounds of issue 19: 15 s of a core, 2 GB."""
     overlay = tmp_path / "many.yaml"
-    sizes = {"num_pairs": 700, "pairs_per_shard": 1, "num_val_pairs": 1}
-    overlay.write_text(yaml.safe_dump({"run_dir": "x" * 150, "sizes": sizes}))
-    output = snakemake("-n", "--until", "train_rfm", *TINY, str(overlay), check=False)
-    assert "701 shards do not fit into the command line" in output
-    assert "Job stats" not in output
+    sizes = {"num_pairs": 33_000_000, "pairs_per_shard": 11_000, "num_val_pairs": 33_000}
+    overlay.write_text(yaml.safe_dump({"sizes": sizes}))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = ["-n", "-p", "--until", "train_rfm"]
+    output = snakemake(*words, "--configfile", str(ROOT / "config.yaml"), str(overlay))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert planned(output)["sample_pairs"] == 3003
+    [command, _] = re.findall(r"python -m flowllm train_rfm .*", output)
+    assert "--pairs=runs/paper/pairs/train=3000 --val-pairs=runs/paper/pairs/val=3 " in command
+    used = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
+    assert used < 15
+    assert after.ru_maxrss < 2e6  # kB, of the largest process so far
 
 
 def test_every_attempt_fits_into_a_partition():

@@ -2,6 +2,7 @@ rule dft_inputs:
     input:
         relaxed=sample_shards("relaxed"),
         stability=f"{RUN}/stability/potential/{{method}}.parquet",
+        per_crystal=per_crystal_metrics,
     output:
         f"{RUN}/dft_inputs/{{method}}/manifest.parquet",
     log:
@@ -17,7 +18,7 @@ rule dft_inputs:
         runtime=runtime("dft_inputs"),
     params:
         settings=settings_of("dft_inputs"),
-        relaxed=options(relaxed="relaxed"),
+        relaxed=options(**{"relaxed": "relaxed", "per-crystal": "per_crystal"}),
     message:
         "Writing DFT inputs of {wildcards.method}"
     shell:

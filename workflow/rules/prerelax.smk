@@ -1,6 +1,7 @@
 rule prerelax:
     input:
-        f"{RUN}/generated/{{method}}/shard-{{shard}}.parquet",
+        generated=f"{RUN}/generated/{{method}}/shard-{{shard}}.parquet",
+        selection=selection_of,
     output:
         f"{RUN}/relaxed/{{method}}/shard-{{shard}}.parquet",
     log:
@@ -18,9 +19,10 @@ rule prerelax:
         runtime=runtime("prerelax"),
     params:
         settings=settings_of("prerelax"),
+        selection=options(selection="selection"),
     message:
         "Relaxing {wildcards.method}, shard {wildcards.shard}"
     shell:
         "python -m flowllm prerelax "
-        "--generated {input:q} --out {output:q} "
+        "--generated {input.generated:q} {params.selection:q} --out {output:q} "
         "--settings {params.settings:q} --log {log:q}"

@@ -35,6 +35,7 @@ ALL_STAGES = frozenset(STAGES)
 
 _POTENTIAL_PACKAGES = {
     "chgnet": "torch_sim",
+    "chgnet-0.2.0": "torch_sim",
     "mace": "mace",
     "mattersim": "mattersim",
     "sevennet": "sevenn",
@@ -392,8 +393,9 @@ def _packages(config: Config, stages: Collection[str]) -> str:
     if quantization != "none" and {"finetune_llm", "merge_adapter"} & set(stages):
         wanted["bitsandbytes"] = f"finetune_llm.quantization {quantization}"
     if {"prerelax", "reference_hull"} & set(stages):
-        potential = config.potential.name
-        wanted[_POTENTIAL_PACKAGES[potential]] = f"potential.name {potential}"
+        for key in ("check", "name"):
+            if (potential := getattr(config.potential, key)) is not None:
+                wanted[_POTENTIAL_PACKAGES[potential]] = f"potential.{key} {potential}"
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         said = ", ".join(f"{name} (for {wanted[name]})" for name in missing)

@@ -24,12 +24,17 @@ class ItemCost(Section):
         gpus: number of GPUs of the measurement, 0 for none.
         cpus: number of cores of the measurement; used if there are no GPUs.
         bytes: size of the output per item.
+        start_seconds: wall time from a job's start until its first item, such as for loading the
+            model; lost whenever the job is stopped.
+        source: where the seconds come from, printed below the estimate.
     """
 
     seconds: NonNegativeFloat | None = None
     gpus: NonNegativeInt = 0
     cpus: NonNegativeInt = 1
     bytes: NonNegativeFloat | None = None
+    start_seconds: NonNegativeFloat = 0.0
+    source: str = ""
 
 
 def costs_of_run(run_dir: Path) -> tuple[dict[str, ItemCost], dict[str, int]]:
@@ -50,7 +55,11 @@ def costs_of_run(run_dir: Path) -> tuple[dict[str, ItemCost], dict[str, int]]:
             f"{run_dir}: contains no records (_*.provenance.json) of an earlier run; name the "
             "run_dir of a run"
         )
-    costs = {stage: _measured(stage, records) for stage, records in found.items()}
+    source = f"records of {run_dir}"
+    costs = {
+        stage: _measured(stage, records).model_copy(update={"source": source})
+        for stage, records in found.items()
+    }
     counts = found["prepare"][0][1]["counts"] if "prepare" in found else {}
     crystals = {split: counts[split] for split in ("train", "val", "test") if split in counts}
     if crystals:
@@ -97,6 +106,10 @@ def _items_of(stage: str, record: Mapping[str, Any]) -> int:
         return 1
     if stage == "download":
         return int(counts["rows_out"])
+    if stage == "dft_inputs":
+        return int(counts["rows_out"])  # of the other rows nothing is written
+    if stage == "dft_collect":
+        return int(counts["rows_in"] - counts.get("statuses", {}).get("not_selected", 0))
     return int(counts["rows_in"])
 
 

@@ -1,8 +1,9 @@
 """Estimate jobs, files, disk and hours of a configuration, for `flowllm estimate`.
 
 Counts follow from the configuration alone and equal the workflow's (the tests compare them with a
-dry run). Hours and bytes need costs: seconds and bytes per item of a stage (pair, sample, text or
-crystal), from the records of an earlier run or from a YAML file.
+dry run), and so do the bytes of the models. Hours and other bytes need costs: seconds and bytes per
+item of a stage (pair, sample, text or crystal), from the records of an earlier run or from a YAML
+file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,14 +11,17 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
+from cyclopts.types import NonNegativeFloat
+
 from flowllm.commands.costs import DFT_RUNS, ItemCost, costs_of_run, read_costs
+from flowllm.commands.items import Crystals, count_items, split_sizes
 from flowllm.commands.jobs import Target, count_jobs
+from flowllm.commands.losses import Rates, Work, describe_losses, loss_of, saved_work
+from flowllm.commands.model_sizes import ModelBytes, model_bytes
 from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
 from flowllm.config.load import load_config
 from flowllm.config.model import Config
-from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stages import STAGES
-from flowllm.data.sources import catalogue
 
 JOB_FILES = 3
 """Files beside the output of each job: its log, its benchmark and its record."""
@@ -28,7 +32,7 @@ OUTPUT_FILES = {
     # With TensorBoard's events, and the mark of its time that Snakemake leaves in a folder.
     "finetune_llm": 8,
     "train_rfm": 5,
-    "merge_adapter": 7,  # and one more per 5 GB of the weights
+    "merge_adapter": 8,  # with its identity, and one more per 5 GB of the weights
     "import_samples": 2,
     "prerelax": 2,  # the wall times of the crystals are in their own file
     "dft_inputs": 4,
@@ -41,8 +45,15 @@ OUTPUT_FILES = {
 DFT_FILES = 4
 """INCAR, KPOINTS, POSCAR and POTCAR or POTCAR.spec, in one folder per crystal."""
 
-_STATES = 5
-"""Values per weight in a checkpoint: it, its average, the best average, AdamW's two moments."""
+_FIXED = ("fetch_model", "finetune_llm", "merge_adapter", "train_rfm")
+"""Stages whose bytes follow from the sizes of the models, however many items there are."""
+
+
+_LOCAL = ("download", "fetch_model", "dft_hull", "report")
+"""Stages that run where `snakemake` does, and are not in the failure budget."""
+
+_SHORT_HOURS = 0.1
+"""Jobs that are shorter are not in the failure budget."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,8 @@ class StageEstimate:
         cpu_hours: cores times hours, of all jobs.
         job_hours: wall time of one job.
         limit_hours: wall time that the configuration gives a first attempt.
-        scratch: most bytes of temporary files beside the outputs, where they are larger than the
-            outputs.
+        scratch: most bytes of temporary files beside the outputs, where they are large.
+        source: where the hours come from.
     """
 
     stage: str
@@ -74,7 +85,8 @@ class StageEstimate:
     cpu_hours: float | None = None
     job_hours: float | None = None
     limit_hours: float | None = None
-    scratch: int = 0
+    scratch: int | None = 0
+    source: str = ""
 
 
 def run(
@@ -84,6 +96,8 @@ def run(
     from_run: Path | None = None,
     costs: Path | None = None,
     profile: str | None = None,
+    node_failures: NonNegativeFloat = 0.0065,
+    preemptions: NonNegativeFloat = 1.0,
 ) -> None:
     """Estimate jobs, files, disk and GPU/CPU hours before a run.
 
@@ -93,6 +107,9 @@ def run(
         costs: YAML file with costs per item. They take precedence over those of `--from-run`.
         profile: Folder of a SLURM profile, such as `slurm`. All attempts of all jobs are compared
             with its partitions and, where there is a SLURM, with `sbatch --test-only`.
+        node_failures: Failures per node and day, for the failure budget. The default is that of a
+            research cluster with 16,000 A100 (Kokolis et al., arXiv 2410.21680).
+        preemptions: Preemptions per job and day, likewise. The default is an assumption.
         config: See `options.ConfigFiles`.
 
     Raises:
@@ -110,6 +127,10 @@ def run(
     crystals |= split_sizes(loaded)
     lines = estimate(loaded, known, target, crystals)
     print("\n".join(describe(lines)))
+    rates = Rates(node_failures, preemptions)
+    losses = [loss_of(work, rates) for work in works(loaded, lines, known)]
+    if losses:
+        print("\n".join(["", *describe_losses(losses, rates)]))
     if profile is not None:
         _print_preflight(profile, loaded, [line.stage for line in lines if line.jobs])
 
@@ -128,7 +149,7 @@ def estimate(
     config: Config,
     costs: Mapping[str, ItemCost],
     target: Target,
-    crystals: Mapping[str, int],
+    crystals: Crystals,
 ) -> list[StageEstimate]:
     """Return the estimates of the stages that have jobs, in the order of the pipeline.
 
@@ -140,74 +161,54 @@ def estimate(
     """
     jobs = count_jobs(config, target)
     items = count_items(config, crystals, target)
-    lines = [_stage_estimate(config, costs, stage, jobs[stage], items[stage]) for stage in STAGES]
-    lines = [line for line in lines if line.jobs]
+    models = model_bytes(config)
+    lines = [
+        _with_models(_stage_estimate(config, costs, stage, jobs[stage], items[stage]), models)
+        for stage in STAGES
+        if jobs[stage]
+    ]
     if target == "all_dft":
         runs = items["dft_inputs"]
         lines.append(_with_costs(StageEstimate(DFT_RUNS, 0, runs, 0, 0), costs, None))
     return lines
 
 
-def count_items(
-    config: Config, crystals: Mapping[str, int], target: Target
-) -> dict[str, int | None]:
-    """Return the number of items of every stage, None where it depends on unknown data."""
-    sizes, llm, flow = config.sizes, config.finetune_llm, config.train_rfm
-    train, test, every = crystals.get("train"), crystals.get("test"), crystals.get("rows")
-    bases = {method.base for method in config.methods}
-    flows = _flows(config)
-    samples = None if config.external_samples else len(config.methods) * sizes.num_samples
-    texts = llm.max_steps * llm.batch_size if llm.max_steps else _times(train, llm.epochs)
-    pairs = flow.max_steps * flow.batch_size if flow.max_steps else sizes.num_pairs * flow.epochs
-    selected = len(config.methods) * min(sizes.num_samples, config.dft_inputs.max_crystals)
-    chosen = samples if config.dft_inputs.selection == "all" else selected
-    kinds = 2 if target == "all_dft" else 1
-    predictions = {base.name: base.attempts * sizes.num_csp_crystals for base in config.csp_bases}
-    items = dict.fromkeys(STAGES, samples)
-    return items | {
-        "download": every,
-        "prepare": every,
-        "finetune_llm": texts,
-        "fetch_model": 1,
-        "merge_adapter": 1,
-        "invariance": config.invariance.num_crystals if config.asks_llm else 0,
-        "sample_pairs": sizes.num_pairs + sizes.num_val_pairs if flows else 0,
-        "train_rfm": len(flows) * pairs,
-        "sample_base": len(config.sampled_bases) * sizes.num_samples,
-        "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * sizes.num_samples,
-        "sample_csp": sum(predictions[base] for base in {one.base for one in config.csp_methods}),
-        "refine": None
-        if config.given_bases
-        else len(config.methods) * sizes.num_samples
-        + sum(predictions[method.base] for method in config.csp_methods),
-        "match_csp": len(config.csp_methods) * sizes.num_csp_crystals,
-        "import_samples": None,
-        "reference_hull": train,
-        "stability": _times(samples, kinds),
-        "dft_inputs": chosen,
-        "dft_collect": chosen,
-        "dft_hull": 1,
-        "fingerprints": None if samples is None or test is None else samples + test,
-        "metrics": _times(samples, kinds),
-        "report": 1,
+def works(
+    config: Config, lines: Sequence[StageEstimate], costs: Mapping[str, ItemCost]
+) -> Iterator[Work]:
+    """Yield the cluster's jobs of the stages whose hours are known, without the short ones."""
+    for line in lines:
+        if line.stage in _LOCAL or not line.items or (line.job_hours or 0) < _SHORT_HOURS:
+            continue
+        assert line.job_hours is not None
+        assert line.limit_hours is not None
+        per_item = line.job_hours * line.jobs / line.items * 3600
+        yield Work(
+            line.stage,
+            line.jobs,
+            line.job_hours,
+            line.limit_hours,
+            nodes=getattr(config.nodes, line.stage, 1),
+            start_hours=costs[line.stage].start_seconds / 3600,
+            **saved_work(config, line.stage, per_item),
+        )
+
+
+def _with_models(line: StageEstimate, models: ModelBytes) -> StageEstimate:
+    """Set the bytes of a stage whose output is a model."""
+    if line.stage not in _FIXED:
+        return line
+    size = {
+        "fetch_model": models.downloaded,
+        "finetune_llm": models.adapter,
+        "merge_adapter": models.merged,
+        "train_rfm": line.jobs * models.flow,
+    }[line.stage]
+    scratch = {
+        "finetune_llm": models.llm_checkpoints,
+        "train_rfm": line.jobs * models.flow_scratch,
     }
-
-
-def _flows(config: Config) -> set[str]:
-    """Return the flows that a method uses; no other is trained."""
-    rows = (*config.methods, *config.csp_methods)
-    return {method.flow for method in rows if method.flow is not None}
-
-
-def split_sizes(config: Config) -> dict[str, int]:
-    """Return the rows per split and in total of a data set of the catalogue, {} for other data."""
-    source = catalogue().get(config.data.source)
-    if source is None:
-        return {}
-    limit = config.prepare.max_rows
-    rows = {split: file.rows for split, file in source.files.items()}
-    sizes = {split: min(n, limit) if limit else n for split, n in rows.items()}
-    return sizes | {"rows": sum(sizes.values())}
+    return replace(line, bytes=size, scratch=scratch.get(line.stage, 0))
 
 
 def _stage_estimate(
@@ -220,8 +221,7 @@ def _stage_estimate(
         files += items * DFT_FILES
         folders = items + ceil(items / config.dft_inputs.folders_per_directory)
     limit = config.resources[stage].runtime / 60
-    scratch = jobs * _flow_scratch(config) if stage == "train_rfm" and jobs else 0
-    line = StageEstimate(stage, jobs, items, files, folders, limit_hours=limit, scratch=scratch)
+    line = StageEstimate(stage, jobs, items, files, folders, limit_hours=limit)
     asked, nodes = config.resources[stage], getattr(config.nodes, stage, 1)
     line = _with_costs(line, costs, (asked.gpus * nodes, asked.cpus * nodes))
     if trajectories and line.bytes is not None and items:
@@ -246,29 +246,6 @@ def _snapshots(config: Config) -> int:
     )
 
 
-def _flow_scratch(config: Config) -> int:
-    """Return the bytes of a flow's prepared pairs and of two checkpoints, old and new."""
-    import torch  # imported here, since it takes seconds
-
-    from flowllm.rfm.network import NetworkSize, VelocityNetwork
-
-    flow, sizes = config.train_rfm, config.sizes
-    size = NetworkSize(flow.hidden_dim, flow.num_layers, flow.time_dim, flow.num_frequencies)
-    with torch.device("meta"):
-        weights = sum(weight.numel() for weight in VelocityNetwork(size).parameters())
-    pairs = sizes.num_pairs + sizes.num_val_pairs
-    return pairs * prepared_bytes(config.prepare.max_atoms) + 2 * 4 * _STATES * weights
-
-
-def prepared_bytes(num_atoms: int) -> int:
-    """Return the bytes of a pair of cells with `num_atoms` atoms, as in `rfm.pairs.PREPARED`.
-
-    Per atom: its element and two times three coordinates. Per pair: two lattices of six numbers,
-    the offsets of three lists, and one validity bit per column.
-    """
-    return num_atoms * (1 + 2 * 3 * 4) + 2 * 6 * 4 + 3 * 4 + 1
-
-
 def _with_costs(
     line: StageEstimate, costs: Mapping[str, ItemCost], asked: tuple[int, int] | None
 ) -> StageEstimate:
@@ -288,42 +265,76 @@ def _with_costs(
     hours = cost.seconds * items / 3600
     wall = hours * cost.gpus / gpus if gpus else hours * cost.cpus / cpus
     hours_per_job = wall / line.jobs if line.jobs else None
-    return replace(line, gpu_hours=wall * gpus, cpu_hours=wall * cpus, job_hours=hours_per_job)
-
-
-def _times(count: int | None, factor: int) -> int | None:
-    return None if count is None else count * factor
+    return replace(
+        line,
+        gpu_hours=wall * gpus,
+        cpu_hours=wall * cpus,
+        job_hours=hours_per_job,
+        source=cost.source,
+    )
 
 
 def describe(lines: Sequence[StageEstimate]) -> Iterator[str]:
     """Yield the lines of the estimate: a table with totals, then notes."""
-    yield f"{'stage':16}{'jobs':>7}{'items':>13}{'files':>10}{'folders':>10}" + (
+    yield f"{'stage':20}{'jobs':>7}{'items':>13}{'files':>10}{'folders':>10}" + (
         f"{'disk':>10}{'GPU-hours':>12}{'CPU-hours':>12}"
     )
     for line in lines:
-        counts = f"{line.stage:16}{line.jobs:7,}{_shown(line.items):>13}{line.files:10,}"
+        counts = f"{line.stage:20}{line.jobs:7,}{_shown(line.items):>13}{line.files:10,}"
         hours = f"{_hours(line.gpu_hours):>12}{_hours(line.cpu_hours):>12}"
         yield f"{counts}{line.folders:10,}{_size(line.bytes):>10}{hours}"
     jobs, files = sum(line.jobs for line in lines), sum(line.files for line in lines)
     folders = sum(line.folders for line in lines)
     disk, gpu, cpu = (_total(lines, name) for name in ("bytes", "gpu_hours", "cpu_hours"))
     hours = f"{_hours(gpu):>12}{_hours(cpu):>12}"
-    yield f"{'total':16}{jobs:7,}{'':13}{files:10,}{folders:10,}{_size(disk):>10}{hours}"
+    total = f"{'total':20}{jobs:7,}{'':13}{files:10,}{folders:10,}{_size(disk):>10}{hours}"
+    yield total + _left_out(lines)
     yield f"Files and folders (inodes): {files + folders:,}, and Snakemake's own, one per job."
+    yield from _notes(lines)
+
+
+def _left_out(lines: Sequence[StageEstimate]) -> str:
+    """Return what the totals lack, for the line of the totals."""
+    disk = [line.stage for line in lines if line.bytes is None]
+    time = [line.stage for line in lines if line.cpu_hours is None]
+    parts = [f"disk of {', '.join(disk)}"] if disk else []
+    parts += [f"hours of {', '.join(time)}"] if time else []
+    return f"  at least; unknown (?): {'; '.join(parts)}" if parts else ""
+
+
+def _notes(lines: Sequence[StageEstimate]) -> Iterator[str]:
+    """Yield what the table does not show: the cache, temporary files, limits, sources."""
     for line in lines:
-        if line.scratch:
+        if line.stage == "fetch_model" and line.bytes:
+            yield (
+                f"fetch_model: {_size(line.bytes)} are in Hugging Face's cache (HF_HOME), outside "
+                "of the run's folder"
+            )
+        if line.scratch is None:
+            yield f"{line.stage}: ? of temporary files while it runs (checkpoints)"
+        elif line.scratch:
             yield (
                 f"{line.stage}: up to {_size(line.scratch)} of temporary files while it runs "
-                "(prepared pairs, checkpoints)"
+                f"({'prepared pairs, ' if line.stage == 'train_rfm' else ''}checkpoints)"
             )
         if line.job_hours and line.limit_hours and line.job_hours > line.limit_hours:
             yield (
                 f"{line.stage}: about {_hours(line.job_hours)} h per job, over its limit of "
                 f"{_hours(line.limit_hours)} h (resources.{line.stage}.runtime)"
             )
-    unknown = [line.stage for line in lines if line.cpu_hours is None]
-    if unknown:
-        yield f"? is unknown and not included in the totals. No hours for: {', '.join(unknown)}."
+    scratch, kept = (_total(lines, name) or 0 for name in ("scratch", "bytes"))
+    yield f"Disk with all temporary files at once: {_size(kept + scratch)}{_left_out_disk(lines)}."
+    sources: dict[str, list[str]] = {}
+    for line in lines:
+        if line.source:
+            sources.setdefault(line.source, []).append(line.stage)
+    for source, stages in sources.items():
+        yield f"Hours of {', '.join(stages)}: {source}."
+
+
+def _left_out_disk(lines: Sequence[StageEstimate]) -> str:
+    unknown = [line.stage for line in lines if line.bytes is None or line.scratch is None]
+    return f", without {', '.join(unknown)}" if unknown else ""
 
 
 def _total(lines: Sequence[StageEstimate], name: str) -> float | None:

@@ -174,7 +174,7 @@ def generate(run: FinishedRun, request: Request, out: Path) -> list[Row]:
             write_drafts(out, drafts, about.metadata())
             return []
         names = {row["id"]: row["source_name"] for row in drafts if "source_name" in row}
-        rows = table_rows(follow(drafts, run, hull), hull, names)
+        rows = table_rows(follow(drafts, run, hull), names)
         relaxed = sum(row["rank"] is not None for row in rows)
         about.count(rows_out=relaxed, rows_failed=len(rows) - relaxed)
         write_folder(out, drafts, rows, hull, run.config.report.color, about.metadata())

@@ -11,15 +11,19 @@ from flowllm.commands.generate_run import ChainSettings, FinishedRun
 from flowllm.evaluate.hull import HullFile, read_hull
 from flowllm.evaluate.samples import join_rows
 from flowllm.io import schemas
-from flowllm.relax.models import load_potential
 from flowllm.rfm.model import load_model
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import Progress
 from flowllm.runtime.malloc import keep_freed_memory
 from flowllm.stages.metrics import judge
-from flowllm.stages.prerelax import energy_label, relax_rows
+from flowllm.stages.prerelax import energy_label, load_potentials, relax_rows
 from flowllm.stages.refine import generated_rows
-from flowllm.stages.stability import check_same_energies, stability_rows, with_energy
+from flowllm.stages.stability import (
+    check_same_energies,
+    check_same_judge,
+    stability_rows,
+    with_energy,
+)
 
 Row = dict[str, Any]
 
@@ -76,9 +80,9 @@ def follow(drafts: Sequence[Row], run: FinishedRun, hull: HullFile) -> list[Foll
     generated, _, _ = generated_rows(rows, flow, settings.refine, None)
     generated = as_read(generated, schemas.GENERATED)
     relaxed = as_read(_relaxed(generated, settings), schemas.RELAXED)
-    placed = stability_rows(
-        [with_energy(row) for row in relaxed], hull, settings.stability.stability
-    )
+    with_energies = [with_energy(row) for row in relaxed]
+    check_same_judge(with_energies, hull, run.hull)
+    placed = stability_rows(with_energies, hull, settings.stability.stability)
     samples = [
         join_rows(*four, None, dict(four[0]["asked"] or ()) or None)
         for four in zip(rows, generated, relaxed, placed, strict=True)
@@ -88,13 +92,13 @@ def follow(drafts: Sequence[Row], run: FinishedRun, hull: HullFile) -> list[Foll
 
 
 def _relaxed(rows: Sequence[Row], settings: ChainSettings) -> list[Row]:
-    section, name = settings.prerelax.prerelax, settings.prerelax.potential.name
-    label, loaded = energy_label(settings.prerelax), load_potential(name, pick_device())
+    section = settings.prerelax.prerelax
+    label, potentials = energy_label(settings.prerelax), load_potentials(settings.prerelax)
     progress = Progress("relaxation, crystals", len(rows))
     relaxed: list[Row] = []
     for start in range(0, len(rows), section.chunk_size):
         chunk = rows[start : start + section.chunk_size]
-        relaxed += relax_rows(chunk, UNUSED_PATH, label, loaded, section, progress.advance)
+        relaxed += relax_rows(chunk, UNUSED_PATH, label, potentials, section, progress.advance)
     return relaxed
 
 

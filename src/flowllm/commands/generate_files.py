@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowllm.commands.generate_table import CIF_FOLDER, verdict, wishes_text
+from flowllm.commands.generate_table import CIF_FOLDER, has_reference, verdict, wishes_text
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import HullFile, short_label
 from flowllm.io import schemas
@@ -185,7 +185,7 @@ def warnings_of(rows: Sequence[Row], hull: HullFile) -> Iterator[str]:
     if failed := [row for row in rows if row["cif"] is None]:
         reasons = sorted({row["status"] for row in failed})
         yield f"{len(failed)} of {len(rows)} drafts have no relaxed crystal: {', '.join(reasons)}"
-    if lacking := [row for row in relaxed if not row["has_reference"]]:
+    if lacking := [row for row in relaxed if not has_reference(row)]:
         names = sorted({row["reduced_formula"] for row in lacking})
         sources = ", ".join(map(short_label, hull.sources))
         yield (

@@ -7,7 +7,6 @@ from typing import Any
 from flowllm.commands.generate_chain import Followed
 from flowllm.crystal import Crystal
 from flowllm.data.wishes import ELEMENTS_MODE
-from flowllm.evaluate.hull import HullFile
 from flowllm.io.tables import crystal_columns, crystal_of
 from flowllm.report.gallery import space_group_text
 
@@ -20,7 +19,7 @@ NOT_MEASURED = "not measured"
 FROM_RELAXED = ("formula", "max_force", "converged")
 FROM_STABILITY = (
     *("energy_per_atom", "formation_energy_per_atom", "e_above_hull"),
-    *("stable", "metastable"),
+    *("check_e_above_hull", "hull_compounds", "stable", "metastable"),
 )
 FROM_JUDGED = (
     "structurally_valid",
@@ -37,7 +36,6 @@ FROM_DRAFT = ("attempts", "prompt")
 
 def table_rows(
     followed: Sequence[Followed],
-    hull: HullFile,
     names: Mapping[str, str],
 ) -> list[Row]:
     """Return the rows of `schemas.ON_REQUEST`, by energy above the hull.
@@ -47,10 +45,9 @@ def table_rows(
 
     Args:
         followed: what became of each draft.
-        hull: the hull.
         names: file or key of each given crystal, by id.
     """
-    rows = [_row(one, hull) | {"source_name": names.get(one.draft["id"])} for one in followed]
+    rows = [_row(one) | {"source_name": names.get(one.draft["id"])} for one in followed]
     rows.sort(key=_order)
     rank = 0
     for row in rows:
@@ -72,7 +69,7 @@ def _file_name(rank: int, row: Row) -> str:
     return f"{rank:04d}_{row['reduced_formula']}_{shown}.cif"
 
 
-def _row(one: Followed, hull: HullFile) -> Row:
+def _row(one: Followed) -> Row:
     crystal = crystal_of(one.relaxed)
     stability = one.stability
     return {
@@ -80,7 +77,7 @@ def _row(one: Followed, hull: HullFile) -> Row:
         **crystal_columns(crystal),
         "rank": None,
         "cif": None,
-        **_described(crystal, hull),
+        **_described(crystal),
         **{name: one.relaxed[name] for name in FROM_RELAXED},
         **{name: stability[name] for name in FROM_STABILITY},
         **{name: one.judged[name] for name in FROM_JUDGED},
@@ -91,28 +88,23 @@ def _row(one: Followed, hull: HullFile) -> Row:
     }
 
 
-def _described(crystal: Crystal | None, hull: HullFile) -> Row:
+def _described(crystal: Crystal | None) -> Row:
     """Return what the table says of a relaxed crystal beside its energies."""
     if crystal is None:
-        return dict.fromkeys(("reduced_formula", "space_group", "has_reference"))
+        return dict.fromkeys(("reduced_formula", "space_group"))
     structure = crystal.to_structure()
     return {
         "reduced_formula": structure.composition.reduced_formula,
         "space_group": space_group_text(structure),
-        "has_reference": has_reference(crystal, hull),
     }
 
 
-def has_reference(crystal: Crystal, hull: HullFile) -> bool:
-    """Return whether the hull has what the energy of a crystal is compared with.
+def has_reference(row: Row) -> bool:
+    """Return whether the hull has what the energy of a relaxed crystal is compared with.
 
-    An element is compared with its own entry, a compound with at least one entry of a compound of
-    its chemical system.
+    That is an entry of each element and, for a compound, of a compound of its elements.
     """
-    symbols = {site.specie.symbol for site in crystal.to_structure()}
-    if len(symbols) == 1:
-        return symbols <= hull.hull.elements
-    return symbols <= hull.hull.elements and hull.hull.has_compound(symbols)
+    return row["e_above_hull"] is not None and row["hull_compounds"] != 0
 
 
 def verdict(row: Row) -> str:

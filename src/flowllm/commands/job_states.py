@@ -5,19 +5,20 @@ Nothing is written, so that a run can be watched from another node, and by anoth
 
 import json
 import os
-import shutil
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flowllm.commands.job_log import last_attempt
 from flowllm.commands.jobs import Job
+from flowllm.config.model import Config
+from flowllm.config.stage_settings import stage_values
 from flowllm.errors import FlowllmError
 from flowllm.plain_text import printable
 from flowllm.runtime.provenance import provenance_path, read_record
 from flowllm.runtime.writer_lock import is_written
+from flowllm.slurm.commands import ask
 
 State = Literal["done", "running", "failed", "waiting"]
 
@@ -73,7 +74,7 @@ def find_activity(run_dir: Path, configured: Path) -> Activity:
             from the job's working folder, is the run's folder.
     """
     running, pending = set(), {}
-    for line in _queue():
+    for line in ask(_QUEUE).lines:  # none without SLURM, or if it does not answer
         state, reason, folder, comment = (*line.split("|", 3), "", "", "")[:4]
         if Path(folder, configured).resolve() != run_dir.resolve():
             continue
@@ -82,17 +83,6 @@ def find_activity(run_dir: Path, configured: Path) -> Activity:
         elif state in _RUNNING:
             running.add(comment)
     return Activity(frozenset(running), pending, frozenset(_logs_of_processes()))
-
-
-def _queue() -> list[str]:
-    """Return the lines of squeue; none without SLURM, or if it does not answer."""
-    if shutil.which(_QUEUE[0]) is None:
-        return []
-    try:
-        done = subprocess.run(_QUEUE, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return done.stdout.splitlines()
 
 
 def _logs_of_processes() -> set[Path]:
@@ -109,17 +99,29 @@ def _logs_of_processes() -> set[Path]:
     return {log.resolve() for log in logs}
 
 
-def state_of(job: Job, run_dir: Path, activity: Activity) -> JobState:
+def state_of(
+    job: Job, run_dir: Path, activity: Activity, values: Mapping[str, Any] | None = None
+) -> JobState:
     """Return the state of a job.
 
-    A job that runs or waits in SLURM's queue is not done, even if an older output is in place.
+    A job that runs or waits in SLURM's queue is not done, even if an older output is in place. An
+    output that was made with other settings is not the job's either: it stays until the job has
+    replaced it.
+
+    Args:
+        job: the job.
+        run_dir: the run's folder.
+        activity: the run's jobs in the queue and on this host.
+        values: the job's settings (`stage_values`), None if those of its output are not compared.
     """
     output, log = run_dir / job.output, run_dir / job.log
     alive = job.comment in activity.running or is_written(output) or log.resolve() in activity.logs
     if not alive and job.comment in activity.pending:
         return JobState(job, "waiting", total=job.items)
     if not alive and all((run_dir / path).exists() for path in job.files):
-        return _finished(job, output)
+        record = _record_of(output)
+        if record is None or values is None or _made_with(record) == values:
+            return _finished(job, record)
     attempt = last_attempt(log, job.stage)
     if alive:
         if attempt is None or attempt.total is None:
@@ -131,11 +133,22 @@ def state_of(job: Job, run_dir: Path, activity: Activity) -> JobState:
     return JobState(job, "failed", attempt.error or ended, total=job.items)
 
 
-def _finished(job: Job, output: Path) -> JobState:
-    """Return the state of a finished job, with the mean rate of its last attempt."""
+def _record_of(output: Path) -> dict[str, Any] | None:
+    """Return the record of an output; None without one, since the output counts without it."""
     try:
-        record = read_record(provenance_path(output))
-    except (FlowllmError, OSError, json.JSONDecodeError):  # the output counts without its record
+        return read_record(provenance_path(output))
+    except (FlowllmError, OSError, json.JSONDecodeError):
+        return None
+
+
+def _made_with(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that an output was made with, as `stage_values`."""
+    return {"seed": record["seed"], "version": record["stage_version"], **record["settings"]}
+
+
+def _finished(job: Job, record: Mapping[str, Any] | None) -> JobState:
+    """Return the state of a finished job, with the mean rate of its last attempt."""
+    if record is None:
         return JobState(job, "done", total=job.items)
     counts = record["counts"]
     items = job.items or counts.get("steps") or counts.get("rows_in")
@@ -144,6 +157,10 @@ def _finished(job: Job, output: Path) -> JobState:
     return JobState(job, "done", None, items, items, items / record["seconds"])
 
 
-def states_of(jobs: Sequence[Job], run_dir: Path, activity: Activity) -> list[JobState]:
-    """Return the states of jobs, in their order."""
-    return [state_of(job, run_dir, activity) for job in jobs]
+def states_of(
+    jobs: Sequence[Job], run_dir: Path, activity: Activity, config: Config
+) -> list[JobState]:
+    """Return the states of jobs of a configuration, in their order."""
+    rows = {(job.stage, job.row) for job in jobs}
+    values = {(stage, row): stage_values(config, stage, row) for stage, row in rows}
+    return [state_of(job, run_dir, activity, values[job.stage, job.row]) for job in jobs]

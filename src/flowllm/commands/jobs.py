@@ -138,11 +138,18 @@ def _samples(config: Config) -> Iterator[Job]:
             names, file = (row.name, shard), Path(row.name, _file(shard))
             yield Job("import_samples", names, "generated" / file, row.name)
             yield Job("prerelax", names, "relaxed" / file)
+    if config.select.skip:
+        for name in _result_rows(config):
+            yield Job("select", (name,), Path("selected", f"{name}.parquet"))
+
+
+def _result_rows(config: Config) -> list[str]:
+    """Return the names of the methods and of the external samples."""
+    return [row.name for row in config.methods] + [row.name for row in config.external_samples]
 
 
 def _results(config: Config, target: Target) -> Iterator[Job]:
-    rows = [method.name for method in config.methods]
-    rows += [row.name for row in config.external_samples]
+    rows = _result_rows(config)
     kinds = ["potential", "dft"] if target == "all_dft" else ["potential"]
     for row in rows:
         for kind in kinds:

@@ -64,7 +64,7 @@ def run(run_dir: Path, /, *, target: Target = "all", config: ConfigFiles = None)
         raise FlowllmError(f"{run_dir}: no such folder; name the folder of a run (run_dir)")
     loaded = load_config(config) if config else load_recorded(run_dir)
     activity = find_activity(run_dir, Path(loaded.run_dir))
-    states = states_of(jobs_of(loaded, target), run_dir, activity)
+    states = states_of(jobs_of(loaded, target), run_dir, activity, loaded)
     print("\n".join(describe(states, run_dir, activity)))
 
 

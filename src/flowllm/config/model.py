@@ -22,6 +22,7 @@ from flowllm.config.sections.energies import (
     Potential,
     Prerelax,
     ReferenceHull,
+    Select,
     Stability,
 )
 from flowllm.config.sections.evaluation import Fingerprints, Metrics, Report
@@ -103,6 +104,9 @@ class Config(Section):
     refine: Refine = Field(description="integration of the velocity field")
     potential: Potential = Field(
         description="machine-learned potential of every energy that is not DFT's"
+    )
+    select: Select = Field(
+        description="crystals that are not relaxed, since their result is known before"
     )
     prerelax: Prerelax = Field(description="relaxation of the crystals by the potential")
     reference_hull: ReferenceHull = Field(
@@ -224,6 +228,16 @@ class Config(Section):
                     f"{key}: {start} is in run_dir, whose models this run replaces; give the "
                     "folder of another run, or another run_dir"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _judge_has_a_hull(self) -> "Config":
+        """Refuse a second potential whose hull cannot be made."""
+        if self.potential.check is not None and self.reference_hull.source != "train":
+            raise ValueError(
+                "potential.check: the second potential evaluates the crystals of the hull, which a "
+                "file of entries does not have: set reference_hull.source to train, or remove check"
+            )
         return self
 
     @property

@@ -28,7 +28,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "download": Stage(("data",), repeatable=True),
-    "prepare": Stage(("prepare",), version=2, repeatable=True),
+    "prepare": Stage(("prepare",), version=3, repeatable=True),
     "fetch_model": Stage((), repeatable=True),
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=6),
     "merge_adapter": Stage(("merge_adapter",), version=3, repeatable=True),
@@ -40,15 +40,16 @@ STAGES: dict[str, Stage] = {
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=5),
     "refine": Stage(("refine",), row="method", version=4),
     "import_samples": Stage((), row="external", version=4),
-    "prerelax": Stage(("prerelax", "potential"), version=3),
-    "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=3),
+    "select": Stage(("select",)),
+    "prerelax": Stage(("prerelax", "potential"), version=4),
+    "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=4),
     "stability": Stage(("stability",), version=4),
-    "dft_inputs": Stage(("dft", "dft_inputs"), version=3),
-    "dft_collect": Stage(("dft_collect",), version=4),
+    "dft_inputs": Stage(("dft", "dft_inputs"), version=4),
+    "dft_collect": Stage(("dft_collect",), version=5),
     "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",), version=2),
-    "metrics": Stage(("metrics",), version=4),
-    "match_csp": Stage(("metrics",), version=2),
-    "report": Stage(("report",), version=3),
+    "metrics": Stage(("metrics",), version=6),
+    "match_csp": Stage(("metrics",), version=3),
+    "report": Stage(("report",), version=5),
 }
 """In the order of the pipeline."""

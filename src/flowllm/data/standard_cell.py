@@ -1,7 +1,8 @@
 """Crystals in the standard setting of their space group: one representative per orbit.
 
 `expand` makes the primitive cell of such a description. Its vectors are those of the group's
-centered lattice, Niggli-reduced, so that no search for a smaller cell depends on rounding.
+centered lattice, Niggli-reduced where their angles are not from 60 to 120 degrees, so that no
+search for a smaller cell depends on rounding.
 `describe` finds the description of a crystal. Several descriptions belong to one crystal: other
 origins and other axes have the same operations. If the crystal's own cell and origin are those of a
 description, it is chosen, so that a crystal made by `expand` is described as it was.
@@ -83,7 +84,7 @@ class PrimitiveCrystal:
 
 
 def expand(standard: StandardCrystal) -> PrimitiveCrystal:
-    """Return the Niggli-reduced primitive cell of a crystal in its standard setting.
+    """Return the primitive cell of a crystal in its standard setting.
 
     Raises:
         ValueError: spglib cannot reduce the cell.
@@ -91,7 +92,7 @@ def expand(standard: StandardCrystal) -> PrimitiveCrystal:
     """
     group = standard.group
     gram = gram_matrix(*group.cell(standard.cell))
-    basis = reduced_basis(group, gram)
+    basis = reduced_basis(group, standard.cell)
     to_primitive = np.linalg.inv(basis)
     images = [group.orbit(orbit.point) for orbit in standard.orbits]
     numbers = np.repeat([orbit.atomic_number for orbit in standard.orbits], list(map(len, images)))
@@ -208,10 +209,9 @@ def _orbit(group: SpaceGroup, atomic_number: int, points: np.ndarray) -> Orbit:
     for site in group.sites.values():
         if site.num_atoms != len(points):
             continue
-        moved = [site.nearest(point) for point in every]
-        smallest = min(distance for _, distance in moved)
-        near = [point for point, distance in moved if distance < smallest + SAME_FRAME]
-        nearest.append((smallest, site, near))
+        moved, distances = site.nearest(every)
+        smallest = float(distances.min())
+        nearest.append((smallest, site, list(moved[distances < smallest + SAME_FRAME])))
     if not nearest:
         raise NoDescriptionError(f"{len(points)} atoms are on no site of group {group.number}")
     distance, site, candidates = min(nearest, key=lambda found: found[0])

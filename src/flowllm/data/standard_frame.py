@@ -16,21 +16,49 @@ from flowllm.data.wyckoff import FREE_PARAMETERS, SAME_POINT, SpaceGroup, System
 NIGGLI_TOLERANCE = 1e-5
 """Square angstrom. spglib treats terms of the metric within this difference as equal."""
 
+_ANGLE_TOLERANCE = 1e-6
+"""Degrees; rounding of angles of 60 and 120 degrees."""
+
+_LENGTHS = 3
+"""Cell parameters below this index are lengths, the others are angles."""
+
 SAME_FRAME = 1e-3
 """Largest difference of translations by which operations count as those of the setting. Coordinates
 and cells of crystals are rounded to float32."""
 
 
-def reduced_basis(group: SpaceGroup, gram: np.ndarray) -> np.ndarray:
-    """Return the vectors of the Niggli-reduced primitive cell (rows), by the conventional ones.
+def cell_words(group: SpaceGroup, values: np.ndarray) -> list[str]:
+    """Return the free parameters of a conventional cell as the symmetric text writes them.
+
+    Lengths have one decimal place, angles are whole degrees.
+    """
+    places = FREE_PARAMETERS[group.system]
+    return [
+        f"{value:.1f}" if place < _LENGTHS else f"{value:.0f}"
+        for place, value in zip(places, values.tolist(), strict=True)
+    ]
+
+
+def reduced_basis(group: SpaceGroup, values: np.ndarray) -> np.ndarray:
+    """Return the vectors of the primitive cell (rows), by the conventional ones.
+
+    They are the usual ones of the lattice if their angles are those of reduced cells, otherwise the
+    Niggli cell's. Both are decided by the cell as the text writes it, so that a crystal and the
+    crystal that its text is decoded to have the same vectors. Angles of the exact cell may
+    therefore be outside of 60 to 120 degrees by the rounding of the text.
 
     Args:
         group: space group.
-        gram: Gram matrix of the conventional cell (3, 3), square angstrom.
+        values: free parameters of the conventional cell.
 
     Raises:
         ValueError: spglib cannot reduce the cell.
     """
+    written = np.array([float(word) for word in cell_words(group, values)])
+    gram = gram_matrix(*group.cell(written))
+    _, angles = cell_parameters(group.primitive @ gram @ group.primitive.T)
+    if angles.min() > 60 - _ANGLE_TOLERANCE and angles.max() < 120 + _ANGLE_TOLERANCE:
+        return group.primitive
     try:
         cell = np.linalg.cholesky(group.primitive @ gram @ group.primitive.T)
     except np.linalg.LinAlgError as error:
@@ -135,7 +163,7 @@ def own_frame(
         if smallest is not None and preference >= smallest:
             continue
         try:
-            basis = reduced_basis(group, gram_matrix(*group.cell(values)))
+            basis = reduced_basis(group, values)
         except ValueError:
             continue
         if np.allclose(basis @ candidate, np.eye(3)):

@@ -40,6 +40,9 @@ _TERM = re.compile(r"([+-]?)(?:(\d*)([xyz])|(\d+(?:/\d+)?))")
 _SHIFTS = np.array(list(product((-1, 0, 1), repeat=3)))
 """Neighboring translations of the lattice (27, 3)."""
 
+_GENERIC = np.array([0.1372, 0.2614, 0.3931])
+"""A point of the cell that is on no symmetry element."""
+
 _THIRD = 1 / 3
 
 _PRIMITIVE = {
@@ -103,20 +106,21 @@ class Site:
         """Whether a coordinate is free, so that several orbits can have this site."""
         return bool(np.any(self.projector))
 
-    def nearest(self, point: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return the nearest point of the first position or of one that the lattice repeats.
+    def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nearest points of the first position or of one that the lattice repeats.
 
         Args:
-            point: fractional coordinates (3,).
+            points: fractional coordinates (..., 3).
 
         Returns:
-            The point (3,), and the largest distance of a coordinate.
+            The points (..., 3), and the largest distance of a coordinate of each (...).
         """
-        repeated = point + _SHIFTS
+        repeated = points[..., None, :] + _SHIFTS
         moved = repeated @ self.projector.T + self.offset
-        distances = np.abs(moved - repeated).max(axis=1).round(9)
-        best = int(distances.argmin())
-        return moved[best] - _SHIFTS[best], float(distances[best])
+        distances = np.abs(moved - repeated).max(axis=-1).round(9)
+        best = distances.argmin(axis=-1)
+        nearest = np.take_along_axis(moved, best[..., None, None], axis=-2)[..., 0, :]
+        return nearest - _SHIFTS[best], distances.min(axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,17 +156,14 @@ class SpaceGroup:
         first, distance = site.nearest(point)
         if distance <= ON_SITE:
             return first
-        rotations, translations = self.operations.rotations, self.operations.translations
-        best, smallest = None, ON_SITE
-        for shift in self.centering:
-            for rotation, translation in zip(rotations, translations + shift, strict=True):
-                preimage = np.linalg.solve(rotation, point - translation)
-                candidate, _ = site.nearest(preimage)
-                image = rotation @ candidate + translation
-                distance = float(np.abs(image - point).max())
-                if distance < smallest - SAME_POINT:
-                    best, smallest = image, distance
-        return best
+        rotations = self.operations.rotations
+        translations = self.operations.translations + self.centering[:, None]
+        preimages = np.linalg.solve(rotations, (point - translations)[..., None])[..., 0]
+        candidates, _ = site.nearest(preimages)
+        images = (rotations @ candidates[..., None])[..., 0] + translations
+        distances = np.abs(images - point).max(axis=-1).ravel()
+        best = int(np.argmax(distances < distances.min() + SAME_POINT))
+        return images.reshape(-1, 3)[best] if distances[best] < ON_SITE else None
 
     def orbit(self, point: np.ndarray) -> np.ndarray:
         """Return the images of a point in the primitive cell, each once and itself first, (m, 3).
@@ -172,6 +173,21 @@ class SpaceGroup:
         images: np.ndarray = self.operations.rotations @ point + self.operations.translations
         different: np.ndarray = images[first_of_each(images @ np.linalg.inv(self.primitive))]
         return different
+
+    def orbits(self, site: Site, points: np.ndarray) -> np.ndarray:
+        """Return the images of points of a site's first position, (k, m, 3).
+
+        Other than `orbit`, it returns as many images of a point as the site has atoms, even where
+        some of them coincide.
+
+        Args:
+            site: one of `sites`.
+            points: fractional coordinates (k, 3).
+        """
+        places = _cosets(self.number, site.label)
+        rotations = self.operations.rotations[places]
+        images: np.ndarray = (rotations @ points[:, None, :, None])[..., 0]
+        return images + self.operations.translations[places]
 
     @property
     def centering(self) -> np.ndarray:
@@ -231,6 +247,16 @@ def space_group(number: int) -> SpaceGroup:
 
 
 @cache
+def _cosets(number: int, label: str) -> np.ndarray:
+    """Return the operations that give each image of a generic point of a site once."""
+    group = space_group(number)
+    site, operations = group.sites[label], group.operations
+    images = operations.rotations @ (site.projector @ _GENERIC + site.offset)
+    images += operations.translations
+    return first_of_each(images @ np.linalg.inv(group.primitive))
+
+
+@cache
 def _table() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
     return loaded
@@ -239,7 +265,7 @@ def _table() -> dict[str, Any]:
 def _site(label: str, position: str, num_cells: int, every: Operations) -> Site:
     """Return a site; its projection is the mean over the operations that keep a generic point."""
     linear, constant = parse_position(position)
-    generic = linear @ np.array([0.1372, 0.2614, 0.3931]) + constant
+    generic = linear @ _GENERIC + constant
     images = every.rotations @ generic + every.translations
     steps = (generic - images).round()
     kept = np.abs(images + steps - generic).max(axis=1) < SAME_POINT

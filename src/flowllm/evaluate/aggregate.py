@@ -15,6 +15,7 @@ import numpy as np
 
 from flowllm.config.sections.evaluation import Metrics
 from flowllm.crystal import MIN_DISTANCE
+from flowllm.evaluate.agreement import agreement
 from flowllm.evaluate.coverage import (
     COMPOSITION_CUTOFF,
     STRUCTURE_CUTOFF,
@@ -23,18 +24,20 @@ from flowllm.evaluate.coverage import (
     drawn_for_distances,
     property_distance,
 )
+from flowllm.evaluate.estimates import estimated_rates
 from flowllm.evaluate.matching import DEFAULT, LENGTH_UNIT, LOOSE, BucketMatches
 from flowllm.evaluate.per_crystal import first_of_each_class, is_valid, novel_names
 from flowllm.evaluate.protocols import protocol_rates
 from flowllm.evaluate.requests import wish_rates
 from flowllm.evaluate.samples import Sample, Sources
+from flowllm.evaluate.screening import NOT_RELAXED
 from flowllm.evaluate.statistics import rate, summary
 from flowllm.evaluate.validity import MIN_VOLUME
 from flowllm.io import schemas
 from flowllm.io.tables import read_table
 from flowllm.seeds import generator
 
-FORMAT = 4
+FORMAT = 5
 """Version of the JSON's form; raise it when a key changes its name or meaning."""
 
 ALL = "all generated"
@@ -86,8 +89,12 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
             "external": sources.external_row,
         },
         "counts": counts(samples, evaluation.fingerprints),
-        "rates": rates(rows, evaluation.matches, sources) | coverage_rates(rows, *prints),
+        "rates": rates(rows, evaluation.matches, sources)
+        | coverage_rates(rows, *prints)
+        | cost_rates(rows, samples),
+        "estimates": estimated_rates(samples),
         "protocols": protocol_rates(rows),
+        "check": agreement(rows, sources.stability_rule, sources.check_sources),
         "means": means(rows, samples),
         "distances": property_distances(rows, *prints, rng),
         "histograms": histograms(rows, test),
@@ -141,6 +148,23 @@ def rates(rows: Records, matches: BucketMatches, sources: Sources) -> dict[str, 
         **_stability_rates(rows, matches),
         **_variants(rows, matches, sources),
         **_match_rates(rows),
+    }
+
+
+def cost_rates(rows: Records, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return S.U.N. per relaxation by the potential, per DFT run, and per candidate's DFT run."""
+    sun = {row["id"] for row in rows if row["sun"]}
+    relaxations = sum(
+        one.generated is not None and one.relaxed_status not in NOT_RELAXED for one in samples
+    )
+    runs = [one.name for one in samples if one.taken_as]
+    candidates = [one.name for one in samples if one.taken_as == "candidate"]
+    return {
+        "sun_per_relaxation": rate(len(sun), relaxations, "relaxations by the potential"),
+        "sun_per_dft_run": rate(len(sun & set(runs)), len(runs), "DFT runs"),
+        "sun_per_candidate": rate(
+            len(sun & set(candidates)), len(candidates), "DFT runs of candidates"
+        ),
     }
 
 
@@ -205,10 +229,13 @@ def _stability_rates(rows: Records, matches: BucketMatches) -> dict[str, Any]:
     stable_novel = sum(row["stable"] and row["novel"] for row in rows)
     metastable = {row["id"] for row in rows if row["metastable"]}
     sun = _count(rows, "sun")
+    compounds = [row["hull_compounds"] for row in rows if row["e_above_hull"] is not None]
+    several = [count for count in compounds if count is not None]
     metastable_sun = first_of_each_class(metastable & novel, matches.classes)
     return {
         "relaxed": rate(relaxed, total, ALL),
         "placed_on_hull": rate(sum(row["e_above_hull"] is not None for row in rows), total, ALL),
+        "bare_hull": rate(several.count(0), len(several), "placed on hull, several elements"),
         "metastability_rate": rate(len(metastable), total, ALL),
         "stability_rate": rate(stable, total, ALL),
         "uniqueness": rate(unique, total, ALL),

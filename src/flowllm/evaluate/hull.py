@@ -90,12 +90,11 @@ class ReferenceHull:
         """
         return energy_per_atom - self.hull_energy(amounts)
 
-    def has_compound(self, symbols: Iterable[str]) -> bool:
-        """Return whether a chemical system has an entry of at least two elements.
-
-        Without one, the hull is that of the elements alone, and most compounds are below it.
-        """
-        return any(len(system) > 1 for system in self._subsystems(tuple(sorted(symbols))))
+    def num_compounds(self, elements: Iterable[str]) -> int:
+        """Return the number of compositions with several elements, all among the given ones."""
+        symbols = tuple(sorted(elements))
+        systems = self._subsystems(symbols)
+        return sum(len(self._systems[system]) for system in systems if len(system) > 1)
 
     def formation_energy(self, amounts: Mapping[str, float], energy_per_atom: float) -> float:
         """Return an energy minus that of the elements' lowest entries, eV per atom.
@@ -142,17 +141,34 @@ def _fractions(amounts: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 
 _RELAXED = ", relaxed to "
 _NOT_RECORDED = ", relaxation not recorded"
+_SYMMETRY_KEPT = ", symmetry kept"
+_CELL_FIXED = ", cell fixed (upper bounds)"
 
 
-def potential_label(potential: str, max_force: float, max_steps: int) -> str:
+def potential_label(
+    potential: str,
+    max_force: float,
+    max_steps: int,
+    *,
+    keep_symmetry: bool = False,
+    fixed_cell: bool = False,
+) -> str:
     """Return the name of a potential's energies; energies with one name can be compared.
 
     Args:
         potential: name and version of the potential.
         max_force: convergence threshold of the relaxation on the forces, eV/angstrom.
         max_steps: maximum number of optimizer steps of the relaxation.
+        keep_symmetry: whether the crystals kept their space groups.
+        fixed_cell: whether the crystals kept their cells.
     """
-    return f"{potential}{_RELAXED}{max_force:g} eV/Å in at most {max_steps} steps"
+    name = f"{potential}{_RELAXED}{max_force:g} eV/Å in at most {max_steps} steps"
+    return name + _SYMMETRY_KEPT * keep_symmetry + _CELL_FIXED * fixed_cell
+
+
+def is_of_fixed_cells(label: str) -> bool:
+    """Return whether a name is that of energies of crystals in cells that were not relaxed."""
+    return label.endswith(_CELL_FIXED)
 
 
 def unrecorded_label(potential: str) -> str:
@@ -175,14 +191,17 @@ def dft_label(correction_scheme: str) -> str:
 def measured_against(energy_source: str) -> frozenset[str]:
     """Return the names of the hulls against which energies can be measured.
 
-    A hull must have the name of the energies, with two exceptions. Energies of
-    `MP2020_plus_u_only` are measured against the fully corrected hull. A file of a potential's
+    A hull must have the name of the energies, with three exceptions. Energies of
+    `MP2020_plus_u_only` are measured against the fully corrected hull. Crystals that were relaxed
+    with a constraint are measured against those that were relaxed without; their energies are upper
+    bounds. A file of a potential's
     entries does not state the criterion of their relaxation; every table of the report shows this
     in the name of the hull.
     """
+    free = energy_source.replace(_CELL_FIXED, "").replace(_SYMMETRY_KEPT, "")
     return frozenset(
         (
-            energy_source.replace("_plus_u_only", ""),
+            free.replace("_plus_u_only", ""),
             unrecorded_label(short_label(energy_source)),
         )
     )
@@ -212,11 +231,15 @@ class HullFile:
         sources: names of its energies, in the order of the table.
         not_converged: number of entries whose relaxation stopped at its maximum number of steps.
             Their energies are upper bounds.
+        check_hull: hull of the same entries by the second potential; empty without one.
+        check_sources: names of the second potentials; empty without one.
     """
 
     hull: ReferenceHull
     sources: tuple[str, ...]
     not_converged: int
+    check_hull: ReferenceHull
+    check_sources: frozenset[str]
 
 
 def read_hull(path: Path, kind: EnergySource) -> HullFile:
@@ -235,8 +258,11 @@ def read_hull(path: Path, kind: EnergySource) -> HullFile:
         )
     formulas = [Composition(text).get_el_amt_dict() for text in table.column("formula").to_pylist()]
     energies = table.column("energy_per_atom").to_pylist()
+    checked = zip(formulas, table.column("check_energy_per_atom").to_pylist(), strict=True)
     return HullFile(
         hull=ReferenceHull(zip(formulas, energies, strict=True)),
         sources=tuple(dict.fromkeys(table.column("source").to_pylist())),
         not_converged=table.column("converged").to_pylist().count(False),
+        check_hull=ReferenceHull((one, energy) for one, energy in checked if energy is not None),
+        check_sources=frozenset(table.column("check_potential").drop_null().to_pylist()),
     )

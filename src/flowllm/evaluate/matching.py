@@ -252,10 +252,10 @@ def match_bucket(bucket: Bucket) -> BucketMatches:
     if len(bucket.samples) == 1 and not any(bucket.references.values()):
         alone = dict.fromkeys(bucket.samples, *bucket.samples)
         return BucketMatches(alone, bucket.stable, {name: {} for name in bucket.references}, {})
-    samples, failed = _reduced_crystals(bucket.samples)
+    samples, failed = reduced_crystals(bucket.samples)
     known = {}
     for set_name, crystals in bucket.references.items():
-        references, _ = _reduced_crystals(crystals)
+        references, _ = reduced_crystals(crystals)
         found = {sample.name: first_match(sample, references) for sample in samples}
         known[set_name] = {name: match for name, match in found.items() if match is not None}
     seen = {name for each in bucket.novelty_sets for name in known[each]}
@@ -264,7 +264,7 @@ def match_bucket(bucket: Bucket) -> BucketMatches:
     return BucketMatches(equivalence_classes(samples), kept, known, failed)
 
 
-def _reduced_crystals(
+def reduced_crystals(
     crystals: Mapping[str, Crystal],
 ) -> tuple[list[ReducedCrystal], dict[str, str]]:
     """Return the reduced crystals by name, and the errors of those without a reduced cell."""

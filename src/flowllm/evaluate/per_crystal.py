@@ -58,6 +58,8 @@ def measure(sample: Sample, oxidation_states: str) -> dict[str, Any]:
         and is_compositionally_valid(reduced_composition(crystal.atomic_numbers), oxidation_states),
         "relaxed": sample.relaxed is not None,
         "e_above_hull": sample.e_above_hull,
+        "check_e_above_hull": sample.check_e_above_hull,
+        "hull_compounds": sample.hull_compounds,
         "stable": sample.stable,
         "metastable": sample.metastable,
         "matches_relaxed": default is not None,
@@ -97,7 +99,7 @@ def match_samples(
             composition = reduced_composition(sample.relaxed.atomic_numbers)
             relaxed.setdefault(composition, {})[sample.name] = sample.relaxed
     stable = frozenset(sample.name for sample in samples if sample.stable)
-    known = {name: _by_composition(path, relaxed) for name, path in references.items()}
+    known = {name: crystals_by_composition(path, relaxed) for name, path in references.items()}
     buckets = [
         Bucket(
             samples=relaxed[composition],
@@ -130,7 +132,7 @@ def match_buckets(
     )
 
 
-def _by_composition(
+def crystals_by_composition(
     path: Path, wanted: Iterable[Composition]
 ) -> dict[Composition, dict[str, Crystal]]:
     """Read the crystals of the wanted compositions from a table of crystals.

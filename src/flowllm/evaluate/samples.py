@@ -36,6 +36,13 @@ class Sample:
         e_above_hull: eV per atom, None without a reference or an energy.
         stable: result of the stage stability.
         metastable: result of the stage stability.
+        taken_as: why DFT is run (`selected`, `candidate` or `control`); None if it is not.
+        inclusion_probability: probability of being taken for DFT; None where it is not known.
+        leads_class: whether the potential's crystal is novel and the nearest to the hull of its
+            class; None if dft_inputs did not compare it.
+        check_e_above_hull: by the second potential, eV per atom; None without one.
+        hull_compounds: number of the hull's compounds among the crystal's elements; None for a
+            crystal of one element or without a row of stability.
         formation_energy: eV per atom from the elements of the hull, None if unknown.
         asked: conditions of the draw as text by name; None for a base without conditions.
     """
@@ -57,6 +64,11 @@ class Sample:
     e_above_hull: float | None
     stable: bool
     metastable: bool
+    taken_as: str | None = None
+    inclusion_probability: float | None = None
+    leads_class: bool | None = None
+    check_e_above_hull: float | None = None
+    hull_compounds: int | None = None
     formation_energy: float | None = None
     asked: Mapping[str, str] | None = None
 
@@ -77,6 +89,7 @@ class Sources:
         base_section: section `sample_base`; empty where the file does not state it.
         method_row: the configuration's row of the method; empty where the file does not state it.
         external_row: the configuration's row of another model's samples; empty for our own.
+        check_sources: names of the second potentials; empty without one.
     """
 
     kind: EnergySource
@@ -90,6 +103,7 @@ class Sources:
     base_section: dict[str, Any]
     method_row: dict[str, Any]
     external_row: dict[str, Any]
+    check_sources: tuple[str, ...] = ()
 
 
 def read_samples(
@@ -147,6 +161,7 @@ def read_samples(
         base_section=_section(base[0], "sample_base"),
         method_row=_section(generated[0], "method") or _section(generated[0], "setting"),
         external_row=_section(generated[0], "external"),
+        check_sources=() if dft else _distinct(relaxed_table, "check_potential"),
     )
     return samples, sources
 
@@ -245,6 +260,11 @@ def join_rows(
         e_above_hull=stability.get("e_above_hull"),
         stable=bool(stability.get("stable")),
         metastable=bool(stability.get("metastable")),
+        taken_as=relaxed.get("taken_as"),
+        inclusion_probability=relaxed.get("inclusion_probability"),
+        leads_class=relaxed.get("leads_class"),
+        check_e_above_hull=stability.get("check_e_above_hull"),
+        hull_compounds=stability.get("hull_compounds"),
         formation_energy=stability.get("formation_energy_per_atom"),
         asked=asked,
     )

@@ -171,6 +171,16 @@ TRAJECTORIES = _extend(
 )
 """trajectories/{method}/shard-*.parquet: `id` is that of the generated row."""
 
+SELECTED = pa.schema(
+    [
+        _ID,
+        _FORMULA,
+        _column("matched_id", pa.string(), "the training crystal or earlier draft it matches"),
+        *_OUTCOME,
+    ]
+)
+"""selected/{method}.parquet; a crystal with the status known or repeated is not relaxed."""
+
 RELAXED = _extend(
     _CRYSTAL,
     [
@@ -183,6 +193,8 @@ RELAXED = _extend(
         _column("max_force", pa.float64(), "eV/angstrom, at the end"),
         _column("num_steps", pa.int32(), "relaxation steps"),
         _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),
+        _column("check_potential", pa.string(), "potential.check; null without one"),
+        _column("check_energy_per_atom", pa.float64(), "eV/atom by it, of the same crystal"),
     ],
     _OUTCOME,
 )
@@ -201,6 +213,8 @@ HULL_ENTRIES = pa.schema(
         _column("kind", pa.string(), "potential or dft, one in a file", nullable=False),
         _column("source", pa.string(), "whose energy, relaxation or correction", nullable=False),
         _column("converged", pa.bool_(), "false: the energy is an upper bound; null: not known"),
+        _column("check_potential", pa.string(), "potential.check; null without one"),
+        _column("check_energy_per_atom", pa.float64(), "eV/atom by it, of the same crystal"),
     ]
 )
 """hull/{kind}.parquet: the entries of a reference hull."""
@@ -214,6 +228,8 @@ STABILITY = pa.schema(
         _column("energy_source", pa.string(), "whose energy, relaxation or correction"),
         _column("hull_source", pa.string(), "the same of the hull"),
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
+        _column("check_e_above_hull", pa.float64(), "eV/atom by potential.check on its own hull"),
+        _column("hull_compounds", pa.int32(), "entries of compounds among the crystal's elements"),
         _column("formation_energy_per_atom", pa.float64(), "eV/atom, from the hull's elements"),
         _column("stable", pa.bool_(), "by stability.stable_below and min_elements"),
         _column("metastable", pa.bool_(), "by stability.metastable_below and min_elements"),
@@ -221,6 +237,13 @@ STABILITY = pa.schema(
     ]
 )
 """stability/{kind}/{method}.parquet; one row per generated crystal."""
+
+_DFT_CHOICE = [
+    _column("taken_as", pa.string(), "selected, candidate or control; null: no run"),
+    _column("inclusion_probability", pa.float64(), "of being taken; null: unknown, or no crystal"),
+    _column("leads_class", pa.bool_(), "novel and, of its class, nearest to the hull (potential)"),
+]
+"""Why dft_inputs takes a crystal; leads_class is null for selections other than candidates."""
 
 DFT_MANIFEST = pa.schema(
     [
@@ -231,6 +254,8 @@ DFT_MANIFEST = pa.schema(
         _column("input_set_version", pa.string(), "of pymatgen, which defines the set"),
         _column("potcar_symbols", pa.list_(pa.string()), "pseudopotentials, in POSCAR's order"),
         _column("structure_hash", pa.string(), "SHA-256 of the POSCAR as written"),
+        *_DFT_CHOICE,
+        _column("reason", pa.string(), "why the crystal is computed or not"),
         *_OUTCOME,
     ]
 )
@@ -249,6 +274,7 @@ DFT_RESULTS = _extend(
         _column("converged_ionic", pa.bool_(), "false: the energy is an upper bound"),
         _column("num_steps", pa.int32(), "whole ionic steps"),
     ],
+    _DFT_CHOICE,
     _OUTCOME,
 )
 """dft/{method}.parquet; one row per manifest row, with the DFT-relaxed crystal."""
@@ -278,6 +304,8 @@ METRICS_PER_CRYSTAL = pa.schema(
         _column("covered", pa.bool_(), "near some of the test split's", nullable=False),
         _column("relaxed", pa.bool_(), "there is a relaxed crystal", nullable=False),
         _column("e_above_hull", pa.float64(), "eV/atom"),
+        _column("check_e_above_hull", pa.float64(), "eV/atom by potential.check"),
+        _column("hull_compounds", pa.int32(), "as in the stability table"),
         _column("stable", pa.bool_(), "as in the stability table", nullable=False),
         _column("metastable", pa.bool_(), "as in the stability table", nullable=False),
         _column("duplicate_group", pa.string(), "smallest id of its class of matching crystals"),
@@ -321,7 +349,8 @@ ON_REQUEST = _extend(
         _column("energy_per_atom", pa.float64(), "eV/atom, as relaxed"),
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
         _column("formation_energy_per_atom", pa.float64(), "eV/atom, from the hull's elements"),
-        _column("has_reference", pa.bool_(), "the hull has a compound of the chemical system"),
+        _column("check_e_above_hull", pa.float64(), "eV/atom, by potential.check"),
+        _column("hull_compounds", pa.int32(), "as in the stability table"),
         _column("max_force", pa.float64(), "eV/angstrom, at the end"),
         _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),
         _column("stable", pa.bool_(), "as in the stability table"),
@@ -341,7 +370,7 @@ ON_REQUEST = _extend(
 )
 """crystals.parquet of `flowllm generate`: relaxed crystals, by energy above the hull."""
 
-CSP_FORMAT = 1
+CSP_FORMAT = 2
 """Raised when a key of csp/{method}.json changes its name or meaning."""
 
 CSP = pa.schema(
@@ -352,6 +381,8 @@ CSP = pa.schema(
         _column("matches", pa.int32(), "how many of them are valid and match it", nullable=False),
         _column("rmsd_first", pa.float64(), "of the first, in units of (V/N)^(1/3), if it matches"),
         _column("rmsd_best", pa.float64(), "of the nearest, likewise"),
+        _column("rmsd_any_first", pa.float64(), "of the nearest first prediction of any crystal"),
+        _column("rmsd_any", pa.float64(), "of the nearest prediction of any test crystal"),
         _column("compositionally_valid", pa.bool_(), "charges can balance", nullable=False),
         _column("error", pa.string(), "why pymatgen could not compare an attempt"),
     ]

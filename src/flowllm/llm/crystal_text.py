@@ -223,7 +223,14 @@ def check_distances(crystal: Crystal, limits: Limits, coinciding: float = 0.0) -
 
 
 class CrystalText(Protocol):
-    """One kind of crystal text."""
+    """One kind of crystal text.
+
+    Attributes:
+        first_lines: number of lines that are drawn first and alone where the form of a text is
+            given, since the form of the rest depends on them; 0 if it does not.
+    """
+
+    first_lines: int
 
     def describe(self, crystal: Crystal) -> Description:
         """Return the lines of a crystal.
@@ -250,16 +257,16 @@ class CrystalText(Protocol):
         num_atoms: int | None = None,
         group: int | None = None,
     ) -> str:
-        """Return the regular expression or grammar of all texts within the limits.
+        """Return the regular expression or grammar of the next piece of texts within the limits.
 
-        A grammar is in the notation of xgrammar (EBNF) and begins with the rule root.
+        It describes the `first_lines` if nothing is written, otherwise all of the rest. A grammar
+        is in the notation of xgrammar (EBNF) and begins with the rule root.
 
         Args:
             elements: atomic numbers that may occur.
             max_atoms: maximum number of atoms per primitive cell.
             max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
-            written: lines that the text has already, with their line breaks; what is returned
-                describes the rest.
+            written: lines that the text has already, with their line breaks.
             num_atoms: number of atoms that the texts must have, None for any.
             group: number of the only space group, None for any; a text without groups ignores it.
         """
@@ -273,13 +280,12 @@ class CrystalText(Protocol):
         *,
         group: int | None = None,
     ) -> str:
-        """Return the regular expression or grammar of texts with these atoms, in this order.
+        """Return what `grammar` returns for texts with these atoms, in this order.
 
         Args:
             atomic_numbers: atomic number of each atom of the primitive cell.
             max_length: integer part of the longest lattice vector in angstrom, 1 to 99.
-            written: lines that the text has already, with their line breaks; what is returned
-                describes the rest.
+            written: lines that the text has already, with their line breaks.
             group: number of the only space group, None for any; a text without groups ignores it.
         """
         ...

@@ -225,7 +225,7 @@ class Finetuning:
         which process evaluates it.
         """
         num_targets = sum(batch.num_targets for batch in batches)
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self._fabric.device)
         for number, weight in shares(len(batches), self._fabric):
             torch.manual_seed(
                 derive(self._seed, "finetune_llm", "dropout", self.state.step, number)
@@ -234,9 +234,9 @@ class Finetuning:
                 loss = summed_loss(self._model, batches[number], self._fabric.device)
             loss = loss * (weight / num_targets)
             loss.backward()
-            total += loss.item()
+            total += loss.detach().to(total.device)
         self._sum_gradients()
-        return sum_over_processes(total, self._fabric)
+        return sum_tensors(total, self._fabric).item()
 
     def _sum_gradients(self) -> None:
         """Sum the gradients over all processes, in few messages."""

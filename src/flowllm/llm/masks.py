@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from torch import Tensor, inf
+from torch import Tensor, inf, tensor
 
 from flowllm.config.sections.llm import CrystalTextName
 from flowllm.llm.crystal_texts import crystal_text
@@ -136,4 +136,5 @@ def mask_logits(
             rows += [row] * len(banned)
             tokens += banned
     if rows:
-        logits[rows, tokens] = -inf
+        banned_rows, banned_tokens = tensor([rows, tokens]).to(logits.device)
+        logits[banned_rows, banned_tokens] = -inf

@@ -106,18 +106,13 @@ class ModelFolder:
             answer=max_tokens,
             max_atoms=record.max_atoms,
         )
-        apart, masks = None, None
-        if min_distance is not None:
-            apart = Apart(min_distance, max_redraws)
-            kind = prompts.prompts.crystal_text
-            masks = MaskOptions(kind, min_distance, prompts.answer_texts())
         sampling = SamplingOptions(
             temperature=temperature,
             top_p=top_p,
             max_tokens=max_tokens,
             end_token_id=prompts.end_token_id,
             allowed_tokens=prompts.answer_tokens() if restrict_tokens else None,
-            masks=masks,
+            masks=self._masks(min_distance),
         )
         return Sampler(
             partial(start_engine, self._folder, backend, gpus, max_prompt_tokens, sampling),
@@ -125,8 +120,15 @@ class ModelFolder:
             max_atoms=record.max_atoms,
             max_attempts=max_attempts,
             reject_close_atoms=reject_close_atoms,
-            apart=apart,
+            apart=None if min_distance is None else Apart(min_distance, max_redraws),
         )
+
+    def _masks(self, min_distance: float | None) -> MaskOptions | None:
+        """Return the options of the masks for a minimum distance in angstrom, None for none."""
+        if min_distance is None:
+            return None
+        text = self.prompts.prompts.crystal_text
+        return MaskOptions(text, min_distance, self.prompts.answer_texts())
 
     def _max_prompt_tokens(self, asked: Collection[Conditions]) -> int:
         """Return the number of tokens of the longest prompt; check the conditions of all prompts.

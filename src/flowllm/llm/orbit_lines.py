@@ -59,13 +59,11 @@ class OrbitLines:
         if group is None or site is None or points is None or not site.projector[2].any():
             return None
         candidates = np.array(values) + HUNDREDTHS[:, None] * np.array([0, 0, 1])
-        near = np.ones(len(HUNDREDTHS), dtype=bool)
-        for place, candidate in enumerate(candidates):
-            moved, distance = site.nearest(candidate)
-            if distance <= ON_SITE:
-                orbit = group.orbit(moved)
-                whole = len(orbit) == site.num_atoms
-                near[place] = not whole or not points.fits(orbit @ self._to_primitive)
+        moved, distances = site.nearest(candidates)
+        on_site = distances <= ON_SITE
+        near = ~on_site
+        orbits = group.orbits(site, moved[on_site])
+        near[on_site] = points.near_orbits(orbits @ self._to_primitive)
         return near if near.any() and not near.all() else None
 
     def _read_group(self, line: str) -> None:

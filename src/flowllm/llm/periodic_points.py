@@ -56,12 +56,25 @@ class PeriodicPoints:
         self._points = before
         return False
 
-    def fits(self, frac_coords: np.ndarray) -> bool:
-        """Return whether points could be added; see `add`."""
-        before = self._points
-        fit = self.add(frac_coords)
-        self._points = before
-        return fit
+    def near_orbits(self, orbits: np.ndarray) -> np.ndarray:
+        """Return which of several orbits have points too near to another one, (k,).
+
+        Each orbit is compared with itself and with the points that were added. Operations of a
+        space group must map the points of each orbit to each other, and the added points to
+        themselves, so that the distances of the orbit's first point are all that occur.
+
+        Args:
+            orbits: (k, m, 3), fractional coordinates.
+        """
+        if not self.has_room:
+            return np.ones(len(orbits), dtype=bool)
+        coords = self._lattice.get_lll_frac_coords(orbits)
+        added = np.broadcast_to(self._points, (len(coords), *self._points.shape))
+        apart = np.concatenate([coords[:, 1:], added], axis=1) - coords[:, :1]
+        vectors = (apart - np.round(apart)) @ self._matrix
+        squares = ((vectors[:, :, None] + self._images) ** 2).sum(axis=-1)
+        near: np.ndarray = squares.min(axis=(1, 2), initial=np.inf) < self._limit**2
+        return near
 
     def _add_each(self, frac_coords: np.ndarray) -> bool:
         """Add points until one is too near; return whether none is."""

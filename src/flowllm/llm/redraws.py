@@ -5,14 +5,14 @@ before it and given that it is far enough from it (rejection sampling, atom by a
 from the distribution of whole texts without near atoms, which would also weight the first atoms by
 the probability that the following ones are far enough; only drawing whole texts again gives that.
 
-Each piece has its own random numbers, which follow from the seed of its draft and the number of its
-redraws before. They depend on no other text.
+Each piece has its own random numbers, which follow from the seed of its draft and the number of
+pieces before. They depend on no other text.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowllm.llm.crystal_text import Reason, Rejection
 from flowllm.llm.engines.base import Draft, DraftRequest
@@ -26,7 +26,7 @@ coordinate is far enough; the next one may begin with other coordinates."""
 
 Form = Callable[[str], str]
 """Form of a text: a function from what is written of it, up to the end of a line, to the regular
-expression that the rest must match."""
+expression or grammar that the next piece must match (`CrystalText.first_lines`)."""
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,23 @@ class Draw:
         self.rejection: Rejection | None = None
         self._redraws_at: Counter[int] = Counter()
         self._reader: _Reader | None = None
+        self._first_pieces = 0
         self._scope: Scope = "text" if apart is not None and not apart.max_redraws else "none"
 
     def next_piece(self) -> DraftRequest:
         """Return the request of the next piece."""
         regex = None if self._form is None else self._form(self._prompts.decode(self.tokens))
-        if self._apart is None:
-            return DraftRequest(self._prompt, self._seed, regex)
-        self._reader = _Reader(self._prompts, self._apart.min_distance, self.tokens, self._scope)
-        return DraftRequest(
+        before = self.redraws + self._first_pieces
+        request = DraftRequest(
             self._prompt,
-            derive(self._seed, "redraw", self.redraws) if self.redraws else self._seed,
+            derive(self._seed, "redraw", before) if before else self._seed,
             regex,
             kept=tuple(self.tokens),
-            stops=self._reader.read,
-            masked=self._scope,
         )
+        if self._apart is None:
+            return request
+        self._reader = _Reader(self._prompts, self._apart.min_distance, self.tokens, self._scope)
+        return replace(request, stops=self._reader.read, masked=self._scope)
 
     def finish(self, piece: Draft) -> bool:
         """Add a finished piece; return whether another one has to be drawn.
@@ -106,6 +107,10 @@ class Draw:
         """
         self.tokens = [*self.tokens, *piece.tokens]
         self.truncated = piece.truncated
+        if self._has_first_lines():
+            self.tokens = self.tokens[: self._start_of(self._prompts.crystal_text.first_lines)]
+            self._first_pieces += 1
+            return True
         if self._apart is None:
             return False
         assert self._reader is not None
@@ -127,6 +132,13 @@ class Draw:
         self.redraws += 1
         self.tokens = self.tokens[: self._start_of(line)]
         return True
+
+    def _has_first_lines(self) -> bool:
+        """Return whether the text has only the lines that are drawn first, and its form a rest."""
+        first = self._prompts.crystal_text.first_lines
+        if self._form is None or not first or self.truncated:
+            return False
+        return self._prompts.decode(self.tokens).split("\n")[first:] == [""]
 
     def _start_of(self, line: int) -> int:
         """Return the number of tokens before a line, or before one above it.

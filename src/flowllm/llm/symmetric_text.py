@@ -30,6 +30,7 @@ from flowllm.data.standard_cell import (
     describe,
     expand,
 )
+from flowllm.data.standard_frame import cell_words
 from flowllm.data.wyckoff import FREE_PARAMETERS, NUM_GROUPS, Site, SpaceGroup, space_group
 from flowllm.errors import FlowllmError
 from flowllm.llm.apart import LineCheck
@@ -48,7 +49,6 @@ from flowllm.llm.crystal_text import (
 )
 from flowllm.llm.orbit_lines import OrbitLines
 from flowllm.llm.symmetric_grammar import symmetric_cell_grammar, symmetric_grammar
-from flowllm.llm.symmetric_rest import rest_grammar, rest_of_cell_grammar
 from flowllm.llm.text_parts import (
     coordinate,
     element_of,
@@ -60,14 +60,13 @@ from flowllm.llm.text_parts import (
 _COINCIDING = 0.01
 """Angstrom. Atoms of two orbits on one point are nearer; their coordinates differ by rounding."""
 
-_LENGTHS = 3
-"""Cell parameters below this index are lengths, the others are angles."""
-
 _NUMBERS = range(1, NUM_GROUPS + 1)
 
 
 class SymmetricText:
     """The symmetric text; see `crystal_text.CrystalText`."""
+
+    first_lines = 1
 
     def describe(self, crystal: Crystal) -> Description:
         """Return the lines of a crystal in a primitive cell.
@@ -111,10 +110,10 @@ class SymmetricText:
         num_atoms: int | None = None,
         group: int | None = None,
     ) -> str:
-        """Return the grammar of all texts within the limits, or of their rest."""
-        if written:
-            return rest_grammar(elements, max_atoms, max_length, written, num_atoms)
-        return symmetric_grammar(elements, max_atoms, max_length, num_atoms, group)
+        """Return the form of the first line, or the grammar of the rest within the limits."""
+        return symmetric_grammar(
+            elements, max_atoms, max_length, written, num_atoms=num_atoms, group=group
+        )
 
     def cell_grammar(
         self,
@@ -124,10 +123,8 @@ class SymmetricText:
         *,
         group: int | None = None,
     ) -> str:
-        """Return the grammar of texts with these atoms, element by element, or of their rest."""
-        if written:
-            return rest_of_cell_grammar(atomic_numbers, max_length, written)
-        return symmetric_cell_grammar(atomic_numbers, max_length, group)
+        """Return the form of the first line, or the grammar of the rest with these atoms."""
+        return symmetric_cell_grammar(atomic_numbers, max_length, written, group=group)
 
     def line_check(self, min_distance: float) -> LineCheck:
         """Return the check of a new text."""
@@ -166,11 +163,7 @@ def _labels() -> list[str]:
 
 def lines_of(standard: StandardCrystal) -> Description:
     """Return the lines of a description."""
-    places = FREE_PARAMETERS[standard.group.system]
-    values = zip(places, standard.cell.tolist(), strict=True)
-    cell = " ".join(
-        f"{value:.1f}" if place < _LENGTHS else f"{value:.0f}" for place, value in values
-    )
+    cell = " ".join(cell_words(standard.group, standard.cell))
     sites = [
         SiteText(
             orbit.atomic_number,

@@ -48,6 +48,8 @@ shorter."""
 class CoordinatesText:
     """The text of coordinates; see `crystal_text.CrystalText`."""
 
+    first_lines = 0
+
     def describe(self, crystal: Crystal) -> Description:
         """Return the lines of a crystal; the order of its atoms is kept.
 

@@ -55,11 +55,12 @@ def mean_loss(model: LanguageModel, batches: Sequence[MicroBatch], fabric: Fabri
         fabric: processes that share the batches.
     """
     model.eval()
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=fabric.device)
     for number, weight in shares(len(batches), fabric):
-        total += weight * summed_loss(model, batches[number], fabric.device).item()
+        loss = summed_loss(model, batches[number], fabric.device)
+        total += weight * loss.double().to(total.device)
     model.train()
-    return sum_over_processes(total, fabric) / sum(batch.num_targets for batch in batches)
+    return sum_tensors(total, fabric).item() / sum(batch.num_targets for batch in batches)
 
 
 @torch.no_grad()

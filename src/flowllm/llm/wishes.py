@@ -6,7 +6,7 @@ grammar has only the asked elements, number of atoms and group, so that few draf
 Everything else is only asked, and measured later (`evaluate.requests`).
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,11 +19,11 @@ from flowllm.errors import FlowllmError
 from flowllm.llm.crystal_text import composition_of
 from flowllm.llm.crystal_texts import crystal_text
 from flowllm.llm.model_record import ModelRecord
+from flowllm.llm.orbit_sums import possible_groups
 from flowllm.llm.prompts import Conditions, prompt_formula
 from flowllm.llm.redraws import Form
 from flowllm.llm.required import Required
 from flowllm.llm.sampling import DrawRequest
-from flowllm.llm.symmetric_grammar import group_has_atoms
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,12 @@ def _check_possible(prompts: Prompts, record: ModelRecord, target: Target) -> No
     group = target.required.space_group
     if group is None or prompts.crystal_text != "symmetric":
         return
-    counts: Sequence[int] = ()
+    counts: tuple[int, ...] = ()
     if target.numbers is not None:
         counts = tuple(composition_of(np.array(target.numbers)).values())
     elif target.required.num_atoms is not None:
         counts = (target.required.num_atoms,)
-    if not all(group_has_atoms(group, count) for count in counts):
+    if counts and group not in possible_groups(counts):
         raise FlowllmError(
             f"conditions {dict(target.words)}: no primitive cell of space group {group} has orbits "
             "that add up to these atoms; ask for another number of atoms or another group"

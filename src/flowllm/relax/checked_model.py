@@ -8,6 +8,7 @@ import torch
 import torch_sim as ts
 from torch_sim.models.interface import ModelInterface
 
+from flowllm.relax.constraints import Projection
 from flowllm.relax.failures import MIN_VOLUME, SEARCH_RADIUS, RelaxationFailure, cell_failure
 
 
@@ -20,6 +21,8 @@ class CheckedModel(ModelInterface):
     Attributes:
         model: the potential.
         failures: failures of the last call, by the crystal's index in the batch.
+        projection: projection of forces and stresses onto constraints, of the crystals of the next
+            call; None without constraints.
     """
 
     def __init__(self, model: ModelInterface) -> None:
@@ -30,6 +33,7 @@ class CheckedModel(ModelInterface):
         self._compute_forces = self._compute_stress = True
         self._memory_scales_with = model.memory_scales_with
         self.failures: dict[int, RelaxationFailure] = {}
+        self.projection: Projection | None = None
 
     def forward(self, state: ts.SimState) -> dict[str, torch.Tensor]:
         """Evaluate the crystals that pass the checks; see `ModelInterface.forward`."""
@@ -52,17 +56,23 @@ class CheckedModel(ModelInterface):
         output["forces"][torch.isin(state.system_idx, systems)] = found["forces"].to(self._dtype)
         output["stress"][systems] = found["stress"].to(self._dtype).reshape(-1, 3, 3)
         self._drop_failed(state, output)
+        if self.projection is not None:
+            self.projection.apply(state, output, self.failures)
         return output
 
     def _drop_failed(self, state: ts.SimState, output: dict[str, torch.Tensor]) -> None:
         """Record the crystals with non-finite results, and zero the results of all failed ones."""
         bad = ~torch.isfinite(output["energy"]) | ~torch.isfinite(output["stress"]).all(dim=(1, 2))
-        bad[state.system_idx[~torch.isfinite(output["forces"]).all(dim=1)]] = True
+        bad_atoms = ~torch.isfinite(output["forces"]).all(dim=1)
+        num_bad = torch.zeros_like(output["energy"])
+        bad |= num_bad.index_add_(0, state.system_idx, bad_atoms.to(num_bad)) > 0
         for index in torch.where(bad)[0].tolist():
             failure = RelaxationFailure(
                 "not_finite", "the potential gave a non-finite energy, force or stress"
             )
             self.failures.setdefault(index, failure)
+        if not self.failures:
+            return
         failed = torch.tensor(sorted(self.failures), dtype=torch.long, device=self._device)
         output["energy"][failed] = 0.0
         output["stress"][failed] = 0.0
@@ -97,6 +107,9 @@ def cell_failures(state: ts.SimState) -> dict[int, RelaxationFailure]:
     # The distance between opposite faces is the inverse length of the reciprocal vector.
     heights = 1 / torch.linalg.inv(regular).norm(dim=1)
     images = torch.prod(2 * torch.ceil(SEARCH_RADIUS / heights) + 1, dim=1)
-    cells_in_numbers = zip(volumes.tolist(), counts.tolist(), images.tolist(), strict=True)
-    found = {index: cell_failure(*one) for index, one in enumerate(cells_in_numbers)}
+    numbers = torch.stack([volumes, counts.to(volumes), images]).T.tolist()
+    found = {
+        index: cell_failure(volume, int(count), num_images)
+        for index, (volume, count, num_images) in enumerate(numbers)
+    }
     return {index: failure for index, failure in found.items() if failure is not None}

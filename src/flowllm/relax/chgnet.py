@@ -21,8 +21,11 @@ from torch_sim.state import SimState
 
 from flowllm.relax.failures import RelaxationFailure
 
-_WEIGHTS = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
-"""Path inside the chgnet package of version 0.3.0, which is fitted to MPtrj."""
+_WEIGHTS = {
+    "0.2.0": "pretrained/0.2.0/chgnet_0.2.0_e30f77s348m32.pth.tar",
+    "0.3.0": "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
+}
+"""Paths inside the chgnet package of the versions that are fitted to MPtrj."""
 
 _TOLERANCE = 1e-8
 """Angstrom; tolerance on the cutoff and on an atom's distance to itself, as in chgnet."""
@@ -61,21 +64,23 @@ NO_NEIGHBORS = NeighborGraph(
 
 
 class CHGNetModel(ModelInterface):
-    """CHGNet 0.3.0 (Deng et al. 2023) as a torch-sim model: energies, forces and stresses.
+    """CHGNet (Deng et al. 2023) as a torch-sim model: energies, forces and stresses.
 
     States are in float64. The network computes in float32, the precision of its training.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Load the weights that the chgnet package contains."""
+    def __init__(self, device: torch.device, version: str = "0.3.0") -> None:
+        """Load the weights of a version, which the chgnet package contains."""
         super().__init__()
         self._device = device
         self._dtype = torch.float64
         self._compute_forces = True
         self._compute_stress = True
-        path = Path(chgnet.__file__).parent / _WEIGHTS
+        path = Path(chgnet.__file__).parent / _WEIGHTS[version]
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self.network = CHGNet.from_dict(state["model"], mlp_out_bias=False, version="0.3.0")
+        # As in CHGNet.load.
+        bias = version == "0.2.0"
+        self.network = CHGNet.from_dict(state["model"], mlp_out_bias=bias, version=version)
         self.network.to(device).eval().requires_grad_(False)
         # Energies in eV per atom of each element, added to the output of the network.
         self.element_energies = self.network.get_parameter("composition_model.fc.weight").view(-1)
@@ -94,10 +99,11 @@ class CHGNetModel(ModelInterface):
             batch) of the crystals that cannot be evaluated, whose numbers are meaningless.
         """
         counts = torch.bincount(state.system_idx, minlength=state.n_systems)
+        atoms_of_each = counts.cpu().numpy()
         cells = state.row_vector_cell.to(torch.float32)
         positions = state.positions.to(torch.float32).requires_grad_(True)
         strain = torch.zeros_like(cells, requires_grad=True)
-        graphs, failures = self._graphs(state, counts)
+        graphs, failures = self._graphs(state, atoms_of_each)
         if len(failures) == len(graphs):
             nothing = torch.zeros_like(state.cell)
             return {
@@ -106,7 +112,7 @@ class CHGNetModel(ModelInterface):
                 "stress": nothing,
                 "failures": failures,
             }
-        batch = self._batch(state, graphs, counts, positions, cells, strain)
+        batch = self._batch(state, graphs, atoms_of_each, positions, cells, strain)
         per_atom = self.network._compute(batch)["e"]
         energy = per_atom * counts
         references = torch.zeros_like(per_atom).index_add_(
@@ -122,11 +128,11 @@ class CHGNetModel(ModelInterface):
         }
 
     def _graphs(
-        self, state: SimState, counts: torch.Tensor
+        self, state: SimState, counts: np.ndarray
     ) -> tuple[list[NeighborGraph], dict[int, RelaxationFailure]]:
         """Find the bonds and angles of each crystal; a crystal with a failure has none."""
         positions = state.positions.detach().cpu().numpy()
-        points = np.split(positions, np.cumsum(counts.cpu().numpy())[:-1])
+        points = np.split(positions, np.cumsum(counts)[:-1])
         cells = state.row_vector_cell.detach().cpu().numpy()
         graphs: list[NeighborGraph] = []
         failures: dict[int, RelaxationFailure] = {}
@@ -142,7 +148,7 @@ class CHGNetModel(ModelInterface):
         self,
         state: SimState,
         graphs: list[NeighborGraph],
-        counts: torch.Tensor,
+        counts: np.ndarray,
         positions: torch.Tensor,
         cells: torch.Tensor,
         strain: torch.Tensor,
@@ -150,7 +156,7 @@ class CHGNetModel(ModelInterface):
         """Join the crystals' graphs and expand bonds and angles in the network's basis sets."""
         strained_cells = cells + cells @ strain
         positions = positions + (positions[:, None] @ strain[state.system_idx])[:, 0]
-        graph = _joined(graphs, counts.cpu().numpy())
+        graph = _joined(graphs, counts)
         edges, images, undirected, representatives, angles = (
             torch.from_numpy(getattr(graph, field.name)).to(self._device)
             for field in fields(NeighborGraph)

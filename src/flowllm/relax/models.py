@@ -39,6 +39,12 @@ def _chgnet(device: torch.device) -> LoadedPotential:
     return LoadedPotential(CHGNetModel(device), _IN_MATERIALS_PROJECT)
 
 
+def _chgnet_0_2_0(device: torch.device) -> LoadedPotential:
+    from flowllm.relax.chgnet import CHGNetModel
+
+    return LoadedPotential(CHGNetModel(device, "0.2.0"), _IN_MATERIALS_PROJECT)
+
+
 def _mace(device: torch.device) -> LoadedPotential:
     from mace.calculators import mace_mp
     from torch_sim.models.mace import MaceModel
@@ -80,6 +86,7 @@ def _orb(device: torch.device) -> LoadedPotential:
 
 _LOADERS: dict[str, Callable[[torch.device], LoadedPotential]] = {
     "chgnet": _chgnet,
+    "chgnet-0.2.0": _chgnet_0_2_0,
     "mace": _mace,
     "mattersim": _mattersim,
     "sevennet": _sevennet,
@@ -89,6 +96,7 @@ _LOADERS: dict[str, Callable[[torch.device], LoadedPotential]] = {
 
 LABELS = {
     "chgnet": "CHGNet 0.3.0",
+    "chgnet-0.2.0": "CHGNet 0.2.0",
     "mace": "MACE-MPA-0 medium",
     "mattersim": "MatterSim v1.0.0 1M",
     "sevennet": "SevenNet-0 11Jul2024",
@@ -97,8 +105,13 @@ LABELS = {
 """Names of the potentials in tables and reports, by their names in the configuration."""
 
 
-def load_potential(name: str, device: torch.device) -> LoadedPotential:
+def load_potential(name: str, device: torch.device, key: str = "potential.name") -> LoadedPotential:
     """Load a potential by its name in the configuration.
+
+    Args:
+        name: name in the configuration.
+        device: device of the potential.
+        key: key of the name, for messages.
 
     Raises:
         FlowllmError: the name is unknown, the potential's package is not installed, or its weights
@@ -106,24 +119,24 @@ def load_potential(name: str, device: torch.device) -> LoadedPotential:
     """
     if name not in _LOADERS:
         known = ", ".join(sorted(_LOADERS))
-        raise FlowllmError(f"potential.name: unknown potential {name!r}; choose one of {known}")
-    with _explaining_load_errors(name):
+        raise FlowllmError(f"{key}: unknown potential {name!r}; choose one of {known}")
+    with _explaining_load_errors(name, key):
         return _LOADERS[name](device)
 
 
 @contextmanager
-def _explaining_load_errors(name: str) -> Iterator[None]:
+def _explaining_load_errors(name: str, key: str) -> Iterator[None]:
     """Turn the errors of a missing package or missing weights into a `FlowllmError`."""
     try:
         yield
     except ImportError as error:
         raise FlowllmError(
-            f"potential.name: {name} needs packages that are not installed ({error}); "
+            f"{key}: {name} needs packages that are not installed ({error}); "
             "docs/energies.md describes how to install them"
         ) from error
     # Each package downloads its weights on first use, and raises its own errors.
     except (OSError, RuntimeError) as error:
         raise FlowllmError(
-            f"potential.name: {name} could not be loaded ({error}); its weights are "
+            f"{key}: {name} could not be loaded ({error}); its weights are "
             "downloaded on first use, so load it once on a machine with internet access"
         ) from error

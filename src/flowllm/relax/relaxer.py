@@ -21,6 +21,7 @@ from torch_sim.optimizers import FrechetCellFIREState, frechet_cell_fire
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.relax.checked_model import CheckedModel
+from flowllm.relax.constraints import Projection, Symmetry, symmetrized
 from flowllm.relax.failures import RelaxationFailure
 from flowllm.relax.models import LoadedPotential
 from flowllm.runtime.log import log
@@ -89,10 +90,15 @@ class _Limits:
 
 @dataclass(frozen=True)
 class _Work:
-    """A list of crystals to relax, and the results so far by the crystal's index in the list."""
+    """A list of crystals to relax, and the results so far by the crystal's index in the list.
+
+    `symmetries` are those of the crystals, None where they are not kept.
+    """
 
     model: CheckedModel
     crystals: Sequence[Crystal]
+    symmetries: Sequence[Symmetry] | None
+    fixed_cell: bool
     limits: _Limits
     advance: Callable[[int], None]
     results: dict[int, Relaxation]
@@ -130,6 +136,8 @@ def relax(
     max_force: float,
     max_steps: int,
     max_seconds: float,
+    keep_symmetry: bool = False,
+    fixed_cell: bool = False,
     advance: Callable[[int], None] = _ignore_progress,
 ) -> list[Relaxation]:
     """Relax cells and positions by FIRE.
@@ -137,9 +145,13 @@ def relax(
     Args:
         potential: source of energies, forces and stresses.
         crystals: any crystals; the result of one that cannot be relaxed has a failure.
-        max_force: eV/angstrom, threshold on the forces on atoms and on the cell.
+        max_force: eV/angstrom, threshold on the forces on atoms and on the cell, projected onto the
+            constraints; with a fixed cell on the atoms alone.
         max_steps: optimizer steps per crystal.
         max_seconds: wall time per crystal, whose share of a batch's time is its share of the atoms.
+        keep_symmetry: whether each crystal is moved to its exact symmetry and keeps its space
+            group; the initial energy is that of the symmetric crystal.
+        fixed_cell: whether only the atoms move.
         advance: called with the number of crystals that have just finished.
 
     Returns:
@@ -147,7 +159,12 @@ def relax(
         `max_steps` has no failure.
     """
     limits = _Limits(max_force, max_steps, max_seconds)
-    work = _Work(CheckedModel(potential.model), crystals, limits, advance, results={})
+    symmetries = None
+    if keep_symmetry:
+        pairs = [symmetrized(crystal) for crystal in crystals]
+        crystals, symmetries = [one for one, _ in pairs], [found for _, found in pairs]
+    model = CheckedModel(potential.model)
+    work = _Work(model, crystals, symmetries, fixed_cell, limits, advance, results={})
     for index, crystal in enumerate(crystals):
         failure = _known_failure(potential, crystal)
         if failure is not None:
@@ -190,6 +207,7 @@ def _relax_or_halve(work: _Work, indices: list[int]) -> None:
 def _relax_together(work: _Work, indices: list[int]) -> None:
     """Relax the crystals of the given indices in one batch; waiting ones replace finished ones."""
     model, crystals = work.model, work.crystals
+    model.projection = None  # torch-sim measures the batch size with other crystals
     init, step = frechet_cell_fire(model, dt_start=_DT_START)
     queue = deque(indices)
     limit = _batch_limit(model, crystals[indices[0]])
@@ -199,14 +217,16 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
         clock = time.perf_counter()
         taken = _take(queue, crystals, limit - sum(one.load for one in running), not running)
         if taken:
+            model.projection = _projection(work, taken)
             fresh = _at_rest(init(_state_of([crystals[index] for index in taken], model)))
             failures = {len(running) + new: failure for new, failure in model.failures.items()}
             state = fresh if state is None else ts.concatenate_states([state, fresh])
             running += [
-                _Running(index, crystals[index].num_atoms, _load(crystals[index]), float(energy))
-                for index, energy in zip(taken, fresh.energy, strict=True)
+                _Running(index, crystals[index].num_atoms, _load(crystals[index]), energy)
+                for index, energy in zip(taken, fresh.energy.tolist(), strict=True)
             ]
         else:
+            model.projection = _projection(work, [one.index for one in running])
             state = step(state)
             failures = model.failures
             for one in running:
@@ -222,6 +242,15 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
             running = [running[system] for system in kept]
             state = state[kept] if kept else None
             work.advance(len(finished))
+
+
+def _projection(work: _Work, indices: Sequence[int]) -> Projection | None:
+    """Return the projection of the crystals of the given indices, None without constraints."""
+    symmetries = work.symmetries
+    if symmetries is None and not work.fixed_cell:
+        return None
+    kept = None if symmetries is None else [symmetries[index] for index in indices]
+    return Projection(kept, fixed_cell=work.fixed_cell, device=work.model.device)
 
 
 def _batch_limit(model: CheckedModel, example: Crystal) -> float:
@@ -282,8 +311,9 @@ def _finished(
     """Return the results of the crystals that have finished, by their index in the batch."""
     atom_forces = state.forces.norm(dim=1)
     zeros = torch.zeros(state.n_systems).to(atom_forces)
-    max_forces = zeros.scatter_reduce(0, state.system_idx, atom_forces, "amax").tolist()
-    cell_forces = state.cell_forces.norm(dim=2).amax(dim=1).tolist()
+    of_atoms = zeros.scatter_reduce(0, state.system_idx, atom_forces, "amax")
+    of_cells = state.cell_forces.norm(dim=2).amax(dim=1)
+    max_forces, cell_forces = torch.stack([of_atoms, of_cells]).tolist()
     limits = work.limits
     finished: dict[int, Relaxation] = {}
     for system, one in enumerate(running):

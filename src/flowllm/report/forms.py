@@ -8,12 +8,21 @@ from flowllm.evaluate.hull import EnergySource
 
 RATES = (
     *("generated", "structural_validity", "compositional_validity", "validity", "relaxed"),
-    *("placed_on_hull", "metastability_rate", "stability_rate", "uniqueness", "novelty"),
+    *(
+        "placed_on_hull",
+        "bare_hull",
+        "novel_of_relaxed",
+        "metastability_rate",
+        "stability_rate",
+        "uniqueness",
+        "novelty",
+    ),
     *("novel_of_stable", "unique_of_stable_novel", "metastable_sun_rate", "sun_rate"),
     *("coverage_recall", "coverage_precision", "coverage_precision_of_valid", "fingerprinted"),
     *("match_rate", "match_rate_of_relaxed", "match_rate_loose", "match_rate_loose_of_relaxed"),
     *("stability_rate_below", "stability_rate_at_most", "novelty_train", "novelty_train_val"),
     *("sun_rate_train", "sun_rate_train_val", "sun_rate_greedy"),
+    *("sun_per_relaxation", "sun_per_dft_run", "sun_per_candidate"),
 )
 MEANS = (
     *("rmsd", "rmsd_loose", "delta_energy_per_atom", "delta_energy_per_cell"),
@@ -37,6 +46,35 @@ class Rate(Form):
     value: float | None
     low: float
     high: float
+
+
+class Estimate(Form):
+    """A rate that is estimated from a part of the DFT runs (`estimates.Observed`)."""
+
+    certain: int
+    sampled: int
+    sample: int
+    population: int
+    drawn: int
+    value: float | None
+    low: float
+    high: float
+
+
+class Design(Form):
+    """Number of crystals by their choice for DFT."""
+
+    certain: int
+    sample: int
+    population: int
+    missing: int
+
+
+class Estimates(Form):
+    """Rates over all draws, estimated from a part of the DFT runs."""
+
+    design: Design
+    rates: dict[str, Estimate]
 
 
 class Mean(Form):
@@ -130,6 +168,24 @@ class OtherProtocol(Form):
     sun_rate: Rate
 
 
+class Order(Form):
+    """A rank correlation with its interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+
+
+class Check(Form):
+    """Agreement with the second potential."""
+
+    potentials: list[str]
+    rates: dict[str, Rate]
+    orders: dict[str, Order]
+    difference: Mean
+
+
 class Histogram(Form):
     """Number of crystals per number of distinct elements."""
 
@@ -157,7 +213,9 @@ class Metrics(Form):
     sampling: Sampling
     counts: Counts
     rates: dict[str, Rate]
+    estimates: Estimates | None
     protocols: dict[str, OtherProtocol]
+    check: Check | None
     means: dict[str, Mean]
     distances: dict[str, Distance]
     histograms: Histograms
@@ -190,9 +248,10 @@ class Prediction(Form):
     @field_validator("rates")
     @classmethod
     def _has_rates(cls, rates: dict[str, Rate]) -> dict[str, Rate]:
-        return _with_names(rates, ("match_rate", "match_rate_first", "match_rate_smact_valid"))
+        names = ("match_rate", "match_rate_first", "match_rate_smact_valid")
+        return _with_names(rates, (*names, "metre", "metre_first"))
 
     @field_validator("means")
     @classmethod
     def _has_means(cls, means: dict[str, Mean]) -> dict[str, Mean]:
-        return _with_names(means, ("rmse", "rmse_first"))
+        return _with_names(means, ("rmse", "rmse_first", "crmse", "crmse_first"))

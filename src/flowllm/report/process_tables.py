@@ -169,8 +169,9 @@ def rejection_table(rejections: Sequence[tuple[str, str, int]]) -> Table:
     return Table(
         "rejections",
         "Rejections",
-        "Source rows that are in no split, drafts of the language model that were rejected, and "
-        "draws that were given up after the last attempt.",
+        "Source rows that are in no split, drafts of the language model that were rejected, atoms "
+        "within drafts that were drawn again (min_distance), and draws that were given up after "
+        "the last attempt.",
         columns,
         rows,
     )

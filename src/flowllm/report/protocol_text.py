@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
+from flowllm.evaluate.screening import NOT_RELAXED
 from flowllm.report.metrics_files import Result, once_per_method
 
 
@@ -88,6 +89,23 @@ def redrawn_note(rows: Sequence[str]) -> str:
     return (
         "Drafts with two atoms at one point were rejected and drawn again, which the paper's "
         f"protocol does not do and which raises the validity: {', '.join(rows)}. "
+    )
+
+
+def not_relaxed_note(results: Sequence[Result]) -> str:
+    """Return how many crystals select excluded from the relaxation; empty if it excluded none."""
+    notes = []
+    for result in once_per_method(results):
+        relaxed = result.numbers["counts"]["relaxed"]
+        found = [f"{relaxed[name]} {name}" for name in NOT_RELAXED if relaxed.get(name)]
+        if found:
+            notes.append(f"{result.method} ({', '.join(found)})")
+    if not notes:
+        return ""
+    return (
+        "Crystals that were known or repeated as generated were not relaxed (select.skip) and "
+        "count as not stable, not unique and not novel, so that Stable, Metastable, Unique and "
+        f"Novel cannot be compared with a run without it: {', '.join(notes)}. "
     )
 
 

@@ -13,6 +13,7 @@ from flowllm.report.protocol_text import (
     energy_name,
     hull_name,
     made_by,
+    not_relaxed_note,
     redrawn_note,
     special_rows,
 )
@@ -114,6 +115,7 @@ def sun_table(results: Sequence[Result], kind: EnergySource) -> Table:
         title = "Stability and S.U.N. by DFT"
         caption = made_by(ours) + _RATES_NOTE if ours else "No DFT results of this run yet. "
         caption += published_note(published)
+    caption += not_relaxed_note(ours)
     return Table(f"stability_{kind}", title, caption, _SUN_COLUMNS, rows)
 
 
@@ -280,6 +282,10 @@ def csp_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
         Column("match_rate_smact_valid", "Match rate, SMACT-valid only", "rate"),
         Column("rmse", "RMSE, best of k", "mean", 4),
         Column("rmse_first", "RMSE, first", "mean", 4),
+        Column("metre", "METRe, best of k", "rate"),
+        Column("metre_first", "METRe, first", "rate"),
+        Column("crmse", "cRMSE, best of k", "mean", 4),
+        Column("crmse_first", "cRMSE, first", "mean", 4),
     )
     published = published_rows([column.key for column in columns])
     redrawn = [one["setting"] for one in predictions if one.get("reject_close_atoms")]
@@ -295,7 +301,10 @@ def csp_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
         "that were predicted; a match is by StructureMatcher (0.3, 0.5, 10°), and a prediction "
         "with atoms closer than 0.5 Å never matches. SMACT-valid only: the composition must be "
         "valid too, as in the peers' code, although it is given; RMSE is over the matches, in "
-        f"units of the {LENGTH_UNIT}. {redrawn_note(redrawn)}{published_note(published)}",
+        f"units of the {LENGTH_UNIT}. METRe: a test crystal counts if a prediction of any test "
+        "crystal matches it, for formulas with several crystals; cRMSE is over all test crystals, "
+        "with the tolerance 0.5 for one without a match (arXiv 2509.12178). "
+        f"{redrawn_note(redrawn)}{published_note(published)}",
         columns,
         rows + published,
     )

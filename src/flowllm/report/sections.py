@@ -8,7 +8,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from flowllm.evaluate.hull import EnergySource
-from flowllm.report import counting_tables, figures, process_tables, quality_tables
+from flowllm.report import (
+    cost_tables,
+    counting_tables,
+    figures,
+    process_tables,
+    quality_tables,
+)
+from flowllm.report.agreement_table import agreement_table
 from flowllm.report.gallery import find_candidates
 from flowllm.report.metrics_files import Result, first_of_each_sweep, of_kind, once_per_method
 from flowllm.report.page import RenderedFigure, Section, provenance_details
@@ -22,6 +29,7 @@ from flowllm.report.provenance import (
 )
 from flowllm.report.request_tables import request_tables
 from flowllm.report.training_history import read_curves, read_invariance, read_rejections
+from flowllm.report.warnings import warnings_table
 
 KINDS: tuple[EnergySource, ...] = ("potential", "dft")
 
@@ -46,7 +54,9 @@ def make_sections(
     """
     records = read_records(run_dir, shards)
     kinds = [kind for kind in KINDS if of_kind(results, kind)]
+    warned = warnings_table(results)
     sections = [
+        Section("warnings", "Warnings", tables=[warned] if warned else []),
         _results(results, kinds, records, color),
         _requests(results, kinds),
         _prediction(predictions),
@@ -76,8 +86,11 @@ def _results(
             quality_tables.paper_table(results),
             quality_tables.sun_table(results, "potential"),
             quality_tables.sun_table(results, "dft"),
+            *filter(None, [cost_tables.estimate_table(results)]),
+            cost_tables.sun_cost_table(results),
             quality_tables.proxy_table(results),
             *filter(None, [quality_tables.noise_table(results, flows)]),
+            *filter(None, [agreement_table(results)]),
             quality_tables.ground_state_table(results),
             *(quality_tables.e_hull_table(results, kind) for kind in kinds),
             quality_tables.num_elements_table(results),

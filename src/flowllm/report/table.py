@@ -73,6 +73,8 @@ def show(cell: Any, column: Column) -> Shown:
         return Shown(_plain(cell, column))
     kind = _cell_kind(cell)
     number = cell["mean"] if kind == "mean" else cell["value"]
+    if kind == "estimate":
+        return _shown_estimate(cell, column)
     details = {
         "published": lambda: f"published [{cell['evidence']}]",
         "rate": lambda: (
@@ -89,6 +91,18 @@ def show(cell: Any, column: Column) -> Shown:
     return Shown(text, details[kind]())
 
 
+def _shown_estimate(cell: Mapping[str, Any], column: Column) -> Shown:
+    """Return a rate that is estimated from a sample; without a sample only its bounds are known."""
+    bounds = f"{100 * cell['low']:.{column.digits}f}–{100 * cell['high']:.{column.digits}f}"
+    if cell["value"] is None:
+        return Shown("–", bounds)
+    counts = f"{cell['certain']}"
+    if cell["sample"]:
+        counts += f" + {cell['sampled']} · {cell['population'] / cell['sample']:.4g}"
+    text = f"{100 * cell['value']:.{column.digits}f}\u202f%"
+    return Shown(text, f"{counts} of {cell['drawn']}; {bounds}")
+
+
 def _plain(cell: Any, column: Column) -> str:
     if column.kind == "number":
         return f"{cell:.{column.digits}f}"
@@ -97,10 +111,14 @@ def _plain(cell: Any, column: Column) -> str:
     return str(cell)
 
 
-def _cell_kind(cell: Mapping[str, Any]) -> Literal["published", "rate", "mean", "distance"]:
+def _cell_kind(
+    cell: Mapping[str, Any],
+) -> Literal["published", "estimate", "rate", "mean", "distance"]:
     """Return the type of a cell by its keys."""
     if "evidence" in cell:
         return "published"
+    if "certain" in cell:
+        return "estimate"
     if "numerator" in cell:
         return "rate"
     return "mean" if "mean" in cell else "distance"
@@ -132,6 +150,7 @@ def to_csv(table: Table) -> str:
 
 _CSV_PARTS = {
     "published": (),
+    "estimate": ("certain", "sampled", "sample", "population", "drawn", "low", "high"),
     "rate": ("numerator", "denominator", "low", "high"),
     "mean": ("standard_error", "count"),
     "distance": ("count", "reference_count"),
@@ -177,9 +196,11 @@ _LATEX = {
     "≤": r"$\leq$",
     "Δ": r"$\Delta$",
     "τ": r"$\tau$",
+    "ρ": r"$\rho$",
     "Å": r"\AA{}",
     "³": r"$^3$",
     "°": r"$^\circ$",
+    "·": r"$\cdot$",
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",

@@ -19,6 +19,7 @@ from flowllm.errors import FlowllmError
 from flowllm.io import schemas
 from flowllm.io.file_errors import explain
 from flowllm.io.tables import read_table
+from flowllm.llm.crystal_text import Reason
 from flowllm.runtime.provenance import RECORD_SUFFIX, provenance_path
 
 ALL_FOUND: Mapping[str, int] = {}
@@ -179,6 +180,8 @@ def read_rejections(
 ) -> list[tuple[str, str, int]]:
     """Count the rejections as (where, reason, count), the most frequent reason first.
 
+    Redraws of single atoms (`llm.redraws`) are rejections, too: of a part of a text.
+
     Args:
         run_dir: folder of the run.
         shards: number of shards of the run, by folder. If it names some base, bases that it does
@@ -208,15 +211,21 @@ def _rejected_rows(path: Path) -> list[tuple[str, str, int]]:
 
 
 def _drafts(where: str, shards: Iterable[Path], schema: pa.Schema) -> list[tuple[str, str, int]]:
-    """Count the language model's rejected drafts, and the draws without a crystal."""
+    """Count the language model's rejected drafts, its redraws, and the draws without a crystal."""
     drafts: Counter[str] = Counter()
+    redraws: Counter[str] = Counter()
     given_up: Counter[str] = Counter()
     for shard in shards:
-        table = read_table(shard, schema, ["rejections", "status"])
+        table = read_table(shard, schema, ["rejections", "redraws", "status"])
         drafts.update(_value_counts(pc.list_flatten(table.column("rejections"))))
+        redraws[Reason.CLOSE_ATOMS] += pc.sum(table.column("redraws")).as_py() or 0
         given_up.update(_value_counts(table.column("status")))
     del given_up["ok"]
-    return _ordered(f"{where}: drafts", drafts) + _ordered(f"{where}: given up", given_up)
+    return (
+        _ordered(f"{where}: drafts", drafts)
+        + _ordered(f"{where}: redraws within drafts", +redraws)
+        + _ordered(f"{where}: given up", given_up)
+    )
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -4,6 +4,7 @@ The order of an epoch consists of row numbers drawn from a seed, so a resumed ru
 without reading the pairs before it. Only the rows of a batch are copied from the files.
 """
 
+import resource
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,13 +17,18 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from flowllm.errors import FlowllmError
 from flowllm.io.tables import naming_damage
 from flowllm.rfm.axes import random_axes
 from flowllm.rfm.base_distribution import BaseDistribution, standard_normals
 from flowllm.rfm.manifold import AngleBounds
+from flowllm.rfm.network import MAX_ATOMS
 
 BUFFER_ROWS = 100_000
 """Minimum number of pairs that are shuffled together; a buffer consists of whole shards."""
+
+_OTHER_FILES = 256
+"""Files that a process opens beside the prepared ones: libraries, logs, devices, sockets."""
 
 T = TypeVar("T")
 
@@ -49,11 +55,18 @@ class PairBatch:
     end_lattice: Tensor
 
     def to(self, device: torch.device) -> "PairBatch":
-        """Return the batch on another device."""
-        return PairBatch(*(x.to(device, non_blocking=True) for x in vars(self).values()))
+        """Return the batch on another device; a GPU copies it while the program continues."""
+        return PairBatch(*(copied(x, device) for x in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.elements)
+
+
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on another device; only from pinned memory a GPU copies in the background."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class _Shard:
@@ -108,6 +121,7 @@ class PreparedPairs:
         """
         self._base_distribution, self._bounds = base_distribution, bounds
         self._augment_axes = augment_axes
+        _allow_open_files(len(paths))
         self._shards = [_Shard(path) for path in paths]
         self.num_atoms = [shard.num_atoms for shard in self._shards]
 
@@ -167,6 +181,29 @@ class PreparedPairs:
         )
 
 
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit on open files, often 1,024, so that `count` more fit.
+
+    A file that is mapped into memory stays open.
+
+    Raises:
+        FlowllmError: the limit cannot be raised so far.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    wanted = soft + count
+    if hard != resource.RLIM_INFINITY:
+        if hard < count + _OTHER_FILES:
+            raise FlowllmError(
+                f"train_rfm: {count} shards are open at once, but a process may open {hard} files "
+                "(ulimit -Hn). Make the shards larger (sizes.pairs_per_shard), or let the "
+                "administrator raise the limit."
+            )
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def prefetched(items: Iterator[T]) -> Generator[T]:
     """Yield the items in order, while a thread computes the item after the yielded one.
 
@@ -220,16 +257,26 @@ def plan_epoch(
 
 def size_groups(num_atoms: Sequence[np.ndarray], max_rows: int) -> Iterator[Group]:
     """Yield all pairs once, in order of size, in groups of at most `max_rows`."""
-    rows = np.concatenate([_rows_of(shard, len(sizes)) for shard, sizes in enumerate(num_atoms)])
-    sizes = np.concatenate(list(num_atoms))
-    for size in np.unique(sizes):
-        members = rows[sizes == size]
+    for size in np.flatnonzero(_count_sizes(num_atoms)):
+        # Of one size at a time, since the rows of 33 million pairs would take a gigabyte.
+        rows = [np.flatnonzero(sizes == size) for sizes in num_atoms]
+        members = np.concatenate(
+            [np.stack([np.full(len(one), i), one], axis=1) for i, one in enumerate(rows)]
+        )
         yield from (members[i : i + max_rows] for i in range(0, len(members), max_rows))
+
+
+def _count_sizes(num_atoms: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the number of pairs with 0, 1, 2, ... atoms."""
+    counts = np.zeros(MAX_ATOMS + 1, dtype=np.int64)
+    for sizes in num_atoms:
+        counts += np.bincount(sizes, minlength=len(counts))
+    return counts
 
 
 def batches_per_epoch(num_atoms: Sequence[np.ndarray], batch_size: int) -> int:
     """Return the number of batches that `plan_epoch` yields."""
-    _, counts = np.unique(np.concatenate(list(num_atoms)), return_counts=True)
+    counts = _count_sizes(num_atoms)
     rest = int((counts % batch_size).sum())
     return int((counts // batch_size).sum()) + -(-rest // batch_size)
 

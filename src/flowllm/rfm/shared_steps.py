@@ -19,6 +19,7 @@ from flowllm.rfm.loader import (
     PairBatch,
     PreparedPairs,
     batches_per_epoch,
+    copied,
     plan_epoch,
     size_groups,
 )
@@ -71,7 +72,7 @@ def share_of_batch(
         if len(group[mine]):
             noise = generator(seed, "train_rfm", "noise", step, index)
             share_groups.append(pairs.draw(group, noise, mine).to(fabric.device))
-            share_times.append(torch.from_numpy(times[index][mine]).to(fabric.device))
+            share_times.append(copied(torch.from_numpy(times[index][mine]), fabric.device))
     return (share_groups, share_times), total
 
 
@@ -100,7 +101,8 @@ def agree(errors: Tensor, loss: Tensor, stop: bool, fabric: Fabric) -> Agreed:
         stop: whether this process was asked to stop.
         fabric: the processes.
     """
-    flags = torch.stack([~loss.detach().isfinite(), torch.tensor(stop, device=loss.device)])
+    finite = loss.detach().isfinite()
+    flags = torch.stack([~finite, torch.full_like(finite, stop)])
     found = torch.cat([errors.detach().double() / fabric.world_size, flags.double()])
     # A mean of flags is not exact: NCCL may compute it as the sum of x (1 / n).
     summed = _summed(found, fabric)

@@ -15,6 +15,7 @@ from lightning.fabric.strategies import DDPStrategy
 
 from flowllm.runtime.device import Precision, pick_device
 from flowllm.runtime.log import log
+from flowllm.runtime.threads import share_threads
 
 MAX_WAIT = timedelta(hours=6)
 """Longest wait of processes for each other. The default is half an hour, but one process prepares
@@ -45,6 +46,7 @@ def make_fabric(precision: Precision) -> Fabric:
     num_nodes = _start_on_every_node()
     device = pick_device()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 1
+    share_threads(gpus)
     plugins: list[Any] = [_precision_plugin(precision, device)]
     strategy: str | DDPStrategy = "auto"
     if gpus * num_nodes > 1:

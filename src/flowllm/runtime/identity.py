@@ -27,19 +27,16 @@ def identity_path(output: Path) -> Path:
 def with_identity(output: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     """Write the identity of an output that is made within the block, unless it is the same.
 
-    Another identity is removed before the block: an output that is replaced never has the identity
-    of its predecessor.
+    The block must end before the output is renamed to its place: an output never has the identity
+    of its predecessor, and where the block fails, the predecessor keeps its own.
 
     Args:
         output: the output.
         facts: all that its content depends on, as plain values.
     """
     path, text = identity_path(output), _text(facts)
-    same = path.exists() and path.read_text(encoding="utf-8") == text
-    if not same:
-        path.unlink(missing_ok=True)
     yield
-    if not same:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -96,14 +96,28 @@ def last_failure(path: Path, slurm_job: str | None = None) -> Failure | None:
         path: log of a stage.
         slurm_job: number of a SLURM job, if the attempt must be of this job.
     """
+    return find_failure(last_records(path, slurm_job))
+
+
+def last_records(path: Path, slurm_job: str | None = None) -> list[tuple[str, str]]:
+    """Return level and text of each record of the last attempt in a log.
+
+    Args:
+        path: log of a stage.
+        slurm_job: number of a SLURM job, if the attempt must be of this job.
+    """
     texts = _attempts(path)
     if not texts:
-        return None
+        return []
     begin, _, text = texts[-1].partition("\n")
     if slurm_job is not None and not begin.endswith(f", SLURM job {slurm_job}"):
-        return None
+        return []
     _, *parts = _RECORD.split(text)  # text before the first record, then level and text of each
-    records = list(zip(parts[::2], parts[1::2], strict=True))
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def find_failure(records: Sequence[tuple[str, str]]) -> Failure | None:
+    """Return why an attempt with these records failed; None if it has no error."""
     errors = [said for level, said in records if level == "ERROR"]
     recurs = bool(errors) and errors[-1].strip() == SAME_AGAIN
     errors = errors[:-1] if recurs else errors

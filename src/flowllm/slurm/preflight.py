@@ -6,7 +6,6 @@ SLURM's own partitions have, and with `sbatch --test-only`, which refuses what n
 
 import getpass
 import os
-import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from flowllm.errors import FlowllmError
 from flowllm.slurm.commands import ask, user_limit
 from flowllm.slurm.file_systems import is_local
+from flowllm.slurm.refusals import read_refusal
 from flowllm.slurm.requests import (
     Request,
     SubmitSettings,
@@ -27,12 +27,6 @@ from flowllm.slurm.requests import (
 
 MIN_JOB_AGE = 120
 """Seconds that SLURM must remember ended jobs for, so that squeue finds them (the plugin's)."""
-
-_PASSES = re.compile(
-    r"(Assoc|QOS)(Max|Grp)Submit|maximum number of jobs|Socket timed out|Unable to contact|"
-    r"temporarily|Connection (refused|reset|timed out)|gave no answer"
-)
-"""Refusals that pass: of as many jobs as are allowed, and of a controller that is busy."""
 
 _CURES = {
     "policy": "lower {lower}, or use another `qos` in {file}; `sacctmgr show qos` lists the limits",
@@ -132,7 +126,7 @@ def _refused(words: Sequence[str], tested: dict[tuple[str, ...], str | None]) ->
     key = tuple(words)
     if key not in tested:
         answer = ask(["sbatch", "--test-only", *words, "--wrap=true"])
-        passes = answer.ok or _PASSES.search(answer.error) is not None
+        passes = answer.ok or read_refusal(answer.error).passes
         tested[key] = None if passes else answer.error
     return tested[key]
 

@@ -21,6 +21,12 @@ from flowllm.runtime.provenance import stage_run
 
 Record = Mapping[str, Any]
 
+_OF_MANIFEST = (
+    *("id", "path", "formula", "status", "error"),
+    *("taken_as", "inclusion_probability", "leads_class"),
+)
+"""Columns of the manifest that the results repeat."""
+
 _MAX_ERROR = 500
 """Most characters of a row's error."""
 
@@ -96,7 +102,7 @@ def _foreign_folders(root: Path, entries: Sequence[Record]) -> list[str]:
 
 def _collect(entry: Record, root: Path, section: DftCollect) -> dict[str, Any]:
     """Return the result row of one manifest row."""
-    row = {name: entry[name] for name in ("id", "path", "formula", "status", "error")}
+    row = {name: entry[name] for name in _OF_MANIFEST}
     if entry["path"] is None:
         return row
     try:

@@ -1,17 +1,14 @@
 """Select relaxed crystals and write a folder of DFT inputs for each."""
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pymatgen.core import Composition
-
-from flowllm import dft, seeds
+from flowllm import dft
 from flowllm.config.sections.energies import Dft, DftInputs
 from flowllm.config.stage_settings import StageSettings
+from flowllm.crystal import Crystal
 from flowllm.dft.inputs import (
     folder_name,
     input_set_of,
@@ -19,9 +16,11 @@ from flowllm.dft.inputs import (
     missing_pseudopotentials,
     write_folder,
 )
+from flowllm.dft.selection import Choice, Relaxed, choose
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
 from flowllm.io.files import write_text
+from flowllm.io.shards import Shards
 from flowllm.runtime.descent import check_computed_from, generated_digests
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
@@ -36,7 +35,14 @@ class Settings(StageSettings):
     dft_inputs: DftInputs
 
 
-def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Path) -> None:
+def run(
+    settings: Settings,
+    *,
+    relaxed: Shards,
+    stability: Path,
+    out: Path,
+    per_crystal: Sequence[Path] = (),
+) -> None:
     """Select relaxed crystals and write one folder of DFT inputs for each.
 
     A row without a folder has the reason as its status: the failure of an earlier stage,
@@ -44,10 +50,13 @@ def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Pa
 
     Args:
         settings: sections `dft` and `dft_inputs`.
-        relaxed: Shards of relaxed crystals. Repeat the option for each.
+        relaxed: Shards of relaxed crystals: files, or FOLDER=COUNT. Repeat the option for each.
         stability: Table of stability with the potential's energies.
         out: Manifest to write (manifest.parquet), one row per relaxed row; the folders are written
             beside it.
+        per_crystal: Metrics per crystal with the potential's energies
+            (metrics/potential/{method}.parquet), from which the selection candidates takes
+            uniqueness and novelty.
 
     Raises:
         FlowllmError: the inputs do not belong together, or the output is an existing folder.
@@ -56,9 +65,10 @@ def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Pa
     if out.is_dir():
         raise FlowllmError(f"{out}: is a folder, but the manifest is written there; move it away")
     input_set = input_set_of(settings.dft.code, section)
+    compared = _compared(section, per_crystal)
     with stage_run(
         settings,
-        inputs={"relaxed": relaxed, "stability": stability},
+        inputs={"relaxed": relaxed, "stability": stability, "per_crystal": compared},
         output=out,
     ) as run:
         rows = tables.read_tables(relaxed, schemas.RELAXED).to_pylist()
@@ -66,31 +76,55 @@ def run(settings: Settings, *, relaxed: Sequence[Path], stability: Path, out: Pa
         check_computed_from([stability], "energies", relaxed)
         folder = relaxed[0].parent
         manifest = [_first_row(row, input_set, folder) for row in rows]
-        chosen = _select(manifest, distances, section, settings.seed)
-        progress = Progress("dft_inputs", len(chosen))
-        for number, place in enumerate(chosen):
-            directory = f"{number // section.folders_per_directory:05d}"
-            path = Path(directory) / folder_name(rows[place]["id"])
-            crystal = tables.required_crystal(rows[place], folder)
-            # An earlier manifest does not describe other inputs.
-            written = write_folder(
-                crystal, input_set, section, out.parent / path, partial(out.unlink, missing_ok=True)
-            )
-            manifest[place] |= {
-                "path": path.as_posix(),
-                "input_set": input_set,
-                "input_set_version": input_set_version(),
-                "potcar_symbols": written.potcar_symbols,
-                "structure_hash": written.structure_hash,
-            }
-            progress.advance()
-        for place in set(range(len(rows))) - set(chosen):
-            if manifest[place]["status"] == "ok":
-                manifest[place] |= _why_not(distances[rows[place]["id"]], section)
+        check_computed_from(compared, "stability", [stability])
+        matches = _matches(compared, rows)
+        choices = choose(_known(manifest, distances, matches), section, settings.seed)
+        taken = {name for name, choice in choices.items() if choice.taken_as is not None}
+        chosen = [place for place, row in enumerate(rows) if row["id"] in taken]
+        crystals = {place: tables.required_crystal(rows[place], folder) for place in chosen}
+        _write_folders(manifest, crystals, input_set, section, out)
+        manifest = [_with_choice(row, choices.get(row["id"])) for row in manifest]
         _write_scripts(out.parent, manifest)
         metadata = run.metadata() | generated_digests(relaxed)
         tables.write_table(out, manifest, schemas.DFT_MANIFEST, metadata)
         run.count(rows_in=len(rows), rows_out=len(chosen), rows_failed=0, **_counts(manifest))
+
+
+def _compared(section: DftInputs, per_crystal: Sequence[Path]) -> Sequence[Path]:
+    """Return the metrics per crystal where the selection needs them."""
+    if section.selection != "candidates":
+        return ()
+    if len(per_crystal) != 1:
+        raise FlowllmError(
+            "dft_inputs.selection candidates needs --per-crystal, the method's "
+            "metrics/potential/METHOD.parquet; give it once, or choose another selection"
+        )
+    return per_crystal
+
+
+def _write_folders(
+    manifest: Sequence[dict[str, Any]],
+    crystals: Mapping[int, Crystal],
+    input_set: str,
+    section: DftInputs,
+    out: Path,
+) -> None:
+    """Write the folder of each crystal, by its place in the manifest, and complete its row."""
+    # An earlier manifest does not describe other inputs.
+    forget = partial(out.unlink, missing_ok=True)
+    progress = Progress("dft_inputs", len(crystals))
+    for number, (place, crystal) in enumerate(crystals.items()):
+        directory = out.parent / f"{number // section.folders_per_directory:05d}"
+        path = directory / folder_name(manifest[place]["id"])
+        written = write_folder(crystal, input_set, section, path, forget)
+        manifest[place] |= {
+            "path": path.relative_to(out.parent).as_posix(),
+            "input_set": input_set,
+            "input_set_version": input_set_version(),
+            "potcar_symbols": written.potcar_symbols,
+            "structure_hash": written.structure_hash,
+        }
+        progress.advance()
 
 
 def _write_scripts(folder: Path, manifest: Sequence[Record]) -> None:
@@ -115,6 +149,62 @@ def _distances(stability: Path, rows: Sequence[Record]) -> dict[str, float | Non
     return distances
 
 
+def _matches(compared: Sequence[Path], rows: Sequence[Record]) -> dict[str, Record]:
+    """Return class, novelty and the known crystal of each row by id; empty without the metrics."""
+    found: dict[str, Record] = {}
+    columns = ("id", "duplicate_group", "novel", "matched_material_id")
+    for path in compared:
+        table = tables.read_table(path, schemas.METRICS_PER_CRYSTAL, columns).to_pylist()
+        found |= {row["id"]: row for row in table}
+        missing = [row["id"] for row in rows if row["id"] not in found]
+        if missing:
+            raise FlowllmError(
+                f"{path}: no row for id {missing[0]} and {len(missing) - 1} more; "
+                "it was made from other crystals; run metrics again"
+            )
+    return found
+
+
+def _known(
+    manifest: Sequence[Record],
+    distances: Mapping[str, float | None],
+    matches: Mapping[str, Record],
+) -> list[Relaxed]:
+    """Return what is known of the crystals that can be computed."""
+    found = []
+    for row in manifest:
+        if row["status"] == "ok":
+            name = row["id"]
+            match = matches.get(name, {})
+            found.append(
+                Relaxed(
+                    name=name,
+                    formula=row["formula"],
+                    e_above_hull=distances[name],
+                    group=match.get("duplicate_group"),
+                    novel=match.get("novel"),
+                    known_as=match.get("matched_material_id"),
+                )
+            )
+    return found
+
+
+def _with_choice(row: Record, choice: Choice | None) -> dict[str, Any]:
+    """Return a row of the manifest with why it is computed or not."""
+    if choice is None:
+        return {**row, "reason": f"{row['status']}: {row['error']}"}
+    completed = {
+        **row,
+        "taken_as": choice.taken_as,
+        "inclusion_probability": choice.probability,
+        "leads_class": choice.leads_class,
+        "reason": choice.reason,
+    }
+    if choice.taken_as is None:
+        completed |= {"status": "not_selected", "error": choice.reason}
+    return completed
+
+
 def _first_row(row: Record, input_set: str, folder: Path) -> dict[str, Any]:
     """Return a row of the manifest before the selection.
 
@@ -129,61 +219,11 @@ def _first_row(row: Record, input_set: str, folder: Path) -> dict[str, Any]:
     return first
 
 
-def _select(
-    manifest: Sequence[Record],
-    distances: Mapping[str, float | None],
-    section: DftInputs,
-    seed: int,
-) -> list[int]:
-    """Return the indices of the rows that get a folder, in ascending order."""
-    places = [place for place, row in enumerate(manifest) if row["status"] == "ok"]
-    ids = {place: manifest[place]["id"] for place in places}
-    if section.selection == "e_above_hull":
-        known = [(distances[ids[place]], ids[place], place) for place in places]
-        # Nearest to the hull first where there are more than max_crystals.
-        near = sorted(
-            (distance, name, place)
-            for distance, name, place in known
-            if distance is not None and distance <= section.max_e_above_hull
-        )
-        places = [place for _, _, place in near]
-    elif section.selection in ("random", "n_ary"):
-        formulas = [manifest[place]["formula"] for place in places]
-        weights = n_ary_weights(formulas) if section.selection == "n_ary" else [1.0] * len(places)
-        keys = {
-            place: _draw_key(seed, ids[place], weight)
-            for place, weight in zip(places, weights, strict=True)
-        }
-        places.sort(key=keys.__getitem__)
-    if section.selection != "all":
-        places = places[: section.max_crystals]
-    return sorted(places)
-
-
-def n_ary_weights(formulas: Sequence[str]) -> list[float]:
-    """Return weights with which each number of elements has the same total probability."""
-    numbers = [len(Composition(formula)) for formula in formulas]
-    counts = Counter(numbers)
-    return [1 / counts[number] for number in numbers]
-
-
-def _draw_key(seed: int, crystal_id: str, weight: float) -> float:
-    """Sort key of a weighted draw without replacement (Efraimidis and Spirakis 2006).
-
-    It depends on the crystal alone, so that a larger sample holds the smaller one.
-    """
-    uniform = seeds.generator(seed, "dft_inputs", crystal_id).random()
-    return -math.log1p(-uniform) / weight
-
-
-def _why_not(distance: float | None, section: DftInputs) -> dict[str, str]:
-    """Status of a crystal that could have had a folder."""
-    shown = "unknown" if distance is None else f"{distance:.3f} eV/atom"
-    detail = f"selection {section.selection}, e_above_hull {shown}"
-    return {"status": "not_selected", "error": detail}
-
-
 def _counts(manifest: Sequence[Record]) -> dict[str, Any]:
     statuses = [row["status"] for row in manifest]
     reasons = {name: statuses.count(name) for name in sorted(set(statuses)) if name != "ok"}
-    return {"without_folder": reasons}
+    taken = [row["taken_as"] for row in manifest if row.get("taken_as")]
+    return {
+        "without_folder": reasons,
+        "taken_as": {name: taken.count(name) for name in sorted(set(taken))},
+    }

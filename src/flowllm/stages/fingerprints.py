@@ -1,7 +1,6 @@
 """Fingerprints of the generated crystals and of the test split, for coverage."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.evaluate.fingerprints import fingerprint, without_fingerprint
 from flowllm.evaluate.parallel import Limits, limited_map
 from flowllm.io import schemas
+from flowllm.io.shards import Shards
 from flowllm.io.tables import crystal_of, read_tables
 from flowllm.runtime.provenance import stage_run
 from flowllm.runtime.resume import write_in_parts
@@ -35,7 +35,7 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    crystals: Sequence[Path],
+    crystals: Shards,
     out: Path,
     workers: PositiveInt = 1,
 ) -> None:
@@ -46,7 +46,8 @@ def run(
 
     Args:
         settings: section `fingerprints`.
-        crystals: The test split, or the generated shards of one method. Repeat the option for each.
+        crystals: The test split, or the generated shards of one method: files, or FOLDER=COUNT.
+            Repeat the option for each.
         out: Table of fingerprints to write, one row per row of the inputs, in their order.
         workers: Number of worker processes; the result does not depend on it.
 

@@ -15,11 +15,12 @@ from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.matching import LOOSE
 from flowllm.evaluate.parallel import ordered_map
-from flowllm.evaluate.prediction import Target, compare, prediction_numbers
+from flowllm.evaluate.prediction import Target, compare, prediction_numbers, with_polymorphs
 from flowllm.evaluate.samples import check_ids
 from flowllm.io import schemas
 from flowllm.io.files import write_text
 from flowllm.io.schemas import CSP_FORMAT
+from flowllm.io.shards import Shards
 from flowllm.io.tables import (
     crystal_of,
     read_metadata,
@@ -42,8 +43,8 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    base: Sequence[Path],
-    generated: Sequence[Path],
+    base: Shards,
+    generated: Shards,
     crystals: Path,
     out: Path,
     workers: PositiveInt = 1,
@@ -52,8 +53,8 @@ def run(
 
     Args:
         settings: section `metrics`.
-        base: Shards of sample_csp. Repeat the option for each.
-        generated: Shards of refine, of the same draws. Repeat the option for each.
+        base: Shards of sample_csp: files, or FOLDER=COUNT. Repeat the option for each.
+        generated: Shards of refine, of the same draws, likewise.
         crystals: The test split (crystals/test.parquet).
         out: JSON file to write ({method}.json); one row per test crystal is written to the same
             name with .parquet.
@@ -118,4 +119,4 @@ def _targets(base: Sequence[Path], generated: Sequence[Path], crystals: Path) ->
             )
         crystal = required_crystal(known[material_id], crystals)
         targets.append(Target(material_id, crystal, tuple(predictions)))
-    return targets
+    return with_polymorphs(targets)

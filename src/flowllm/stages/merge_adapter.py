@@ -61,7 +61,7 @@ def run(settings: Settings, *, adapter: Path, out: Path) -> None:
     with stage_run(settings, inputs={"adapter": adapter}, output=out, check=check_folder) as run:
         record = read_record(adapter)
         identity = merged_identity(adapter, run.settings, run.version)
-        with with_identity(out, identity), atomic_folder(out) as folder:
+        with atomic_folder(out) as folder, with_identity(out, identity):
             if record.method == "full":
                 counts = _copy(adapter, folder)
             else:

@@ -18,6 +18,7 @@ from flowllm.evaluate.per_crystal import add_matches, match_samples, measure
 from flowllm.evaluate.samples import Sample, Sources, check_ids, read_samples
 from flowllm.io import schemas
 from flowllm.io.files import write_text
+from flowllm.io.shards import Shards
 from flowllm.io.tables import write_table
 from flowllm.runtime.descent import check_computed_from, check_descends_from, check_same_input
 from flowllm.runtime.log import log
@@ -33,9 +34,9 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    base: Sequence[Path],
-    generated: Sequence[Path],
-    relaxed: Sequence[Path],
+    base: Shards,
+    generated: Shards,
+    relaxed: Shards,
     stability: Path,
     fingerprints: Path,
     test_fingerprints: Path,
@@ -47,9 +48,9 @@ def run(
 
     Args:
         settings: section `metrics`.
-        base: Shards of base crystals. Repeat the option for each.
-        generated: Shards of generated crystals. Repeat the option for each.
-        relaxed: Shards of relaxed crystals, or the one table of DFT results.
+        base: Shards of base crystals: files, or FOLDER=COUNT. Repeat the option for each.
+        generated: Shards of generated crystals, likewise.
+        relaxed: Shards of relaxed crystals, likewise, or the one table of DFT results.
         stability: Table of stability with the same energies.
         fingerprints: Fingerprints of the generated crystals.
         test_fingerprints: Fingerprints of the test split.

@@ -8,10 +8,13 @@ import pyarrow as pa
 
 from flowllm.config.sections.energies import Potential, Prerelax
 from flowllm.config.stage_settings import StageSettings
+from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import potential_label
 from flowllm.io import schemas, tables
 from flowllm.relax.models import LABELS, LoadedPotential, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
+from flowllm.relax.second_potential import SecondPotential
+from flowllm.runtime.descent import check_descends_from
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import Progress
 from flowllm.runtime.malloc import keep_freed_memory
@@ -28,7 +31,7 @@ class Settings(StageSettings):
     potential: Potential
 
 
-def run(settings: Settings, *, generated: Path, out: Path) -> None:
+def run(settings: Settings, *, generated: Path, out: Path, selection: Sequence[Path] = ()) -> None:
     """Relax one shard of generated crystals with the potential.
 
     Crystals that failed in an earlier stage keep their status and error. A table of wall times is
@@ -38,28 +41,52 @@ def run(settings: Settings, *, generated: Path, out: Path) -> None:
         settings: sections `prerelax` and `potential`.
         generated: Shard of generated crystals.
         out: Shard of relaxed crystals to write, one row per generated crystal.
+        selection: Table of select; crystals that it excludes are rows with its status.
 
     Raises:
-        FlowllmError: the shard is missing or has another schema, or the potential cannot be loaded.
+        FlowllmError: the shard is missing or has another schema, the selection is of other
+            crystals, or the potential cannot be loaded.
     """
     section: Prerelax = settings.prerelax
     keep_freed_memory()
-    potential: Potential = settings.potential
     rows = tables.read_table(generated, schemas.GENERATED).to_pylist()
-    with stage_run(settings, inputs={"generated": generated}, output=out) as run:
+    for path in selection:
+        check_descends_from(path, [generated])
+        rows = with_selection(rows, path)
+    inputs: dict[str, Path | Sequence[Path]] = {"generated": generated}
+    if selection:
+        inputs["selection"] = selection
+    with stage_run(settings, inputs=inputs, output=out) as run:
         progress = Progress("prerelax", len(rows))
-        loaded = load_potential(potential.name, pick_device())
+        potentials = load_potentials(settings)
         label = energy_label(settings)
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             chunk = [rows[item] for item in items]
-            return relax_rows(chunk, generated, label, loaded, section, progress.advance)
+            return relax_rows(chunk, generated, label, potentials, section, progress.advance)
 
         schema = schemas.RELAXED.append(schemas.TIMES.field("seconds"))
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
         for path, part in ((times_path(out), schemas.TIMES), (out, schemas.RELAXED)):
             tables.write_table(path, table.select(part.names), part, run.metadata())
         run.count(**_counts(table))
+
+
+def with_selection(rows: Sequence[Record], selection: Path) -> list[Record]:
+    """Return rows of generated crystals with the status and error of the table of select.
+
+    Raises:
+        FlowllmError: the table has no row for a crystal.
+    """
+    columns = ("id", "status", "error")
+    table = tables.read_table(selection, schemas.SELECTED, columns).to_pylist()
+    found = {row["id"]: row for row in table}
+    if missing := [row["id"] for row in rows if row["id"] not in found]:
+        raise FlowllmError(
+            f"{selection}: no row for id {missing[0]} and {len(missing) - 1} more; "
+            "it was made from other crystals; run select again"
+        )
+    return [{**row, **found[row["id"]]} for row in rows]
 
 
 def times_path(out: Path) -> Path:
@@ -70,14 +97,27 @@ def times_path(out: Path) -> Path:
 def energy_label(settings: Settings) -> str:
     """Return the name of the stage's energies, which states the potential and the criterion."""
     section: Prerelax = settings.prerelax
-    return potential_label(LABELS[settings.potential.name], section.max_force, section.max_steps)
+    return potential_label(
+        LABELS[settings.potential.name],
+        section.max_force,
+        section.max_steps,
+        keep_symmetry=section.keep_symmetry,
+        fixed_cell=section.fixed_cell,
+    )
+
+
+def load_potentials(settings: Settings) -> tuple[LoadedPotential, SecondPotential]:
+    """Load the potential that relaxes, and the one that evaluates the relaxed crystals."""
+    device = pick_device()
+    potential: Potential = settings.potential
+    return load_potential(potential.name, device), SecondPotential(potential.check, device)
 
 
 def relax_rows(
     rows: Sequence[Record],
     path: Path,
     label: str,
-    potential: LoadedPotential,
+    potentials: tuple[LoadedPotential, SecondPotential],
     section: Prerelax,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
@@ -87,13 +127,14 @@ def relax_rows(
         rows: rows of `schemas.GENERATED`.
         path: their file, for messages.
         label: name of the energies, see `energy_label`.
-        potential: the potential.
+        potentials: the first relaxes, the second evaluates the relaxed crystals.
         section: section `prerelax`.
         advance: called with a number of crystals that are done.
 
     Returns:
         Rows of `schemas.RELAXED` in the given order, each also with `seconds`, its wall time.
     """
+    potential, check = potentials
     places = [place for place, row in enumerate(rows) if row["status"] == "ok"]
     advance(len(rows) - len(places))
     relaxed = relax(
@@ -102,12 +143,18 @@ def relax_rows(
         max_force=section.max_force,
         max_steps=section.max_steps,
         max_seconds=section.max_seconds,
+        keep_symmetry=section.keep_symmetry,
+        fixed_cell=section.fixed_cell,
         advance=advance,
     )
     results: list[Relaxation | None] = [None] * len(rows)
-    for place, result in zip(places, relaxed, strict=True):
-        results[place] = result
-    return [_row(row, result, label) for row, result in zip(rows, results, strict=True)]
+    check_energies: list[float | None] = [None] * len(rows)
+    for place, result, energy in zip(places, relaxed, check.energies(relaxed), strict=True):
+        results[place], check_energies[place] = result, energy
+    return [
+        _row(row, result, label) | {"check_potential": check.label, "check_energy_per_atom": energy}
+        for row, result, energy in zip(rows, results, check_energies, strict=True)
+    ]
 
 
 def _row(row: Record, result: Relaxation | None, label: str) -> dict[str, Any]:

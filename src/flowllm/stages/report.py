@@ -15,7 +15,9 @@ from flowllm.report.quality_tables import TERMINAL_COLUMNS
 from flowllm.report.sections import make_sections
 from flowllm.report.table import Shown, Table, show, to_csv, to_latex, to_markdown
 from flowllm.report.training_history import shard_counts
+from flowllm.report.warnings import warnings_of
 from flowllm.runtime.descent import check_same_input
+from flowllm.runtime.log import log
 from flowllm.runtime.provenance import stage_run
 
 TABLE_FORMATS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
@@ -72,6 +74,9 @@ def run(
         )
         write_text(out, page)
         run.count(rows_in=len(metrics), rows_out=len(metrics), rows_failed=0)
+        for result in results:
+            for text in warnings_of(result):
+                log.warning("report: %s, %s: %s", result.method, result.kind, text)
         for table in ("stability_potential", "stability_dft"):
             _print_table(by_table[table])
         print(f"\nReport: {out.resolve()}")

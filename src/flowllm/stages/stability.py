@@ -13,11 +13,13 @@ from flowllm.evaluate.hull import (
     EnergySource,
     HullFile,
     MissingReference,
+    ReferenceHull,
     dft_label,
     measured_against,
     read_hull,
 )
 from flowllm.io import schemas, tables
+from flowllm.io.shards import Shards
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 
@@ -33,7 +35,7 @@ class Settings(StageSettings):
 def run(
     settings: Settings,
     *,
-    energies: Sequence[Path],
+    energies: Shards,
     hull: Path,
     kind: EnergySource,
     out: Path,
@@ -43,7 +45,7 @@ def run(
     Args:
         settings: section `stability`.
         energies: Shards of relaxed crystals (kind potential), or the table of DFT results (kind
-            dft). Repeat the option for each.
+            dft): files, or FOLDER=COUNT. Repeat the option for each.
         hull: Reference entries of the same kind (hull/{kind}.parquet).
         kind: Source of the energies.
         out: Table to write, one row per row of the energies, in their order.
@@ -66,6 +68,7 @@ def run(
         given = list(readers[kind](energies))
         labels = {row["energy_source"] for row in given if row["energy_per_atom"] is not None}
         check_same_energies(labels, reference.sources, hull)
+        check_same_judge(given, reference, hull)
         rows = stability_rows(given, reference, section)
         about_hull = {
             "hull_compositions": len(reference.hull),
@@ -85,6 +88,7 @@ def run(
 def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield the rows of relaxed crystals with their energy and its source."""
     columns = ["id", "formula", "final_energy_per_atom", "potential", "status", "error"]
+    columns += ["check_potential", "check_energy_per_atom"]
     for row in tables.read_tables(paths, schemas.RELAXED, columns).to_pylist():
         yield with_energy(row)
 
@@ -141,6 +145,17 @@ def stability_rows(
     return placed
 
 
+def check_same_judge(rows: Sequence[Record], reference: HullFile, hull: Path) -> None:
+    """Reject a hull of another second potential than that of the crystals."""
+    labels = {row["check_potential"] for row in rows if row.get("check_potential")}
+    if not labels <= reference.check_sources:
+        raise FlowllmError(
+            f"{hull}: potential.check is {' + '.join(sorted(labels))} for the crystals and "
+            f"{' + '.join(sorted(reference.check_sources)) or 'none'} for the hull; run "
+            "reference_hull and prerelax again with one potential.check"
+        )
+
+
 def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str, Any]:
     """Return the row of one crystal; without an energy or a reference it is not stable.
 
@@ -155,6 +170,7 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
             formation = reference.hull.formation_energy(amounts, row["energy_per_atom"])
         except MissingReference as missing:
             status, error = "no_reference", str(missing)
+    compounds = reference.hull.num_compounds(amounts) if len(amounts) > 1 else None
     enough = len(amounts) >= section.min_elements
     return {
         "id": row["id"],
@@ -164,12 +180,25 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
         "energy_source": row["energy_source"],
         "hull_source": " + ".join(reference.sources),
         "e_above_hull": distance,
+        "check_e_above_hull": _check_distance(row, amounts, reference.check_hull),
+        "hull_compounds": compounds,
         "formation_energy_per_atom": formation,
         "stable": distance is not None and enough and is_stable(distance, section),
         "metastable": distance is not None and enough and distance < section.metastable_below,
         "status": status,
         "error": error,
     }
+
+
+def _check_distance(row: Record, amounts: Mapping[str, float], hull: ReferenceHull) -> float | None:
+    """Return the distance to the hull by the second potential, None without one."""
+    energy = row.get("check_energy_per_atom")
+    if energy is None:
+        return None
+    try:
+        return hull.e_above_hull(amounts, energy)
+    except MissingReference:
+        return None
 
 
 def is_stable(e_above_hull: float, section: Stability) -> bool:

@@ -1,6 +1,5 @@
 """Train the velocity field of Riemannian flow matching on sampled pairs (paper, section 4.2)."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +12,7 @@ from flowllm.config.sections.flow import Flow, TrainRfm
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import check_folder
+from flowllm.io.shards import Shards
 from flowllm.io.start_files import start_files
 from flowllm.rfm.base_distribution import base_distribution_of
 from flowllm.rfm.loader import PreparedPairs
@@ -26,6 +26,7 @@ from flowllm.runtime.log import Progress, log
 from flowllm.runtime.provenance import StageRun, stage_run
 from flowllm.runtime.resume import partial_folder
 from flowllm.runtime.tensorboard import events_path
+from flowllm.runtime.threads import usable_cores
 from flowllm.seeds import generator
 
 PARALLEL_ROWS = 20_000
@@ -39,13 +40,13 @@ class Settings(StageSettings):
     flow: Flow
 
 
-def run(settings: Settings, *, pairs: Sequence[Path], val_pairs: Sequence[Path], out: Path) -> None:
+def run(settings: Settings, *, pairs: Shards, val_pairs: Shards, out: Path) -> None:
     """Train the velocity network of one flow on pairs of crystals.
 
     Args:
         settings: section `train_rfm` and the row `flow`.
-        pairs: Shards of training pairs. Repeat the option for each.
-        val_pairs: Shards of validation pairs. Repeat the option for each.
+        pairs: Shards of training pairs: files, or FOLDER=COUNT. Repeat the option for each.
+        val_pairs: Shards of validation pairs, likewise.
         out: Folder of the model to write.
 
     Raises:
@@ -111,7 +112,7 @@ def prepare_split(
     prepared = [folder / f"{split}-{index:05d}.arrow" for index in range(len(shards))]
     missing = [(s, p) for s, p in zip(shards, prepared, strict=True) if not p.exists()]
     progress = Progress(f"train_rfm: {split} shards prepared", len(missing))
-    workers = min(len(os.sched_getaffinity(0)), len(missing))
+    workers = min(usable_cores(), len(missing))
     if workers > 1 and count_rows([shard for shard, _ in missing]) >= PARALLEL_ROWS:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             for _ in pool.map(partial(_prepare, options), missing):

@@ -5,15 +5,46 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from flowllm.config.sections.base import OwnPath, Section
+from flowllm.config.sections.base import Fraction, OwnPath, Section
+
+PotentialName = Literal["chgnet", "chgnet-0.2.0", "mace", "mattersim", "sevennet", "orb"]
 
 
 class Potential(Section):
     """The machine-learned potential of every energy that is not DFT's."""
 
-    name: Literal["chgnet", "mace", "mattersim", "sevennet", "orb"] = Field(
-        description="chgnet (paper), mace, mattersim, sevennet or orb; docs/energies.md"
+    name: PotentialName = Field(
+        description="chgnet (paper), chgnet-0.2.0, mace, mattersim, sevennet or orb; "
+        "docs/energies.md"
     )
+    check: PotentialName | None = Field(
+        description="second potential, which evaluates the relaxed crystals and the hull's once "
+        "more; the report compares both; null: none",
+    )
+
+    @model_validator(mode="after")
+    def _is_another(self) -> "Potential":
+        if self.check == self.name:
+            raise ValueError(
+                f"check: {self.check} is the potential itself; name another one, or null"
+            )
+        return self
+
+
+class Select(Section):
+    """Crystals that are not relaxed."""
+
+    skip: tuple[Literal["known", "repeated"], ...] = Field(
+        description="crystals that are not relaxed, as generated: known (match a training "
+        "crystal), repeated (match an earlier draft of the method); [] (paper): none, and the "
+        "stage has no jobs"
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Select":
+        if len(set(self.skip)) < len(self.skip):
+            raise ValueError("skip: name known and repeated once each")
+        return self
 
 
 class Prerelax(Section):
@@ -24,6 +55,14 @@ class Prerelax(Section):
     )
     max_steps: PositiveInt = Field(description="steps per crystal; public code")
     max_seconds: PositiveFloat = Field(description="wall time per crystal in seconds")
+    keep_symmetry: bool = Field(
+        description="whether a crystal is moved to its exact symmetry (within 0.1 angstrom) and "
+        "keeps its space group",
+    )
+    fixed_cell: bool = Field(
+        description="whether only the atoms move; the energies are then upper bounds of those of "
+        "the hull, whose crystals are always relaxed fully",
+    )
     chunk_size: PositiveInt = Field(
         description="crystals per saved chunk: the most that a killed job loses"
     )
@@ -51,13 +90,21 @@ class DftInputs(Section):
     kpoint_density: PositiveFloat = Field(
         description="k-points per angstrom^-3; for GPAW and Quantum ESPRESSO; MPRelaxSet's value"
     )
-    selection: Literal["all", "first", "random", "n_ary", "e_above_hull"] = Field(
+    selection: Literal["all", "first", "random", "n_ary", "e_above_hull", "candidates"] = Field(
         description="crystals that are computed: all, first, random, n_ary (equal numbers "
-        "of unary, binary, ... crystals) or e_above_hull",
+        "of unary, binary, ... crystals), e_above_hull, or candidates (novel, one per class of "
+        "matching crystals, nearest to the hull first)",
     )
-    max_crystals: PositiveInt = Field(description="number of crystals; for every selection but all")
+    max_crystals: PositiveInt = Field(
+        description="number of crystals (of candidates, without their control sample); for every "
+        "selection but all"
+    )
     max_e_above_hull: float = Field(
-        description="eV/atom by the potential; for selection e_above_hull"
+        description="eV/atom by the potential; for the selections e_above_hull and candidates"
+    )
+    control_share: Fraction = Field(
+        description="share of the other crystals that the selection candidates also computes, "
+        "drawn at random, to estimate rates over all crystals; 0: none, and no estimate"
     )
     folders_per_directory: PositiveInt = Field(description="folders of crystals per directory")
 

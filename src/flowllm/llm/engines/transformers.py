@@ -20,7 +20,8 @@ from transformers import (
 from flowllm.errors import FlowllmError
 from flowllm.llm.base_model import dtype_of, load_base_model, load_config
 from flowllm.llm.engines.base import Draft, DraftRequest, SamplingOptions
-from flowllm.llm.engines.top_p import draw_tokens, uniforms_of
+from flowllm.llm.engines.random_numbers import RandomNumbers, on_device
+from flowllm.llm.engines.top_p import draw_tokens
 from flowllm.llm.masks import MaskedText, mask_logits
 from flowllm.llm.model_files import MERGE_AGAIN
 from flowllm.runtime.device import pick_device
@@ -33,7 +34,11 @@ class SampledToken(LogitsProcessor):
     """Logits processor that keeps only the token sampled with the row's own random numbers."""
 
     def __init__(
-        self, requests: Sequence[DraftRequest], sampling: SamplingOptions, prompt_length: int
+        self,
+        requests: Sequence[DraftRequest],
+        sampling: SamplingOptions,
+        prompt_length: int,
+        device: torch.device,
     ) -> None:
         """Generate the random numbers of each row.
 
@@ -41,9 +46,13 @@ class SampledToken(LogitsProcessor):
             requests: requests of the batch.
             sampling: options of the token sampling.
             prompt_length: number of tokens of the padded prompts.
+            device: device of the model.
         """
-        rows = [uniforms_of(request.seed, sampling.max_tokens) for request in requests]
-        self._uniforms = torch.stack(rows)
+        numbers = RandomNumbers(sampling.max_tokens, device)
+        rows = on_device([numbers.add(request.seed) for request in requests], device)
+        self._numbers, self._rows = numbers, rows
+        allowed = sampling.allowed_tokens
+        self._allowed = None if allowed is None else torch.tensor(allowed, device=device)
         self._masked = [_masked(request, sampling) for request in requests]
         self._sampling, self._prompt_length = sampling, prompt_length
 
@@ -54,21 +63,19 @@ class SampledToken(LogitsProcessor):
             input_ids: (b, t), padded prompts and the tokens generated so far.
             scores: (b, v), logits of the next token.
         """
-        allowed = self._sampling.allowed_tokens
-        tokens = torch.arange(scores.shape[-1]) if allowed is None else torch.tensor(allowed)
-        tokens = tokens.to(scores.device)
         written = input_ids.shape[1] - self._prompt_length
-        # The scores are those of the model, which other processors do not read.
-        scores = scores.clone()
-        mask_logits(scores, self._masked, input_ids[:, self._prompt_length :].tolist())
+        if any(self._masked):
+            # The scores are those of the model, which other processors do not read.
+            scores = scores.clone()
+            mask_logits(scores, self._masked, input_ids[:, self._prompt_length :].tolist())
         drawn = draw_tokens(
-            scores[:, tokens],
-            self._uniforms[:, written].to(scores.device),
+            scores if self._allowed is None else scores[:, self._allowed],
+            self._numbers.take(self._rows, [written] * len(self._rows)),
             temperature=self._sampling.temperature,
             top_p=self._sampling.top_p,
         )
-        only = torch.full_like(scores, -torch.inf)
-        return only.scatter_(-1, tokens[drawn].unsqueeze(-1), 0.0)
+        tokens = drawn if self._allowed is None else self._allowed[drawn]
+        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens.unsqueeze(-1), 0.0)
 
 
 def _masked(request: DraftRequest, sampling: SamplingOptions) -> MaskedText | None:
@@ -83,11 +90,15 @@ class EndedByRequest(StoppingCriteria):
     """Criterion that ends rows where their requests say so, or at their maximum number of tokens.
 
     Attributes:
-        lengths: number of sampled tokens of each row that ended here, None for other rows.
+        lengths: largest number of sampled tokens of each row; the end token may come before.
     """
 
     def __init__(
-        self, requests: Sequence[DraftRequest], sampling: SamplingOptions, prompt_length: int
+        self,
+        requests: Sequence[DraftRequest],
+        sampling: SamplingOptions,
+        prompt_length: int,
+        device: torch.device,
     ) -> None:
         """Start with no row ended.
 
@@ -95,10 +106,13 @@ class EndedByRequest(StoppingCriteria):
             requests: requests of the batch.
             sampling: options of the token sampling.
             prompt_length: number of tokens of the padded prompts.
+            device: device of the model.
         """
-        self._requests, self._sampling, self._prompt_length = requests, sampling, prompt_length
-        self.lengths: list[int | None] = [None] * len(requests)
-        self._finished = [False] * len(requests)
+        self.lengths = [sampling.max_tokens - len(request.kept) for request in requests]
+        self._end, self._prompt_length = sampling.end_token_id, prompt_length
+        self._most = on_device(self.lengths, device)
+        # Rows whose requests are given each token; the others end without a look at their tokens.
+        self._asked = {row: one.stops for row, one in enumerate(requests) if one.stops is not None}
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:  # noqa: ARG002
         """Return which rows end with their last token (b,).
@@ -108,21 +122,20 @@ class EndedByRequest(StoppingCriteria):
             scores: not used.
         """
         written = input_ids.shape[1] - self._prompt_length
-        for row, token in enumerate(input_ids[:, -1].tolist()):
-            if not self._finished[row]:
-                self._finished[row] = self._ends(row, token, written)
-        return torch.tensor(self._finished, device=input_ids.device)
+        if self._asked:
+            self._ask(input_ids[:, -1].tolist(), written)
+        return (input_ids[:, -1] == self._end) | (self._most <= written)
 
-    def _ends(self, row: int, token: int, written: int) -> bool:
-        """Return whether a row ends with its last token; note its length unless it is the end."""
-        request = self._requests[row]
-        if token == self._sampling.end_token_id:
-            return True
-        stopped = request.stops is not None and request.stops([token])
-        if stopped or len(request.kept) + written == self._sampling.max_tokens:
-            self.lengths[row] = written
-            return True
-        return False
+    def _ask(self, tokens: Sequence[int], written: int) -> None:
+        """Give the requests their last tokens, until their rows end."""
+        for row, stops in list(self._asked.items()):
+            token = tokens[row]
+            stopped = token != self._end and stops([token])
+            if stopped:
+                self.lengths[row] = written
+                self._most[row] = written
+            if stopped or token == self._end or written >= self.lengths[row]:
+                del self._asked[row]
 
 
 class TransformersEngine:
@@ -185,13 +198,14 @@ class TransformersEngine:
         for i, request in enumerate(requests):
             input_ids[i, longest - len(request.start) :] = torch.tensor(request.start)
             attention_mask[i, longest - len(request.start) :] = 1
-        ended = EndedByRequest(requests, self._sampling, longest)
+        sampled = SampledToken(requests, self._sampling, longest, device)
+        ended = EndedByRequest(requests, self._sampling, longest, device)
         written = self._model.generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             max_new_tokens=self._sampling.max_tokens,
             do_sample=False,
-            logits_processor=LogitsProcessorList([SampledToken(requests, self._sampling, longest)]),
+            logits_processor=LogitsProcessorList([sampled]),
             stopping_criteria=StoppingCriteriaList([ended]),
             eos_token_id=end,
             pad_token_id=end,
@@ -199,8 +213,8 @@ class TransformersEngine:
         rows = written[:, longest:].tolist()
         return [self._draft(row, end) for row, end in zip(rows, ended.lengths, strict=True)]
 
-    def _draft(self, tokens: Sequence[int], length: int | None) -> Draft:
-        """Return a row's tokens up to its end token or its length; padding follows them."""
+    def _draft(self, tokens: Sequence[int], length: int) -> Draft:
+        """Return a row's tokens up to its end token or its largest length; padding follows."""
         end, tokens = self._sampling.end_token_id, tokens[:length]
         if end not in tokens:
             return Draft(tuple(tokens), truncated=True)

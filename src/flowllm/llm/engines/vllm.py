@@ -23,6 +23,7 @@ from flowllm.llm.base_model import dtype_of, load_config
 from flowllm.llm.engines.base import Draft, DraftRequest, SamplingOptions
 from flowllm.llm.model_files import MERGE_AGAIN, check_model_folder
 from flowllm.runtime.log import log
+from flowllm.runtime.threads import usable_cores
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -213,7 +214,7 @@ def _set_environment(gpus: int) -> None:
             # Run within this process: a separate engine process would import everything again.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # By default vLLM uses one thread, regardless of the number of cores.
-            "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+            "OMP_NUM_THREADS": str(usable_cores()),
         }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

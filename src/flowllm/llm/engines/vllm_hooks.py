@@ -15,7 +15,8 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from flowllm.llm.engines.base import SamplingOptions
-from flowllm.llm.engines.top_p import draw_tokens, uniforms_of
+from flowllm.llm.engines.random_numbers import RandomNumbers, on_device
+from flowllm.llm.engines.top_p import draw_tokens
 from flowllm.llm.masks import MaskedText, MaskOptions, mask_logits
 
 SEED = "flowllm_seed"
@@ -39,12 +40,12 @@ class _Text:
     """A text that is being generated.
 
     Attributes:
-        uniforms: random numbers, one per token.
+        numbers: row of its random numbers.
         written: tokens generated so far; vLLM's own list, which it extends.
         masked: mask of the text, None if it has none.
     """
 
-    uniforms: Tensor
+    numbers: int
     written: list[int]
     masked: MaskedText | None
 
@@ -60,7 +61,10 @@ class DrawProcessor(LogitsProcessor):
         self._masks = None if shared[MASKS] is None else MaskOptions(**shared[MASKS])
         allowed = self._sampling.allowed_tokens
         self._allowed = None if allowed is None else torch.tensor(allowed, device=device)
-        self._texts: dict[int, _Text] = {}
+        self._numbers = RandomNumbers(self._sampling.max_tokens, device)
+        self._by_row: dict[int, _Text] = {}
+        self._texts: list[_Text] = []
+        self._rows = on_device([], device)
 
     def is_argmax_invariant(self) -> bool:
         """Return whether the most likely token is always kept; it is not."""
@@ -68,30 +72,31 @@ class DrawProcessor(LogitsProcessor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Update the texts when requests enter, leave or move within the batch."""
+        if process_dict_updates(self._by_row, batch_update, self._text_of):
+            self._texts = [self._by_row[row] for row in sorted(self._by_row)]
+            rows = [text.numbers for text in self._texts]
+            self._numbers.keep(rows)
+            self._rows = on_device(rows, self._rows.device)
 
-        def text_of(params: SamplingParams, _: list[int] | None, written: list[int]) -> _Text:
-            assert params.extra_args is not None
-            uniforms = uniforms_of(params.extra_args[SEED], self._sampling.max_tokens)
-            masked = None
-            if SCOPE in params.extra_args:
-                assert self._masks is not None
-                kept, scope = params.extra_args[KEPT], params.extra_args[SCOPE]
-                masked = MaskedText(self._masks, kept, scope)
-            return _Text(uniforms, written, masked)
-
-        process_dict_updates(self._texts, batch_update, text_of)
+    def _text_of(self, params: SamplingParams, _: list[int] | None, written: list[int]) -> _Text:
+        """Return the text of a request that enters the batch."""
+        assert params.extra_args is not None
+        masked = None
+        if SCOPE in params.extra_args:
+            assert self._masks is not None
+            masked = MaskedText(self._masks, params.extra_args[KEPT], params.extra_args[SCOPE])
+        return _Text(self._numbers.add(params.extra_args[SEED]), written, masked)
 
     def apply(self, logits: Tensor) -> Tensor:
         """Set all logits (b, v) to -inf except that of each row's sampled token, in place."""
-        texts = [self._texts[row] for row in range(logits.shape[0])]
-        mask_logits(logits, [text.masked for text in texts], [text.written for text in texts])
-        uniforms = torch.tensor(
-            [text.uniforms[len(text.written)].item() for text in texts], dtype=torch.float64
-        )
+        texts = self._texts
+        assert len(texts) == len(logits)
+        if self._masks is not None:
+            mask_logits(logits, [text.masked for text in texts], [text.written for text in texts])
         choices = logits if self._allowed is None else logits[:, self._allowed]
         drawn = draw_tokens(
             choices,
-            uniforms.to(logits.device),
+            self._numbers.take(self._rows, [len(text.written) for text in texts]),
             temperature=self._sampling.temperature,
             top_p=self._sampling.top_p,
         )

@@ -4,8 +4,8 @@ Snakemake removes the outputs of a job when the job starts, and again when it fa
 sbatch refused it and nothing ran. A stage replaces its outputs by renaming, so that none of this is
 needed. `install` changes Snakemake as follows:
 
-- No output is removed when a job starts. A job that ends without an error, but leaves an earlier
-  output unchanged, has failed.
+- Nothing is removed when a job starts, neither an output nor a log, to which each attempt appends.
+  A job that ends without an error, but leaves an earlier output unchanged, has failed.
 - After a failed job, the outputs that it has not touched stay, and Snakemake's metadata of them,
   too: with the earlier configuration nothing is planned. Others are removed, as by Snakemake.
 - A job that fails after its stage has written all outputs and its record has succeeded: a signal, a
@@ -16,19 +16,12 @@ needed. `install` changes Snakemake as follows:
 """
 
 import asyncio
-import hashlib
-import json
-import os
-import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import snakemake
 from snakemake.dag import DAG
 from snakemake.exceptions import MissingOutputException
 from snakemake.jobs import Job
@@ -37,96 +30,11 @@ from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord, Persist
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 from flowllm.errors import FlowllmError
-from flowllm.io.files import write_text
-from flowllm.runtime.provenance import digest_role, provenance_path
+from flowllm.runtime.failures import members
+from flowllm.workflow.changes import change_method
+from flowllm.workflow.notes import Note, note_path, read_note, records_of, state_of, write_note
 
-WRITTEN_FOR = "9.27."
-"""Version of Snakemake whose functions are changed; of another version nothing is changed."""
-
-_TIMESTAMP = ".snakemake_timestamp"
 _LOOK_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Note:
-    """What is known of a job before its start.
-
-    Attributes:
-        outputs: state of each output (`state_of`), None for an output that does not exist.
-        records: state of each record that the stage may write.
-        settings: the stage's settings as JSON; None if the rule has no such parameter.
-        metadata: Snakemake's record of the job; None in a process that does not write it.
-    """
-
-    outputs: dict[str, str | None]
-    records: dict[str, str | None]
-    settings: str | None
-    metadata: dict[str, Any] | None
-
-    def is_unchanged(self, output: str) -> bool:
-        """Return whether an output existed before the job and is still the same."""
-        before = self.outputs[output]
-        return before is not None and state_of(Path(output)) == before
-
-    def is_finished(self) -> bool:
-        """Return whether the stage has written all outputs and its record since the job's start.
-
-        The record must have the job's settings, and the digests of the inputs as they are now.
-        """
-        for output, before in self.outputs.items():
-            if (now := state_of(Path(output))) is None or now == before:
-                return False
-        return any(
-            state_of(Path(record)) not in (None, before) and self._is_of_this_job(Path(record))
-            for record, before in self.records.items()
-        )
-
-    def _is_of_this_job(self, path: Path) -> bool:
-        if self.settings is None:
-            return False
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            made_with = {"seed": record["seed"], "version": record["stage_version"]}
-            if made_with | record["settings"] != json.loads(self.settings):
-                return False
-            paths = {role: _as_paths(given) for role, given in record["input_paths"].items()}
-            return {role: digest_role(given) for role, given in paths.items()} == record["inputs"]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, FlowllmError):
-            return False
-
-
-def _as_paths(given: str | list[str]) -> Path | list[Path]:
-    return Path(given) if isinstance(given, str) else [Path(path) for path in given]
-
-
-def state_of(path: Path) -> str | None:
-    """Return a digest that changes when a file or folder is replaced; None if there is none.
-
-    It contains sizes and times of modification. The bytes are not read, since a model has 140 GB.
-    """
-    try:
-        number = os.open(path, os.O_RDONLY)  # opening makes NFS ask its server
-    except OSError:
-        return None
-    try:
-        found = os.fstat(number)
-    finally:
-        os.close(number)
-    lines = [f"{found.st_mtime_ns} {found.st_size}"]
-    if stat.S_ISDIR(found.st_mode):
-        # The times of a folder change with Snakemake's file in it.
-        lines = sorted(_members(path)) or [str(found.st_ino)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _members(folder: Path) -> Iterator[str]:
-    """Yield a line per member of a folder, without Snakemake's file."""
-    for path in folder.rglob("*"):
-        if path.name != _TIMESTAMP:
-            found = path.lstat()
-            times = "" if path.is_dir() else f"{found.st_mtime_ns} {found.st_size}"
-            yield f"{path.relative_to(folder)} {times}"
-
 
 _notes: dict[str, Note] = {}
 """Notes of the jobs that this process has started, by output."""
@@ -136,43 +44,23 @@ _failing: ContextVar[bool] = ContextVar("failing", default=False)
 
 
 def install() -> None:
-    """Change Snakemake as described above, once in a process."""
-    if not snakemake.__version__.startswith(WRITTEN_FOR):
-        logger.warning(
-            f"Snakemake {snakemake.__version__} removes the outputs of a job when it starts and "
-            f"when it fails. workflow/kept_outputs.py, which prevents this, is for {WRITTEN_FOR}x"
-        )
-        return
-    if hasattr(JobScheduler.run, "__wrapped__"):
-        return
-    Job.remove_existing_output = remove_logs
-    for changed, of in (
-        (_postprocess, Job),
-        (_cleanup_job, Job),
-        (_finished, PersistenceBase),
-        (_incomplete, PersistenceBase),
-        (_cleanup_metadata_of, PersistenceBase),
-        (_check_and_touch_output, DAG),
-        (_run, JobScheduler),
-        (_error_callback, JobScheduler),
+    """Change Snakemake as described above."""
+    for of, name, changed in (
+        (Job, "remove_existing_output", _remove_nothing),
+        (Job, "postprocess", _postprocess),
+        (Job, "cleanup", _cleanup_job),
+        (PersistenceBase, "finished", _finished),
+        (PersistenceBase, "incomplete", _incomplete),
+        (PersistenceBase, "cleanup", _cleanup_metadata_of),
+        (DAG, "check_and_touch_output", _check_and_touch_output),
+        (JobScheduler, "run", _run),
+        (JobScheduler, "error_callback", _error_callback),
     ):
-        name = _ORIGINAL.get(changed.__name__, changed.__name__.removeprefix("_"))
-        original = getattr(of, name)
-        setattr(of, name, wraps(original)(_with_original(changed, original)))
+        change_method(of, name, changed)
 
 
-_ORIGINAL = {"_cleanup_job": "cleanup", "_cleanup_metadata_of": "cleanup"}
-
-
-def _with_original(changed: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method that calls `changed` with the original method as its first argument."""
-    return lambda *given, **words: changed(original, *given, **words)
-
-
-async def remove_logs(self: Job) -> None:
-    """Remove the logs of a job before it starts, and no output."""
-    for path in self.log:
-        await path.remove(remove_non_empty_dir=False)
+async def _remove_nothing(_original: Any, _job: Job) -> None:
+    """Leave earlier outputs and logs in their places when a job starts."""
 
 
 def _run(original: Any, self: JobScheduler, jobs: Iterable[Any], executor: Any = None) -> None:
@@ -185,8 +73,7 @@ def _run(original: Any, self: JobScheduler, jobs: Iterable[Any], executor: Any =
 
 def _single_jobs(jobs: Iterable[Any]) -> Iterator[Job]:
     for job in jobs:
-        members = job.jobs if job.is_group() else [job]
-        yield from (member for member in members if member.output)
+        yield from (member for member in members(job) if member.output)
 
 
 def _start(job: Job) -> None:
@@ -196,31 +83,34 @@ def _start(job: Job) -> None:
     is_main = job.dag.workflow.is_main_process
     note = Note(
         outputs={path: state_of(Path(path)) for path in outputs},
-        records={str(path): state_of(path) for path in _records_of(outputs)},
+        records={str(path): state_of(path) for path in records_of(outputs)},
         settings=settings if isinstance(settings, str) else None,
         metadata=_metadata(persistence, job) if is_main else None,
     )
+    if is_main and (earlier := _finished_earlier(persistence, note)) is not None:
+        note = earlier
     for output in outputs:
         _notes[output] = note
         if is_main:
-            _write_note(_note_path(persistence, output), note)
+            _save(note_path(persistence.path, output), note)
 
 
-def _write_note(path: Path, note: Note) -> None:
+def _finished_earlier(persistence: PersistenceBase, note: Note) -> Note | None:
+    """Return the note of a job of an earlier start that has finished since the plan was made.
+
+    Such a job is followed, and its output does not change any more.
+    """
+    earlier = read_note(note_path(persistence.path, next(iter(note.outputs))))
+    if earlier is None or earlier.outputs.keys() != note.outputs.keys():
+        return None
+    return earlier if earlier.settings == note.settings and earlier.is_finished() else None
+
+
+def _save(path: Path, note: Note) -> None:
     try:
-        write_text(path, json.dumps(asdict(note)))
+        write_note(path, note)
     except FlowllmError as error:  # an error here would cancel all running jobs
         logger.warning(f"{error}. Without this note a job whose end is not seen is run again")
-
-
-def _records_of(outputs: Iterable[str]) -> list[Path]:
-    """Return where the stage may write its record: beside an output, or beside its folder."""
-    found = {}
-    for output in map(Path, outputs):
-        found[provenance_path(output)] = None
-        if output.parent.name:
-            found[provenance_path(output.parent)] = None
-    return list(found)
 
 
 def _metadata(persistence: PersistenceBase, job: Job) -> dict[str, Any]:
@@ -241,19 +131,6 @@ def _metadata(persistence: PersistenceBase, job: Job) -> dict[str, Any]:
         starttime=time.time(),
     )
     return dict(record.items())
-
-
-def _note_path(persistence: PersistenceBase, output: str) -> Path:
-    name = hashlib.sha256(output.encode()).hexdigest()
-    return persistence.path / "started" / f"{name}.json"
-
-
-def _read_note(persistence: PersistenceBase, output: str) -> Note | None:
-    """Return the note of a job whose end was not seen, or which failed."""
-    try:
-        return Note(**json.loads(_note_path(persistence, output).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def _note_of(job: Job) -> Note | None:
@@ -292,7 +169,7 @@ async def _finished(original: Any, self: PersistenceBase, job: Job) -> None:
     await original(self, job)
     if self.dag.workflow.is_main_process:
         for path in job.output:
-            _note_path(self, str(path)).unlink(missing_ok=True)
+            note_path(self.path, str(path)).unlink(missing_ok=True)
 
 
 async def _cleanup_job(original: Any, self: Job, skip_outputs: Any) -> None:
@@ -342,7 +219,7 @@ async def _incomplete(original: Any, self: PersistenceBase, job: Job) -> list[An
     found = await original(self, job)
     incomplete = []
     for path in job.output:
-        note = _read_note(self, str(path))
+        note = read_note(note_path(self.path, str(path)))
         if note is None:
             incomplete += [path] if path in found else []
         elif not Path(path).exists() or note.is_unchanged(str(path)):
@@ -360,4 +237,4 @@ def _write_metadata(self: PersistenceBase, path: Any, note: Note) -> None:
     made = {**(note.metadata or {}), "endtime": Path(path).stat().st_mtime}
     self._write_record(key, MetadataRecord(**made))
     self._unmark_incomplete(key)
-    _note_path(self, str(path)).unlink(missing_ok=True)
+    note_path(self.path, str(path)).unlink(missing_ok=True)

@@ -37,7 +37,7 @@ _PATTERNS: tuple[tuple[Kind, str], ...] = (
         r"backup controller|Transport endpoint|communication connection failure|"
         r"Message (receive|send) failure|Unexpected message received|"
         r"Resource temporarily unavailable|error writing script|Failed to connect to (any|socket)|"
-        r"not responding",
+        r"not responding|gave no answer",
     ),
     (
         "final",

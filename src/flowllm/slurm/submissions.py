@@ -5,10 +5,10 @@ from collections import deque
 from typing import Any
 
 from flowllm.errors import FlowllmError
+from flowllm.runtime.failures import Failures, shown_name
 from flowllm.runtime.log import Failure
-from flowllm.workflow.failures import Failures, shown_name
-from flowllm.workflow.refusals import Refusal, read_refusal
-from flowllm.workflow.slurm_jobs import job_name, living_jobs
+from flowllm.slurm.jobs import job_name, living_jobs
+from flowllm.slurm.refusals import Refusal, read_refusal
 
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0

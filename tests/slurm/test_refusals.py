@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowllm.workflow.refusals import read_refusal
+from flowllm.slurm.refusals import read_refusal
 
 POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 

@@ -3,16 +3,15 @@
 import getpass
 import hashlib
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from flowllm.errors import FlowllmError
+from flowllm.runtime.failures import log_paths
 from flowllm.runtime.log import Failure, last_failure
-from flowllm.workflow.failures import log_paths
+from flowllm.slurm.commands import ask
 
 _LIVING = "PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING"
-_SECONDS = 60
 _LONGEST_WILDCARDS = 60
 
 _STATES = {
@@ -42,23 +41,15 @@ def living_jobs() -> dict[str, str]:
     Raises:
         FlowllmError: squeue does not answer.
     """
-    command = ["squeue", f"--user={getpass.getuser()}", "--noheader", f"--states={_LIVING}"]
-    try:
-        done = subprocess.run(
-            [*command, "--format=%i %j"],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip()
+    words = [f"--user={getpass.getuser()}", "--noheader", f"--states={_LIVING}", "--format=%i %j"]
+    answer = ask(["squeue", *words])
+    if not answer.ok:
         raise FlowllmError(
-            f"squeue does not answer ({said}), so that jobs of an earlier start cannot be found; "
-            "start again when it does"
-        ) from error
-    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
-    return {words[1].strip(): words[0] for words in lines if len(words) == 2}
+            f"squeue does not answer ({answer.error}), so that jobs of an earlier start cannot be "
+            "found; start again when it does"
+        )
+    lines = [line.split(maxsplit=1) for line in answer.lines]
+    return {line[1].strip(): line[0] for line in lines if len(line) == 2}
 
 
 def failure_of(job: Any, number: str, said: str, slurm_log: Path | None) -> Failure:
@@ -80,6 +71,10 @@ def failure_of(job: Any, number: str, said: str, slurm_log: Path | None) -> Fail
         text = f"more memory than the {job.resources.get('mem_mb')} MB that it requests"
     elif state in _STATES:
         text = _STATES[state]
+    elif stage is not None and "stopped by SIGTERM" in stage.message:
+        # By `signal_seconds` of site.yaml; the state is then FAILED, not TIMEOUT.
+        minutes = job.resources.get("runtime")
+        text = f"SIGTERM, which SLURM sends before the time limit of {minutes} minutes"
     elif stage is not None:
         return Failure(f"SLURM job {number}: {stage.message}", stage.recurs)
     else:

@@ -1,0 +1,51 @@
+"""Table of the agreement between the potential and the second one (`potential.check`)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowllm.report.metrics_files import Result, of_kind
+from flowllm.report.protocol_text import energy_name, rules
+from flowllm.report.table import METHOD, Column, Table
+
+_COLUMNS = (
+    METHOD,
+    Column("stability_rate", "Stable", "rate"),
+    Column("check_stable", "Stable by the second, of both placed", "rate"),
+    Column("agree_stable", "Agree on stable", "rate"),
+    Column("confirmed_stable", "Stable by both, of stable", "rate"),
+    Column("agree_metastable", "Agree on metastable", "rate"),
+    Column("confirmed_metastable", "Metastable by both, of metastable", "rate"),
+    Column("kendall", "Order: Kendall's τ"),
+    Column("spearman", "Order: Spearman's ρ"),
+    Column("difference", "E_hull, second minus first, eV/atom", "mean", 3),
+)
+
+
+def agreement_table(results: Sequence[Result]) -> Table | None:
+    """Return the agreement of two potentials per method; None without a second potential."""
+    ours = [one for one in of_kind(results, "potential") if one.numbers["check"]]
+    if not ours:
+        return None
+    rows = []
+    for result in ours:
+        check = result.numbers["check"]
+        orders = {name: _order(one) for name, one in check["orders"].items()}
+        rows.append(result.row | check["rates"] | orders | {"difference": check["difference"]})
+    names = sorted({name for one in ours for name in one.numbers["check"]["potentials"]})
+    return Table(
+        "second_potential",
+        "A second potential as a judge",
+        f"{', '.join(names)} evaluates the crystals as relaxed by {energy_name(ours)}, without "
+        "moving them, and its hull has the same reference crystals, also as relaxed by the first. "
+        f"Thresholds of both: {rules(ours)}. Order: rank correlation of the two energies above the "
+        "hull, with its 95 % interval and the number of crystals that are placed on both hulls.",
+        _COLUMNS,
+        rows,
+    )
+
+
+def _order(found: Mapping[str, Any]) -> str | None:
+    """Return a rank correlation as text; None where it is not defined."""
+    if found["value"] is None:
+        return None
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f}; n = {found['count']})"

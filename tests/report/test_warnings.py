@@ -1,0 +1,65 @@
+"""Warnings of suspicious rates, and the table of the second potential."""
+
+import pyarrow as pa
+import pytest
+
+from flowllm.evaluate.statistics import rate
+from flowllm.report.metrics_files import Result
+from flowllm.report.warnings import warnings_of, warnings_table
+
+GOOD = {"stable": 3, "placed": 20, "novel": 12, "relaxed": 20, "bare": 1, "several": 20}
+LABEL = "CHGNet 0.3.0, relaxed to 0.1 eV/Å in at most 1500 steps"
+
+
+def result(label=LABEL, judged=None, **changes):
+    n = GOOD | changes
+    rates = {
+        "stability_rate": rate(n["stable"], 30, "all generated"),
+        "placed_on_hull": rate(n["placed"], 30, "all generated"),
+        "novel_of_relaxed": rate(n["novel"], n["relaxed"], "relaxed"),
+        "bare_hull": rate(n["bare"], n["several"], "placed on hull, several elements"),
+    }
+    protocol = {"energies": "potential", "energy_sources": [label]}
+    check = None
+    if judged is not None:
+        check = {"potentials": ["CHGNet 0.2.0"], "difference": {"count": judged}}
+    numbers = {"setting": "X", "rates": rates, "protocol": protocol, "check": check}
+    return Result(numbers, pa.table({}))
+
+
+def test_usual_rates_give_no_warning():
+    assert warnings_of(result()) == []
+    assert warnings_table([result()]) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stable": 16}, "16 of 20 crystals on the hull are stable"),
+        ({"novel": 1}, "1 of 20 relaxed crystals are novel"),
+        ({"bare": 2}, "For 2 of 20 crystals with several elements (10 %), the hull has no"),
+        ({"judged": 0}, "CHGNet 0.2.0 placed none of 20 crystals"),
+        ({"label": LABEL + ", cell fixed (upper bounds)"}, "The cells were not relaxed"),
+    ],
+)
+def test_each_suspicious_rate_is_named_with_its_counts(changes, words):
+    (text,) = warnings_of(result(**changes))
+    assert text.startswith(words)
+    table = warnings_table([result(), result(**changes)])
+    assert [row["warning"] for row in table.rows] == [text]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stable": 15},
+        {"novel": 2},
+        {"label": LABEL + ", symmetry kept"},
+        {"stable": 9, "placed": 9},  # too few crystals
+        {"novel": 0, "relaxed": 9},
+        {"bare": 0, "several": 0},
+        {"judged": 1},
+    ],
+)
+def test_below_the_thresholds_there_is_none(changes):
+    assert warnings_of(result(**changes)) == []
