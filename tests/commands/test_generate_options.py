@@ -118,7 +118,7 @@ def test_no_folder_of_the_user_or_the_run_is_replaced(tmp_path):
 
 
 ENTRIES = [({"Na": 1}, -1.0), ({"Cl": 1}, -2.0), ({"Cs": 1}, -1.0), ({"Na": 1, "Cl": 1}, -3.0)]
-HULL = HullFile(ReferenceHull(ENTRIES), ("CHGNet",), 0)
+HULL = HullFile(ReferenceHull(ENTRIES), ("CHGNet",), 0, ReferenceHull([]), frozenset())
 
 
 def followed(name: str, crystal=None, energy=None, **judged) -> Followed:
