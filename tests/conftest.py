@@ -10,7 +10,10 @@ from hypothesis import HealthCheck, settings
 
 from tiny_run import ROOT, TINY, snakemake
 
-NEED_FINISHED_RUN = ("test_workflow.py", "test_reruns.py", "test_slurm.py")
+NEED_FINISHED_RUN = (
+    *("test_workflow.py", "test_reruns.py", "test_slurm.py"),
+    "test_generate_chain.py",
+)
 
 # How long an example takes says little on a machine that runs other things too.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])

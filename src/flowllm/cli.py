@@ -24,6 +24,7 @@ from flowllm.commands.options import (
     LogFile,
     RowName,
     SettingsText,
+    renamed_option,
 )
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError, PassingError
@@ -137,7 +138,8 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        print(f"flowllm: {error}", file=sys.stderr)
+        given = sys.argv[1:] if words is None else words
+        print(f"flowllm: {renamed_option(given) or error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         log.warning("%s", stopped.said)

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flowllm.commands.generate import generate
+from flowllm.commands.generate_drafts import draft_rows
 from flowllm.data.wishes import read_wishes
 from flowllm.errors import FlowllmError
-from flowllm.io.schemas import BASE
-from flowllm.io.tables import read_table
 from llm_run import merged_model, settings_for
 
 
@@ -17,16 +15,15 @@ def paths(tmp_path_factory) -> dict[str, Path]:
     return merged_model(tmp_path_factory.mktemp("request"))
 
 
-def draw(paths, out: Path, *asked: dict[str, str], **changes) -> list[dict]:
+def draw(paths, *asked: dict[str, str], **changes) -> list[dict]:
     changes = {"backend": "transformers", "structured": False, "max_attempts": 1} | changes
     base = {"row": "tau0.7-p0.9", "sample_base": changes}
     settings = settings_for("sample_base", paths["base"], **base)
-    generate(settings, model=paths["model"], asked=asked, count=2, out=out, gpus=0)
-    return read_table(out, BASE).to_pylist()
+    return draft_rows(settings, model=paths["model"], asked=asked, count=2, gpus=0)
 
 
-def test_formulas_in_any_order_are_asked_for_as_in_training(paths, tmp_path):
-    rows = draw(paths, tmp_path / "out.parquet", {"formula": "Cl2Na2"}, {})
+def test_formulas_in_any_order_are_asked_for_as_in_training(paths):
+    rows = draw(paths, {"formula": "Cl2Na2"}, {})
     assert [row["id"][:11] for row in rows] == ["sample-0000"] * 2 + ["sample-0001"] * 2
     asked = "Na Na Cl Cl"
     assert [asked in row["prompt"] for row in rows] == [True, True, False, False]
@@ -34,9 +31,9 @@ def test_formulas_in_any_order_are_asked_for_as_in_training(paths, tmp_path):
     assert all(row["attempts"] == 1 for row in rows)
 
 
-def test_structured_decoding_gives_the_formula(paths, tmp_path):
+def test_structured_decoding_gives_the_formula(paths):
     changes = {"backend": "vllm", "structured": True, "max_attempts": 20}
-    rows = draw(paths, tmp_path / "out.parquet", {"formula": "ClNa"}, **changes)
+    rows = draw(paths, {"formula": "ClNa"}, **changes)
     assert [row["formula"] for row in rows] == ["Na1Cl1"] * 2
 
 
@@ -64,9 +61,9 @@ def test_structured_decoding_gives_the_formula(paths, tmp_path):
         ({"space_group_number": "225.7"}, "1 to 230"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(paths, tmp_path, words, message):
+def test_what_cannot_be_asked_for_is_refused(paths, words, message):
     with pytest.raises(FlowllmError, match=message):
-        draw(paths, tmp_path / "out.parquet", words)
+        draw(paths, words)
 
 
 def test_a_file_of_conditions(tmp_path):

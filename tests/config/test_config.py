@@ -241,6 +241,19 @@ def test_all_problems_at_once(values):
     assert "(got 'x')" in str(caught.value)
 
 
+def test_a_flow_starts_from_given_crystals_in_the_cells_of_its_training(values):
+    row = {"name": "mine", "file": "cifs", "shards": 2}
+    method = {"name": "moved", "base": "mine", "flow": "llm", "num_steps": 5}
+    given = changed(values, "methods", [method])
+    with pytest.raises(FlowllmError, match=r"has cell: null; set cell: primitive in that row"):
+        check_config(changed(given, "external_samples", [row]))
+    config = check_config(changed(given, "external_samples", [row | {"cell": "primitive"}]))
+    assert [*config.given_bases] == ["mine"]
+    assert not config.asks_llm
+    kept = changed(values, "methods", [method | {"flow": None, "num_steps": 0}])
+    assert check_config(changed(kept, "external_samples", [row])).given_bases
+
+
 def test_names_must_fit_together(values):
     with pytest.raises(FlowllmError, match=r"uses base 'gone', which is not among the bases"):
         check_config(changed(values, "methods.0.base", "gone"))

@@ -14,6 +14,7 @@ EVERY_STAGE = {
     "csp_methods": [{"name": "csp-llm", "base": "csp", "flow": "llm", "num_steps": 5}],
     "methods": [
         {"name": "refined", "base": "tau0.7-p0.9", "flow": "llm", "num_steps": 5},
+        {"name": "moved", "base": "other", "flow": "llm", "num_steps": 5},
         {"name": "no-llm", "base": "train_compositions", "flow": "types", "num_steps": 5},
     ],
     "refine": {"trajectory_every": 2},
@@ -25,7 +26,8 @@ EVERY_STAGE = {
 def every_stage(folder: Path) -> Path:
     """Write the overlay, with samples of another model, into a folder."""
     (folder / "other.csv").touch()
-    external = [{"name": "other", "file": str(folder / "other.csv"), "shards": 2}]
+    other = {"name": "other", "file": str(folder / "other.csv"), "shards": 2}
+    external = [other | {"cell": "primitive"}]
     overlay = folder / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({**EVERY_STAGE, "external_samples": external}))
     return overlay

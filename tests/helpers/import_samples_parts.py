@@ -4,9 +4,9 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.stages import import_samples
 
 
-def read_in(file, folder, shards=1):
+def read_in(file, folder, shards=1, **keys):
     """Run the stage for every shard; return the paths of the base and the generated ones."""
-    row = {"name": "Other", "file": str(file), "shards": shards}
+    row = {"name": "Other", "file": str(file), "shards": shards, **keys}
     given = StageSettings("import_samples", {"seed": 1, "version": 1, "external": row})
     paths = []
     for shard in range(shards):

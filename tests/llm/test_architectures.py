@@ -16,10 +16,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from flowllm.commands.generate import generate
+from flowllm.commands.generate_drafts import draft_rows
 from flowllm.errors import FlowllmError
-from flowllm.io.schemas import BASE
-from flowllm.io.tables import read_table
 from flowllm.llm.base_checks import check_heads, context_of
 from flowllm.llm.base_model import load_config
 from flowllm.llm.engines.vllm import cached_numbers
@@ -43,9 +41,7 @@ def sampled(architecture: str, folder: Path, backend: str) -> list[dict]:
     merge_adapter.run(settings_for("merge_adapter", base), adapter=adapter, out=folder / "model")
     changes = {"backend": backend, "structured": False, "max_attempts": 1}
     settings = settings_for("sample_base", base, row="tau0.7-p0.9", sample_base=changes)
-    out = folder / "out.parquet"
-    generate(settings, model=folder / "model", asked=[{}], count=2, out=out, gpus=0)
-    return read_table(out, BASE).to_pylist()
+    return draft_rows(settings, model=folder / "model", asked=[{}], count=2, gpus=0)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neox", "mistral", "qwen2", "gemma"])

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from flowllm.commands.generate import generate
+from flowllm.commands.generate_drafts import draft_rows
 from flowllm.config.sections.scratch import Scratch
 from flowllm.crystal import MAX_ATOMIC_NUMBER
 from flowllm.errors import FlowllmError
-from flowllm.io.schemas import BASE
-from flowllm.io.tables import crystal_of, read_table
+from flowllm.io.tables import crystal_of
 from flowllm.llm.base_checks import check_tokenizer
 from flowllm.llm.prompts import Conditions, PromptTokens, prompt_text
 from flowllm.llm.scratch import END, make_tokenizer, scratch_config, write_scratch
@@ -107,14 +106,13 @@ def trained(tmp_path_factory):
     return folder
 
 
-def sampled(trained, out, backend: str, *, structured: bool) -> list[dict]:
+def sampled(trained, backend: str, *, structured: bool) -> list[dict]:
     changes = {"backend": backend, "structured": structured, "max_attempts": 4}
     settings = settings_for(
         "sample_base", "scratch", row="tau0.7-p0.9", sample_base=changes, finetune_llm=TINY
     )
     asked = [{}, {"formula": "NaCl"}]
-    generate(settings, model=trained / "model", asked=asked, count=3, out=out, gpus=0)
-    return read_table(out, BASE).to_pylist()
+    return draft_rows(settings, model=trained / "model", asked=asked, count=3, gpus=0)
 
 
 def check_texts(rows: list[dict]) -> None:
@@ -124,13 +122,13 @@ def check_texts(rows: list[dict]) -> None:
         assert np.unique(crystal_of(row).atomic_numbers).tolist() == [11, 17]
 
 
-def test_transformers_samples_the_trained_model(trained, tmp_path):
-    check_texts(sampled(trained, tmp_path / "out.parquet", "transformers", structured=False))
+def test_transformers_samples_the_trained_model(trained):
+    check_texts(sampled(trained, "transformers", structured=False))
 
 
 @pytest.mark.parametrize("structured", [False, True])
-def test_vllm_samples_the_trained_model(trained, tmp_path, structured):
-    check_texts(sampled(trained, tmp_path / "out.parquet", "vllm", structured=structured))
+def test_vllm_samples_the_trained_model(trained, structured):
+    check_texts(sampled(trained, "vllm", structured=structured))
 
 
 def test_the_folder_is_that_of_any_other_model(trained):

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
 
 from crystals import rocksalt
 from evaluated_run import HULL_COMPOSITIONS, STABILITY_RULE, stage_settings, write_splits
@@ -32,6 +34,34 @@ def test_shards_together_hold_every_sample_once(samples, tmp_path, shards):
         assert [row["formula"] for row in rows] == [one.formula for one in CRYSTALS]
         for row, expected in zip(rows, CRYSTALS, strict=True):
             assert crystal_of(row).lengths == pytest.approx(expected.lengths, abs=1e-4)
+
+
+def test_a_flow_starts_from_the_cell_of_its_training_and_the_row_keeps_its_own(tmp_path):
+    """Rock salt in its cubic cell of eight atoms has a primitive cell of two."""
+    cubic = Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+    (tmp_path / "cifs").mkdir()
+    cubic.to(filename=str(tmp_path / "cifs" / "salt.cif"))
+    (base,), (generated,) = read_in(tmp_path / "cifs", tmp_path, cell="primitive")
+    [start], [given] = (
+        read_table(path, schema).to_pylist()
+        for path, schema in ((base, schemas.BASE), (generated, schemas.GENERATED))
+    )
+    assert (start["formula"], given["formula"]) == ("Na1Cl1", "Na4Cl4")
+    assert start["angles"] == pytest.approx([60] * 3)
+    matcher = StructureMatcher(primitive_cell=True)
+    assert matcher.fit(crystal_of(start).to_structure(), cubic)
+
+
+def test_a_crystal_without_the_cell_is_a_row_with_the_reason(tmp_path):
+    needle = Structure(Lattice.tetragonal(3.0, 3.0), ["Na", "Cl"], [[0, 0, 0], [0, 0, 0.01]])
+    (tmp_path / "cifs").mkdir()
+    needle.to(filename=str(tmp_path / "cifs" / "near.cif"))
+    (base,), _ = read_in(tmp_path / "cifs", tmp_path, cell="standard")
+    [row] = read_table(base, schemas.BASE).to_pylist()
+    assert row["status"] == "close_atoms"
+    assert crystal_of(row) is None
 
 
 def test_a_bad_sample_is_a_row_with_its_error(samples, tmp_path):

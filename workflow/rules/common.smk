@@ -97,8 +97,9 @@ CSP_SHARDS = shard_names(SIZES.num_csp_crystals, SIZES.csp_crystals_per_shard)
 
 def shards_of(row):
     """Return the names of the shards of a row of the results."""
-    if row in EXTERNAL:
-        return shard_names(EXTERNAL[row].shards, 1)
+    given = EXTERNAL.get(BASE_OF.get(row, row))
+    if given is not None:
+        return shard_names(given.shards, 1)
     return CSP_SHARDS if row in CSP_METHODS else SAMPLE_SHARDS
 
 

@@ -21,7 +21,6 @@ from flowllm.commands.jobs import Target
 from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
 from flowllm.config.load import check_config, load_config
 from flowllm.config.model import Config
-from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.runtime.log import setup_logging
@@ -320,7 +319,7 @@ def _sampling_stages(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the stages that sample from the model, each with the section of its engine."""
     if _uses_flow(config):
         yield "sample_pairs", "sample_pairs"
-    if any(row.base != TRAIN_COMPOSITIONS for row in config.methods):
+    if config.sampled_bases:
         yield "sample_base", "sample_base"
     if config.csp_methods:
         yield "sample_csp", "sample_base"

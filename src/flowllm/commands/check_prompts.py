@@ -5,7 +5,6 @@ from pathlib import Path
 
 from flowllm.config.model import Config
 from flowllm.config.sections.conditions import BaseConditions
-from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.data.csv_file import read_csv
 from flowllm.data.rows import PROPERTY_COLUMNS
 from flowllm.data.wishes import ELEMENTS_MODE, Own, Words, parse_wish, read_wishes
@@ -34,8 +33,7 @@ def check_prompts(config: Config) -> str:
         )
     free = 1 - llm.infill_share - llm.formula_share - llm.properties_share
     conditions = {base.name: base.conditions for base in config.bases}
-    used = {row.base for row in config.methods if row.base != TRAIN_COMPOSITIONS}
-    if any(conditions[base] is None for base in used) and free < 1e-9:
+    if any(conditions[base] is None for base in config.sampled_bases) and free < 1e-9:
         raise FlowllmError(
             "bases are sampled without a condition, but finetune_llm.infill_share, formula_share "
             "and properties_share are 1 together, so that no training text lacks one; lower them"

@@ -1,7 +1,7 @@
-"""Sample crystals for given conditions that the model was trained on (`flowllm generate`)."""
+"""Generate crystals on request: from a wish to a short list of candidates (`flowllm generate`)."""
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,153 +9,194 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from cyclopts.validators import Number
 
-from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles, RowName
-from flowllm.config.load import load_config
-from flowllm.config.sections.llm import Base, Prompts, SampleBase
+from flowllm.commands.generate_chain import follow, open_hull
+from flowllm.commands.generate_drafts import draft_rows, given_rows
+from flowllm.commands.generate_files import (
+    CRYSTALS,
+    DRAFTS,
+    check_output,
+    printed_table,
+    warnings_of,
+    write_drafts,
+    write_folder,
+)
+from flowllm.commands.generate_run import FinishedRun, open_run
+from flowllm.commands.generate_table import table_rows
+from flowllm.commands.options import ConfigFiles, RowName
 from flowllm.config.stage_settings import StageSettings
 from flowllm.data.wishes import ElementsMode, Words, read_wishes
 from flowllm.errors import FlowllmError
-from flowllm.io.schemas import BASE
-from flowllm.llm.model_folder import ModelFolder
-from flowllm.llm.model_record import read_record
-from flowllm.llm.prompts import prompt_text
-from flowllm.llm.redraws import Form
-from flowllm.llm.sampling import DrawRequest, base_row, write_samples
-from flowllm.llm.wishes import Target, form_of, request_of, target_of
-from flowllm.runtime.log import setup_logging
-from flowllm.runtime.provenance import stage_run
-from flowllm.seeds import derive
+from flowllm.runtime.log import log, progress_bars, setup_logging
+from flowllm.runtime.provenance import StageRun, recorded
 
-SpaceGroup = Annotated[int, Parameter(validator=Number(gte=1, lte=230))]
+Row = dict[str, Any]
+
+SpaceGroup = Annotated[int, Parameter(name="--space-group", validator=Number(gte=1, lte=230))]
+
+VERSION = 1
+"""Of the command's results, as `Stage.version`."""
 
 
-class Settings(StageSettings):
-    """The settings of sampling, those of the stage `sample_base`."""
-
-    sample_base: SampleBase
-    prompts: Prompts
-    base: Base
+ONLY_GIVEN = (
+    "--from starts from given crystals: it takes no conditions, no --count and no --drafts-only"
+)
+"""Refusal of options that apply to drafts."""
 
 
 def run(
     *,
-    model: Path,
+    run: Path,
     out: Path,
     formula: str | None = None,
     elements: str | None = None,
     elements_mode: ElementsMode | None = None,
     num_atoms: PositiveInt | None = None,
+    space_group_number: SpaceGroup | None = None,
     formation_energy_per_atom: float | None = None,
     band_gap: float | None = None,
     e_above_hull: float | None = None,
-    space_group_number: SpaceGroup | None = None,
-    conditions: Path | None = None,
-    count: PositiveInt = 1,
+    wishes: Path | None = None,
+    given: Annotated[Path | None, Parameter(name="--from")] = None,
+    count: PositiveInt | None = None,
+    drafts_only: Annotated[bool, Parameter(negative=())] = False,
     gpus: NonNegativeInt = 0,
     config: ConfigFiles = None,
     name: RowName = None,
 ) -> None:
-    """Sample crystals for given conditions, for a file of conditions, or without any.
+    """Generate crystals on request with a finished run: draft, refine, relax, and rank them.
+
+    Without a condition the prompt has none. The folder receives the crystals by energy above the
+    hull as table (crystals.parquet), CIF files (cif/) and page (index.html), and the drafts.
 
     Args:
-        model: Folder of the merged model.
-        out: Table of crystals to write.
+        run: Folder of a run whose models are trained (run_dir).
+        out: New folder to write.
         formula: Formula of the cell, e.g. Na4Cl4.
         elements: Elements of the crystal, e.g. Na,Cl.
         elements_mode: Whether all of the elements must occur (exact), or at least one (subset).
             [exact]
         num_atoms: Number of atoms per cell.
+        space_group_number: Number of the space group.
         formation_energy_per_atom: Formation energy in eV per atom.
         band_gap: Band gap in eV.
         e_above_hull: Energy above the hull in eV per atom.
-        space_group_number: Number of the space group.
-        conditions: CSV file with one column per condition and one row per set of conditions.
-        count: Crystals per set of conditions.
-        gpus: Number of GPUs, 0 for the CPU.
-        config: See `options.ConfigFiles`.
-        name: See `options.RowName`; a base.
+        wishes: CSV file with one column per condition and one row per wish.
+        given: Folder of CIF files, or another file of crystals, to start from in place of drafts.
+        count: Drafts per wish. [1]
+        drafts_only: Stop after the drafts.
+        gpus: Number of GPUs of the language model, 0 for the CPU.
+        config: Configuration file in place of the run's own config.yaml. Repeat the option to
+            overlay further files.
+        name: Name of the method (its base, flow and steps). [the first with a flow]
 
     Raises:
-        FlowllmError: conditions are invalid or given twice, or the model was not trained on them.
+        FlowllmError: the run lacks a part, conditions are invalid or given twice, or the folder has
+            content.
     """
     setup_logging(None)
-    loaded = load_config(config or DEFAULT_CONFIG)
-    settings = Settings.from_config("sample_base", loaded, name or loaded.bases[0].name)
-    given = {
-        "formula": formula,
-        "elements": elements,
-        "elements_mode": elements_mode,
-        "num_atoms": num_atoms,
-        "formation_energy_per_atom": formation_energy_per_atom,
-        "band_gap": band_gap,
-        "e_above_hull": e_above_hull,
-        "space_group_number": space_group_number,
-    }
-    words = {key: str(value) for key, value in given.items() if value is not None}
-    if conditions is not None and words:
+    words = _words(
+        formula=formula,
+        elements=elements,
+        elements_mode=elements_mode,
+        num_atoms=num_atoms,
+        space_group_number=space_group_number,
+        formation_energy_per_atom=formation_energy_per_atom,
+        band_gap=band_gap,
+        e_above_hull=e_above_hull,
+    )
+    if wishes is not None and words:
         raise FlowllmError("Give conditions either as options or as a file, not both.")
-    own = read_record(model).own(settings.prompts)
-    asked = read_wishes(conditions, own) if conditions else [words]
-    generate(settings, model=model, asked=asked, count=count, out=out, gpus=gpus)
+    if given is not None and (wishes is not None or words or count or drafts_only):
+        raise FlowllmError(ONLY_GIVEN)
+    opened = open_run(run, config, name, drafts=given is None)
+    check_output(out, run)
+    opened.check(drafts=given is None, chain=not drafts_only)
+    asked = tuple(read_wishes(wishes, opened.own_conditions())) if wishes else (words,)
+    request = Request(() if given else asked, count or 1, gpus, given, drafts_only)
+    with progress_bars():
+        rows = generate(opened, request, out)
+    print("\n".join(printed_table(rows, out)) if rows else out / DRAFTS)
 
 
-def generate(
-    settings: Settings,
-    *,
-    model: Path,
-    asked: Sequence[Words],
-    count: int,
-    out: Path,
-    gpus: int,
-) -> None:
-    """Sample crystals for the given conditions.
+def _words(**options: object) -> dict[str, str]:
+    """Return the conditions that were given as options, as text."""
+    return {name: str(value) for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is generated.
+
+    Attributes:
+        asked: wishes as the user writes them; empty for given crystals.
+        count: drafts per wish.
+        gpus: GPUs of the language model, 0 for the CPU.
+        given: files of crystals in place of drafts; None for drafts.
+        drafts_only: whether nothing follows the drafts.
+    """
+
+    asked: tuple[Words, ...]
+    count: int
+    gpus: int = 0
+    given: Path | None = None
+    drafts_only: bool = False
+
+    def drafts(self, run: FinishedRun) -> list[Row]:
+        """Sample the drafts, or read the given crystals; rows of `schemas.BASE`."""
+        if self.given is not None:
+            return given_rows(self.given, run.config.prepare.cell)
+        settings = run.draft_settings()
+        asked, count, gpus = self.asked, self.count, self.gpus
+        return draft_rows(settings, model=run.model, asked=asked, count=count, gpus=gpus)
+
+
+def generate(run: FinishedRun, request: Request, out: Path) -> list[Row]:
+    """Generate crystals and write their folder.
 
     Args:
-        settings: settings of `sample_base`.
-        model: folder of the merged model.
-        asked: sets of conditions as text, see `data.wishes`.
-        count: crystals per set.
-        out: table to write (`schemas.BASE`); ids are `sample-{conditions}-{number}`.
-        gpus: GPUs to use, 0 for the CPU.
+        run: the run whose models, hull and training crystals are used.
+        request: what is generated.
+        out: the folder.
+
+    Returns:
+        Rows of `schemas.ON_REQUEST`, by energy above the hull; none for drafts alone.
 
     Raises:
-        FlowllmError: conditions are invalid, or the model was not trained on such prompts.
+        FlowllmError: the run lacks a part, or a wish or the given crystals cannot be used.
     """
-    opened = ModelFolder(model, settings.prompts)
-    prompts, record = settings.prompts, opened.record
-    targets = [target_of(prompts, record, words) for words in asked]
-    structured = settings.sample_base.structured
-    forms = [form_of(one, prompts, record) if structured else None for one in targets]
-    sampler = opened.sampler(
-        [target.conditions for target in targets],
-        temperature=settings.base.temperature,
-        top_p=settings.base.top_p,
-        max_attempts=settings.sample_base.max_attempts,
-        restrict_tokens=settings.sample_base.restrict_tokens,
-        reject_close_atoms=settings.sample_base.reject_close_atoms,
-        min_distance=settings.sample_base.min_distance,
-        max_redraws=settings.sample_base.max_redraws,
-        backend=settings.sample_base.backend,
-        gpus=gpus,
-    )
-    numbers = [(i, j) for i in range(len(targets)) for j in range(count)]
-
-    def make_rows(items: range) -> list[dict[str, Any]]:
-        chosen = [numbers[k] for k in items]
-        tasks = [_request(settings, targets[i], forms[i], i, j) for i, j in chosen]
-        return [
-            base_row(
-                f"sample-{i:04d}-{j:06d}", outcome, prompt_text(prompts, targets[i].conditions)
-            )
-            for (i, j), outcome in zip(chosen, sampler.draw(tasks), strict=True)
-        ]
-
-    work = {"asked": [dict(words) for words in asked], "count": count}
-    with stage_run(settings, inputs={"model": model}, output=out, work=work) as run:
-        chunk = settings.sample_base.chunk_size
-        write_samples(sampler, out, run, BASE, len(numbers), chunk, make_rows)
+    about = _record(run, request)
+    with recorded(about, out / (DRAFTS if request.drafts_only else CRYSTALS)):
+        hull = None if request.drafts_only else open_hull(run)
+        drafts = request.drafts(run)
+        failed = sum(row["status"] != "ok" for row in drafts)
+        about.count(rows_in=len(drafts), rows_out=len(drafts) - failed, rows_failed=failed)
+        if hull is None:
+            write_drafts(out, drafts, about.metadata())
+            return []
+        names = {row["id"]: row["source_name"] for row in drafts if "source_name" in row}
+        rows = table_rows(follow(drafts, run, hull), names)
+        relaxed = sum(row["rank"] is not None for row in rows)
+        about.count(rows_out=relaxed, rows_failed=len(rows) - relaxed)
+        write_folder(out, drafts, rows, hull, run.config.report.color, about.metadata())
+    for said in warnings_of(rows, hull):
+        log.warning("generate: %s", said)
+    return rows
 
 
-def _request(settings: Settings, target: Target, form: Form | None, i: int, j: int) -> DrawRequest:
-    seed = partial(derive, settings.seed, "sample", settings.base.name, i, j)
-    return request_of(target, form, seed)
+def _record(run: FinishedRun, request: Request) -> StageRun:
+    """Return the record of a request: settings of all its stages, and the files that it uses."""
+    settings: list[StageSettings] = []
+    inputs: dict[str, Path | Sequence[Path]] = {}
+    if request.given is None:
+        settings.append(run.draft_settings())
+        inputs["model"] = run.model
+    else:
+        inputs["given"] = request.given
+    if not request.drafts_only:
+        settings += run.chain_settings().stages
+        inputs |= {"hull": run.hull, **run.splits}
+        if run.flow is not None:
+            inputs["flow"] = run.flow
+    values = {name: value for stage in settings for name, value in stage.values.items()}
+    work = {"asked": [dict(words) for words in request.asked], "count": request.count}
+    return StageRun("generate", VERSION, values, run.config.seed, inputs, work)

@@ -32,10 +32,12 @@ def count_items(config: Config, crystals: Crystals, target: Target) -> dict[str,
         "invariance": config.invariance.num_crystals if config.asks_llm else 0,
         "sample_pairs": sizes.num_pairs + sizes.num_val_pairs if flows else 0,
         "train_rfm": len(flows) * pairs,
-        "sample_base": len(bases - {TRAIN_COMPOSITIONS}) * sizes.num_samples,
+        "sample_base": len(config.sampled_bases) * sizes.num_samples,
         "sample_compositions": len(bases & {TRAIN_COMPOSITIONS}) * sizes.num_samples,
         "sample_csp": sum(predictions[base] for base in {one.base for one in config.csp_methods}),
-        "refine": len(config.methods) * sizes.num_samples
+        "refine": None
+        if config.given_bases
+        else len(config.methods) * sizes.num_samples
         + sum(predictions[method.base] for method in config.csp_methods),
         "match_csp": len(config.csp_methods) * sizes.num_csp_crystals,
         "import_samples": None,

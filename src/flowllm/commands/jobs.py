@@ -110,7 +110,7 @@ def _samples(config: Config) -> Iterator[Job]:
     attempts = {base.name: base.attempts for base in config.csp_bases}
     draws = _shards(sizes.num_samples, sizes.samples_per_shard)
     predicted = _shards(sizes.num_csp_crystals, sizes.csp_crystals_per_shard)
-    for base in sorted({method.base for method in config.methods}):
+    for base in sorted({method.base for method in config.methods} - config.given_bases.keys()):
         for shard, first, count in draws:
             output = Path("base", base, _file(shard))
             if base == TRAIN_COMPOSITIONS:
@@ -122,10 +122,12 @@ def _samples(config: Config) -> Iterator[Job]:
             output, items = Path("base", base, _file(shard)), count * attempts[base]
             yield Job("sample_csp", (base, shard), output, base, first, count, items)
     for method in config.methods:
-        for shard, _, count in draws:
+        given = config.given_bases.get(method.base)
+        for shard, _, count in _shards(given.shards, 1) if given else draws:
             names, file = (method.name, shard), Path(method.name, _file(shard))
-            yield Job("refine", names, "generated" / file, method.name, items=count)
-            yield Job("prerelax", names, "relaxed" / file, items=count)
+            items = None if given else count
+            yield Job("refine", names, "generated" / file, method.name, items=items)
+            yield Job("prerelax", names, "relaxed" / file, items=items)
     for method in config.csp_methods:
         for shard, _, count in predicted:
             output = Path("generated", method.name, _file(shard))

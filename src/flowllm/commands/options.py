@@ -1,5 +1,6 @@
 """Options that several commands share: their names, help texts and groups."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,23 @@ RowName = Annotated[
     ),
 ]
 
+RENAMED = {
+    ("generate", "--model"): "--model FOLDER/llm/model is now --run FOLDER, the folder of the run; "
+    "--out is a folder, and --drafts-only stops after the drafts",
+    ("generate", "--conditions"): "--conditions is now named --wishes",
+    ("generate", "--space-group-number"): "--space-group-number is now named --space-group",
+}
+"""What replaces an option of an earlier version, by command and option."""
+
 LogFile = Annotated[
     Path | None, Parameter(name="--log", group=COMMON, help="File that receives the log, too.")
 ]
+
+
+def renamed_option(words: Sequence[str]) -> str | None:
+    """Return what replaces an option of an earlier version in a command line; None without one."""
+    for (command, option), said in RENAMED.items():
+        given = any(word.partition("=")[0] == option for word in words[1:])
+        if words and words[0] == command and given:
+            return said
+    return None

@@ -158,6 +158,7 @@ class Config(Section):
             )
         self._bases_fit()
         self._flows_fit()
+        self._cells_fit()
         self._drafts_fit()
         missing = set(STAGES) - set(self.resources)
         unknown = set(self.resources) - set(STAGES)
@@ -242,12 +243,30 @@ class Config(Section):
     @property
     def asks_llm(self) -> bool:
         """Whether a method samples the language model, whose invariance is then measured."""
-        rows = (*self.methods, *self.csp_methods)
-        return any(method.base != TRAIN_COMPOSITIONS for method in rows)
+        return bool(self.sampled_bases or self.csp_methods)
+
+    @property
+    def sampled_bases(self) -> set[str]:
+        """The bases of `methods` that the language model samples."""
+        return {method.base for method in self.methods} & {base.name for base in self.bases}
+
+    @property
+    def given_bases(self) -> dict[str, External]:
+        """The rows of `external_samples` that are the base of a method, by name."""
+        used = {method.base for method in self.methods}
+        return {row.name: row for row in self.external_samples if row.name in used}
 
     def _bases_fit(self) -> None:
         for where, rows, names in (
-            ("bases", self.methods, [*(base.name for base in self.bases), TRAIN_COMPOSITIONS]),
+            (
+                "bases and external_samples",
+                self.methods,
+                [
+                    *(base.name for base in self.bases),
+                    TRAIN_COMPOSITIONS,
+                    *(row.name for row in self.external_samples),
+                ],
+            ),
             ("csp_bases", self.csp_methods, [base.name for base in self.csp_bases]),
         ):
             for method in rows:
@@ -270,6 +289,17 @@ class Config(Section):
                 raise ValueError(
                     f"methods: {method.name} has the base {TRAIN_COMPOSITIONS}, whose cells and "
                     "coordinates are random: it needs a flow with start: simple"
+                )
+
+    def _cells_fit(self) -> None:
+        """Refuse a flow that starts from given crystals in other cells than its training's."""
+        for method in self.methods:
+            row = self.given_bases.get(method.base)
+            if row is not None and method.flow is not None and row.cell != self.prepare.cell:
+                raise ValueError(
+                    f"methods: the flow of {method.name} was trained on cells of prepare.cell: "
+                    f"{self.prepare.cell}, but its base, external_samples {row.name}, has cell: "
+                    f"{row.cell or 'null'}; set cell: {self.prepare.cell} in that row"
                 )
 
     def _drafts_fit(self) -> None:

@@ -61,6 +61,22 @@ def crystal_from_cif(text: str, cell: Cell, max_atoms: int) -> Crystal:
     return _standard_cell(crystal) if cell == "standard" else crystal
 
 
+def crystal_in_cell(crystal: Crystal, cell: Cell) -> Crystal:
+    """Return a crystal in the Niggli cell that `crystal_from_cif` would choose.
+
+    Raises:
+        RejectedError: not_reduced, bad_crystal, close_atoms or no_standard_cell.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `crystal_from_cif`
+        structure = reduce_cell(crystal.to_structure(), cell)
+    try:
+        reduced = Crystal.from_structure(structure)
+    except FlowllmError as error:
+        raise RejectedError("bad_crystal", str(error)) from error
+    return _standard_cell(reduced) if cell == "standard" else reduced
+
+
 def _standard_cell(crystal: Crystal) -> Crystal:
     """Return the primitive cell of the space group's standard setting.
 

@@ -138,7 +138,7 @@ def read_samples(
         )
     names, asked = _source_names(generated), _asked(base)
     samples = [
-        _join(
+        join_rows(
             base_rows[name],
             generated_rows[name],
             relaxed_rows.get(name),
@@ -229,14 +229,15 @@ def check_ids(drawn: Iterable[str], found: Iterable[str], path: Path, *, complet
         )
 
 
-def _join(
-    base: dict[str, Any],
-    generated: dict[str, Any],
-    relaxed: dict[str, Any] | None,
-    stability: dict[str, Any] | None,
+def join_rows(
+    base: Mapping[str, Any],
+    generated: Mapping[str, Any],
+    relaxed: Mapping[str, Any] | None,
+    stability: Mapping[str, Any] | None,
     source_name: str | None,
     asked: dict[str, str] | None,
 ) -> Sample:
+    """Return the sample of the rows that the stages wrote for one draw, None for no row."""
     crystal = crystal_of(generated) if generated["status"] == "ok" else None
     relaxed = relaxed or {"status": "missing", "lengths": None}
     stability = stability or {}

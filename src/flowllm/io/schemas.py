@@ -327,16 +327,48 @@ METRICS_PER_CRYSTAL = pa.schema(
 )
 """metrics/{kind}/{method}.parquet: the flags behind every rate, one row per generated crystal."""
 
-REQUESTED_METRICS = _extend(
-    list(METRICS_PER_CRYSTAL),
-    [
-        _ASKED,
-        _column("got", pa.map_(pa.string(), pa.string()), "the same measured, where it can be"),
-        _column("met", pa.map_(pa.string(), pa.bool_()), "whether each measured one is met"),
-        _column("all_met", pa.bool_(), "whether all are; null if none can be measured"),
-    ],
-)
+_ANSWERED = [
+    _ASKED,
+    _column("got", pa.map_(pa.string(), pa.string()), "the same measured, where it can be"),
+    _column("met", pa.map_(pa.string(), pa.bool_()), "whether each measured one is met"),
+    _column("all_met", pa.bool_(), "whether all are; null if none can be measured"),
+]
+
+REQUESTED_METRICS = _extend(list(METRICS_PER_CRYSTAL), _ANSWERED)
 """metrics/{kind}/{method}.parquet: of a method whose base has conditions."""
+
+ON_REQUEST = _extend(
+    _CRYSTAL,
+    [
+        _column("rank", pa.int32(), "by energy above the hull, from 1; null: no relaxed crystal"),
+        _column("cif", pa.string(), "file of the relaxed crystal, relative to the table"),
+        _FORMULA,
+        _column("reduced_formula", pa.string(), "of the relaxed crystal"),
+        _column("space_group", pa.string(), "of the relaxed crystal, by spglib"),
+        *_ANSWERED,
+        _column("energy_per_atom", pa.float64(), "eV/atom, as relaxed"),
+        _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
+        _column("formation_energy_per_atom", pa.float64(), "eV/atom, from the hull's elements"),
+        _column("check_e_above_hull", pa.float64(), "eV/atom, by potential.check"),
+        _column("hull_compounds", pa.int32(), "as in the stability table"),
+        _column("max_force", pa.float64(), "eV/angstrom, at the end"),
+        _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),
+        _column("stable", pa.bool_(), "as in the stability table"),
+        _column("metastable", pa.bool_(), "as in the stability table"),
+        _column("structurally_valid", pa.bool_(), "no atoms too close, before the relaxation"),
+        _column("compositionally_valid", pa.bool_(), "charges can balance"),
+        _column("unique", pa.bool_(), "first of its class of matching crystals"),
+        _column("duplicate_group", pa.string(), "smallest id of its class"),
+        _column("novel", pa.bool_(), "matches no training crystal"),
+        _column("matched_material_id", pa.string(), "the training crystal that it matches"),
+        _column("sun", pa.bool_(), "stable, unique and novel"),
+        _column("attempts", pa.int32(), "drafts made"),
+        _column("prompt", pa.string(), "what the language model was given"),
+        _SOURCE_NAME,
+    ],
+    _OUTCOME,
+)
+"""crystals.parquet of `flowllm generate`: relaxed crystals, by energy above the hull."""
 
 CSP_FORMAT = 2
 """Raised when a key of csp/{method}.json changes its name or meaning."""

@@ -136,7 +136,9 @@ class Sampler:
         if self._engine is not None:
             self._engine.close()
 
-    def draw(self, requests: Sequence[DrawRequest]) -> list[Outcome]:
+    def draw(
+        self, requests: Sequence[DrawRequest], advance: Callable[[], None] | None = None
+    ) -> list[Outcome]:
         """Sample all crystals.
 
         Each draft is decoded as soon as it is finished and repeated if it is rejected, while other
@@ -146,6 +148,7 @@ class Sampler:
 
         Args:
             requests: the crystals.
+            advance: called for each crystal that is finished, for a progress bar.
 
         Returns:
             The outcomes in the order of the requests.
@@ -188,6 +191,8 @@ class Sampler:
                     start(i)
                 else:
                     unfinished -= 1
+                    if advance is not None:
+                        advance()
         self.speed.seconds += time.perf_counter() - started
         self.speed.cached_prompt_tokens = engine.cached_prompt_tokens
         return outcomes

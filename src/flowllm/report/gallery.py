@@ -59,6 +59,7 @@ class Candidate:
         space_group: symbol and number of the space group.
         cif: the relaxed crystal as CIF.
         scene: atoms, bonds and cell for the page's viewer (see `scene`).
+        known: id of the known crystal that it matches, None for a novel crystal.
     """
 
     name: str
@@ -71,6 +72,14 @@ class Candidate:
     space_group: str
     cif: str
     scene: dict[str, Any]
+    known: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the crystal is known, S.U.N., or novel and not stable, as text."""
+        if self.known is not None:
+            return f"known: {self.known}"
+        return "S.U.N." if self.sun else "novel, not stable"
 
 
 def find_candidates(
@@ -161,11 +170,6 @@ def _candidate(
     row: Mapping[str, Any], crystal: Crystal, result: Result, e_above_hull: float, sun: bool
 ) -> Candidate:
     structure = crystal.to_structure()
-    try:
-        symbol, number = structure.get_space_group_info(symprec=SYMPREC)
-        space_group = f"{symbol} ({number})"
-    except SymmetryUndeterminedError:  # spglib fails if atoms nearly coincide
-        space_group = "not found"
     return Candidate(
         name=row["id"],
         method=result.method,
@@ -174,10 +178,19 @@ def _candidate(
         e_above_hull=e_above_hull,
         sun=sun,
         converged=bool(row["converged"]),
-        space_group=space_group,
+        space_group=space_group_text(structure),
         cif=structure.to(fmt="cif"),
         scene=scene(structure),
     )
+
+
+def space_group_text(structure: Structure) -> str:
+    """Return symbol and number of a structure's space group, by spglib."""
+    try:
+        symbol, number = structure.get_space_group_info(symprec=SYMPREC)
+    except SymmetryUndeterminedError:  # spglib fails if atoms nearly coincide
+        return "not found"
+    return f"{symbol} ({number})"
 
 
 def scene(structure: Structure) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def render(
     color: str,
     cards: Sequence[Card],
     sections: Sequence[Section],
+    table_files: bool = True,
 ) -> str:
     """Return the page as one self-contained file; its only script rotates the gallery's crystals.
 
@@ -129,6 +130,7 @@ def render(
         color: main color, #rrggbb.
         cards: headline numbers.
         sections: sections below the cards.
+        table_files: whether the page names the files of its tables.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -143,5 +145,6 @@ def render(
         color=color,
         cards=cards,
         sections=sections,
+        table_files=table_files,
         viewer=VIEWER.read_text() if any(section.gallery for section in sections) else "",
     )

@@ -8,10 +8,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from flowllm.io.processes import HOST
 from flowllm.plain_text import printable, redacted
@@ -142,22 +144,51 @@ def _one_line(said: str) -> str:
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]} ..."
 
 
+@contextmanager
+def progress_bars() -> Iterator[None]:
+    """Show progress as bars in place of log lines within the block, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    # The workflow's environment, which reads logs with this module, may lack tqdm.
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    with logging_redirect_tqdm([log]):
+        Progress.as_bar = True
+        try:
+            yield
+        finally:
+            Progress.as_bar = False
+
+
 class Progress:
     """Progress of a long job as log lines: done of total, percentage, rate, time left.
 
     Lines are readable in a log file, through a pipe and with several jobs on one terminal, unlike a
-    progress bar.
+    progress bar, which `progress_bars` shows for a command at a terminal.
+
+    Attributes:
+        as_bar: whether new instances are bars.
     """
+
+    as_bar = False
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         """Start at `done` of `total`; the rate excludes what was done before a resume."""
         self.what, self.total, self.done = what, total, done
         self._resumed_at = done
+        self._bar = _bar(what, total, done) if self.as_bar else None
         self._started = self._last = time.perf_counter()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Add `count`; log a line if `PROGRESS_SECONDS` have passed or the job is complete."""
         self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            self._bar.set_postfix_str(note)
+            if self.done >= self.total:
+                self._bar.close()
+            return
         now = time.perf_counter()
         if now - self._last < PROGRESS_SECONDS and self.done < self.total:
             return
@@ -174,6 +205,12 @@ class Progress:
             _clock(left),
             f", {note}" if note else "",
         )
+
+
+def _bar(what: str, total: int, done: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, initial=done)
 
 
 def _clock(seconds: float) -> str:

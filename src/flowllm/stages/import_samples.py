@@ -1,6 +1,6 @@
 """Import one shard of another model's samples into our tables, for evaluation like ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,13 @@ from cyclopts.types import NonNegativeInt
 
 from flowllm.config.sections.data import External
 from flowllm.config.stage_settings import StageSettings
+from flowllm.data.cif import Cell, crystal_in_cell
 from flowllm.data.external import read_samples
+from flowllm.data.rejected import RejectedError
 from flowllm.data.sample_crystals import UnparsedSample
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas
-from flowllm.io.tables import crystal_columns, write_table
+from flowllm.io.tables import crystal_columns, required_crystal, write_table
 from flowllm.runtime.provenance import stage_run
 
 
@@ -31,7 +33,7 @@ def run(settings: Settings, *, shard: NonNegativeInt, base: Path, out: Path) -> 
         settings: the row `external`.
         shard: Number of the shard, from 0; the samples are divided into `external.shards` parts of
             consecutive samples.
-        base: Shard to write in the place of base crystals.
+        base: Shard to write in the place of base crystals, in the cell `external.cell`.
         out: Shard of generated crystals to write: the same crystals, with their source's
             names.
 
@@ -54,24 +56,44 @@ def run(settings: Settings, *, shard: NonNegativeInt, base: Path, out: Path) -> 
                 "external_samples.shards"
             )
         mine = range(total * shard // row.shards, total * (shard + 1) // row.shards)
-        rows = [_row(f"{row.name}-{index:06d}", found[index]) for index in mine]
+        rows = [sample_row(f"{row.name}-{index:06d}", found[index]) for index in mine]
         failed = sum(one["status"] != "ok" for one in rows)
         if failed == len(rows) and not _any_readable(found):
             raise FlowllmError(
                 f"{samples}: none of its {total} samples can be read ({rows[0]['error']})"
             )
         run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed)
-        write_table(base, [one | {"attempts": 1} for one in rows], schemas.BASE, run.metadata())
+        bases = [in_cell_of_flow(one, row.cell) for one in rows]
+        write_table(base, bases, schemas.BASE, run.metadata())
         steps = [one | {"num_steps": 0} for one in rows]
         write_table(out, steps, schemas.IMPORTED, run.metadata())
 
 
 def _any_readable(found: Sequence[UnparsedSample]) -> bool:
     """Return whether any sample of the file can be read, which shows that its format is known."""
-    return any(_row("", sample)["status"] == "ok" for sample in found)
+    return any(sample_row("", sample)["status"] == "ok" for sample in found)
 
 
-def _row(name: str, sample: UnparsedSample) -> dict[str, Any]:
+def in_cell_of_flow(row: Mapping[str, Any], cell: Cell | None) -> dict[str, Any]:
+    """Return the row of `schemas.BASE` of a sample: its crystal in a cell that a flow starts from.
+
+    Args:
+        row: row of the sample, see `sample_row`.
+        cell: the cell, that of the flow's training crystals; None keeps the sample's.
+    """
+    base = {**row, "attempts": 1}
+    if cell is None or row["status"] != "ok":
+        return base
+    try:
+        crystal = crystal_in_cell(required_crystal(row, Path(row["source_name"])), cell)
+    except RejectedError as rejected:
+        failed = {"status": rejected.reason, "error": str(rejected)}
+        return base | crystal_columns(None) | failed
+    return base | crystal_columns(crystal) | {"formula": crystal.formula}
+
+
+def sample_row(name: str, sample: UnparsedSample) -> dict[str, Any]:
+    """Return the row of a sample with the id `name`: its crystal, or why it cannot be read."""
     named = {"id": name, "source_name": sample.name}
     try:
         crystal = sample()

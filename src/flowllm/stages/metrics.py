@@ -12,6 +12,7 @@ from flowllm.config.sections.evaluation import Metrics
 from flowllm.config.stage_settings import StageSettings
 from flowllm.evaluate.aggregate import FORMAT, NOVELTY_SETS, Evaluation, all_numbers
 from flowllm.evaluate.coverage import Fingerprints, add_coverage, read_fingerprints
+from flowllm.evaluate.matching import BucketMatches
 from flowllm.evaluate.parallel import ordered_map
 from flowllm.evaluate.per_crystal import add_matches, match_samples, measure
 from flowllm.evaluate.samples import Sample, Sources, check_ids, read_samples
@@ -110,6 +111,26 @@ def _evaluate(
     workers: int,
 ) -> Evaluation:
     """Compute the metrics per crystal; `prints` are those of the samples and the test split."""
+    rows, matches = judge(samples, splits, section, workers)
+    generated = prints[0].in_order([sample.name for sample in samples])
+    rows = add_coverage(rows, generated, prints[1])
+    return Evaluation(samples, sources, matches, generated, prints[1], rows)
+
+
+def judge(
+    samples: Sequence[Sample], splits: Mapping[str, Path], section: Metrics, workers: int
+) -> tuple[list[dict[str, Any]], BucketMatches]:
+    """Compute validity, uniqueness, novelty, S.U.N. and the distance moved of each sample.
+
+    Args:
+        samples: the samples.
+        splits: tables of the known crystals, `train` and `val`.
+        section: section `metrics`.
+        workers: number of worker processes; the result does not depend on it.
+
+    Returns:
+        Rows of `schemas.METRICS_PER_CRYSTAL` without coverage, and the matches.
+    """
     measured = ordered_map(
         partial(measure, oxidation_states=section.oxidation_states),
         samples,
@@ -119,10 +140,7 @@ def _evaluate(
     novelty_sets = NOVELTY_SETS[section.novelty_against]
     known = {name: splits[name] for name in ("train", "val")}
     matches = match_samples(samples, known, novelty_sets, workers)
-    generated = prints[0].in_order([sample.name for sample in samples])
-    rows = add_matches(measured, matches, novelty_sets)
-    rows = add_coverage(rows, generated, prints[1])
-    return Evaluation(samples, sources, matches, generated, prints[1], rows)
+    return add_matches(measured, matches, novelty_sets), matches
 
 
 def _check_descent(

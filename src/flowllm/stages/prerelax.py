@@ -49,7 +49,6 @@ def run(settings: Settings, *, generated: Path, out: Path, selection: Sequence[P
     """
     section: Prerelax = settings.prerelax
     keep_freed_memory()
-    potential: Potential = settings.potential
     rows = tables.read_table(generated, schemas.GENERATED).to_pylist()
     for path in selection:
         check_descends_from(path, [generated])
@@ -59,21 +58,12 @@ def run(settings: Settings, *, generated: Path, out: Path, selection: Sequence[P
         inputs["selection"] = selection
     with stage_run(settings, inputs=inputs, output=out) as run:
         progress = Progress("prerelax", len(rows))
-        device = pick_device()
-        loaded = load_potential(potential.name, device)
-        check = SecondPotential(potential.check, device)
-        label = potential_label(
-            LABELS[potential.name],
-            section.max_force,
-            section.max_steps,
-            keep_symmetry=section.keep_symmetry,
-            fixed_cell=section.fixed_cell,
-        )
+        potentials = load_potentials(settings)
+        label = energy_label(settings)
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             chunk = [rows[item] for item in items]
-            potentials = (loaded, check)
-            return _relax_rows(chunk, generated, label, potentials, section, progress.advance)
+            return relax_rows(chunk, generated, label, potentials, section, progress.advance)
 
         schema = schemas.RELAXED.append(schemas.TIMES.field("seconds"))
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
@@ -104,7 +94,26 @@ def times_path(out: Path) -> Path:
     return out.with_name(f"_{out.name}.times")
 
 
-def _relax_rows(
+def energy_label(settings: Settings) -> str:
+    """Return the name of the stage's energies, which states the potential and the criterion."""
+    section: Prerelax = settings.prerelax
+    return potential_label(
+        LABELS[settings.potential.name],
+        section.max_force,
+        section.max_steps,
+        keep_symmetry=section.keep_symmetry,
+        fixed_cell=section.fixed_cell,
+    )
+
+
+def load_potentials(settings: Settings) -> tuple[LoadedPotential, SecondPotential]:
+    """Load the potential that relaxes, and the one that evaluates the relaxed crystals."""
+    device = pick_device()
+    potential: Potential = settings.potential
+    return load_potential(potential.name, device), SecondPotential(potential.check, device)
+
+
+def relax_rows(
     rows: Sequence[Record],
     path: Path,
     label: str,
@@ -114,7 +123,16 @@ def _relax_rows(
 ) -> list[dict[str, Any]]:
     """Relax the crystals of some rows; rows without a crystal keep their status and error.
 
-    The first of the potentials relaxes, the second evaluates the relaxed crystals.
+    Args:
+        rows: rows of `schemas.GENERATED`.
+        path: their file, for messages.
+        label: name of the energies, see `energy_label`.
+        potentials: the first relaxes, the second evaluates the relaxed crystals.
+        section: section `prerelax`.
+        advance: called with a number of crystals that are done.
+
+    Returns:
+        Rows of `schemas.RELAXED` in the given order, each also with `seconds`, its wall time.
     """
     potential, check = potentials
     places = [place for place, row in enumerate(rows) if row["status"] == "ok"]

@@ -95,22 +95,31 @@ def run(
     inputs = {"base": base} if model is None else {"base": base, "model": model}
     with stage_run(settings, inputs=inputs, output=out) as run:
         given = read_table(base, schemas.BASE).to_pylist()
-        if method.flow is None:
-            rows = [_outcome(row, crystal_of(row), 0) for row in given]
-            frames: list[Record] = []
-            counts: Counter[str] = Counter()
-        elif model is None:
-            raise FlowllmError(f"method {method.name}: needs --model, the folder of its flow")
-        else:
+        flow = None
+        if method.flow is not None:
+            if model is None:
+                raise FlowllmError(f"method {method.name}: needs --model, the folder of its flow")
             keep_freed_memory()
-            field, start = load_model(model, pick_device())
-            every = None if trajectories is None else section.trajectory_every
-            rows, frames, counts = refine_rows(given, field, start, settings, every)
+            flow = load_model(model, pick_device())
+        every = None if trajectories is None else section.trajectory_every
+        rows, frames, counts = generated_rows(given, flow, settings, every)
         failed = sum(row["status"] != "ok" for row in rows)
         run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed, **counts)
         if trajectories is not None:
             write_table(trajectories, frames, schemas.TRAJECTORIES, run.metadata())
         write_table(out, rows, schemas.GENERATED, run.metadata())
+
+
+def generated_rows(
+    given: Sequence[Mapping[str, Any]],
+    flow: tuple[VelocityField, BaseDistribution] | None,
+    settings: Settings,
+    every: int | None,
+) -> tuple[list[Record], list[Record], Counter[str]]:
+    """Refine the crystals of base rows; without a flow, keep them. See `refine_rows`."""
+    if flow is None:
+        return [_outcome(row, crystal_of(row), 0) for row in given], [], Counter()
+    return refine_rows(given, *flow, settings, every)
 
 
 def refine_rows(

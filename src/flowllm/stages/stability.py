@@ -1,6 +1,6 @@
 """Compute E_above_hull of every generated crystal, with the potential or with DFT."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,10 @@ def run(
     ) as run:
         reference = read_hull(hull, kind)
         given = list(readers[kind](energies))
-        _check_same_energies(given, reference.sources, hull)
-        _check_same_judge(given, reference, hull)
-        progress = Progress("stability", len(given))
-        rows = []
-        for row in given:
-            rows.append(_stability(row, reference, section))
-            progress.advance()
+        labels = {row["energy_source"] for row in given if row["energy_per_atom"] is not None}
+        check_same_energies(labels, reference.sources, hull)
+        check_same_judge(given, reference, hull)
+        rows = stability_rows(given, reference, section)
         about_hull = {
             "hull_compositions": len(reference.hull),
             "hull_not_converged": reference.not_converged,
@@ -93,10 +90,16 @@ def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     columns = ["id", "formula", "final_energy_per_atom", "potential", "status", "error"]
     columns += ["check_potential", "check_energy_per_atom"]
     for row in tables.read_tables(paths, schemas.RELAXED, columns).to_pylist():
-        yield row | {
-            "energy_per_atom": row["final_energy_per_atom"],
-            "energy_source": row["potential"],
-        }
+        yield with_energy(row)
+
+
+def with_energy(row: Record) -> dict[str, Any]:
+    """Return a row of `schemas.RELAXED` with its energy and the energy's source."""
+    return {
+        **row,
+        "energy_per_atom": row["final_energy_per_atom"],
+        "energy_source": row["potential"],
+    }
 
 
 def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -111,9 +114,17 @@ def _dft_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _check_same_energies(rows: Sequence[Record], sources: Sequence[str], hull: Path) -> None:
-    """Reject energies of another potential, relaxation criterion, code or correction."""
-    labels = {row["energy_source"] for row in rows if row["energy_per_atom"] is not None}
+def check_same_energies(labels: Collection[str], sources: Sequence[str], hull: Path) -> None:
+    """Reject energies of another potential, relaxation criterion, code or correction.
+
+    Args:
+        labels: names of the energies.
+        sources: names of the hull's energies.
+        hull: file of the hull, for the message.
+
+    Raises:
+        FlowllmError: the energies cannot be compared with those of the hull.
+    """
     if any(set(sources) - measured_against(label) for label in labels):
         raise FlowllmError(
             f"{hull}: the hull is of {' + '.join(sources)} and the energies are of "
@@ -122,7 +133,19 @@ def _check_same_energies(rows: Sequence[Record], sources: Sequence[str], hull: P
         )
 
 
-def _check_same_judge(rows: Sequence[Record], reference: HullFile, hull: Path) -> None:
+def stability_rows(
+    rows: Sequence[Record], reference: HullFile, section: Stability
+) -> list[dict[str, Any]]:
+    """Return the rows of `schemas.STABILITY` of rows with an energy, see `with_energy`."""
+    progress = Progress("stability", len(rows))
+    placed = []
+    for row in rows:
+        placed.append(_stability(row, reference, section))
+        progress.advance()
+    return placed
+
+
+def check_same_judge(rows: Sequence[Record], reference: HullFile, hull: Path) -> None:
     """Reject a hull of another second potential than that of the crystals."""
     labels = {row["check_potential"] for row in rows if row.get("check_potential")}
     if not labels <= reference.check_sources:

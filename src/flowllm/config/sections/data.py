@@ -105,3 +105,8 @@ class External(Section):
         description="column of a CSV file, or key of the records of a JSON file, that has "
         "the crystals; null: the column is searched for",
     )
+    cell: Literal["primitive", "as_given", "standard"] | None = Field(
+        None,
+        description="cell of the crystals where a method has this row as its base: as in "
+        "prepare.cell; null: the file's; the row itself is measured as it is in the file",
+    )

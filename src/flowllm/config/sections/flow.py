@@ -146,8 +146,8 @@ class Method(Section):
 
     name: Name = Field(description="name of the row in the results")
     base: Name = Field(
-        description="a name of bases (of csp_bases for csp_methods), or train_compositions "
-        "(baseline without a language model)",
+        description="a name of bases (of csp_bases for csp_methods), of external_samples "
+        "(given crystals), or train_compositions (baseline without a language model)",
     )
     flow: Name | None = Field(
         description="a name of flows; null: the crystal of the language model is kept"
