@@ -173,7 +173,7 @@ def test_the_command_prints_a_line_per_check_and_lists_all_problems(tmp_path, ca
     with pytest.raises(FlowllmError, match="2 of 10 checks failed") as caught:
         app(["check", "--no-packages", *words], exit_on_error=False)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert [line.split(":")[0] for line in lines if line.startswith("failed")] == [
         "failed data.source",
         "failed finetune_llm.base_model",

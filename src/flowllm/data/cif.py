@@ -13,6 +13,7 @@ from flowllm.crystal import MIN_DISTANCE, Crystal
 from flowllm.data.cif_blocks import split_blocks
 from flowllm.data.cif_structure import read_structure
 from flowllm.data.rejected import RejectedError
+from flowllm.data.spglib_calls import or_none
 from flowllm.data.standard_cell import NoDescriptionError, standardized
 from flowllm.data.standard_frame import NIGGLI_TOLERANCE
 from flowllm.errors import FlowllmError
@@ -175,7 +176,7 @@ def niggli_reduced(structure: Structure) -> Structure:
         ValueError: the reduction fails, or its cell is not one of the same lattice.
     """
     matrix = structure.lattice.matrix
-    reduced = spglib.niggli_reduce(matrix, eps=NIGGLI_TOLERANCE)
+    reduced = or_none(spglib.niggli_reduce, matrix, eps=NIGGLI_TOLERANCE)
     if reduced is None:
         raise ValueError(f"no Niggli cell for lengths {structure.lattice.abc}")
     # New vectors (rows) in terms of the old ones: whole numbers, determinant 1 or -1.

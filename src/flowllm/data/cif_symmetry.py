@@ -22,6 +22,7 @@ from flowllm.data.space_groups import (
     settings_of_number,
     settings_of_schoenflies,
 )
+from flowllm.data.spglib_calls import or_none
 from flowllm.data.symmetry_operations import (
     IDENTITY,
     Operations,
@@ -237,8 +238,11 @@ def _check_names(operations: Operations, named: _NamedGroup, lattice: Lattice) -
     """Reject operations of another space group than the one that is named."""
     if not named.numbers:
         return
-    found = spglib.get_spacegroup_type_from_symmetry(
-        operations.rotations, operations.translations, lattice=lattice.matrix
+    found = or_none(
+        spglib.get_spacegroup_type_from_symmetry,
+        operations.rotations,
+        operations.translations,
+        lattice=lattice.matrix,
     )
     if found is None or found.number not in named.numbers:
         number = "unknown" if found is None else found.number

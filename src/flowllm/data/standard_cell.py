@@ -15,6 +15,7 @@ import spglib
 from pymatgen.core import Lattice
 
 from flowllm.crystal import Crystal
+from flowllm.data.spglib_calls import or_none
 from flowllm.data.standard_frame import (
     SAME_FRAME,
     cell_parameters,
@@ -157,7 +158,8 @@ def describe(crystal: Crystal) -> StandardCrystal:
     coords = crystal.frac_coords.astype(np.float64)
     reason = "spglib finds no space group"
     for tolerance in TOLERANCES:
-        found = spglib.get_symmetry_dataset(
+        found = or_none(
+            spglib.get_symmetry_dataset,
             (lattice, coords, numbers),  # type: ignore[arg-type]  # its stub allows lists only
             symprec=tolerance,
         )

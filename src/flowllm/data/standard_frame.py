@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 import spglib
 
+from flowllm.data.spglib_calls import or_none
 from flowllm.data.symmetry_operations import Operations
 from flowllm.data.wyckoff import FREE_PARAMETERS, SAME_POINT, SpaceGroup, System, space_group
 
@@ -63,7 +64,7 @@ def reduced_basis(group: SpaceGroup, values: np.ndarray) -> np.ndarray:
         cell = np.linalg.cholesky(group.primitive @ gram @ group.primitive.T)
     except np.linalg.LinAlgError as error:
         raise ValueError("the cell has no volume") from error
-    reduced = spglib.niggli_reduce(cell, eps=NIGGLI_TOLERANCE)
+    reduced = or_none(spglib.niggli_reduce, cell, eps=NIGGLI_TOLERANCE)
     if reduced is None:
         raise ValueError("the cell cannot be reduced")
     change = np.rint(reduced @ np.linalg.inv(cell))

@@ -187,7 +187,7 @@ class SpaceGroup:
         places = _cosets(self.number, site.label)
         rotations = self.operations.rotations[places]
         images: np.ndarray = (rotations @ points[:, None, :, None])[..., 0]
-        images = images + self.operations.translations[places]
+        images += self.operations.translations[places]
         return images
 
     @property

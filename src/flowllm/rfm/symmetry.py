@@ -18,6 +18,7 @@ from pymatgen.core import Lattice
 
 from flowllm.crystal import Crystal, lattice_has_volume
 from flowllm.data import symmetry_operations
+from flowllm.data.spglib_calls import or_none
 from flowllm.rfm.base_distribution import (
     RejectedCrystalError,
     StartPoint,
@@ -190,7 +191,8 @@ def _find_operations(
         The operations and their translations t (g, 3), or None if there are none or if an operation
         takes two atoms to the same atom.
     """
-    found = spglib.get_symmetry(
+    found = or_none(
+        spglib.get_symmetry,
         (cell, coords, elements),  # type: ignore[arg-type]  # its stub allows lists only
         symprec=TOLERANCE,
         angle_tolerance=ANGLE_TOLERANCE,
