@@ -186,8 +186,9 @@ class SpaceGroup:
         """
         places = _cosets(self.number, site.label)
         rotations = self.operations.rotations[places]
-        images: np.ndarray = (rotations @ points[:, None, :, None])[..., 0]
-        return images + self.operations.translations[places]
+        turned = (rotations @ points[:, None, :, None])[..., 0]
+        images: np.ndarray = turned + self.operations.translations[places]
+        return images
 
     @property
     def centering(self) -> np.ndarray:
