@@ -95,8 +95,14 @@ def _check_wish(config: Config, words: Words, own: Own, columns: set[str] | None
 
 
 def _columns(config: Config) -> set[str] | None:
-    """Return the columns of a local source, None where they are not known yet."""
+    """Return the columns of a local source, None where they are not known yet.
+
+    They are not for a file that cannot be read, which another check names.
+    """
     files = sorted(Path(config.data.source).expanduser().glob("*.csv"))
     if not files:
         return None
-    return {name for path in files for name in next(read_csv(path))[1]}
+    try:
+        return {name for path in files for name in next(read_csv(path))[1]}
+    except FlowllmError:
+        return None

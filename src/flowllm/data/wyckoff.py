@@ -186,8 +186,8 @@ class SpaceGroup:
         """
         places = _cosets(self.number, site.label)
         rotations = self.operations.rotations[places]
-        images: np.ndarray = (rotations @ points[:, None, :, None])[..., 0]
-        images += self.operations.translations[places]
+        turned = (rotations @ points[:, None, :, None])[..., 0]
+        images: np.ndarray = turned + self.operations.translations[places]
         return images
 
     @property
