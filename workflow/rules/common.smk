@@ -46,9 +46,9 @@ CONFIG = explained(check_config, config, "configuration")
 # In a job {resources.gpu} is the configuration's number, also where the job requested its GPUs in
 # another way (--set-resources sample_pairs:gpu=0 sample_pairs:gres=gpu:4).
 if not workflow.is_main_process:
-    for rule, given in workflow.resource_settings.overwrite_resources.items():
-        if "gpu" in given and rule in CONFIG.resources:
-            given["gpu"] = CONFIG.resources[rule].gpus
+    for stage, given in workflow.resource_settings.overwrite_resources.items():
+        if "gpu" in given and stage in CONFIG.resources:
+            given["gpu"] = CONFIG.resources[stage].gpus
 
 RUN = CONFIG.run_dir
 # Each function of Snakemake that this changes is listed in docs/extending.md.

@@ -21,7 +21,7 @@ def site_of_run():
     if given not in SITES:
         SITES[given] = explained(read_site, Path(given))
         # Jobs receive the site that snakemake started with.
-        os.environ["FLOWLLM_SITE"] = SITES[given].model_dump_json()
+        os.environ.update(FLOWLLM_SITE=SITES[given].model_dump_json())
     return SITES[given]
 
 
