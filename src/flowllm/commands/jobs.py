@@ -125,9 +125,9 @@ def _samples(config: Config) -> Iterator[Job]:
         given = config.given_bases.get(method.base)
         for shard, _, count in _shards(given.shards, 1) if given else draws:
             names, file = (method.name, shard), Path(method.name, _file(shard))
-            items = None if given else count
-            yield Job("refine", names, "generated" / file, method.name, items=items)
-            yield Job("prerelax", names, "relaxed" / file, items=items)
+            known = None if given else count
+            yield Job("refine", names, "generated" / file, method.name, items=known)
+            yield Job("prerelax", names, "relaxed" / file, items=known)
     for method in config.csp_methods:
         for shard, _, count in predicted:
             output = Path("generated", method.name, _file(shard))
