@@ -2,7 +2,7 @@
 
 import pyarrow.parquet as pq
 import pytest
-from pymatgen.core import Structure
+from pymatgen.core import Element, Structure
 
 from flowllm.commands.generate import Request, generate
 from flowllm.commands.generate_chain import follow, open_hull
@@ -13,7 +13,6 @@ from flowllm.io.tables import crystal_of, read_metadata, read_table
 from flowllm.runtime.provenance import read_provenance
 
 METHOD = "FlowLLM-tau0.7-p0.9"
-DRAWN = Request(({"elements": "Na,Cl,O", "elements_mode": "subset"},), count=3)
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +20,18 @@ def run(finished_run):
     return open_run(finished_run / "run", None, None, drafts=True)
 
 
+def drawn(run) -> Request:
+    """Three drafts of any elements of the training crystals."""
+    numbers = read_table(run.splits["train"], schemas.CRYSTALS)["atomic_numbers"].to_pylist()
+    symbols = sorted({Element.from_Z(number).symbol for row in numbers for number in row})
+    return Request(({"elements": ",".join(symbols[:6]), "elements_mode": "subset"},), count=3)
+
+
 @pytest.fixture(scope="module")
 def generated(run, tmp_path_factory):
     """The folder of three crystals on request, and its rows."""
     out = tmp_path_factory.mktemp("generate") / "wishes"
-    return out, generate(run, DRAWN, out)
+    return out, generate(run, drawn(run), out)
 
 
 @pytest.mark.parametrize("shard", ["00000", "00001"])
@@ -69,28 +75,28 @@ def test_the_folder_has_table_cifs_and_page_in_order_of_the_energy(generated):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_the_wish_is_in_table_and_drafts(generated):
+def test_the_wish_is_in_table_and_drafts(run, generated):
     out, _ = generated
     for name, schema in (
         ("crystals", schemas.ON_REQUEST),
         ("drafts", schemas.REQUESTED_BASE),
     ):
         for row in read_table(out / f"{name}.parquet", schema).to_pylist():
-            assert dict(row["asked"]) == DRAWN.asked[0]
+            assert dict(row["asked"]) == drawn(run).asked[0]
 
 
 def test_equal_requests_have_equal_tables(run, generated, tmp_path):
-    generate(run, DRAWN, tmp_path / "again")
+    generate(run, drawn(run), tmp_path / "again")
     for name in ("crystals.parquet", "drafts.parquet"):
         assert (tmp_path / "again" / name).read_bytes() == (generated[0] / name).read_bytes()
 
 
-def test_the_record_has_the_settings_of_all_stages(generated):
+def test_the_record_has_the_settings_of_all_stages(run, generated):
     record = read_provenance(generated[0] / "crystals.parquet")
     assert {"sample_base", "refine", "method", "prerelax", "stability", "metrics"} <= set(
         record["settings"]
     )
-    assert record["work"]["asked"] == [dict(DRAWN.asked[0])]
+    assert record["work"]["asked"] == [dict(drawn(run).asked[0])]
     assert record["counts"]["rows_in"] == 3
     assert read_metadata(generated[0] / "crystals.parquet")["inputs"] == record["inputs"]
 
