@@ -30,7 +30,7 @@ def drawn(run) -> Request:
     """Four drafts of light elements of the training crystals."""
     numbers = read_table(run.splits["train"], schemas.CRYSTALS)["atomic_numbers"].to_pylist()
     light = sorted({number for row in numbers for number in row if 2 < number < 50})
-    symbols = ",".join(Element.from_Z(number).symbol for number in light)
+    symbols = ",".join(Element.from_Z(number).symbol for number in light[:6])
     return Request(({"elements": symbols, "elements_mode": "subset"},), count=4)
 
 
