@@ -2,7 +2,7 @@
 
 import pyarrow.parquet as pq
 import pytest
-from pymatgen.core import Structure
+from pymatgen.core import Element, Structure
 
 from flowllm.commands.generate import Request, generate
 from flowllm.commands.generate_chain import follow, open_hull
@@ -13,7 +13,6 @@ from flowllm.io.tables import crystal_of, read_metadata, read_table
 from flowllm.runtime.provenance import read_provenance
 
 METHOD = "FlowLLM-tau0.7-p0.9"
-DRAWN = Request(({"elements": "Na,Cl,O", "elements_mode": "subset"},), count=3)
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +21,24 @@ def run(finished_run):
 
 
 @pytest.fixture(scope="module")
-def generated(run, tmp_path_factory):
-    """The folder of three crystals on request, and its rows."""
+def unrefined(finished_run):
+    """The method without a flow, since the tiny flow's crystals are often not physical."""
+    return open_run(finished_run / "run", None, "CrystalLLM-tau0.7-p0.9", drafts=True)
+
+
+def drawn(run) -> Request:
+    """Four drafts of light elements of the training crystals."""
+    numbers = read_table(run.splits["train"], schemas.CRYSTALS)["atomic_numbers"].to_pylist()
+    light = sorted({number for row in numbers for number in row if 2 < number < 50})
+    symbols = ",".join(Element.from_Z(number).symbol for number in light[:6])
+    return Request(({"elements": symbols, "elements_mode": "subset"},), count=4)
+
+
+@pytest.fixture(scope="module")
+def generated(unrefined, tmp_path_factory):
+    """The folder of four drafts on request, and its rows."""
     out = tmp_path_factory.mktemp("generate") / "wishes"
-    return out, generate(run, DRAWN, out)
+    return out, generate(unrefined, drawn(unrefined), out)
 
 
 @pytest.mark.parametrize("shard", ["00000", "00001"])
@@ -69,29 +82,29 @@ def test_the_folder_has_table_cifs_and_page_in_order_of_the_energy(generated):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_the_wish_is_in_table_and_drafts(generated):
+def test_the_wish_is_in_table_and_drafts(unrefined, generated):
     out, _ = generated
     for name, schema in (
         ("crystals", schemas.ON_REQUEST),
         ("drafts", schemas.REQUESTED_BASE),
     ):
         for row in read_table(out / f"{name}.parquet", schema).to_pylist():
-            assert dict(row["asked"]) == DRAWN.asked[0]
+            assert dict(row["asked"]) == drawn(unrefined).asked[0]
 
 
-def test_equal_requests_have_equal_tables(run, generated, tmp_path):
-    generate(run, DRAWN, tmp_path / "again")
+def test_equal_requests_have_equal_tables(unrefined, generated, tmp_path):
+    generate(unrefined, drawn(unrefined), tmp_path / "again")
     for name in ("crystals.parquet", "drafts.parquet"):
         assert (tmp_path / "again" / name).read_bytes() == (generated[0] / name).read_bytes()
 
 
-def test_the_record_has_the_settings_of_all_stages(generated):
+def test_the_record_has_the_settings_of_all_stages(unrefined, generated):
     record = read_provenance(generated[0] / "crystals.parquet")
     assert {"sample_base", "refine", "method", "prerelax", "stability", "metrics"} <= set(
         record["settings"]
     )
-    assert record["work"]["asked"] == [dict(DRAWN.asked[0])]
-    assert record["counts"]["rows_in"] == 3
+    assert record["work"]["asked"] == [dict(drawn(unrefined).asked[0])]
+    assert record["counts"]["rows_in"] == 4
     assert read_metadata(generated[0] / "crystals.parquet")["inputs"] == record["inputs"]
 
 
