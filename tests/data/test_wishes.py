@@ -95,3 +95,10 @@ def test_the_wish_of_a_draw_does_not_depend_on_the_shards(num_wishes, first, sec
     assert whole[first:] == [wish_of_draw(wishes, first + i) for i in range(second)]
     counts = Counter(one["num_atoms"] for one in whole)
     assert max(counts.values()) - min(counts.get(w["num_atoms"], 0) for w in wishes) <= 1
+
+
+def test_a_subset_may_name_more_elements_than_a_cell_has_atoms():
+    words = {"elements": "Na,Cl,O,Fe,Ti", "elements_mode": "subset"}
+    assert len(parse_wish(words, max_atoms=4).elements) == 5
+    with pytest.raises(ValueError, match="5 atoms"):
+        parse_wish({"elements": words["elements"]}, max_atoms=4)

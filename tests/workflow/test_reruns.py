@@ -100,7 +100,7 @@ def archived(*parts: str, and_restored: bool = False) -> Callable[[Path], None]:
 def made_again(root: Path) -> None:
     """Make the merged model again, by its rule."""
     shutil.rmtree(root / "run/llm/model")
-    snakemake("--cores", "2", *TINY_FILES, "run/llm/model", cwd=root)
+    snakemake("--cores", "2", "run/llm/model", *TINY_FILES, cwd=root)
 
 
 def an_hour_ahead(path: str) -> Callable[[Path], None]:

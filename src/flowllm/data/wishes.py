@@ -13,7 +13,7 @@ import numpy as np
 from pymatgen.core import Composition, Element
 
 from flowllm.config.sections.llm import CONDITIONS
-from flowllm.crystal import cell_formula
+from flowllm.crystal import MAX_ATOMIC_NUMBER, cell_formula
 from flowllm.data.csv_file import read_csv
 from flowllm.data.properties import LEAST, SPACE_GROUP, parse_number, parse_property
 from flowllm.errors import FlowllmError
@@ -85,7 +85,11 @@ def parse_wish(words: Words, max_atoms: int = MAX_ATOMS_ASKED, own: Own | None =
     if "formula" in words:
         values["formula"] = tuple(atoms_of(words["formula"], max_atoms).tolist())
     if "elements" in words:
-        values["elements"] = _elements(words["elements"], max_atoms)
+        # A crystal of a subset of the elements may have fewer atoms than there are elements.
+        is_subset = words.get(ELEMENTS_MODE) == "subset"
+        values["elements"] = _elements(
+            words["elements"], MAX_ATOMIC_NUMBER if is_subset else max_atoms
+        )
     if ELEMENTS_MODE in words:
         values[ELEMENTS_MODE] = _elements_mode(words)
     if NUM_ATOMS in words:
