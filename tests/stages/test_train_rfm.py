@@ -260,7 +260,7 @@ class Rank:
 
     global_rank: int
     world_size: int
-    device: str = "cpu"
+    device: torch.device = torch.device("cpu")
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
