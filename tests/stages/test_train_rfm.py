@@ -254,13 +254,16 @@ def test_all_processes_agree_whatever_their_number(world_size, bad):
         torch.testing.assert_close(agreed.errors, shares.double().mean(dim=0))
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass
 class Rank:
     """The attributes of a process that `share_of_batch` reads."""
 
     global_rank: int
     world_size: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
