@@ -27,6 +27,15 @@ PARSED = {Reason.FORMULA_MISMATCH, Reason.COINCIDING_ATOMS}
 """Reasons for which a text is rejected although it has the form of crystal text."""
 
 
+SAMPLING = {
+    "max_attempts": 1,
+    "restrict_tokens": True,
+    "reject_close_atoms": True,
+    "min_distance": None,
+    "backend": "vllm",
+}
+"""Settings of sampling in place of those of the configuration."""
+
 WAYS = ((False, False), (False, True), (True, True), (True, False))
 """Sampling methods: whether decoding is structured, and whether the prompt has the formula."""
 
@@ -42,7 +51,8 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.9)
     given = parser.parse_args()
-    opened = ModelFolder(given.model, load_config(given.config).prompts)
+    config = load_config(given.config)
+    opened = ModelFolder(given.model, config.prompts)
     table = read_table(given.crystals, CRYSTALS)
     rows = [row for row in table.to_pylist() if row["num_atoms"] <= given.max_atoms]
     chosen = generator(0, "bench_texts").choice(len(rows), given.texts)
@@ -52,14 +62,9 @@ def main() -> None:
     ]
     with opened.sampler(
         [UNCONDITIONAL, *formulas],
+        config.sample_base.model_copy(update=SAMPLING),
         temperature=given.temperature,
         top_p=given.top_p,
-        max_attempts=1,
-        restrict_tokens=True,
-        reject_close_atoms=True,
-        min_distance=None,
-        max_redraws=0,
-        backend="vllm",
         gpus=0,
     ) as sampler:
         sampler.draw(
@@ -95,13 +100,13 @@ def task(
     """Request one text, with the crystal's formula if the conditions have one."""
     record, numbers = opened.record, crystal.atomic_numbers
     with_formula = conditions.formula is not None
-    regex = None
+    form = None
     if structured and with_formula:
-        regex = cell_regex(numbers.tolist(), record.max_length)
+        form = partial(cell_regex, numbers.tolist(), record.max_length)
     elif structured:
-        regex = crystal_regex(record.elements, record.max_atoms, record.max_length)
+        form = partial(crystal_regex, record.elements, record.max_atoms, record.max_length)
     composition = composition_of(numbers) if with_formula else None
-    return DrawRequest(conditions, composition, regex, partial(derive, 0, "bench_texts", number))
+    return DrawRequest(conditions, composition, form, partial(derive, 0, "bench_texts", number))
 
 
 if __name__ == "__main__":

@@ -47,14 +47,9 @@ def draft_rows(
     forms = [form_of(one, prompts, record) if section.structured else None for one in targets]
     sampler = opened.sampler(
         [target.conditions for target in targets],
+        section,
         temperature=settings.base.temperature,
         top_p=settings.base.top_p,
-        max_attempts=section.max_attempts,
-        restrict_tokens=section.restrict_tokens,
-        reject_close_atoms=section.reject_close_atoms,
-        min_distance=section.min_distance,
-        max_redraws=section.max_redraws,
-        backend=section.backend,
         gpus=gpus,
     )
     numbers = [(i, j) for i in range(len(targets)) for j in range(count)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from flowllm.config.sections.llm import Prompts
+from flowllm.config.sections.llm import Prompts, SampleBase, SamplePairs
 from flowllm.llm.base_checks import check_sampling_context
 from flowllm.llm.base_model import load_base_model, load_config, load_tokenizer
 from flowllm.llm.engines.base import Engine, SamplingOptions
@@ -68,29 +68,19 @@ class ModelFolder:
     def sampler(
         self,
         asked: Iterable[Conditions],
+        section: SamplePairs | SampleBase,
         *,
         temperature: float,
         top_p: float,
-        max_attempts: int,
-        restrict_tokens: bool,
-        reject_close_atoms: bool,
-        min_distance: float | None,
-        max_redraws: int,
-        backend: str,
         gpus: int,
     ) -> Sampler:
         """Return a sampler of crystals; its engine starts when the first crystal is sampled.
 
         Args:
             asked: conditions of all prompts.
+            section: settings of sampling.
             temperature: temperature of the softmax.
             top_p: cumulative probability of the nucleus.
-            max_attempts: maximum number of drafts per crystal.
-            restrict_tokens: whether only tokens that occur in crystal text are sampled.
-            reject_close_atoms: whether drafts with two atoms at one point are rejected.
-            min_distance: minimum distance of atoms in angstrom, see `llm.redraws`; None for none.
-            max_redraws: redraws per atom before its coordinates are masked.
-            backend: vllm or transformers.
             gpus: GPUs of the job, 0 for the CPU.
 
         Raises:
@@ -111,16 +101,17 @@ class ModelFolder:
             top_p=top_p,
             max_tokens=max_tokens,
             end_token_id=prompts.end_token_id,
-            allowed_tokens=prompts.answer_tokens() if restrict_tokens else None,
-            masks=self._masks(min_distance),
+            allowed_tokens=prompts.answer_tokens() if section.restrict_tokens else None,
+            masks=self._masks(section.min_distance),
         )
+        apart = section.min_distance
         return Sampler(
-            partial(start_engine, self._folder, backend, gpus, max_prompt_tokens, sampling),
+            partial(start_engine, self._folder, section.backend, gpus, max_prompt_tokens, sampling),
             prompts,
             max_atoms=record.max_atoms,
-            max_attempts=max_attempts,
-            reject_close_atoms=reject_close_atoms,
-            apart=None if min_distance is None else Apart(min_distance, max_redraws),
+            max_attempts=section.max_attempts,
+            reject_close_atoms=section.reject_close_atoms,
+            apart=None if apart is None else Apart(apart, section.max_redraws),
         )
 
     def _masks(self, min_distance: float | None) -> MaskOptions | None:

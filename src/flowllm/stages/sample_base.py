@@ -69,14 +69,9 @@ def run(
         targets = _targets(settings, opened.record, first_draw, count)
         sampler = opened.sampler(
             {target.conditions for target, _ in targets.values()},
+            section,
             temperature=base.temperature,
             top_p=base.top_p,
-            max_attempts=section.max_attempts,
-            restrict_tokens=section.restrict_tokens,
-            reject_close_atoms=section.reject_close_atoms,
-            min_distance=section.min_distance,
-            max_redraws=section.max_redraws,
-            backend=section.backend,
             gpus=gpus,
         )
         progress = Progress(f"sample_base: {base.name}", count)

@@ -114,14 +114,9 @@ def _sampler(
             for target, conditions in zip(targets, asked, strict=True)
             if opened.record.refusal(len(target["atomic_numbers"])) is None
         ],
+        section,
         temperature=base.temperature,
         top_p=base.top_p,
-        max_attempts=section.max_attempts,
-        restrict_tokens=section.restrict_tokens,
-        reject_close_atoms=section.reject_close_atoms,
-        min_distance=section.min_distance,
-        max_redraws=section.max_redraws,
-        backend=section.backend,
         gpus=gpus,
     )
 

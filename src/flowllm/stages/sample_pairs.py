@@ -119,14 +119,9 @@ def _sampler(
             for (_, _, c1), conditions in zip(targets, asked, strict=True)
             if opened.record.refusal(c1.num_atoms) is None
         ],
+        section,
         temperature=section.temperature,
         top_p=section.top_p,
-        max_attempts=section.max_attempts,
-        restrict_tokens=section.restrict_tokens,
-        reject_close_atoms=section.reject_close_atoms,
-        min_distance=section.min_distance,
-        max_redraws=section.max_redraws,
-        backend=section.backend,
         gpus=gpus,
     )
 
