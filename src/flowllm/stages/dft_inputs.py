@@ -140,12 +140,7 @@ def _distances(stability: Path, rows: Sequence[Record]) -> dict[str, float | Non
     columns = ("id", "e_above_hull")
     table = tables.read_table(stability, schemas.STABILITY, columns).to_pylist()
     distances = {row["id"]: row["e_above_hull"] for row in table}
-    missing = [row["id"] for row in rows if row["id"] not in distances]
-    if missing:
-        raise FlowllmError(
-            f"{stability}: no row for id {missing[0]} and {len(missing) - 1} more; "
-            "it was made from other crystals; run stability again"
-        )
+    _check_ids(stability, "stability", rows, distances)
     return distances
 
 
@@ -156,13 +151,22 @@ def _matches(compared: Sequence[Path], rows: Sequence[Record]) -> dict[str, Reco
     for path in compared:
         table = tables.read_table(path, schemas.METRICS_PER_CRYSTAL, columns).to_pylist()
         found |= {row["id"]: row for row in table}
-        missing = [row["id"] for row in rows if row["id"] not in found]
-        if missing:
-            raise FlowllmError(
-                f"{path}: no row for id {missing[0]} and {len(missing) - 1} more; "
-                "it was made from other crystals; run metrics again"
-            )
+        _check_ids(path, "metrics", rows, found)
     return found
+
+
+def _check_ids(path: Path, stage: str, rows: Sequence[Record], found: Mapping[str, object]) -> None:
+    """Check that a table of another stage has all crystals.
+
+    Raises:
+        FlowllmError: a row is missing.
+    """
+    missing = [row["id"] for row in rows if row["id"] not in found]
+    if missing:
+        raise FlowllmError(
+            f"{path}: no row for id {missing[0]} and {len(missing) - 1} more; "
+            f"it was made from other crystals; run {stage} again"
+        )
 
 
 def _known(
