@@ -146,7 +146,7 @@ def report_metrics(wildcards):
 
 
 # The folders of shards that the report reads, with the names of their shards.
-TRAINED_FLOWS = sorted({flow for flow in FLOW_OF.values() if flow})
+TRAINED_FLOWS = sorted(CONFIG.used_flows)
 REPORT_SHARDS = {f"relaxed/{row}": shards_of(row) for row in ROWS}
 for row in [*ROWS, *CSP_METHODS]:
     REPORT_SHARDS[f"base/{BASE_OF.get(row, row)}"] = shards_of(row)

@@ -9,13 +9,14 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from flowllm.commands.check_packages import NEEDING_PACKAGES, check_packages, sampling_stages
 from flowllm.commands.check_prompts import check_bases, check_prompts
 from flowllm.commands.jobs import Target
 from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
@@ -32,22 +33,6 @@ if TYPE_CHECKING:
 State = Literal["ok", "failed", "later"]
 
 ALL_STAGES = frozenset(STAGES)
-
-_POTENTIAL_PACKAGES = {
-    "chgnet": "torch_sim",
-    "chgnet-0.2.0": "torch_sim",
-    "mace": "mace",
-    "mattersim": "mattersim",
-    "sevennet": "sevenn",
-    "orb": "orb_models",
-}
-"""Package of each potential."""
-
-_NEEDING_PACKAGES = (
-    *("finetune_llm", "merge_adapter", "sample_pairs", "sample_base", "sample_csp"),
-    *("prerelax", "reference_hull"),
-)
-"""Stages whose packages depend on the configuration."""
 
 MP_KEY = "MP_API_KEY"
 
@@ -152,7 +137,7 @@ def check(
         ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
     ]
     if packages:
-        checks.append(("packages", set(_NEEDING_PACKAGES), lambda one: _packages(one, to_run)))
+        checks.append(("packages", set(NEEDING_PACKAGES), lambda one: check_packages(one, to_run)))
     return [_outcome(subject, run, config) for subject, needed, run in checks if needed & to_run]
 
 
@@ -238,10 +223,6 @@ def _csp_crystals(config: Config) -> str:
     return f"{asked} test crystals"
 
 
-def _uses_flow(config: Config) -> bool:
-    return any(row.flow is not None for row in (*config.methods, *config.csp_methods))
-
-
 def _base_model(config: Config, stages: Collection[str]) -> str:
     """Check the base model's files, architecture, heads and tokenizer, and read its context."""
     from flowllm.config.sections.scratch import SCRATCH
@@ -297,7 +278,7 @@ def _network(
     from flowllm.llm.base_checks import check_heads, check_tokenizer, context_of
     from flowllm.llm.prompts import PromptTokens
 
-    for stage, section in _sampling_stages(config):
+    for stage, section in sampling_stages(config):
         if getattr(config, section).backend == "vllm":
             check_heads(loaded, config.resources[stage].gpus, f"resources.{stage}.gpus")
     prompts = PromptTokens(config.prompts, tokenizer)
@@ -313,16 +294,6 @@ def _start(config: Config, section: Literal["finetune_llm", "train_rfm"]) -> str
     from flowllm.commands.check_starts import flow_starts, llm_start
 
     return llm_start(config) if section == "finetune_llm" else flow_starts(config)
-
-
-def _sampling_stages(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield the stages that sample from the model, each with the section of its engine."""
-    if _uses_flow(config):
-        yield "sample_pairs", "sample_pairs"
-    if config.sampled_bases:
-        yield "sample_base", "sample_base"
-    if config.csp_methods:
-        yield "sample_csp", "sample_base"
 
 
 def _cached(name: str) -> Path:
@@ -381,23 +352,3 @@ def _first_entry(source: str) -> str:
     if next(read_entries(Path(source)), None) is None:
         raise FlowllmError(f"{source}: no entry with a composition and an energy in it")
     return source
-
-
-def _packages(config: Config, stages: Collection[str]) -> str:
-    """Check that the packages of engine, quantization and potential are installed."""
-    wanted = {}
-    for stage, section in _sampling_stages(config):
-        if stage in stages and getattr(config, section).backend == "vllm":
-            wanted["vllm"] = f"{section}.backend vllm"
-    quantization = config.finetune_llm.quantization
-    if quantization != "none" and {"finetune_llm", "merge_adapter"} & set(stages):
-        wanted["bitsandbytes"] = f"finetune_llm.quantization {quantization}"
-    if {"prerelax", "reference_hull"} & set(stages):
-        for key in ("check", "name"):
-            if (potential := getattr(config.potential, key)) is not None:
-                wanted[_POTENTIAL_PACKAGES[potential]] = f"potential.{key} {potential}"
-    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
-    if missing:
-        said = ", ".join(f"{name} (for {wanted[name]})" for name in missing)
-        raise FlowllmError(f"not installed: {said}; see README.md and docs/energies.md")
-    return ", ".join(sorted(wanted)) or "none beside those of each stage"

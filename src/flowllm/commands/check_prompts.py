@@ -22,8 +22,7 @@ def check_prompts(config: Config) -> str:
     """
     llm = config.finetune_llm
     rows = (*config.methods, *config.csp_methods)
-    uses_flow = any(row.flow is not None for row in rows)
-    asked = "flows are trained on pairs, which are sampled" if uses_flow else None
+    asked = "flows are trained on pairs, which are sampled" if config.used_flows else None
     if config.csp_methods:
         asked = asked or "csp_methods are sampled"
     if asked and not llm.formula_share + llm.properties_share:

@@ -17,7 +17,7 @@ def count_items(config: Config, crystals: Crystals, target: Target) -> dict[str,
     sizes, flow = config.sizes, config.train_rfm
     train, test, every = crystals.get("train"), crystals.get("test"), crystals.get("rows")
     bases = {method.base for method in config.methods}
-    flows = flows_of(config)
+    flows = config.used_flows
     pairs = _trained(sizes.num_pairs, flow.epochs, flow.batch_size, flow.max_steps)
     samples = None if config.external_samples else len(config.methods) * sizes.num_samples
     kinds = 2 if target == "all_dft" else 1
@@ -50,12 +50,6 @@ def count_items(config: Config, crystals: Crystals, target: Target) -> dict[str,
         "metrics": _times(samples, kinds),
         "report": 1,
     }
-
-
-def flows_of(config: Config) -> set[str]:
-    """Return the flows that a method uses; no other is trained."""
-    rows = (*config.methods, *config.csp_methods)
-    return {method.flow for method in rows if method.flow is not None}
 
 
 def selected_for_dft(config: Config) -> int | None:

@@ -93,8 +93,7 @@ def _data_and_models(config: Config) -> Iterator[Job]:
     if config.asks_llm:
         yield Job("invariance", (), Path("llm/invariance.parquet"))
     sizes = config.sizes
-    rows = (*config.methods, *config.csp_methods)
-    flows = sorted({row.flow for row in rows if row.flow is not None})
+    flows = sorted(config.used_flows)
     if flows:
         for split, total in (("train", sizes.num_pairs), ("val", sizes.num_val_pairs)):
             for shard, first, count in _shards(total, sizes.pairs_per_shard):

@@ -49,7 +49,7 @@ class StageStatus:
 def run(run_dir: Path, /, *, target: Target = "all", config: ConfigFiles = None) -> None:
     """Show per stage of a run what is done, running, failed and waiting, and the time left.
 
-    It can be called while the run goes on, on any node that sees the run's folder.
+    It can be called during the run, on any node that sees the run's folder.
 
     Args:
         run_dir: Folder of the run (`run_dir` of its configuration).

@@ -251,6 +251,12 @@ class Config(Section):
         return {method.base for method in self.methods} & {base.name for base in self.bases}
 
     @property
+    def used_flows(self) -> set[str]:
+        """The flows that a method uses; no other is trained."""
+        rows = (*self.methods, *self.csp_methods)
+        return {method.flow for method in rows if method.flow is not None}
+
+    @property
     def given_bases(self) -> dict[str, External]:
         """The rows of `external_samples` that are the base of a method, by name."""
         used = {method.base for method in self.methods}
