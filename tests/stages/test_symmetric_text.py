@@ -120,7 +120,7 @@ def test_the_flow_keeps_the_group_of_the_text(rows):
 
 
 def has_operations(crystal: Crystal, count: int) -> bool:
-    """Whether spglib finds at least so many operations."""
+    """Whether spglib finds at least this number of operations."""
     cell = (crystal.to_structure().lattice.matrix, crystal.frac_coords, crystal.atomic_numbers)
     return len(spglib.get_symmetry(cell, symprec=1e-3)["rotations"]) >= count
 

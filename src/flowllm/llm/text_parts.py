@@ -50,7 +50,7 @@ def numbers_of_line(lines: Sequence[str], line: int, count: int) -> list[float]:
 
 
 def read_numbers(line: str, count: int) -> list[float] | None:
-    """Return the numbers of a line, None if it has not just so many numbers."""
+    """Return the numbers of a line, None if it does not have exactly `count` numbers."""
     try:
         return numbers_of_line([line], 0, count)
     except RejectedTextError:
