@@ -5,17 +5,17 @@ are those of the relaxed crystal. The band gap and the configuration's own prope
 measured. A draw without a crystal meets no condition.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import spglib
 from pymatgen.core import Composition
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from flowllm.crystal import Crystal
 from flowllm.data.properties import SPACE_GROUP, parse_number
+from flowllm.data.spglib_calls import or_none
 from flowllm.data.wishes import ELEMENTS_MODE, NUM_ATOMS, WISHES, Wish, Words, parse_wish
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.statistics import rate
@@ -23,6 +23,9 @@ from flowllm.evaluate.validity import reduced_composition
 
 SYMPREC = 0.1
 """Angstrom. spglib's tolerance of the space group, that of the Materials Project."""
+
+ANGLE_TOLERANCE = 5.0
+"""Degrees. spglib's tolerance of angles, pymatgen's default."""
 
 ENERGY_TOLERANCE = 0.1
 """eV/atom. A formation energy within it of the asked one is met."""
@@ -95,13 +98,14 @@ def judge(wish: Wish, got: Got) -> Judged:
 
 def space_group_of(crystal: Crystal) -> int | None:
     """Return the number of a crystal's space group, None where spglib finds none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            found = SpacegroupAnalyzer(crystal.to_structure(), SYMPREC).get_space_group_number()
-        except Exception:  # pymatgen and spglib raise several kinds
-            return None
-    return int(found)
+    structure = crystal.to_structure()
+    found = or_none(
+        spglib.get_symmetry_dataset,
+        (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers),  # type: ignore[arg-type]  # its stub allows lists only
+        symprec=SYMPREC,
+        angle_tolerance=ANGLE_TOLERANCE,
+    )
+    return None if found is None else int(found.number)
 
 
 def asked_columns(words: Words, got: Got) -> dict[str, Any]:
