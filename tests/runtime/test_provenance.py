@@ -69,6 +69,20 @@ def test_record_holds_what_a_reader_asks(tmp_path):
         assert said.stdout.startswith(record["commit"].split("-")[0])
 
 
+def test_peak_memory_is_not_that_of_the_process_that_started_the_job():
+    job = "from flowllm.runtime import provenance; print(provenance._peak_memory_mb())"
+    start = f"subprocess.run([sys.executable, '-c', {job!r}], check=True)"
+    alone, started = (
+        subprocess.run(
+            [sys.executable, "-c", f"import subprocess, sys; held = b'1' * {size}; {start}"],
+            capture_output=True,
+            check=True,
+        ).stdout
+        for size in (1, 600_000_000)
+    )
+    assert abs(int(started) - int(alone)) < 100
+
+
 def test_failed_stage_leaves_no_record(tmp_path):
     with pytest.raises(ZeroDivisionError), opened(tmp_path / "out", {}):
         raise ZeroDivisionError

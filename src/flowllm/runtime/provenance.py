@@ -283,8 +283,13 @@ def _path_strings(paths: Path | Sequence[Path]) -> str | list[str]:
 
 
 def _peak_memory_mb() -> int:
-    """Return the peak resident memory of this process and of its largest child, in MiB."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return the peak resident memory of this process and of its largest child, in MiB.
+
+    A program's own `ru_maxrss` includes the peak of the process that started it (Linux keeps it
+    over `exec`), which `VmHWM` does not.
+    """
+    status = Path("/proc/self/status").read_text()
+    own = int(status.split("VmHWM:")[1].split()[0])
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return round((own + children) / 1024)
 
