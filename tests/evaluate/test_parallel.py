@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.parallel import Limits, limited_map
+from flowllm.evaluate import parallel
+from flowllm.evaluate.parallel import Limits, limited_map, ordered_map
 
 MANY = Limits(seconds=60, memory=1 << 30)
 
@@ -25,6 +26,10 @@ def run(function, items, limits=MANY, workers=2):
 
 def square(item):
     return item * item
+
+
+def handling(_):
+    return signal.getsignal(signal.SIGTERM)
 
 
 def hang_in_c(item):
@@ -140,3 +145,14 @@ def marked(mark):
         except OSError:
             continue
     return found
+
+
+def test_workers_can_be_ended_where_their_parent_ignores_sigterm(monkeypatch):
+    """A stage that has written its output ignores SIGTERM, by which a pool ends its workers."""
+    monkeypatch.setattr(parallel, "IN_PROCESS", 1)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        found = ordered_map(handling, range(4), workers=2, what="items")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found == [signal.SIG_DFL] * 4

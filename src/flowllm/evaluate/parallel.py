@@ -50,7 +50,9 @@ def ordered_map(
             progress.advance()
         return results
     # Spawned, not forked: Arrow and BLAS run threads in this process.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    # They inherit an ignored SIGTERM, by which the pool ends them, and would stay for ever.
+    heed = (signal.SIGTERM, signal.SIG_DFL)
+    with multiprocessing.get_context("spawn").Pool(workers, signal.signal, heed) as pool:
         for result in pool.imap(function, items, chunksize=max(1, min(16, len(items) // workers))):
             results.append(result)
             progress.advance()
