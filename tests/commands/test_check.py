@@ -168,6 +168,7 @@ def test_only_what_the_stages_to_run_need_is_checked(tmp_path):
 def test_the_command_prints_a_line_per_check_and_lists_all_problems(tmp_path, capsys):
     overlay = tmp_path / "overlay.yaml"
     changes = {"data": {"source": "/nowhere"}, "finetune_llm": {"base_model": "/no/folder"}}
+    changes["run_dir"] = str(tmp_path / "run")  # a finished runs/demo would add lines
     overlay.write_text(yaml.safe_dump(changes))
     words = [f"--config={path}" for path in [*CONFIGS, overlay]]
     with pytest.raises(FlowllmError, match="2 of 10 checks failed") as caught:

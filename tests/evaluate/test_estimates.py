@@ -32,6 +32,12 @@ def test_a_complete_run_gives_the_rate_and_wilsons_interval(certain, sampled, re
     assert interval(observed) == pytest.approx(wilson_interval(certain + sampled, drawn), abs=1e-9)
 
 
+def test_a_number_with_exactly_two_and_a_half_percent_is_kept():
+    """Of 16 with 13 that count, none is among 2 in 3 of 120 samples, which is 2.5 %."""
+    assert finite_interval(0, 2, 16) == (0, 13)
+    assert finite_interval(2, 2, 16) == (3, 16)
+
+
 @given(st.integers(1, 60), st.data())
 def test_the_finite_interval_is_that_of_the_two_tails(population, data):
     size = data.draw(st.integers(0, population))

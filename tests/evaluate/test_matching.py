@@ -136,10 +136,14 @@ def slow_greedy_sun(crystals, stable, known):
     return {name for name in novel if name not in duplicates}
 
 
+ANGLES = st.integers(0, 27).map(lambda step: 90 + 1.03 * step)
+"""Degrees, none 5 from another: there pymatgen's answer depends on the order of the crystals."""
+
+
 @settings(max_examples=15, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(90, 118), st.booleans()), min_size=1, max_size=6),
-    st.lists(st.integers(90, 118), max_size=1),
+    st.lists(st.tuples(ANGLES, st.booleans()), min_size=1, max_size=6),
+    st.lists(ANGLES, max_size=1),
 )
 def test_the_greedy_rule_is_the_slow_one(drawn, known):
     crystals = {f"s{place}": sheared(angle) for place, (angle, _) in enumerate(drawn)}

@@ -21,6 +21,9 @@ from flowllm.evaluate.statistics import CONFIDENCE
 NOT_SELECTED = "not_selected"
 """Status of a crystal that dft_inputs could have taken."""
 
+ROUNDING = 1e-12
+"""Error of a sum of probabilities; a number whose tail is exactly 2.5 % is in the interval."""
+
 
 @dataclass(frozen=True)
 class Observed:
@@ -62,7 +65,7 @@ def finite_interval(sampled: int, sample: int, population: int) -> tuple[int, in
     """
     if sample == population:
         return sampled, sampled
-    numbers, tail = range(population + 1), (1 - CONFIDENCE) / 2
+    numbers, tail = range(population + 1), (1 - CONFIDENCE) / 2 - ROUNDING
     # At least as many as were found become more probable with the number, and at most as many less.
     low = bisect_left(
         numbers, tail, key=lambda one: hypergeom.sf(sampled - 1, population, one, sample)
