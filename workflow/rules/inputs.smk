@@ -3,7 +3,7 @@
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.data.sample_files import sample_files
 from flowllm.io.shards import shard_name
-from flowllm.io.start_files import start_files
+from flowllm.io.start_files import flow_start_files, start_files
 
 
 def sample_shards(folder):
@@ -52,14 +52,14 @@ def source_files(wildcards):
     return without_braces(found)
 
 
-def files_of_start(folder, *parts):
+def files_of_start(folder):
     """Return the files of an earlier model, so that training continues from a changed one again."""
-    return without_braces(start_files(folder, *parts))
+    return without_braces(start_files(folder))
 
 
 def flow_start(wildcards):
     """Return the files of the earlier flow that a flow continues from; none without a start."""
-    return files_of_start(CONFIG.train_rfm.start, wildcards.flow)
+    return without_braces(flow_start_files(CONFIG.train_rfm.start, wildcards.flow))
 
 
 def external_files(wildcards):

@@ -11,8 +11,30 @@ from flowllm.config.sections.flow import Method
 from flowllm.config.stage_settings import StageSettings
 from flowllm.data.wishes import Own
 from flowllm.errors import FlowllmError
+from flowllm.io.release import RELEASE, check_release
 from flowllm.llm.model_record import read_record
+from flowllm.runtime.log import log
 from flowllm.stages import metrics, prerelax, refine, sample_base, stability
+
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+"""The small models that come with the package: the clone's data/pretrained, by a link."""
+
+
+def folder_of_models(given: Path | None) -> Path:
+    """Return the folder of a run, or that of the small models if none is given.
+
+    Raises:
+        FlowllmError: none is given, and the package was installed without the small models.
+    """
+    if given is not None:
+        return given
+    if not (PRETRAINED / RELEASE).is_file():
+        raise FlowllmError(
+            f"{PRETRAINED}: this installation has no small models. Name the folder of a finished "
+            "run, or of a release (data/pretrained of a clone), with --run"
+        )
+    log.info("generate: uses the small models in %s", PRETRAINED)
+    return PRETRAINED
 
 
 @dataclass(frozen=True)
@@ -116,10 +138,13 @@ def open_run(
         drafts: whether the language model samples the method's base.
 
     Raises:
-        FlowllmError: the folder does not exist or has no configuration, or no method fits.
+        FlowllmError: the folder does not exist or has no configuration, a file of a released folder
+            is not the released one, or no method fits.
     """
     if not folder.is_dir():
         raise FlowllmError(f"{folder}: no such folder; name the folder of a run (run_dir)")
+    if (folder / RELEASE).exists():
+        check_release(folder)
     loaded = load_config(config) if config else load_recorded(folder)
     sampled = [base.name for base in loaded.bases]
     methods = {

@@ -78,6 +78,9 @@ CRYSTALS = _extend(
 )
 """crystals/{train,val,test}.parquet; `id` is the source's material_id."""
 
+KNOWN_CRYSTALS = pa.schema(_CRYSTAL)
+"""crystals/{train,val}.parquet of a released folder: what generated crystals are compared with."""
+
 CRYSTALS_WITH_PROPERTIES = _extend(
     list(CRYSTALS),
     [

@@ -19,8 +19,8 @@ class TrainRfm(Section):
     """The velocity network and its training."""
 
     start: OwnPath | None = Field(
-        description="folder rfm of an earlier run: each flow continues from the network of its "
-        "own name there; null (paper): random weights",
+        description="folder rfm of an earlier run (each flow continues from the network of its own "
+        "name there), or folder of one network; null (paper): random weights",
     )
     hidden_dim: PositiveInt = Field(description="features per atom; public code")
     num_layers: PositiveInt = Field(description="message-passing layers; public code")
