@@ -1,0 +1,139 @@
+"""The parts of a released folder: models in half precision, compact tables, configuration."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from pymatgen.core import Composition
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from flowllm.commands.generate_run import FinishedRun
+from flowllm.config.load import check_config
+from flowllm.config.recorded import RECORDED_CONFIG, recorded_text
+from flowllm.errors import FlowllmError
+from flowllm.io import schemas
+from flowllm.io.start_files import FLOW_DESCRIPTION, start_files
+from flowllm.io.tables import read_metadata, read_table, write_table
+from flowllm.llm.model_files import MERGE_AGAIN, WEIGHTS, check_model_folder
+from flowllm.llm.written_model import CURVE
+from flowllm.rfm.model import WEIGHTS as FLOW_WEIGHTS
+
+HALF = torch.float16
+"""Precision of the released matrices. Weights of trained models are below 100 and mostly above
+1e-4, where float16 has three more bits than bfloat16."""
+
+LARGEST = torch.finfo(HALF).max
+
+
+def write_models(run: FinishedRun, folder: Path) -> None:
+    """Write the merged language model and the method's flow with matrices in half precision.
+
+    Raises:
+        FlowllmError: a model is damaged, in several files, or has weights beyond half precision.
+    """
+    check_model_folder(run.model, MERGE_AGAIN)
+    if not (run.model / WEIGHTS).exists():
+        raise FlowllmError(
+            f"{run.model}: its weights are in several files, and only a model in one file is "
+            "released; publish a large model's folder llm/model as it is"
+        )
+    target = folder / run.model.relative_to(run.folder)
+    target.mkdir(parents=True)
+    for path in start_files(str(run.model)):
+        if path.name == WEIGHTS:
+            halve(path, target / WEIGHTS)
+        elif path.name != CURVE:
+            shutil.copyfile(path, target / path.name)
+    if run.flow is not None:
+        target = folder / run.flow.relative_to(run.folder)
+        target.mkdir(parents=True)
+        halve(run.flow / FLOW_WEIGHTS, target / FLOW_WEIGHTS)
+        shutil.copyfile(run.flow / FLOW_DESCRIPTION, target / FLOW_DESCRIPTION)
+
+
+def halve(source: Path, target: Path) -> None:
+    """Write a safetensors file whose float32 matrices are rounded to half precision.
+
+    Vectors (biases, norms, statistics) are few and stay as they are. The readers of both models
+    convert the values to the precision of their network, so that they compute in float32.
+
+    Raises:
+        FlowllmError: a weight is too large for half precision.
+    """
+    tensors = load_file(source)
+    with safe_open(source, framework="pt") as file:
+        metadata = file.metadata()
+    for name, value in tensors.items():
+        if value.dtype is torch.float32 and value.ndim > 1:
+            if not value.abs().amax() <= LARGEST:
+                raise FlowllmError(
+                    f"{source}: {name} has weights that are not finite or beyond {LARGEST:g}, the "
+                    "largest number of half precision; train the model again"
+                )
+            tensors[name] = value.to(HALF)
+    save_file(tensors, target, metadata)
+
+
+def write_hull(run: FinishedRun, folder: Path) -> None:
+    """Write the reference entries that decide the hull: the lowest of each composition.
+
+    All energies above the hull are exactly those of the whole table, also those of a second
+    potential.
+    """
+    table = read_table(run.hull, schemas.HULL_ENTRIES)
+    lowest: dict[tuple[str, str], tuple[float, int]] = {}
+    for place, row in enumerate(table.to_pylist()):
+        formula = Composition(row["formula"]).reduced_formula
+        for key in ("energy_per_atom", "check_energy_per_atom"):
+            if row[key] is not None:
+                found = (row[key], place)
+                lowest[key, formula] = min(found, lowest.get((key, formula), found))
+    kept = table.take(sorted({place for _, place in lowest.values()}))
+    target = folder / run.hull.relative_to(run.folder)
+    write_table(target, kept, schemas.HULL_ENTRIES, _metadata(run.hull))
+
+
+def write_crystals(run: FinishedRun, folder: Path) -> None:
+    """Write the known crystals, with which generated ones are compared, without other columns."""
+    for path in run.splits.values():
+        table = read_table(path, schemas.KNOWN_CRYSTALS)
+        target = folder / path.relative_to(run.folder)
+        write_table(target, table, schemas.KNOWN_CRYSTALS, _metadata(path))
+
+
+def write_config(run: FinishedRun, folder: Path) -> None:
+    """Write the run's configuration with the released method alone, and without foreign paths."""
+    values = run.config.model_dump(mode="json")
+    method, base, flow = run.method.name, run.method.base, run.method.flow
+    values["methods"] = [row for row in values["methods"] if row["name"] == method]
+    values["bases"] = [
+        {**row, "conditions": None} for row in values["bases"] if row["name"] == base
+    ]
+    values["flows"] = [row for row in values["flows"] if row["name"] == flow] or values["flows"][:1]
+    values |= {"external_samples": [], "csp_bases": [], "csp_methods": []}
+    values["finetune_llm"]["start"] = values["train_rfm"]["start"] = None
+    values = {**without_paths(values), "prompts": values["prompts"]}
+    (folder / RECORDED_CONFIG).write_text(recorded_text(check_config(values)))
+
+
+def without_paths(values: Any) -> Any:
+    """Return values in which each path that leaves the working directory is its last part."""
+    if isinstance(values, Mapping):
+        return {key: without_paths(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [without_paths(value) for value in values]
+    if isinstance(values, str):
+        path = PurePosixPath(values)
+        if path.is_absolute() or ".." in path.parts:
+            return path.name or "."
+    return values
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """Return what a table was made of, without paths of this machine."""
+    found = without_paths(read_metadata(path))
+    del found["schema_version"]  # write_table adds it
+    return dict(found)
