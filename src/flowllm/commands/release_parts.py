@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from pymatgen.core import Composition
 from safetensors import safe_open
@@ -24,6 +25,9 @@ from flowllm.rfm.model import WEIGHTS as FLOW_WEIGHTS
 HALF = torch.float16
 """Precision of the released matrices. Weights of trained models are below 100 and mostly above
 1e-4, where float16 has three more bits than bfloat16."""
+
+DECIMALS = {"frac_coords": 4, "lengths": 4, "angles": 3}
+"""Decimals of the known crystals: fractions of the cell, angstrom, degrees."""
 
 LARGEST = torch.finfo(HALF).max
 
@@ -93,15 +97,23 @@ def write_hull(run: FinishedRun, folder: Path) -> None:
                 lowest[key, formula] = min(found, lowest.get((key, formula), found))
     kept = table.take(sorted({place for _, place in lowest.values()}))
     target = folder / run.hull.relative_to(run.folder)
-    write_table(target, kept, schemas.HULL_ENTRIES, _metadata(run.hull))
+    write_table(target, kept, schemas.HULL_ENTRIES, _metadata(run.hull), compact=True)
 
 
 def write_crystals(run: FinishedRun, folder: Path) -> None:
-    """Write the known crystals, with which generated ones are compared, without other columns."""
+    """Write the known crystals, with which generated ones are compared, without other columns.
+
+    Their numbers are rounded, far below the tolerances of the comparison (0.3 times the mean
+    distance of atoms, 5 degrees), which halves the files.
+    """
     for path in run.splits.values():
-        table = read_table(path, schemas.KNOWN_CRYSTALS)
+        rows = read_table(path, schemas.KNOWN_CRYSTALS).to_pylist()
+        for row in rows:
+            for name, decimals in DECIMALS.items():
+                row[name] = np.round(np.asarray(row[name], dtype=float), decimals).tolist()
+            row["frac_coords"] = (np.asarray(row["frac_coords"]) % 1).tolist()
         target = folder / path.relative_to(run.folder)
-        write_table(target, table, schemas.KNOWN_CRYSTALS, _metadata(path))
+        write_table(target, rows, schemas.KNOWN_CRYSTALS, _metadata(path), compact=True)
 
 
 def write_config(run: FinishedRun, folder: Path) -> None:
