@@ -93,7 +93,7 @@ def _training(about: About, facts: Facts) -> Iterator[str]:
     yield from ("", "## Training", "", "| | language model | flow |", "|---|---|---|")
     flow = flow or {}
     start = f"{model['base_model']}, {model['method']}"
-    yield _row("start", start, "random weights" if flow else None)
+    yield _row("start", start, (flow["start"] or "random weights") if flow else None)
     yield _row("weights", _count(model["parameters"]), _count(flow.get("num_parameters")))
     yield _row("steps", _count(model["steps"]), _count(flow.get("steps")))
     seen = model["tokens"] and f"{model['tokens']:,} tokens"

@@ -9,15 +9,17 @@ import yaml
 from pydantic import Field, ValidationError
 
 from flowllm.commands.generate_run import FinishedRun
+from flowllm.commands.release_parts import without_paths
 from flowllm.config.problems import list_problems
 from flowllm.config.sections.base import Section
+from flowllm.config.sections.llm import CONDITIONS
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import read_hull
 from flowllm.io.start_files import FLOW_DESCRIPTION
 from flowllm.io.tables import count_rows
 from flowllm.io.weights_file import count_numbers
 from flowllm.llm.model_files import WEIGHTS
-from flowllm.llm.model_record import prompt_texts, read_record
+from flowllm.llm.model_record import read_record
 from flowllm.report.metrics_files import read_results
 from flowllm.rfm.model import CURVE
 from flowllm.runtime.provenance import read_provenance
@@ -84,9 +86,9 @@ def facts_of(run: FinishedRun) -> Facts:
 def _language_model(run: FinishedRun) -> Facts:
     record = read_record(run.model)
     counts = read_provenance(run.folder / "llm" / "adapter").get("counts", {})
-    names = set(record.prompts)
+    known = {*CONDITIONS, *run.config.prompts.properties}
     return {
-        "base_model": record.base_model,
+        "base_model": without_paths(record.base_model),
         "method": record.method,
         "parameters": count_numbers(run.model / WEIGHTS),
         "steps": counts.get("steps"),
@@ -94,16 +96,10 @@ def _language_model(run: FinishedRun) -> Facts:
         "training_seconds": counts.get("training_seconds"),
         "val_loss": record.val_loss,
         "crystal_text": run.config.prompts.crystal_text,
-        "conditions": sorted(names - {"crystal_text", "formula_style"} - set(_fixed_texts(run))),
+        "conditions": [name for name in record.prompts if name in known],
         "elements": list(record.elements),
         "max_atoms": record.max_atoms,
     }
-
-
-def _fixed_texts(run: FinishedRun) -> list[str]:
-    """Return the names of the prompts' texts that are no conditions."""
-    fixed = ("introduction", "instruction", "infill", "mask")
-    return [name for name in prompt_texts(run.config.prompts) if name in fixed]
 
 
 def _flow(run: FinishedRun) -> Facts | None:
@@ -112,6 +108,7 @@ def _flow(run: FinishedRun) -> Facts | None:
     found = json.loads((run.flow / FLOW_DESCRIPTION).read_text())
     kept = ("num_parameters", "steps", "best_step", "validation_loss", "constant_field_loss")
     facts = {"name": run.method.flow, **{name: found.get(name) for name in kept}}
+    facts["start"] = without_paths(found.get("settings", {}).get("train_rfm", {}).get("start"))
     facts["pairs"] = found.get("counts", {}).get("pairs", {}).get("pairs")
     facts["training_seconds"] = _last_seconds(run.flow / CURVE)
     return facts
