@@ -1,8 +1,10 @@
 """The small models that come with FlowLLM: size, digests, license, and a request to them."""
 
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import yaml
@@ -40,6 +42,18 @@ def test_nothing_refers_to_a_folder_outside_of_the_clone():
         content = path.read_bytes()
         assert b"../shared" not in content
         assert b"/work/" not in content
+
+
+def test_a_wheel_has_them(tmp_path):
+    for name in ("src", "data"):
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, ".", "--wheel-dir", "wheel"], cwd=tmp_path, check=True)
+    with zipfile.ZipFile(next((tmp_path / "wheel").glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "installed")
+    check_release(tmp_path / "installed" / "flowllm" / "pretrained")
 
 
 def test_git_changes_no_byte_of_them():
