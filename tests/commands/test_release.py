@@ -170,7 +170,8 @@ def test_the_card_is_read_by_the_hub_and_lists_every_file(released):
 
 def test_no_path_of_the_machine_is_in_the_folder(run, released):
     for path in (path for path in released.rglob("*") if path.is_file()):
-        assert str(run.parent).encode() not in path.read_bytes(), path
+        for folder in (str(run.parent), "flowllm-scratch-"):  # and the one of the random weights
+            assert folder.encode() not in path.read_bytes(), path
 
 
 def fine_tuned(run: Path, out: Path, **changes) -> Path:
@@ -299,6 +300,13 @@ def test_an_incomplete_text_is_refused_first(text, message, tmp_path):
     (tmp_path / "about.yaml").write_text(text)
     with pytest.raises(FlowllmError, match=message):
         release.run(run=tmp_path, out=tmp_path / "out", about=tmp_path / "about.yaml")
+
+
+def test_a_damaged_flow_is_refused(run, about, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "rfm" / "llm" / "model.json").write_text("{")
+    with pytest.raises(FlowllmError, match="not a model of train_rfm"):
+        release.run(run=tmp_path / "run", out=tmp_path / "out", about=about)
 
 
 def test_weights_beyond_half_precision_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from cyclopts.types import PositiveFloat
 
 from flowllm.commands.generate_run import FinishedRun, open_run
@@ -12,6 +13,7 @@ from flowllm.commands.release_parts import write_config, write_crystals, write_h
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder, check_folder
 from flowllm.io.release import CARD, RELEASE, write_release
+from flowllm.rfm.model import load_model
 from flowllm.runtime.log import log, setup_logging
 
 MEGABYTE = 1_000_000
@@ -82,6 +84,8 @@ def release(run: FinishedRun, about: About, out: Path, max_megabytes: float) -> 
     Raises:
         FlowllmError: a part of the run is damaged, or the folder is too large.
     """
+    if run.flow is not None:
+        load_model(run.flow, torch.device("cpu"))  # refuses a damaged flow
     facts = facts_of(run)
     with atomic_folder(out) as folder:
         write_models(run, folder)

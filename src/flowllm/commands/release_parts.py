@@ -1,5 +1,6 @@
 """The parts of a released folder: models in half precision, compact tables, configuration."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -55,7 +56,9 @@ def write_models(run: FinishedRun, folder: Path) -> None:
         target = folder / run.flow.relative_to(run.folder)
         target.mkdir(parents=True)
         halve(run.flow / FLOW_WEIGHTS, target / FLOW_WEIGHTS)
-        shutil.copyfile(run.flow / FLOW_DESCRIPTION, target / FLOW_DESCRIPTION)
+        description = without_paths(json.loads((run.flow / FLOW_DESCRIPTION).read_text()))
+        text = json.dumps(description, indent=2, sort_keys=True)
+        (target / FLOW_DESCRIPTION).write_text(text + "\n")
 
 
 def halve(source: Path, target: Path) -> None:
