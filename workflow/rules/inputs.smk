@@ -36,6 +36,27 @@ def energies(wildcards):
     return sample_shards("relaxed")(wildcards)
 
 
+def second_inputs(wildcards):
+    """Return the crystals that the second potential evaluates: of the hull, or of a row."""
+    if wildcards.crystals == "hull":
+        return {"hull": [f"{RUN}/hull/potential.parquet"], "relaxed": []}
+    shards = shards_of(wildcards.crystals)
+    paths = f"{RUN}/relaxed/{wildcards.crystals}/shard-{{shard}}.parquet"
+    return {"hull": [], "relaxed": expand(paths, shard=shards)}
+
+
+def second_energies_of(*names):
+    """Return a function of the second potential's tables; none without one, and for DFT."""
+
+    def paths(wildcards):
+        if CONFIG.potential.check is None or wildcards.kind == "dft":
+            return []
+        parts = [name.format(method=wildcards.method) for name in names]
+        return [f"{RUN}/second_energies/{part}.parquet" for part in parts]
+
+    return paths
+
+
 def without_braces(paths):
     """Return the sorted names of files without braces, which Snakemake reads as wildcards."""
     names = sorted(map(str, paths))
