@@ -17,7 +17,7 @@ from energy_rows import CHGNET, crystal_row, generated_row, settings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import read_hull
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 from flowllm.relax.ground_states import GroundState, ground_states
 from flowllm.relax.models import load_potential
 from flowllm.relax.relaxer import relax
@@ -43,7 +43,7 @@ def run(tmp_path, crystals=CRYSTALS, limits=None, **changes):
     out = tmp_path / "hull" / "potential.parquet"
     given = settings("reference_hull", reference_hull=changes, prerelax=limits or {})
     reference_hull.run(given, crystals=path, out=out)
-    return tables.read_table(out, schemas.POTENTIAL_ENTRIES).to_pylist()
+    return tables.read_table(out, hull_schemas.POTENTIAL_ENTRIES).to_pylist()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from chgnet.model.model import CHGNet
 from crystals import perovskite, rocksalt
 from energy_rows import CHGNET, hull_row, relaxed_row, settings
 from flowllm.errors import FlowllmError
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import second_energies
 
@@ -26,12 +26,12 @@ def write_relaxed(folder):
     return paths
 
 
-def write_hull(path, schema=schemas.POTENTIAL_ENTRIES):
+def write_hull(path, schema=hull_schemas.POTENTIAL_ENTRIES):
     crystals = [one for one in CRYSTALS.values() if one is not None]
     rows = [
         hull_row(crystal.formula, -3.0) | tables.crystal_columns(crystal) for crystal in crystals
     ]
-    if schema is not schemas.POTENTIAL_ENTRIES:
+    if schema is not hull_schemas.POTENTIAL_ENTRIES:
         rows = [{name: row.get(name) for name in schema.names} for row in rows]
     tables.write_table(path, rows, schema, {})
     return path
@@ -39,7 +39,7 @@ def write_hull(path, schema=schemas.POTENTIAL_ENTRIES):
 
 def rows_of(out, **given):
     second_energies.run(SECOND, **given, out=out)
-    return tables.read_table(out, schemas.SECOND_ENERGIES).to_pylist()
+    return tables.read_table(out, hull_schemas.SECOND_ENERGIES).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_hull_without_crystals_is_refused_before_the_potential_is_loaded(tmp_p
     earlier = write_hull(tmp_path / "earlier.parquet", schemas.HULL_ENTRIES)
     of_a_file = tmp_path / "file.parquet"
     entry = hull_row("NaCl", -3.0, source=CHGNET)
-    tables.write_table(of_a_file, [entry], schemas.POTENTIAL_ENTRIES, {})
+    tables.write_table(of_a_file, [entry], hull_schemas.POTENTIAL_ENTRIES, {})
     for hull in (earlier, of_a_file):
         with pytest.raises(FlowllmError, match=r"no crystals.*Run reference_hull again"):
             rows_of(tmp_path / "out.parquet", hull=hull)

@@ -5,7 +5,7 @@ import pytest
 from crystals import fcc, rocksalt
 from energy_rows import CHGNET, hull_row, relaxed_row, settings
 from flowllm.errors import FlowllmError
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import stability
 
@@ -191,7 +191,7 @@ def second(tmp_path, name, energies, potential="CHGNet 0.2.0"):
         {"id": one, "check_potential": potential, "check_energy_per_atom": energy}
         for one, energy in energies.items()
     ]
-    return write(tmp_path / f"{name}.parquet", rows, schemas.SECOND_ENERGIES)
+    return write(tmp_path / f"{name}.parquet", rows, hull_schemas.SECOND_ENERGIES)
 
 
 def test_the_second_potential_has_its_own_hull(tmp_path):

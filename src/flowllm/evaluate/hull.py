@@ -20,7 +20,7 @@ from scipy.optimize import linprog
 
 from flowllm.dft.entries import ReferenceEntry
 from flowllm.errors import FlowllmError
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 
 EnergySource = Literal["potential", "dft"]
 """Source of energies: a machine-learned potential or DFT. One hull never contains both."""
@@ -290,7 +290,7 @@ def read_second(
     """
     if path is None:
         return [None] * len(names), frozenset()
-    table = tables.read_table(path, schemas.SECOND_ENERGIES)
+    table = tables.read_table(path, hull_schemas.SECOND_ENERGIES)
     if table.column("id").to_pylist() != list(names):
         raise FlowllmError(
             f"{path}: its ids are not those of the crystals that are placed on the hull; run "

@@ -215,19 +215,6 @@ HULL_ENTRIES = pa.schema(
 )
 """hull/{kind}.parquet: the entries of a reference hull."""
 
-POTENTIAL_ENTRIES = _extend(list(HULL_ENTRIES), _CRYSTAL[1:])
-"""hull/potential.parquet: with the relaxed crystals, null in entries of a file."""
-
-SECOND_ENERGIES = pa.schema(
-    [
-        _ID,
-        _column("check_potential", pa.string(), "potential.check", nullable=False),
-        _column("check_energy_per_atom", pa.float64(), "eV/atom by it; null: no energy"),
-    ]
-)
-"""second_energies/{method}.parquet, of the relaxed crystals, and second_energies/hull.parquet, of
-the hull's entries; the same ids in the same order."""
-
 STABILITY = pa.schema(
     [
         _ID,

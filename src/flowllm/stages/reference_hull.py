@@ -14,7 +14,7 @@ from flowllm.crystal import Crystal
 from flowllm.dft.entries import ReferenceEntry, read_entries
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import entry_row, potential_label, unrecorded_label
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 from flowllm.relax.ground_states import ground_states
 from flowllm.relax.models import LABELS, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
@@ -75,7 +75,7 @@ def run(settings: Settings, *, crystals: Path, out: Path) -> None:
             entries = list(read_entries(Path(section.source)))
             _warn_of_dft(entries, section.source)
             rows = [entry_row(entry, kind="potential", source=label) for entry in entries]
-            tables.write_table(out, rows, schemas.POTENTIAL_ENTRIES, run.metadata())
+            tables.write_table(out, rows, hull_schemas.POTENTIAL_ENTRIES, run.metadata())
             run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0)
 
 
@@ -118,7 +118,7 @@ def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageR
         chunk = [candidates[item] for item in items]
         return _entry_rows(chunk, evaluate([one.crystal for one in chunk]), label)
 
-    schema, chunk_size = schemas.POTENTIAL_ENTRIES, settings.reference_hull.chunk_size
+    schema, chunk_size = hull_schemas.POTENTIAL_ENTRIES, settings.reference_hull.chunk_size
     table = make_parts(out, run, schema, len(candidates), chunk_size, make_rows)
     given = {one.entry_id for one in candidates if one.is_training}
     made = sum(entry_id in given for entry_id in table.column("entry_id").to_pylist())

@@ -8,7 +8,7 @@ from flowllm.config.sections.energies import Potential
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 from flowllm.io.shards import Shards
 from flowllm.relax.second_potential import SecondPotential
 from flowllm.runtime.device import pick_device
@@ -61,7 +61,7 @@ def run(settings: Settings, *, out: Path, relaxed: Shards = (), hull: Path | Non
             progress.advance(len(items))
             return rows
 
-        schema = schemas.SECOND_ENERGIES
+        schema = hull_schemas.SECOND_ENERGIES
         table = write_in_parts(out, run, schema, len(crystals), PART_CRYSTALS, make_rows)
         evaluated = len(crystals) - table.column("check_energy_per_atom").null_count
         run.count(
@@ -72,7 +72,7 @@ def run(settings: Settings, *, out: Path, relaxed: Shards = (), hull: Path | Non
 def second_rows(
     crystals: Sequence[tuple[str, Crystal | None]], potential: SecondPotential
 ) -> list[dict[str, Any]]:
-    """Return the rows of `schemas.SECOND_ENERGIES` of crystals with their ids."""
+    """Return the rows of `hull_schemas.SECOND_ENERGIES` of crystals with their ids."""
     energies = potential.energies([crystal for _, crystal in crystals])
     return [
         {"id": name, "check_potential": potential.label, "check_energy_per_atom": energy}
@@ -90,7 +90,7 @@ def _of_hull(hull: Path) -> list[tuple[str, Crystal | None]]:
     columns = ["entry_id", "atomic_numbers", "frac_coords", "lengths", "angles"]
     crystals: list[tuple[str, Crystal | None]] = []
     if {*columns} <= {*tables.column_names(hull)}:
-        rows = tables.read_table(hull, schemas.POTENTIAL_ENTRIES, columns).to_pylist()
+        rows = tables.read_table(hull, hull_schemas.POTENTIAL_ENTRIES, columns).to_pylist()
         crystals = [(row["entry_id"], tables.crystal_of(row)) for row in rows]
     if all(crystal is None for _, crystal in crystals):
         raise FlowllmError(
