@@ -36,23 +36,30 @@ def energies(wildcards):
     return sample_shards("relaxed")(wildcards)
 
 
-def second_inputs(wildcards):
-    """Return the crystals that the second potential evaluates: of the hull, or of a row."""
-    if wildcards.crystals == "hull":
-        return {"hull": [f"{RUN}/hull/potential.parquet"], "relaxed": []}
-    shards = shards_of(wildcards.crystals)
-    paths = f"{RUN}/relaxed/{wildcards.crystals}/shard-{{shard}}.parquet"
-    return {"hull": [], "relaxed": expand(paths, shard=shards)}
+def evaluated_shards(wildcards):
+    """Return the relaxed crystals that the second potential evaluates; none for the hull."""
+    row = wildcards.crystals
+    if row == "hull":
+        return []
+    return expand(f"{RUN}/relaxed/{row}/shard-{{shard}}.parquet", shard=shards_of(row))
 
 
-def second_energies_of(*names):
-    """Return a function of the second potential's tables; none without one, and for DFT."""
+def evaluated_hull(wildcards):
+    """Return the hull whose crystals the second potential evaluates; none for a row."""
+    return [f"{RUN}/hull/potential.parquet"] if wildcards.crystals == "hull" else []
+
+
+def second_energies_of(crystals):
+    """Return a function of the second potential's table of a method, or of the hull.
+
+    There is none without a second potential, and for DFT energies.
+    """
 
     def paths(wildcards):
         if CONFIG.potential.check is None or wildcards.kind == "dft":
             return []
-        parts = [name.format(method=wildcards.method) for name in names]
-        return [f"{RUN}/second_energies/{part}.parquet" for part in parts]
+        name = crystals.format(method=wildcards.method)
+        return [f"{RUN}/second_energies/{name}.parquet"]
 
     return paths
 

@@ -1,7 +1,7 @@
 rule second_energies:
     input:
-        relaxed=lambda wildcards: second_inputs(wildcards)["relaxed"],
-        hull=lambda wildcards: second_inputs(wildcards)["hull"],
+        relaxed=evaluated_shards,
+        hull=evaluated_hull,
     output:
         f"{RUN}/second_energies/{{crystals}}.parquet",
     log:
