@@ -312,11 +312,13 @@ def _cached(name: str) -> Path:
 
 
 def _external_samples(config: Config) -> str:
-    """Check that each file exists and has a known format."""
+    """Check that each file exists, has a known format, and has the columns that are named."""
     from flowllm.data.external import read_samples
 
     for row in config.external_samples:
-        read_samples(Path(row.file), row.column)
+        samples = read_samples(Path(row.file), row.column, row.known_columns)
+        if row.column is not None or row.known_columns:
+            next(samples, None)
     return f"{len(config.external_samples)} files or folders"
 
 

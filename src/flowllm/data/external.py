@@ -5,7 +5,8 @@ Nothing in a file is executed: all formats are parsed as data.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,9 @@ from flowllm.errors import FlowllmError
 _JSON = (*sample_files.JSON, *sample_files.JSON_LINES)
 
 
-def read_samples(path: Path, column: str | None = None) -> Iterator[UnparsedSample]:
+def read_samples(
+    path: Path, column: str | None = None, known: Mapping[str, str] | None = None
+) -> Iterator[UnparsedSample]:
     """Return the samples of a file or folder in its order, not parsed yet.
 
     Args:
@@ -38,14 +41,22 @@ def read_samples(path: Path, column: str | None = None) -> Iterator[UnparsedSamp
             a .csv, .json, .jsonl, .extxyz, .xyz or .pt file; each but .pt also with .gz.
         column: the column of the CSV, or the key of JSON's records, that contains the crystals;
             None finds it.
+        known: columns of the CSV with known energies, by the names of `UnparsedSample.known`.
 
     Raises:
-        FlowllmError: the file is missing, too large, of an unknown format, or does not match its
-            suffix.
+        FlowllmError: the file is missing, too large, of an unknown format, does not match its
+            suffix, or lacks a column.
     """
     if not path.exists():
         raise FlowllmError(f"{path}: no such file or folder")
-    takes_column = suffix_of(path) in (*sample_files.CSV, *_JSON) and not path.is_dir()
+    is_csv = suffix_of(path) in sample_files.CSV and not path.is_dir()
+    if known and not is_csv:
+        key, given = next(iter(known.items()))
+        raise FlowllmError(
+            f"{path}: {key}: {given} names a column, which is read from CSV only; remove {key} from "
+            "the row of external_samples"
+        )
+    takes_column = is_csv or (suffix_of(path) in _JSON and not path.is_dir())
     if column is not None and not takes_column:
         raise FlowllmError(
             f"{path}: column {column!r} is named, which only CSV and JSON have; remove `column:` "
@@ -53,8 +64,8 @@ def read_samples(path: Path, column: str | None = None) -> Iterator[UnparsedSamp
         )
     if path.is_dir() or suffix_of(path) in sample_files.CIF or sample_files.is_poscar(path):
         return _read_files(path)
-    if suffix_of(path) in sample_files.CSV:
-        return _read_csv(path, column)
+    if is_csv:
+        return _read_csv(path, column, known or {})
     if suffix_of(path) in _JSON:
         return read_json(path, column)
     if suffix_of(path) in sample_files.XYZ:
@@ -99,12 +110,13 @@ def _from_poscar(text: str) -> Crystal:
     return Crystal.from_structure(read_poscar(text))
 
 
-def _read_csv(path: Path, column: str | None) -> Iterator[UnparsedSample]:
+def _read_csv(path: Path, column: str | None, known: Mapping[str, str]) -> Iterator[UnparsedSample]:
     try:
         with large_fields():
             reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
             header = list(reader.fieldnames or ())
             crystals = _structure_column(path, header, column)
+            _check_columns(path, header, known)
             rows = list(reader)
     except csv.Error as error:
         raise FlowllmError(f"{path}: not CSV ({error})") from error
@@ -116,7 +128,37 @@ def _read_csv(path: Path, column: str | None) -> Iterator[UnparsedSample]:
             said = f"a row with more cells than the header, which has {len(header)}"
             yield failed_sample(name, FlowllmError(said))
         else:
-            yield UnparsedSample(name, partial(crystal_from_text, row[crystals] or ""))
+            energies = {key: _number(path, number, row, given) for key, given in known.items()}
+            found = {key: value for key, value in energies.items() if value is not None}
+            yield UnparsedSample(name, partial(crystal_from_text, row[crystals] or ""), found)
+
+
+def _check_columns(path: Path, header: Sequence[str], known: Mapping[str, str]) -> None:
+    """Refuse a header without one of the columns with known energies, or with two of one name."""
+    for key, column in known.items():
+        if header.count(column) != 1:
+            raise FlowllmError(
+                f"{path}: {header.count(column)} columns are named {column!r}, but {key} in the "
+                f"row of external_samples needs one; the columns are "
+                f"{', '.join(map(repr, header)) or 'none'}"
+            )
+
+
+def _number(path: Path, number: int, row: Mapping[str, str | None], column: str) -> float | None:
+    """Return the number in a cell, None for an empty or non-finite one.
+
+    Raises:
+        FlowllmError: the cell is not a number.
+    """
+    text = (row[column] or "").strip()
+    try:
+        value = float(text or "nan")
+    except ValueError as error:
+        raise FlowllmError(
+            f"{path}: row {number}, column {column!r}: {text!r} is not a number; correct the cell, "
+            "or leave it empty"
+        ) from error
+    return value if math.isfinite(value) else None
 
 
 def _structure_column(path: Path, header: Sequence[str], column: str | None) -> str:

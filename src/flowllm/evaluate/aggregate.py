@@ -25,6 +25,7 @@ from flowllm.evaluate.coverage import (
     property_distance,
 )
 from flowllm.evaluate.estimates import estimated_rates
+from flowllm.evaluate.known_energies import known_agreement
 from flowllm.evaluate.matching import DEFAULT, LENGTH_UNIT, LOOSE, BucketMatches
 from flowllm.evaluate.per_crystal import first_of_each_class, is_valid, novel_names
 from flowllm.evaluate.protocols import protocol_rates
@@ -95,6 +96,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
         "estimates": estimated_rates(samples),
         "protocols": protocol_rates(rows),
         "check": agreement(rows, sources.stability_rule, sources.check_sources),
+        "known": known_agreement(rows, sources.stability_rule),
         "means": means(rows, samples),
         "distances": property_distances(rows, *prints, rng),
         "histograms": histograms(rows, test),

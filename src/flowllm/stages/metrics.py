@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from cyclopts.types import PositiveInt
 
 from flowllm.config.sections.evaluation import Metrics
@@ -90,11 +91,18 @@ def run(
             rows_out=len(rows),
             rows_failed=sum(row["error"] is not None for row in rows),
         )
-        requested = any(sample.asked is not None for sample in samples)
-        schema = schemas.REQUESTED_METRICS if requested else schemas.METRICS_PER_CRYSTAL
-        write_table(out.with_suffix(".parquet"), rows, schema, run.metadata())
+        write_table(out.with_suffix(".parquet"), rows, _schema_of(samples), run.metadata())
         write_text(out, json.dumps(numbers, indent=1) + "\n")
         _log_rates(numbers["rates"])
+
+
+def _schema_of(samples: Sequence[Sample]) -> pa.Schema:
+    """Return the schema of the metrics per crystal."""
+    if any(sample.asked is not None for sample in samples):
+        return schemas.REQUESTED_METRICS
+    if any(sample.known is not None for sample in samples):
+        return schemas.METRICS_WITH_ENERGIES
+    return schemas.METRICS_PER_CRYSTAL
 
 
 def _log_rates(rates: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The sections of flow matching: training, base distributions, integration."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from flowllm.config.sections.base import Name, OwnPath, Section
+from flowllm.config.sections.base import Name, OwnPath, Row, Section
 
 
 class TrainRfm(Section):
@@ -141,8 +141,10 @@ TRAIN_COMPOSITIONS = "train_compositions"
 base distribution for cells and coordinates."""
 
 
-class Method(Section):
+class Method(Row):
     """One row of the results: a base and how it is refined."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset(("keep_symmetry",))
 
     name: Name = Field(description="name of the row in the results")
     base: Name = Field(
@@ -153,11 +155,17 @@ class Method(Section):
         description="a name of flows; null: the crystal of the language model is kept"
     )
     num_steps: NonNegativeInt = Field(description="integration steps; 0 without a flow")
+    keep_symmetry: bool | None = Field(
+        None,
+        description="in place of refine.keep_symmetry for this row; null: refine.keep_symmetry",
+    )
 
     @model_validator(mode="after")
     def _steps_need_a_flow(self) -> "Method":
         if (self.flow is None) != (self.num_steps == 0):
             raise ValueError("a method has a flow and num_steps > 0, or flow null and num_steps 0")
+        if self.flow is None and self.keep_symmetry is not None:
+            raise ValueError("keep_symmetry is for a method with a flow; remove it")
         return self
 
 
