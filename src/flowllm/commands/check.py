@@ -324,7 +324,15 @@ def _external_samples(config: Config) -> str:
 
 def _reference_hull(config: Config) -> str:
     source = config.reference_hull.source
-    return "training crystals" if source == "train" else _first_entry(source)
+    if source == "train":
+        return "training crystals"
+    if Path(source).suffix == ".parquet":
+        # pyarrow takes long to import.
+        from flowllm.io import schemas
+        from flowllm.io.tables import read_table
+
+        return f"{read_table(Path(source), schemas.HULL_ENTRIES).num_rows} entries of another run"
+    return _first_entry(source)
 
 
 def _dft_hull(config: Config, target: Target, stages: Collection[str]) -> str:

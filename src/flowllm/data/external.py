@@ -53,8 +53,8 @@ def read_samples(
     if known and not is_csv:
         key, given = next(iter(known.items()))
         raise FlowllmError(
-            f"{path}: {key}: {given} names a column, which is read from CSV only; remove {key} from "
-            "the row of external_samples"
+            f"{path}: {key}: {given} names a column, which is read from CSV only; remove {key} "
+            "from the row of external_samples"
         )
     takes_column = is_csv or (suffix_of(path) in _JSON and not path.is_dir())
     if column is not None and not takes_column:

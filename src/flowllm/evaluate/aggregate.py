@@ -81,6 +81,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
     rows, sources, samples = evaluation.rows, evaluation.sources, evaluation.samples
     prints = (evaluation.fingerprints, evaluation.test_fingerprints)
     rng = generator(seed, "metrics", "distances")
+    known = known_agreement(rows, sources.stability_rule)
     return {
         "protocol": protocol(sources, settings),
         "sampling": {
@@ -96,11 +97,11 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
         "estimates": estimated_rates(samples),
         "protocols": protocol_rates(rows),
         "check": agreement(rows, sources.stability_rule, sources.check_sources),
-        "known": known_agreement(rows, sources.stability_rule),
         "means": means(rows, samples),
         "distances": property_distances(rows, *prints, rng),
         "histograms": histograms(rows, test),
         **({"wishes": wish_rates(rows)} if rows and "asked" in rows[0] else {}),
+        **({"known": known} if known else {}),
     }
 
 
