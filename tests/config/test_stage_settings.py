@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from pydantic import TypeAdapter
 
-from flowllm.config.stage_settings import StageSettings
+from flowllm.config.stage_settings import _ROW_MODELS, StageSettings
 from flowllm.config.stages import STAGES
 
 
@@ -17,6 +18,29 @@ def test_a_stages_settings_are_the_sections_that_the_workflow_gives_it(stage):
     own = set(hints.__annotations__) if hints is not StageSettings else set()
     about = STAGES[stage]
     assert own == {*about.sections, *([about.row] if about.row else [])}
+
+
+ADDED = {
+    "refine": (
+        {"name": "m", "base": "b", "flow": "llm", "num_steps": 5},
+        {"keep_symmetry": False},
+    ),
+    "import_samples": (
+        {"name": "x", "file": "x.csv", "shards": 1, "column": None, "cell": None},
+        {"max_crystals": 5, "known_e_above_hull": "e", "known_formation_energy": "f"},
+    ),
+}
+"""Rows as jobs were given them before a key was added, and the added keys."""
+
+
+@pytest.mark.parametrize("stage", ADDED)
+def test_a_key_that_is_added_to_a_row_leaves_finished_jobs_as_they_are(stage):
+    before, added = ADDED[stage]
+    kind = STAGES[stage].row
+    for row in (before, before | dict.fromkeys(added)):
+        assert TypeAdapter(_ROW_MODELS[kind]).validate_python(row).model_dump() == before
+    given = {**before, **added}
+    assert TypeAdapter(_ROW_MODELS[kind]).validate_python(given).model_dump() == given
 
 
 CODE = """\

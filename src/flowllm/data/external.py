@@ -5,7 +5,6 @@ Nothing in a file is executed: all formats are parsed as data.
 
 import csv
 import io
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from flowllm.crystal import Crystal
 from flowllm.data import sample_files
 from flowllm.data.cif_blocks import decode_cif, split_blocks
 from flowllm.data.csv_file import large_fields
+from flowllm.data.properties import parse_property
 from flowllm.data.sample_crystals import (
     NAME_COLUMNS,
     STRUCTURE_COLUMNS,
@@ -27,6 +27,12 @@ from flowllm.data.sample_json import read_json
 from flowllm.data.sample_text import read_poscar
 from flowllm.data.sample_xyz import read_xyz
 from flowllm.errors import FlowllmError
+
+PROPERTIES = {
+    "known_e_above_hull": "e_above_hull",
+    "known_formation_energy": "formation_energy_per_atom",
+}
+"""Properties of a source's crystals by the keys of `external_samples`."""
 
 _JSON = (*sample_files.JSON, *sample_files.JSON_LINES)
 
@@ -128,9 +134,8 @@ def _read_csv(path: Path, column: str | None, known: Mapping[str, str]) -> Itera
             said = f"a row with more cells than the header, which has {len(header)}"
             yield failed_sample(name, FlowllmError(said))
         else:
-            energies = {key: _number(path, number, row, given) for key, given in known.items()}
-            found = {key: value for key, value in energies.items() if value is not None}
-            yield UnparsedSample(name, partial(crystal_from_text, row[crystals] or ""), found)
+            energies = _known_energies(path, number, row, known)
+            yield UnparsedSample(name, partial(crystal_from_text, row[crystals] or ""), energies)
 
 
 def _check_columns(path: Path, header: Sequence[str], known: Mapping[str, str]) -> None:
@@ -144,21 +149,26 @@ def _check_columns(path: Path, header: Sequence[str], known: Mapping[str, str]) 
             )
 
 
-def _number(path: Path, number: int, row: Mapping[str, str | None], column: str) -> float | None:
-    """Return the number in a cell, None for an empty or non-finite one.
+def _known_energies(
+    path: Path, number: int, row: Mapping[str, str | None], known: Mapping[str, str]
+) -> dict[str, float]:
+    """Return the known energies of a row, without those that it does not give.
 
     Raises:
-        FlowllmError: the cell is not a number.
+        FlowllmError: a cell is neither an energy nor a word for an unknown value.
     """
-    text = (row[column] or "").strip()
-    try:
-        value = float(text or "nan")
-    except ValueError as error:
-        raise FlowllmError(
-            f"{path}: row {number}, column {column!r}: {text!r} is not a number; correct the cell, "
-            "or leave it empty"
-        ) from error
-    return value if math.isfinite(value) else None
+    energies = {}
+    for key, column in known.items():
+        try:
+            value = parse_property(PROPERTIES[key], row[column] or "")
+        except ValueError as error:
+            raise FlowllmError(
+                f"{path}: row {number}, column {column!r} ({key}): {error}; correct the cell, or "
+                "leave it empty"
+            ) from error
+        if value is not None:
+            energies[key] = value
+    return energies
 
 
 def _structure_column(path: Path, header: Sequence[str], column: str | None) -> str:
