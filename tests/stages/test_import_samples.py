@@ -118,7 +118,7 @@ def test_some_samples_are_drawn_by_the_seed_and_more_keep_them(tmp_path):
     assert ids == [f"Other-{names.index(name):06d}" for name in seven]
 
 
-def test_the_log_has_the_unreadable_samples_by_reason(samples, tmp_path, caplog):
+def test_the_log_has_the_unreadable_samples_by_reason(tmp_path, caplog):
     path = tmp_path / "some.csv"
     cif = rocksalt().to_structure().to(fmt="cif")
     rows = [("a", cif), ("b", ""), ("c", "{1, 2"), ("d", ""), ("e", cif)]

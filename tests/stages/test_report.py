@@ -592,11 +592,11 @@ def test_a_sweep_is_drawn_without_the_records_of_its_flow(run_dir):
 def test_of_a_sweep_the_histograms_show_the_first(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
     rows = [("a", "llm", 50), ("a", "llm", 250), ("a", None, 0), ("b", "llm", 50)]
-    rows += [("a", "llm", 10, False), ("a", "llm", 20, False)]
+    free = [{}] * len(rows) + [{"keep_symmetry": False}] * 2
+    rows += [("a", "llm", 10), ("a", "llm", 20)]
     results = []
-    for base, flow, steps, *kept in rows:
-        method = {"name": f"{base}{steps}", "base": base, "flow": flow, "num_steps": steps}
-        method |= {"keep_symmetry": value for value in kept}
+    for (base, flow, steps), more in zip(rows, free, strict=True):
+        method = {"name": f"{base}{steps}", "base": base, "flow": flow, "num_steps": steps} | more
         sampling = {**result.numbers["sampling"], "setting": method}
         numbers = {**result.numbers, "setting": method["name"], "sampling": sampling}
         results.append(replace(result, numbers=numbers))
