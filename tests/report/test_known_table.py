@@ -19,7 +19,7 @@ def result(name, pairs):
             "known_e_above_hull": known,
             "num_elements": 2,
             "formation_energy_per_atom": ours - 1,
-            "known_formation_energy": None,
+            "known_formation_energy": known - 1,
         }
         for ours, known in pairs
     ]
@@ -42,12 +42,13 @@ def result(name, pairs):
 def test_a_row_with_known_energies_has_its_rates_and_correlations():
     pairs = [(-0.1, 0.0), (0.05, 0.0), (0.2, 0.3), (0.1, 0.1), (0.4, 0.6)]
     table = known_table([result("ours", []), result("MP-20-test", pairs)])
-    (row,) = table.rows
-    assert (row["setting"], row["source"]) == ("MP-20-test", "e_above_hull")
+    row, formed = table.rows
+    assert (row["setting"], row["crystals"]) == ("MP-20-test", 5)
     assert (row["agree_stable"]["numerator"], row["agree_stable"]["denominator"]) == (4, 5)
-    assert row["pearson_e_above_hull"].endswith("n = 5)")
-    assert row["difference_e_above_hull"]["mean"] == pytest.approx(-0.07)
-    assert row["pearson_formation"] is None
+    assert row["pearson"].endswith("n = 5)")
+    assert row["difference"]["mean"] == formed["difference"]["mean"] == pytest.approx(-0.07)
+    assert formed["compared"] == "formation energy"
+    assert "agree_stable" not in formed
     assert "8\u202f000 compositions" in table.caption
     assert "MP-20-test" in to_csv(table)
 

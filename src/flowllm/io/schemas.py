@@ -347,7 +347,11 @@ REQUESTED_METRICS = _extend(list(METRICS_PER_CRYSTAL), _ANSWERED)
 
 METRICS_WITH_ENERGIES = _extend(
     list(METRICS_PER_CRYSTAL),
-    [_column("formation_energy_per_atom", pa.float64(), "as in the stability table"), *_KNOWN],
+    [
+        _column("formation_energy_per_atom", pa.float64(), "as in the stability table"),
+        *_KNOWN,
+        _column("known_e_above_train", pa.float64(), "eV/atom, by known formation energies alone"),
+    ],
 )
 """metrics/{kind}/{external}.parquet: of a row that names columns with known energies."""
 

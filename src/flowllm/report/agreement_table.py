@@ -44,50 +44,54 @@ def agreement_table(results: Sequence[Result]) -> Table | None:
     )
 
 
+_COMPARED = {
+    "source": "E_hull, known one on the source's hull",
+    "train": "E_hull, known one on the training crystals' hull",
+    "formation": "formation energy",
+}
+"""Comparisons of `known_energies.known_agreement` as text."""
+
 _KNOWN_COLUMNS = (
     METHOD,
-    Column("source", "Known energies: columns"),
+    Column("compared", "Compared"),
+    Column("crystals", "Crystals", "count"),
+    Column("pearson", "Pearson's r"),
+    Column("spearman", "Spearman's ρ"),
+    Column("difference", "Potential minus known, eV/atom", "mean", 3),
+    Column("absolute", "The same, absolute", "mean", 3),
+    Column("ours_stable", "Stable", "rate"),
     Column("known_stable", "Stable, known", "rate"),
-    Column("ours_stable", "Stable by the potential", "rate"),
     Column("agree_stable", "Agree on stable", "rate"),
-    Column("confirmed_stable", "Known stable, of stable by the potential", "rate"),
-    Column("found_stable", "Stable by the potential, of known stable", "rate"),
+    Column("confirmed_stable", "Known stable, of stable", "rate"),
+    Column("found_stable", "Stable, of known stable", "rate"),
     Column("agree_metastable", "Agree on metastable", "rate"),
-    Column("pearson_e_above_hull", "E_hull: Pearson's r"),
-    Column("spearman_e_above_hull", "E_hull: Spearman's ρ"),
-    Column("difference_e_above_hull", "E_hull, potential minus known, eV/atom", "mean", 3),
-    Column("absolute_e_above_hull", "The same, absolute", "mean", 3),
-    Column("pearson_formation", "Formation energy: Pearson's r"),
-    Column("difference_formation", "Formation energy, potential minus known", "mean", 3),
-    Column("absolute_formation", "The same, absolute", "mean", 3),
 )
 
 
 def known_table(results: Sequence[Result]) -> Table | None:
-    """Return the agreement with known energies per row; None if no row gives any."""
+    """Return the agreement with known energies per comparison; None if no row gives any."""
     ours = [one for one in of_kind(results, "potential") if one.numbers.get("known")]
     if not ours:
         return None
-    rows = []
-    for result in ours:
-        known, row = result.numbers["known"], result.numbers["sampling"]["external"]
-        keys = ("known_e_above_hull", "known_formation_energy")
-        columns = ", ".join(row[key] for key in keys if row.get(key))
-        texts = {name: _order(one) for name, one in known["correlations"].items()}
-        rows.append(
-            {"setting": result.method, "source": columns}
-            | known["rates"]
-            | texts
-            | known["differences"]
-        )
+    rows = [
+        {
+            "setting": result.method,
+            "compared": _COMPARED[name],
+            "crystals": one["count"],
+            **{key: _order(value) for key, value in one["correlations"].items()},
+            **one["differences"],
+            **one["rates"],
+        }
+        for result in ours
+        for name, one in result.numbers["known"].items()
+    ]
     return Table(
         "known_energies",
         "The potential's energies against known ones",
-        f"{energy_name(ours)} against the energies in the samples' own file (external_samples), of "
-        f"the crystals that have both. Thresholds: {rules(ours)}; a known energy above the hull of "
-        "just the threshold is stable, because the hull that it refers to usually contains the "
-        f"crystal itself. The hulls differ: this run's is {hull_name(ours)}, and a smaller hull "
-        "gives smaller energies. Correlations with 95 % interval and number of crystals.",
+        f"{energy_name(ours)} on the hull {hull_name(ours)} against the energies that the samples' "
+        "own file gives. "
+        f"Thresholds: {rules(ours)}; on the source's hull, which usually contains the crystal "
+        "itself, an energy of just the threshold is stable.",
         _KNOWN_COLUMNS,
         rows,
     )

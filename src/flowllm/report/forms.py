@@ -187,8 +187,9 @@ class Check(Form):
 
 
 class Known(Form):
-    """Agreement with the energies that the source of the crystals gives."""
+    """One comparison with the energies that the source of the crystals gives."""
 
+    count: int
     rates: dict[str, Rate]
     correlations: dict[str, Order]
     differences: dict[str, Mean]
@@ -224,7 +225,7 @@ class Metrics(Form):
     estimates: Estimates | None
     protocols: dict[str, OtherProtocol]
     check: Check | None
-    known: Known | None = None
+    known: dict[str, Known] = {}
     means: dict[str, Mean]
     distances: dict[str, Distance]
     histograms: Histograms

@@ -13,6 +13,7 @@ from flowllm.config.sections.evaluation import Metrics
 from flowllm.config.stage_settings import StageSettings
 from flowllm.evaluate.aggregate import FORMAT, NOVELTY_SETS, Evaluation, all_numbers
 from flowllm.evaluate.coverage import Fingerprints, add_coverage, read_fingerprints
+from flowllm.evaluate.known_energies import add_train_distances
 from flowllm.evaluate.matching import BucketMatches
 from flowllm.evaluate.parallel import ordered_map
 from flowllm.evaluate.per_crystal import add_matches, match_samples, measure
@@ -122,6 +123,8 @@ def _evaluate(
     rows, matches = judge(samples, splits, section, workers)
     generated = prints[0].in_order([sample.name for sample in samples])
     rows = add_coverage(rows, generated, prints[1])
+    if any(sample.known is not None for sample in samples):
+        rows = add_train_distances(rows, splits["train"])
     return Evaluation(samples, sources, matches, generated, prints[1], rows)
 
 
