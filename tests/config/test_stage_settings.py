@@ -20,7 +20,9 @@ def test_a_stages_settings_are_the_sections_that_the_workflow_gives_it(stage):
     assert own == {*about.sections, *([about.row] if about.row else [])}
 
 
+NOISE = {"coords_noise": 0.0, "lengths_noise": 0.0, "angles_noise": 0.0}
 ADDED = {
+    "train_rfm": ({"name": "f", "start": "llm", **NOISE}, {"augment_axes": False}),
     "refine": (
         {"name": "m", "base": "b", "flow": "llm", "num_steps": 5},
         {"keep_symmetry": False},

@@ -12,8 +12,8 @@ from tiny_run import ROOT, dry_runs, planned
 FOLDER = ROOT / "recipes" / "mp_20_large"
 RECIPE = ["recipe"]
 COMPARED = ["recipe", "evaluation"]
-OVERLAYS = [RECIPE, COMPARED, [*COMPARED, "noise"], [*COMPARED, "rivals"]]
-OVERLAYS += [[*COMPARED, "noise", "rivals"], ["recipe", "coordinates"]]
+OVERLAYS = [RECIPE, COMPARED, [*COMPARED, "ablations"], [*COMPARED, "rivals"]]
+OVERLAYS += [[*COMPARED, "ablations", "rivals"], ["recipe", "coordinates"]]
 
 CRYSTALS = {"mp-1": rocksalt(), "mp-2": perovskite(), "mp-3": fcc()}
 
@@ -92,7 +92,7 @@ def test_the_other_text_has_models_of_the_same_size_and_the_same_hull():
 
 def test_the_methods_answer_the_papers_comparisons():
     """Tables 1 and 2, figure 3c and table 4: each has the rows that it compares."""
-    config = config_of([*COMPARED, "noise", "rivals"])
+    config = config_of([*COMPARED, "ablations", "rivals"])
     by_flow = {}
     for one in config.methods:
         by_flow.setdefault((one.base, one.flow), []).append(one)
@@ -105,6 +105,7 @@ def test_the_methods_answer_the_papers_comparisons():
     assert ("train_compositions", "types") in by_flow
     noise = {one.coords_noise for one in config.flows if one.start == "llm"}
     assert len(noise) == 3
+    assert [one.name for one in config.flows if one.augment_axes is False] == ["llm-axes"]
     assert {row.name for row in config.external_samples} == {
         *("MP-20-test", "DiffCSP", "FlowMM", "CrystalFormer")
     }

@@ -1,8 +1,8 @@
 """Agreement of the run's energies with those that the source of the crystals gives, e.g. by DFT.
 
-Energies above the hull are compared twice: with those of the source, whose hull is another, and with
-the distances of the known formation energies to the hull of the training crystals' own, which the
-source gives too. The second comparison leaves out how complete the run's hull is.
+Energies above the hull are compared twice: with those of the source, whose hull is another, and
+with the distances of the known formation energies to the hull of the training crystals' own. The
+second comparison leaves out how complete the run's hull is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
