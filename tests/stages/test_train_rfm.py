@@ -87,7 +87,7 @@ def test_a_flow_has_its_own_augment_axes_in_place_of_the_section(config_path, sh
         settings = small_settings(config_path, LLM_FLOW | own, augment_axes=section)
         out = tmp_path / f"{section}-{row}"
         train_rfm.run(settings, **shards, out=out)
-        weights[section, row] = (out / "model.safetensors").read_bytes()
+        weights[section, row] = (out / "weights.safetensors").read_bytes()
     assert weights[True, False] == weights[False, None]
     assert weights[False, True] == weights[True, None]
     assert weights[True, None] != weights[False, None]
