@@ -22,6 +22,7 @@ from flowllm.relax.ground_states import GroundState, ground_states
 from flowllm.relax.models import load_potential
 from flowllm.relax.relaxer import relax
 from flowllm.runtime.provenance import read_provenance
+from flowllm.runtime.signals import Stopped
 from flowllm.stages import prerelax, reference_hull, stability
 
 ELEMENTAL = (
@@ -251,6 +252,53 @@ def test_a_file_of_the_potentials_entries(tmp_path):
     assert (row["kind"], row["source"]) == ("potential", "CHGNet 0.3.0, relaxation not recorded")
     assert row["converged"] is None
     assert row["lengths"] is None
+
+
+FEW = {"Na": ground_states()["Na"], "Cl": ground_states()["Cl"]}
+
+
+def test_the_hull_of_another_run_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_hull, "ground_states", lambda: FEW)
+    made = run(tmp_path / "first", {"row-1": CRYSTALS["row-1"]}, limits={"max_steps": 5})
+    source = tmp_path / "first" / "hull" / "potential.parquet"
+    taken = run(tmp_path / "second", limits={"max_steps": 5}, source=str(source))
+    assert taken == made
+    assert len(taken) == 3
+    counts = read_provenance(tmp_path / "second" / "hull" / "potential.parquet")["counts"]
+    assert counts["rows_out"] == 3
+    assert counts["not_converged"] == sum(not row["converged"] for row in made)
+
+
+def test_a_hull_of_other_limits_is_refused_and_says_which(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_hull, "ground_states", lambda: FEW)
+    run(tmp_path / "first", {"row-1": CRYSTALS["row-1"]}, limits={"max_steps": 5})
+    source = tmp_path / "first" / "hull" / "potential.parquet"
+    said = r"potential\.parquet: its entries are of CHGNet .* 5 steps, but .* needs .* 6 steps; set"
+    with pytest.raises(FlowllmError, match=said):
+        run(tmp_path / "second", limits={"max_steps": 6}, source=str(source))
+
+
+def test_a_stopped_hull_is_resumed_after_its_last_part(tmp_path, monkeypatch):
+    """The crystals of finished parts are not relaxed again, and the entries are the same."""
+    monkeypatch.setattr(reference_hull, "ground_states", lambda: FEW)
+    whole = run(tmp_path / "whole", limits={"max_steps": 5}, chunk_size=2)
+    relaxed = []
+
+    def until(count):
+        def relax_some(potential, crystals, **limits):
+            if len(relaxed) == count:
+                raise Stopped("stopped by SIGTERM")
+            relaxed.append(len(crystals))
+            return relax(potential, crystals, **limits)
+
+        monkeypatch.setattr(reference_hull, "relax", relax_some)
+
+    until(2)
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", limits={"max_steps": 5}, chunk_size=2)
+    until(-1)
+    assert run(tmp_path / "parts", limits={"max_steps": 5}, chunk_size=2) == whole
+    assert relaxed == [2, 2, 2]
 
 
 def test_a_file_that_looks_like_dft_causes_a_warning(tmp_path, caplog):

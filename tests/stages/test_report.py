@@ -592,16 +592,18 @@ def test_a_sweep_is_drawn_without_the_records_of_its_flow(run_dir):
 def test_of_a_sweep_the_histograms_show_the_first(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
     rows = [("a", "llm", 50), ("a", "llm", 250), ("a", None, 0), ("b", "llm", 50)]
+    free = [{}] * len(rows) + [{"keep_symmetry": False}] * 2
+    rows += [("a", "llm", 10), ("a", "llm", 20)]
     results = []
-    for base, flow, steps in rows:
-        method = {"name": f"{base}{steps}", "base": base, "flow": flow, "num_steps": steps}
+    for (base, flow, steps), more in zip(rows, free, strict=True):
+        method = {"name": f"{base}{steps}", "base": base, "flow": flow, "num_steps": steps} | more
         sampling = {**result.numbers["sampling"], "setting": method}
         numbers = {**result.numbers, "setting": method["name"], "sampling": sampling}
         results.append(replace(result, numbers=numbers))
     other = {**result.numbers, "setting": "o", "sampling": {"setting": {}}}
     results.append(replace(result, numbers=other))
     shown = [one.method for one in first_of_each_sweep(results)]
-    assert shown == ["a50", "a0", "b50", "o"]
+    assert shown == ["a50", "a0", "b50", "a10", "o"]
 
 
 def test_settings_keep_their_look_in_every_figure():

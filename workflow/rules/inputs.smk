@@ -132,6 +132,12 @@ def finished_runs(wildcards):
     return without_braces(path for name in names for path in folder.rglob(name))
 
 
+def hull_source():
+    """Return the file of the potential's reference entries; none for the training crystals."""
+    source = CONFIG.reference_hull.source
+    return [] if source == "train" else without_braces([source])
+
+
 def dft_entries(wildcards):
     """Return the file of reference entries, if the source is a file; a source is required."""
     source = CONFIG.dft_hull.source

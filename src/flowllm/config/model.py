@@ -284,6 +284,13 @@ class Config(Section):
                     )
 
     def _flows_fit(self) -> None:
+        for flow in self.flows:
+            if flow.augment_axes and not self.train_rfm.has_symmetric_bounds:
+                raise ValueError(
+                    f"flows: {flow.name} has augment_axes, which replaces angles by their "
+                    "supplements, so train_rfm.angle_bounds must be symmetric about 90 degrees "
+                    f"(got {list(self.train_rfm.angle_bounds)})"
+                )
         starts = {flow.name: flow.start for flow in self.flows}
         for method in (*self.methods, *self.csp_methods):
             if method.flow not in [None, *starts]:

@@ -162,6 +162,14 @@ IMPORTED = _extend(
 )
 """generated/{external}/shard-*.parquet: other models' samples, read as `GENERATED` is."""
 
+_KNOWN = [
+    _column("known_e_above_hull", pa.float64(), "eV/atom, of the source; null: not given"),
+    _column("known_formation_energy", pa.float64(), "eV/atom, likewise"),
+]
+
+SAMPLES_WITH_ENERGIES = _extend(list(IMPORTED), _KNOWN)
+"""generated/{external}/shard-*.parquet: of a row that names columns with known energies."""
+
 TRAJECTORIES = _extend(
     _CRYSTAL,
     [
@@ -333,6 +341,16 @@ _ANSWERED = [
 
 REQUESTED_METRICS = _extend(list(METRICS_PER_CRYSTAL), _ANSWERED)
 """metrics/{kind}/{method}.parquet: of a method whose base has conditions."""
+
+METRICS_WITH_ENERGIES = _extend(
+    list(METRICS_PER_CRYSTAL),
+    [
+        _column("formation_energy_per_atom", pa.float64(), "as in the stability table"),
+        *_KNOWN,
+        _column("known_e_above_train", pa.float64(), "eV/atom, by known formation energies alone"),
+    ],
+)
+"""metrics/{kind}/{external}.parquet: of a row that names columns with known energies."""
 
 ON_REQUEST = _extend(
     _CRYSTAL,

@@ -8,7 +8,7 @@ import pyarrow as pa
 from flowllm.config.sections.llm import MAX_LOSS_RISE
 from flowllm.evaluate.statistics import rate, summary
 from flowllm.report.metrics_files import Result
-from flowllm.report.protocol_text import energy_name
+from flowllm.report.protocol_text import energy_name, symmetry_text
 from flowllm.report.provenance import DraftCount, StageCost
 from flowllm.report.published import published_note, published_rows
 from flowllm.report.table import METHOD, Column, Table
@@ -68,7 +68,7 @@ def _origin(result: Result) -> str:
         parts.append(f"τ {base['temperature']:g}, P {base['top_p']:g}")
     flow = method["flow"]
     parts.append("no flow" if flow is None else f"flow {flow}, {method['num_steps']} steps")
-    return ", ".join(parts)
+    return ", ".join(parts) + symmetry_text(method.get("keep_symmetry"))
 
 
 def draft_table(counts: Sequence[DraftCount]) -> Table:

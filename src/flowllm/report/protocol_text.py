@@ -43,6 +43,11 @@ def made_by(results: Sequence[Result]) -> str:
     )
 
 
+def symmetry_text(kept: bool | None) -> str:
+    """Return the `keep_symmetry` of a row of `methods` as text; empty where it has none."""
+    return "" if kept is None else f", symmetry {'kept' if kept else 'not kept'}"
+
+
 def special_rows(results: Sequence[Result]) -> str:
     """Return which rows are without the flow or the language model, as text; empty if none are."""
     notes = []

@@ -15,7 +15,7 @@ from flowllm.report import (
     process_tables,
     quality_tables,
 )
-from flowllm.report.agreement_table import agreement_table
+from flowllm.report.agreement_table import agreement_table, known_table
 from flowllm.report.gallery import find_candidates
 from flowllm.report.metrics_files import Result, first_of_each_sweep, of_kind, once_per_method
 from flowllm.report.page import RenderedFigure, Section, provenance_details
@@ -90,7 +90,7 @@ def _results(
             cost_tables.sun_cost_table(results),
             quality_tables.proxy_table(results),
             *filter(None, [quality_tables.noise_table(results, flows)]),
-            *filter(None, [agreement_table(results)]),
+            *filter(None, [agreement_table(results), known_table(results)]),
             quality_tables.ground_state_table(results),
             *(quality_tables.e_hull_table(results, kind) for kind in kinds),
             quality_tables.num_elements_table(results),

@@ -70,6 +70,8 @@ def run(settings: Settings, *, crystals: Path, out: Path) -> None:
     with stage_run(settings, inputs=inputs, output=out) as run:
         if section.source == "train":
             _write_from_train(settings, crystals, out, run)
+        elif Path(section.source).suffix == ".parquet":
+            _write_from_run(settings, Path(section.source), out, run)
         else:
             label = unrecorded_label(LABELS[potential.name])
             entries = list(read_entries(Path(section.source)))
@@ -77,6 +79,32 @@ def run(settings: Settings, *, crystals: Path, out: Path) -> None:
             rows = [entry_row(entry, kind="potential", source=label) for entry in entries]
             tables.write_table(out, rows, hull_schemas.POTENTIAL_ENTRIES, run.metadata())
             run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0)
+
+
+def _write_from_run(settings: Settings, source: Path, out: Path, run: StageRun) -> None:
+    """Write the entries of another run's hull, which must be relaxed as this run's crystals are.
+
+    Raises:
+        FlowllmError: the file is not a hull of the same potential and criterion of relaxation.
+    """
+    table = tables.read_table(source, schemas.HULL_ENTRIES)
+    prerelax: Prerelax = settings.prerelax
+    name = LABELS[settings.potential.name]
+    needed = potential_label(name, prerelax.max_force, prerelax.max_steps)
+    found = set(table.column("source").to_pylist())
+    if found != {needed}:
+        raise FlowllmError(
+            f"{source}: its entries are of {' + '.join(sorted(found)) or 'nothing'}, but this run "
+            f"needs {needed}; set reference_hull.source to train, or potential and prerelax as in "
+            "the run that made the file"
+        )
+    tables.write_table(out, table, schemas.HULL_ENTRIES, run.metadata())
+    run.count(
+        rows_in=table.num_rows,
+        rows_out=table.num_rows,
+        rows_failed=0,
+        not_converged=table.column("converged").to_pylist().count(False),
+    )
 
 
 def _warn_of_dft(entries: Sequence[ReferenceEntry], source: str) -> None:
