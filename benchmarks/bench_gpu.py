@@ -36,6 +36,9 @@ SHARES = {
 }
 """Share of the time that each section may take."""
 
+LEAD = "loader, times the fastest flow training"
+"""Key of the number that says whether the loader is ahead of the GPU."""
+
 GRACE = 15.0
 """Seconds of each section beside its share: the start of its process, before it is killed."""
 
@@ -95,6 +98,16 @@ def measure_in_process(name: str, seconds: float, smoke: bool) -> dict[str, Any]
         return found
 
 
+def loader_lead(sections: dict[str, dict[str, Any]]) -> float | None:
+    """Return how many times as fast as the fastest training the loader is, None if unknown."""
+    rates: dict[str, list[float]] = {"crystals/s": [], "pairs/s": []}
+    for name, what in (("flow training", "crystals/s"), ("loader", "pairs/s")):
+        cases = sections.get(name, {}).items()
+        rates[what] = [case[what] for key, case in cases if key != "ended" and what in case]
+    trained, loaded = rates.values()
+    return min(loaded) / max(trained) if trained and loaded else None
+
+
 def main() -> None:
     """Print a table, and write the numbers as JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -122,8 +135,11 @@ def main() -> None:
     for one in options.section or SECTIONS:
         seconds = max(1.0, shared * SHARES[one])
         record["sections"][one] = measure_in_process(one, seconds, options.smoke)
+        record[LEAD] = loader_lead(record["sections"])
         if options.json:
             options.json.write_text(json.dumps(record, indent=2) + "\n")
+    if record[LEAD]:
+        print(f"{LEAD} | all | {record[LEAD]:.3g}")
 
 
 if __name__ == "__main__":

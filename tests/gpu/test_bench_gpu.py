@@ -17,8 +17,13 @@ SCRIPT = BENCHMARKS / "bench_gpu.py"
 def test_every_section_measures_something(tmp_path):
     out = tmp_path / "found.json"
     subprocess.run([sys.executable, str(SCRIPT), "--smoke", "--json", str(out)], check=True)
-    sections = json.loads(out.read_text())["sections"]
+    record = json.loads(out.read_text())
+    sections = record["sections"]
     assert len(sections) == 7
+    fastest = max(case["crystals/s"] for case in sections["flow training"].values())
+    slowest = min(case["pairs/s"] for case in sections["loader"].values())
+    lead = record["loader, times the fastest flow training"]
+    assert lead == pytest.approx(slowest / fastest)
     for name, cases in sections.items():
         reason = cases.pop("ended", None)
         assert reason is None or reason.startswith("ModuleNotFoundError"), name

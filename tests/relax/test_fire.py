@@ -1,4 +1,4 @@
-"""A step of FIRE for a whole batch against torch-sim's step, and the exponential against scipy's."""
+"""A step of FIRE for a whole batch against torch-sim, and its exponential against scipy."""
 
 import numpy as np
 import pytest
