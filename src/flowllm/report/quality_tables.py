@@ -49,18 +49,6 @@ _SUN_COLUMNS = (
     _SUN,
 )
 
-TERMINAL_COLUMNS = (
-    METHOD,
-    Column("structural_validity", "Valid structure", "rate"),
-    Column("compositional_validity", "Valid composition", "rate"),
-    Column("relaxed", "Relaxed", "rate"),
-    _METASTABLE,
-    _STABLE,
-    _NOVEL,
-    _SUN,
-)
-"""Columns of the table on the terminal; counts are printed after the rates."""
-
 _PAPER_COLUMNS = (
     METHOD,
     _STRUCTURE,
