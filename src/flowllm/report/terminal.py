@@ -6,7 +6,7 @@ from typing import Any
 from flowllm.evaluate.hull import EnergySource, short_label
 from flowllm.evaluate.statistics import rate
 from flowllm.report.metrics_files import Result, of_kind, once_per_method
-from flowllm.report.protocol_text import energy_name
+from flowllm.report.protocol_text import energy_name, hull_size
 
 WIDTH = 100
 """Characters per line; the methods that do not fit are in a further block below."""
@@ -53,8 +53,7 @@ def meaning(results: Sequence[Result], kind: EnergySource) -> str:
         each = f"{_thousands(least)} to {_thousands(most)} crystals"
     interval = rate(least // 2, least, "all generated")
     margin = f"{50 * (interval['high'] - interval['low']):.2g}"
-    sizes = sorted({one.numbers["protocol"]["hull_compositions"] for one in ours})
-    hull = f"a hull of {' and '.join(map(_thousands, sizes))} compositions"
+    hull = f"a hull of {hull_size(ours)}"
     verb = "These numbers compare the methods" if len(ours) > 1 else "These numbers are measured"
     sample = f"{verb} on {each} (a rate near 50 % is uncertain by {margin} percentage points)"
     if kind == "dft":
