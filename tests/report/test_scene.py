@@ -116,7 +116,7 @@ def test_the_first_view_is_a_rotation():
         ("SrTiO3", [("SrTiO", "3")]),
         ("Ca3(PO4)2", [("Ca", "3"), ("(PO", "4"), (")", "2")]),
         ("O2", [("O", "2")]),
-        ("Li0.5CoO2", [("Li", "0.5"), ("CoO", "2")]),
+        ("Li0.5NiO2", [("Li", "0.5"), ("NiO", "2")]),
     ],
 )
 def test_numbers_of_a_formula_are_apart(formula, parts):

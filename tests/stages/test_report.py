@@ -323,7 +323,7 @@ def test_the_first_table_is_by_dft_and_has_the_relaxation_by_the_potential(run_d
     released = potential["means"]["delta_energy_per_atom"]["mean"]
     assert float(row["delta_energy_per_atom"]) == released
     assert float(row["sun_rate"]) == dft["rates"]["sun_rate"]["value"]
-    assert row["origin"] == "base tau0.7, τ 0.7, P 0.9, flow llm, 50 steps"
+    assert row["origin"] == "language model (tau0.7: τ 0.7, P 0.9), flow llm in 50 steps"
     assert "num_steps" not in read_csv(page_path, "stability_potential")[0]
     alone = sun_table(read_results(metrics_files(run_dir)[:1]), "potential", lead=True).rows[0]
     assert alone["num_steps"] == potential["means"]["num_steps"]
@@ -422,7 +422,7 @@ def test_samples_of_another_model_say_where_they_are_from(run_dir):
         "sampling": {"base": {}, "setting": {}, "external": {"name": "O", "file": "o.pt"}},
     }
     assert origin(replace(result, numbers=numbers)) == "another model, o.pt"
-    assert origin(result) == "base tau0.7, τ 0.7, P 0.9, flow llm, 50 steps"
+    assert origin(result) == "language model (tau0.7: τ 0.7, P 0.9), flow llm in 50 steps"
 
 
 def test_rows_without_a_language_model_or_a_flow_are_said(run_dir):
@@ -441,7 +441,7 @@ def test_rows_without_a_language_model_or_a_flow_are_said(run_dir):
     assert "CrystalLLM: the language model's crystals, not refined." in caption
     assert "FlowLLM-test" not in caption
     origins = [origin(one) for one in results[1:]]
-    assert origins == ["base train_compositions, flow types, 750 steps", "base tau0.7, no flow"]
+    assert origins == ["base train_compositions, flow types in 750 steps", "base tau0.7, no flow"]
 
 
 def test_rows_whose_drafts_were_rejected_for_close_atoms_are_said_beside_table_1(run_dir):
@@ -816,7 +816,8 @@ def test_a_run_in_which_everything_failed_gets_a_report(tmp_path):
     out = write_report(tmp_path, metrics_paths=[run.out])
     _, cells, *_ = [cells for _, cells in Page(out.read_text()).rows if "FlowLLM-test" in cells]
     assert "0.00\u202f%" in cells
-    assert "of none" in cells  # novel, of the stable: there are none
+    assert "of none" in cells  # energy released, of the relaxed: there are none
+    assert "No crystal of this run is relaxed, novel and placed on the hull." in out.read_text()
 
 
 READ_BY_THE_REPORT = (

@@ -76,7 +76,7 @@ class Section:
     @property
     def content(self) -> bool:
         """Whether there is anything in it."""
-        return bool(self.gallery or self.figures or self.tables or self.details)
+        return bool(self.note or self.gallery or self.figures or self.tables or self.details)
 
 
 def provenance_details(records: Sequence[dict[str, Any]]) -> list[Detail]:
@@ -133,5 +133,7 @@ def render(
         folded=[section for section in sections if section.folded],
         files=files,
         open_candidates=OPEN_CANDIDATES,
-        viewer=VIEWER.read_text() if any(section.gallery for section in sections) else "",
+        viewer=VIEWER.read_text(encoding="utf-8")
+        if any(section.gallery for section in sections)
+        else "",
     )

@@ -56,12 +56,13 @@ def origin(result: Result) -> str:
         return f"another model, {file}"
     if not (method := sampling["setting"]):
         return "–"
-    parts = [f"base {method['base']}"]
+    start = f"base {method['base']}"
     if base := sampling["base"]:
-        parts.append(f"τ {base['temperature']:g}, P {base['top_p']:g}")
+        drawn = f"τ {base['temperature']:g}, P {base['top_p']:g}"
+        start = f"language model ({method['base']}: {drawn})"
     flow = method["flow"]
-    parts.append("no flow" if flow is None else f"flow {flow}, {method['num_steps']} steps")
-    return ", ".join(parts)
+    moved = "no flow" if flow is None else f"flow {flow} in {method['num_steps']} steps"
+    return f"{start}, {moved}"
 
 
 def special_rows(results: Sequence[Result]) -> str:

@@ -94,7 +94,7 @@ def sun_table(results: Sequence[Result], kind: EnergySource, *, lead: bool = Fal
     if kind == "potential":
         title = "Stability and S.U.N., estimated by a machine-learned potential"
         caption = "Estimates, not DFT, with counts and 95 % intervals in small print."
-        published = []
+        published: list[dict[str, Any]] = []
     else:
         title = "Stability and S.U.N. by DFT"
         published = published_rows([column.key for column in columns])

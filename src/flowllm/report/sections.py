@@ -98,12 +98,17 @@ def _candidates(
         on_page=False,
     )
     estimated = "estimates, not DFT; " if kind == "potential" else ""
+    note = "No crystal of this run is relaxed, novel and placed on the hull."
+    if found:
+        note = (
+            "Relaxed novel crystals with the lowest energy above the hull by "
+            f"{energy_name(ours)} ({estimated}hull: {hull_size(ours)}). Drag a crystal or use the "
+            "arrow keys to rotate it."
+        )
     return Section(
         name,
         "Best candidates by the potential" if folded else "Best candidates",
-        note=f"Relaxed novel crystals with the lowest energy above the hull by "
-        f"{energy_name(ours)} ({estimated}hull: {hull_size(ours)}). Drag a crystal or use the "
-        "arrow keys to rotate it.",
+        note=note,
         gallery=found,
         figures=[picture] if picture else [],
         folded=folded,
