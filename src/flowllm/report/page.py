@@ -125,6 +125,7 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    viewer = VIEWER.read_text(encoding="utf-8")
     return environment.get_template(TEMPLATE).render(
         title=title,
         subtitle=subtitle,
@@ -133,7 +134,5 @@ def render(
         folded=[section for section in sections if section.folded],
         files=files,
         open_candidates=OPEN_CANDIDATES,
-        viewer=VIEWER.read_text(encoding="utf-8")
-        if any(section.gallery for section in sections)
-        else "",
+        viewer=viewer if any(section.gallery for section in sections) else "",
     )
