@@ -21,7 +21,7 @@ SYMPREC = 0.1
 BOND_FACTOR = 1.2
 """Atoms closer than this factor times the sum of their covalent radii are bonded."""
 
-EDGE = 1e-3
+EDGE = 0.02
 """Fractional distance to a face of the cell within which an atom is repeated on the other face."""
 
 MAX_CELL_ATOMS = 40
