@@ -10,7 +10,7 @@ from flowllm.evaluate.hull import HullFile, short_label
 from flowllm.io import schemas
 from flowllm.io.files import atomic_folder, check_folder, write_text
 from flowllm.io.tables import crystal_of, required_crystal, write_table
-from flowllm.report.gallery import Candidate, scene
+from flowllm.report.gallery import Candidate
 from flowllm.report.page import Section, render
 from flowllm.report.table import Column, Table
 
@@ -111,9 +111,8 @@ def page(rows: Sequence[Row], hull: HullFile, color: str) -> str:
         title="Crystals on request",
         subtitle=f"{sum(row['cif'] is not None for row in rows)} relaxed crystals of {len(rows)}",
         color=color,
-        cards=[],
         sections=[section],
-        table_files=False,
+        files=False,
     )
 
 
@@ -135,20 +134,17 @@ def _gallery(rows: Sequence[Row]) -> list[Candidate]:
         if crystal is None or not placed or group in classes or len(shown) == SHOWN_IN_GALLERY:
             continue
         classes.add(group)
-        structure = crystal.to_structure()
         shown.append(
             Candidate(
                 name=row["id"],
-                method=row["cif"],
-                energies=wishes_text(row),
-                formula=row["reduced_formula"],
+                source=row["cif"],
+                structure=crystal.to_structure(),
                 e_above_hull=row["e_above_hull"],
                 sun=row["sun"],
                 converged=bool(row["converged"]),
                 space_group=row["space_group"],
-                cif=structure.to(fmt="cif"),
-                scene=scene(structure),
                 known=row["matched_material_id"],
+                note=wishes_text(row),
             )
         )
     return shown
