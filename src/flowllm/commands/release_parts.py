@@ -87,18 +87,17 @@ def halve(source: Path, target: Path) -> None:
 def write_hull(run: FinishedRun, folder: Path) -> None:
     """Write the reference entries that decide the hull: the lowest of each composition.
 
-    All energies above the hull are exactly those of the whole table, also those of a second
-    potential.
+    All energies above the hull are exactly those of the whole table.
     """
     table = read_table(run.hull, schemas.HULL_ENTRIES)
-    lowest: dict[tuple[str, str], tuple[float, int]] = {}
+    lowest: dict[str, tuple[float, int]] = {}
     for place, row in enumerate(table.to_pylist()):
-        formula = Composition(row["formula"]).reduced_formula
-        for key in ("energy_per_atom", "check_energy_per_atom"):
-            if row[key] is not None:
-                found = (row[key], place)
-                lowest[key, formula] = min(found, lowest.get((key, formula), found))
-    kept = table.take(sorted({place for _, place in lowest.values()}))
+        formula, found = (
+            Composition(row["formula"]).reduced_formula,
+            (row["energy_per_atom"], place),
+        )
+        lowest[formula] = min(found, lowest.get(formula, found))
+    kept = table.take(sorted(place for _, place in lowest.values()))
     target = folder / run.hull.relative_to(run.folder)
     write_table(target, kept, schemas.HULL_ENTRIES, _metadata(run.hull), compact=True)
 
@@ -120,7 +119,10 @@ def write_crystals(run: FinishedRun, folder: Path) -> None:
 
 
 def write_config(run: FinishedRun, folder: Path) -> None:
-    """Write the run's configuration with the released method alone, and without foreign paths."""
+    """Write the run's configuration with the released method alone, and without foreign paths.
+
+    A second potential is left out, since the folder has no energies by it.
+    """
     values = run.config.model_dump(mode="json")
     method, base, flow = run.method.name, run.method.base, run.method.flow
     values["methods"] = [row for row in values["methods"] if row["name"] == method]
@@ -129,6 +131,7 @@ def write_config(run: FinishedRun, folder: Path) -> None:
     ]
     values["flows"] = [row for row in values["flows"] if row["name"] == flow] or values["flows"][:1]
     values |= {"external_samples": [], "csp_bases": [], "csp_methods": []}
+    values["potential"]["check"] = None
     values["finetune_llm"]["start"] = values["train_rfm"]["start"] = None
     values = {**without_paths(values), "prompts": values["prompts"]}
     (folder / RECORDED_CONFIG).write_text(recorded_text(check_config(values)))
