@@ -20,7 +20,7 @@ from flowllm.commands.generate_files import (
     write_drafts,
     write_folder,
 )
-from flowllm.commands.generate_run import FinishedRun, open_run
+from flowllm.commands.generate_run import FinishedRun, folder_of_models, open_run
 from flowllm.commands.generate_table import table_rows
 from flowllm.commands.options import ConfigFiles, RowName
 from flowllm.config.stage_settings import StageSettings
@@ -45,7 +45,7 @@ ONLY_GIVEN = (
 
 def run(
     *,
-    run: Path,
+    run: Path | None = None,
     out: Path,
     formula: str | None = None,
     elements: str | None = None,
@@ -63,13 +63,14 @@ def run(
     config: ConfigFiles = None,
     name: RowName = None,
 ) -> None:
-    """Generate crystals on request with a finished run: draft, refine, relax, and rank them.
+    """Generate crystals on request: draft, refine, relax, and rank them by energy above the hull.
 
-    Without a condition the prompt has none. The folder receives the crystals by energy above the
+    Without --run, the small models that come with FlowLLM are used. Without a condition the prompt
+    has none. The folder receives the crystals by energy above the
     hull as table (crystals.parquet), CIF files (cif/) and page (index.html), and the drafts.
 
     Args:
-        run: Folder of a run whose models are trained (run_dir).
+        run: Folder of a run whose models are trained (run_dir). [the small models]
         out: New folder to write.
         formula: Formula of the cell, e.g. Na4Cl4.
         elements: Elements of the crystal, e.g. Na,Cl.
@@ -108,8 +109,9 @@ def run(
         raise FlowllmError("Give conditions either as options or as a file, not both.")
     if given is not None and (wishes is not None or words or count or drafts_only):
         raise FlowllmError(ONLY_GIVEN)
-    opened = open_run(run, config, name, drafts=given is None)
-    check_output(out, run)
+    folder = folder_of_models(run)
+    opened = open_run(folder, config, name, drafts=given is None)
+    check_output(out, folder)
     opened.check(drafts=given is None, chain=not drafts_only)
     asked = tuple(read_wishes(wishes, opened.own_conditions())) if wishes else (words,)
     request = Request(() if given else asked, count or 1, gpus, given, drafts_only)
