@@ -18,7 +18,7 @@ from other_llms import write_llm
 from tiny_llm import write_tiny_llm
 from tiny_run import ROOT, TINY, snakemake
 
-CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "demo.yaml"]
+CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "smollm2.yaml"]
 
 
 def configured(tmp_path: Path, **changes) -> Config:
