@@ -126,6 +126,13 @@ def test_external_samples_and_entries_are_looked_for(tmp_path):
     (tmp_path / "notes.docx").touch()
     row["file"] = str(tmp_path / "notes.docx")
     assert "notes.docx" in problem(tmp_path, "external_samples", external_samples=[row])
+    (tmp_path / "some.csv").write_text("id,cif,above\na,x,0\n")
+    row |= {"file": str(tmp_path / "some.csv"), "column": "structure"}
+    assert "no column 'structure'" in problem(tmp_path, "external_samples", external_samples=[row])
+    row |= {"column": "cif", "known_e_above_hull": "below"}
+    assert "named 'below'" in problem(tmp_path, "external_samples", external_samples=[row])
+    row |= {"known_e_above_hull": "above"}
+    assert outcomes(tmp_path, external_samples=[row])["external_samples"].state == "ok"
     gone = {"source": str(tmp_path / "gone.json")}
     assert "gone.json" in problem(tmp_path, "reference_hull.source", reference_hull=gone)
     (tmp_path / "none.json").write_text("[]")

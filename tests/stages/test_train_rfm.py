@@ -80,6 +80,19 @@ def test_same_seed_same_weights_other_seed_other_weights(config_path, shards, tm
     assert not torch.equal(a[key], c[key])
 
 
+def test_a_flow_has_its_own_augment_axes_in_place_of_the_section(config_path, shards, tmp_path):
+    weights = {}
+    for section, row in ((True, None), (False, None), (True, False), (False, True)):
+        own = {} if row is None else {"augment_axes": row}
+        settings = small_settings(config_path, LLM_FLOW | own, augment_axes=section)
+        out = tmp_path / f"{section}-{row}"
+        train_rfm.run(settings, **shards, out=out)
+        weights[section, row] = (out / "weights.safetensors").read_bytes()
+    assert weights[True, False] == weights[False, None]
+    assert weights[False, True] == weights[True, None]
+    assert weights[True, None] != weights[False, None]
+
+
 def test_a_types_flow_is_trained_from_the_simple_base(config_path, shards, tmp_path):
     """c1 is the same, but c0 is drawn: other statistics, and the fitted base in model.json."""
     flow = {"name": "types", "start": "simple"}
@@ -436,7 +449,7 @@ def test_three_thousand_shards_are_opened_and_not_read_into_memory(config_path, 
     record = json.loads((tmp_path / "_flow.provenance.json").read_text())
     assert record["counts"]["rows_out"] == 3000 * 20 + 5
     assert len(record["input_paths"]["pairs"]) == 3000
-    assert record["peak_memory_mb"] < 2000
+    assert record["peak_memory_mb"] < 3000
 
 
 def test_more_shards_than_a_process_may_open_are_refused_by_name(config_path, tmp_path):

@@ -312,17 +312,27 @@ def _cached(name: str) -> Path:
 
 
 def _external_samples(config: Config) -> str:
-    """Check that each file exists and has a known format."""
+    """Check that each file exists, has a known format, and has the columns that are named."""
     from flowllm.data.external import read_samples
 
     for row in config.external_samples:
-        read_samples(Path(row.file), row.column)
+        samples = read_samples(Path(row.file), row.column, row.known_columns)
+        if row.column is not None or row.known_columns:
+            next(samples, None)
     return f"{len(config.external_samples)} files or folders"
 
 
 def _reference_hull(config: Config) -> str:
     source = config.reference_hull.source
-    return "training crystals" if source == "train" else _first_entry(source)
+    if source == "train":
+        return "training crystals"
+    if Path(source).suffix == ".parquet":
+        # pyarrow takes long to import.
+        from flowllm.io import schemas
+        from flowllm.io.tables import read_table
+
+        return f"{read_table(Path(source), schemas.HULL_ENTRIES).num_rows} entries of another run"
+    return _first_entry(source)
 
 
 def _dft_hull(config: Config, target: Target, stages: Collection[str]) -> str:

@@ -152,10 +152,11 @@ class Config(Section):
                 f"external_samples: each of {external} needs a name that no other row, base or "
                 "method has"
             )
-        if "test" in [*methods, *external]:
-            raise ValueError(
-                "methods: the name test is reserved for the test split; use another name"
-            )
+        for name, what in (("test", "the test split"), ("hull", "the reference hull")):
+            if name in [*methods, *external]:
+                raise ValueError(
+                    f"methods: the name {name} is reserved for {what}; use another name"
+                )
         self._bases_fit()
         self._flows_fit()
         self._cells_fit()
@@ -283,6 +284,13 @@ class Config(Section):
                     )
 
     def _flows_fit(self) -> None:
+        for flow in self.flows:
+            if flow.augment_axes and not self.train_rfm.has_symmetric_bounds:
+                raise ValueError(
+                    f"flows: {flow.name} has augment_axes, which replaces angles by their "
+                    "supplements, so train_rfm.angle_bounds must be symmetric about 90 degrees "
+                    f"(got {list(self.train_rfm.angle_bounds)})"
+                )
         starts = {flow.name: flow.start for flow in self.flows}
         for method in (*self.methods, *self.csp_methods):
             if method.flow not in [None, *starts]:

@@ -25,6 +25,7 @@ from flowllm.evaluate.coverage import (
     property_distance,
 )
 from flowllm.evaluate.estimates import estimated_rates
+from flowllm.evaluate.known_energies import known_agreement
 from flowllm.evaluate.matching import DEFAULT, LENGTH_UNIT, LOOSE, BucketMatches
 from flowllm.evaluate.per_crystal import first_of_each_class, is_valid, novel_names
 from flowllm.evaluate.protocols import protocol_rates
@@ -80,6 +81,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
     rows, sources, samples = evaluation.rows, evaluation.sources, evaluation.samples
     prints = (evaluation.fingerprints, evaluation.test_fingerprints)
     rng = generator(seed, "metrics", "distances")
+    known = known_agreement(rows, sources.stability_rule)
     return {
         "protocol": protocol(sources, settings),
         "sampling": {
@@ -99,6 +101,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
         "distances": property_distances(rows, *prints, rng),
         "histograms": histograms(rows, test),
         **({"wishes": wish_rates(rows)} if rows and "asked" in rows[0] else {}),
+        **({"known": known} if known else {}),
     }
 
 

@@ -101,7 +101,8 @@ def first_of_each_sweep(results: Sequence[Result]) -> list[Result]:
     found: dict[tuple[str, ...], Result] = {}
     for result in results:
         row = result.numbers["sampling"]["setting"]
-        key = (row["base"], str(row["flow"])) if row else (result.method,)
+        how = (str(row.get(key)) for key in ("base", "flow", "keep_symmetry"))
+        key = tuple(how) if row else (result.method,)
         found.setdefault(key, result)
     return list(found.values())
 

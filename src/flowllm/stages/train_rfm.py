@@ -66,9 +66,11 @@ def run(settings: Settings, *, pairs: Shards, val_pairs: Shards, out: Path) -> N
         with fabric.rank_zero_first():
             folder = partial_folder(out, run)
             start = base_distribution_of(flow, pairs)
+            own = flow.augment_axes
+            augment_axes = section.augment_axes if own is None else own
             options = PairOptions(section.angle_bounds, section.match_atoms, start, settings.seed)
             train_set, train_counts = prepare_split(
-                "train", pairs, folder, options, augment_axes=section.augment_axes
+                "train", pairs, folder, options, augment_axes=augment_axes
             )
             val_set, val_counts = prepare_split("val", val_pairs, folder, options)
         if earlier is None:
