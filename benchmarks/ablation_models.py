@@ -25,7 +25,7 @@ from flowllm.runtime.provenance import read_provenance
 
 CONFIGS = [
     Path("config.yaml"),
-    Path("workflow/config/demo.yaml"),
+    Path("workflow/config/smollm2.yaml"),
     Path(__file__).with_suffix(".yaml"),
 ]
 

@@ -25,7 +25,7 @@ from flowllm.crystal import Crystal
 
 ROOT = Path(__file__).parents[1]
 FULL = load_config([ROOT / "config.yaml"])
-DEMO = load_config([ROOT / "config.yaml", ROOT / "workflow" / "config" / "demo.yaml"])
+SMALL = load_config([ROOT / "config.yaml", ROOT / "workflow" / "config" / "smollm2.yaml"])
 
 
 def random_crystals(path: Path, count: int) -> list[Crystal]:
@@ -63,7 +63,7 @@ def invariance(crystals: Sequence[Crystal], model: Path) -> dict[str, float]:
     from flowllm.llm.model_folder import ModelFolder
     from flowllm.llm.perplexity import perplexities
 
-    opened = ModelFolder(model, DEMO.prompts)
+    opened = ModelFolder(model, SMALL.prompts)
     network = opened.language_model(torch.device("cpu"))
     describe = crystal_text(FULL.prompts.crystal_text).describe
     texts = [describe(crystal).text for crystal in crystals]

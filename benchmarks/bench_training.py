@@ -1,7 +1,8 @@
 """Tokens per second of the fine-tuning, and the validation loss after equal CPU time.
 
 python benchmarks/bench_training.py --train crystals/train.parquet --val crystals/val.parquet \
-    --config config.yaml --config workflow/config/demo.yaml --cpu-seconds 60 --model scratch-256x6
+    --config config.yaml --config workflow/config/smollm2.yaml --cpu-seconds 60 \
+    --model scratch-256x6
 
 Each model is trained until it has used the CPU time, by the loop of `finetune_llm` without
 checkpoints, at a constant learning rate after the warm-up. Give --model once per model.

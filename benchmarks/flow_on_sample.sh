@@ -41,6 +41,6 @@
 set -euo pipefail
 run=runs/flow_on_sample
 snakemake --cores 2 --rerun-incomplete \
-    --configfile workflow/config/demo.yaml workflow/config/mp_20_sample.yaml \
+    --configfile workflow/config/smollm2.yaml workflow/config/mp_20_sample.yaml \
     benchmarks/flow_on_sample.yaml -- all $run/relaxed/{drafts,refined}/shard-00000.parquet
 python benchmarks/relaxed_gain.py $run drafts refined

@@ -18,7 +18,7 @@ from other_llms import write_llm
 from tiny_llm import write_tiny_llm
 from tiny_run import ROOT, TINY, snakemake
 
-CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "demo.yaml"]
+CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "smollm2.yaml"]
 
 
 def configured(tmp_path: Path, **changes) -> Config:
@@ -50,7 +50,7 @@ def write_csvs(folder: Path, **texts: str) -> Path:
     return folder
 
 
-def test_the_demonstration_and_a_local_model_pass(tmp_path):
+def test_smollm2_yaml_with_a_local_model_passes(tmp_path):
     write_tiny_llm(tmp_path / "base")
     data = write_csvs(tmp_path / "data", train=CSV, val=CSV, test=CSV)
     found = outcomes(

@@ -20,7 +20,7 @@ from flowllm.io.tables import crystal_columns
 from flowllm.runtime.log import Progress, log, progress_bars, setup_logging
 from tiny_run import ROOT
 
-CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "demo.yaml"]
+CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "smollm2.yaml"]
 
 
 @pytest.fixture

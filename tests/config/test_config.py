@@ -23,12 +23,15 @@ from flowllm.errors import FlowllmError
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config.yaml"
 OVERLAYS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
-DEMO, SAMPLE = (ROOT / "workflow" / "config" / name for name in ("demo.yaml", "mp_20_sample.yaml"))
+DEMO, SMOLLM2, SAMPLE = (
+    ROOT / "workflow" / "config" / f"{name}.yaml" for name in ("demo", "smollm2", "mp_20_sample")
+)
 STACKS = [
     [DEMO],
-    [DEMO, SAMPLE],
-    [DEMO, SAMPLE, ROOT / "benchmarks" / "flow_on_sample.yaml"],
-    [DEMO, ROOT / "benchmarks" / "ablation_models.yaml"],
+    [SMOLLM2],
+    [SMOLLM2, SAMPLE],
+    [SMOLLM2, SAMPLE, ROOT / "benchmarks" / "flow_on_sample.yaml"],
+    [SMOLLM2, ROOT / "benchmarks" / "ablation_models.yaml"],
     [ROOT / "tests" / "tiny.yaml"],
 ]
 
