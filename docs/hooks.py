@@ -18,7 +18,7 @@ import yaml
 
 from flowllm.config.model import Config
 from flowllm.config.reference import resolve, sections
-from flowllm.io import schemas
+from flowllm.io import hull_schemas, schemas
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,8 +83,10 @@ def _kind(field: Any, schema: Any) -> str:
 
 def artefacts() -> Iterator[str]:
     """Give the lines of the artefacts' reference: each table with its columns."""
-    meanings = _docstrings(inspect.getsource(schemas))
-    for name, schema in vars(schemas).items():
+    modules = (schemas, hull_schemas)
+    meanings = _docstrings("\n".join(map(inspect.getsource, modules)))
+    found = [(name, value) for module in modules for name, value in vars(module).items()]
+    for name, schema in found:
         if not isinstance(schema, pa.Schema):
             continue
         path, _, rest = meanings[name].partition(": " if ": " in meanings[name] else "; ")

@@ -166,11 +166,27 @@ def test_known_repeated_and_novel_crystals_are_told_apart():
         followed("d"),
     )
     assert [verdict(row) for row in rows] == ["novel", "as a", "known: mp-1", "-"]
+
+
+def test_matching_crystals_are_printed_once_with_their_number():
+    """The nearest to the hull, which is not the first draft of its class."""
+    answers = [{"all_met": met} for met in (True, False, None)]
+    rows = rows_of(
+        followed("a", rocksalt(), 0.2, **answers[0]),
+        followed("b", rocksalt(), 0.1, unique=False, duplicate_group="a", sun=False, **answers[1]),
+        followed("c", caesium_chloride(), 0.3, novel=False, matched_material_id="mp-1", sun=False),
+        followed("d", **answers[1]),
+    )
     lines = list(printed_table(rows, Path("out")))
-    assert len(lines) == 4
     assert lines[0].split()[:2] == ["rank", "formula"]
     assert "Fm-3m (225)" in lines[1]
-    assert lines[3].endswith("out/cif/0003_NaCl_+0.300eV.cif")
+    assert lines[1].split()[-4:] == ["+0.100", "novel", "2", "out/cif/0001_NaCl_+0.100eV.cif"]
+    assert lines[2].split()[-2:] == ["1", "out/cif/0003_CsCl_+0.300eV.cif"]
+    assert lines[3:] == [
+        "3 of 4 drafts relaxed, 2 different crystals, 1 of 3 drafts meet their conditions, 0 "
+        "metastable or stable, 1 novel, 1 stable, unique and novel",
+        "page: out/index.html",
+    ]
 
 
 def test_a_hull_without_the_chemical_system_is_said():

@@ -7,8 +7,16 @@ from typing import get_type_hints
 import pytest
 from pydantic import TypeAdapter
 
-from flowllm.config.stage_settings import _ROW_MODELS, StageSettings
+from flowllm.config.load import load_config
+from flowllm.config.stage_settings import (
+    _ROW_MODELS,
+    StageSettings,
+    stage_json,
+    stage_values,
+)
 from flowllm.config.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -20,6 +28,17 @@ def test_a_stages_settings_are_the_sections_that_the_workflow_gives_it(stage):
     assert own == {*about.sections, *([about.row] if about.row else [])}
 
 
+def test_a_key_that_a_stage_ignores_changes_nothing_in_its_settings():
+    plain = load_config([ROOT / "config.yaml"])
+    potential = plain.potential.model_copy(update={"check": "sevennet"})
+    checked = plain.model_copy(update={"potential": potential})
+    ignoring = [stage for stage, about in STAGES.items() if "potential.check" in about.ignores]
+    assert ignoring == ["prerelax", "reference_hull"]
+    for stage in ignoring:
+        assert stage_json(checked, stage) == stage_json(plain, stage)
+        # The key is there and null, so that jobs of a configuration without it stay valid.
+        assert stage_values(checked, stage)["potential"] == {"name": "chgnet", "check": None}
+    assert stage_json(checked, "second_energies") != stage_json(plain, "second_energies")
 NOISE = {"coords_noise": 0.0, "lengths_noise": 0.0, "angles_noise": 0.0}
 ADDED = {
     "train_rfm": ({"name": "f", "start": "llm", **NOISE}, {"augment_axes": False}),

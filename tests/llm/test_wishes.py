@@ -1,10 +1,13 @@
 """What a wish makes of prompt, grammar and rejections."""
 
 import re
+from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pymatgen.core import Element
 
 from crystals import perovskite, rocksalt
 from flowllm.config.load import load_config
@@ -18,7 +21,7 @@ from flowllm.llm.prompts import conditions_of, prompt_text
 from flowllm.llm.required import Required
 from flowllm.llm.symmetric_grammar import symmetric_cell_grammar, symmetric_grammar
 from flowllm.llm.text import CoordinatesText
-from flowllm.llm.wishes import form_of, prompt_conditions, request_of, target_of
+from flowllm.llm.wishes import choose_elements, prompt_conditions, request_of, target_of
 from llm_run import CONFIGS
 
 PLAIN = load_config(CONFIGS).prompts
@@ -170,9 +173,61 @@ def test_a_property_that_no_training_text_gave_is_no_condition():
 def test_the_request_has_form_and_requirements():
     words = {"elements": "Na,Cl", "num_atoms": "2"}
     target = target_of(prompts(), record(), words)
-    form = form_of(target, prompts(), record())
-    request = request_of(target, form, seed=lambda attempt: attempt)
+    request = request_of(target, prompts(), record(), structured=True, seed=lambda attempt: attempt)
     text = CoordinatesText().describe(rocksalt()).text
     assert re.fullmatch(request.form(""), text)
     assert not re.fullmatch(request.form(""), CoordinatesText().describe(perovskite()).text)
     assert request.required.num_atoms == 2
+    # The first drafts have the asked elements, and any number of atoms.
+    assert re.fullmatch(request.first_form(""), text)
+    assert re.fullmatch(request.first_form(""), f"{text}\nNa\n0.25 0.25 0.25")
+    assert not re.fullmatch(request.first_form(""), text.replace("Cl", "O"))
+
+
+SUBSET = {"elements": "O,Cl,Na,Ti,Sr", "elements_mode": "subset"}
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_subset_is_asked_for_as_a_choice_of_its_elements(seed):
+    target = target_of(prompts(), record(), SUBSET)
+    chosen = choose_elements(target, record(), np.random.default_rng(seed))
+    names = chosen.conditions.elements
+    assert 2 <= len(names) <= 4
+    # In the order of the training's sentence, and with the same elements in the grammar.
+    assert list(names) == [symbol for symbol in target.wish.elements if symbol in names]
+    assert {Element(symbol).Z for symbol in names} == set(chosen.allowed)
+    assert chosen.required == target.required
+    assert chosen.required.rejection(Decoded(rocksalt())) is None
+
+
+def test_choices_have_each_number_of_elements_and_each_element_equally_often():
+    target, rng = target_of(prompts(), record(), SUBSET), np.random.default_rng(1)
+    drawn = [choose_elements(target, record(), rng).conditions.elements for _ in range(3000)]
+    sizes, symbols = Counter(map(len, drawn)), Counter(one for part in drawn for one in part)
+    assert all(abs(sizes[size] - 1000) < 100 for size in (2, 3, 4))
+    assert all(abs(count - 1800) < 120 for count in symbols.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "known", "chosen"),
+    [
+        ({"elements": "Na,Cl"}, True, ("Na", "Cl")),
+        ({"elements": "Na", "elements_mode": "subset"}, True, ("Na",)),
+        ({"elements": "Na,Cl,O", "elements_mode": "subset"}, False, None),
+        ({"num_atoms": "2"}, True, None),
+        ({"formula": "NaCl", "elements": "Na,Cl,O", "elements_mode": "subset"}, True, None),
+    ],
+)
+def test_other_wishes_are_asked_for_as_they_are(words, known, chosen):
+    sentences = dict.fromkeys(prompts().sentences, "")
+    trained = record(prompts=sentences if known else {})
+    target = target_of(prompts(), trained, words)
+    drawn = choose_elements(target, trained, np.random.default_rng(1))
+    assert drawn.conditions.elements == chosen
+
+
+def test_a_choice_has_no_more_elements_than_the_cell_has_atoms():
+    target = target_of(prompts(), record(), SUBSET | {"num_atoms": "2"})
+    for seed in range(20):
+        drawn = choose_elements(target, record(), np.random.default_rng(seed))
+        assert len(drawn.conditions.elements) == 2

@@ -147,7 +147,7 @@ stop("recorded")
 """
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{Path(__file__).parent}:{os.environ['PYTHONPATH']}",
+        "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}",
     }
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment)
     assert done.returncode == code

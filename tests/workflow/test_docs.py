@@ -14,6 +14,7 @@ import yaml
 
 from flowllm.cli import app
 from flowllm.config.model import Config
+from flowllm.io import hull_schemas
 from flowllm.io import schemas as schemas_module
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,10 @@ def test_artefact_reference_has_every_column(hooks):
     text = "\n".join(hooks.artefacts())
     sections = dict(re.findall(r"\n## ([^\n]+)\n(.*?)(?=\n## |\Z)", "\n" + text, re.DOTALL))
     schemas = {
-        name: value for name, value in vars(schemas_module).items() if isinstance(value, pa.Schema)
+        name: value
+        for module in (schemas_module, hull_schemas)
+        for name, value in vars(module).items()
+        if isinstance(value, pa.Schema)
     }
     assert set(sections) == {name.lower().replace("_", " ") for name in schemas}
     for name, schema in schemas.items():

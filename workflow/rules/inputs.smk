@@ -36,6 +36,34 @@ def energies(wildcards):
     return sample_shards("relaxed")(wildcards)
 
 
+def evaluated_shards(wildcards):
+    """Return the relaxed crystals that the second potential evaluates; none for the hull."""
+    row = wildcards.crystals
+    if row == "hull":
+        return []
+    return expand(f"{RUN}/relaxed/{row}/shard-{{shard}}.parquet", shard=shards_of(row))
+
+
+def evaluated_hull(wildcards):
+    """Return the hull whose crystals the second potential evaluates; none for a row."""
+    return [f"{RUN}/hull/potential.parquet"] if wildcards.crystals == "hull" else []
+
+
+def second_energies_of(crystals):
+    """Return a function of the second potential's table of a method, or of the hull.
+
+    There is none without a second potential, and for DFT energies.
+    """
+
+    def paths(wildcards):
+        if CONFIG.potential.check is None or wildcards.kind == "dft":
+            return []
+        name = crystals.format(method=wildcards.method)
+        return [f"{RUN}/second_energies/{name}.parquet"]
+
+    return paths
+
+
 def without_braces(paths):
     """Return the sorted names of files without braces, which Snakemake reads as wildcards."""
     names = sorted(map(str, paths))

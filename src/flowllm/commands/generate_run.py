@@ -12,7 +12,7 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.data.wishes import Own
 from flowllm.errors import FlowllmError
 from flowllm.llm.model_record import read_record
-from flowllm.stages import metrics, prerelax, refine, sample_base, stability
+from flowllm.stages import metrics, prerelax, refine, sample_base, second_energies, stability
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class FinishedRun:
         return self.folder / "hull" / "potential.parquet"
 
     @property
+    def second_hull(self) -> Path | None:
+        """Table of the hull's energies by the second potential; None without one."""
+        second = self.config.potential.check
+        return None if second is None else self.folder / "second_energies" / "hull.parquet"
+
+    @property
     def splits(self) -> dict[str, Path]:
         """Tables of the known crystals by split."""
         return {name: self.folder / "crystals" / f"{name}.parquet" for name in ("train", "val")}
@@ -54,6 +60,7 @@ class FinishedRun:
         return ChainSettings(
             refine=refine.Settings.from_config("refine", self.config, self.method.name),
             prerelax=prerelax.Settings.from_config("prerelax", self.config),
+            second=second_energies.Settings.from_config("second_energies", self.config),
             stability=stability.Settings.from_config("stability", self.config),
             metrics=metrics.Settings.from_config("metrics", self.config),
         )
@@ -78,7 +85,8 @@ class FinishedRun:
         """
         needed = [self.model] if drafts else []
         if chain:
-            needed += [*([self.flow] if self.flow else []), self.hull, *self.splits.values()]
+            optional = [path for path in (self.flow, self.second_hull) if path is not None]
+            needed += [*optional, self.hull, *self.splits.values()]
         missing = [path.relative_to(self.folder) for path in needed if not path.exists()]
         if missing:
             targets = " ".join(str(Path(self.config.run_dir) / path) for path in missing)
@@ -94,13 +102,14 @@ class ChainSettings:
 
     refine: refine.Settings
     prerelax: prerelax.Settings
+    second: second_energies.Settings
     stability: stability.Settings
     metrics: metrics.Settings
 
     @property
     def stages(self) -> tuple[StageSettings, ...]:
         """All of them, in the order of the pipeline."""
-        return self.refine, self.prerelax, self.stability, self.metrics
+        return self.refine, self.prerelax, self.second, self.stability, self.metrics
 
 
 def open_run(

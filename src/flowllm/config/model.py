@@ -152,10 +152,11 @@ class Config(Section):
                 f"external_samples: each of {external} needs a name that no other row, base or "
                 "method has"
             )
-        if "test" in [*methods, *external]:
-            raise ValueError(
-                "methods: the name test is reserved for the test split; use another name"
-            )
+        for name, what in (("test", "the test split"), ("hull", "the reference hull")):
+            if name in [*methods, *external]:
+                raise ValueError(
+                    f"methods: the name {name} is reserved for {what}; use another name"
+                )
         self._bases_fit()
         self._flows_fit()
         self._cells_fit()

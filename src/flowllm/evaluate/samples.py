@@ -166,7 +166,7 @@ def read_samples(
         base_section=_section(base[0], "sample_base"),
         method_row=_section(generated[0], "method") or _section(generated[0], "setting"),
         external_row=_section(generated[0], "external"),
-        check_sources=() if dft else _distinct(relaxed_table, "check_potential"),
+        check_sources=_distinct(stability_table, "check_energy_source"),
     )
     return samples, sources
 

@@ -201,8 +201,6 @@ RELAXED = _extend(
         _column("max_force", pa.float64(), "eV/angstrom, at the end"),
         _column("num_steps", pa.int32(), "relaxation steps"),
         _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),
-        _column("check_potential", pa.string(), "potential.check; null without one"),
-        _column("check_energy_per_atom", pa.float64(), "eV/atom by it, of the same crystal"),
     ],
     _OUTCOME,
 )
@@ -221,8 +219,6 @@ HULL_ENTRIES = pa.schema(
         _column("kind", pa.string(), "potential or dft, one in a file", nullable=False),
         _column("source", pa.string(), "whose energy, relaxation or correction", nullable=False),
         _column("converged", pa.bool_(), "false: the energy is an upper bound; null: not known"),
-        _column("check_potential", pa.string(), "potential.check; null without one"),
-        _column("check_energy_per_atom", pa.float64(), "eV/atom by it, of the same crystal"),
     ]
 )
 """hull/{kind}.parquet: the entries of a reference hull."""
@@ -237,6 +233,7 @@ STABILITY = pa.schema(
         _column("hull_source", pa.string(), "the same of the hull"),
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
         _column("check_e_above_hull", pa.float64(), "eV/atom by potential.check on its own hull"),
+        _column("check_energy_source", pa.string(), "whose energy that is"),
         _column("hull_compounds", pa.int32(), "entries of compounds among the crystal's elements"),
         _column("formation_energy_per_atom", pa.float64(), "eV/atom, from the hull's elements"),
         _column("stable", pa.bool_(), "by stability.stable_below and min_elements"),

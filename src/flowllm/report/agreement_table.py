@@ -9,7 +9,6 @@ from flowllm.report.table import METHOD, Column, Table
 
 _COLUMNS = (
     METHOD,
-    Column("stability_rate", "Stable", "rate"),
     Column("check_stable", "Stable by the second, of both placed", "rate"),
     Column("agree_stable", "Agree on stable", "rate"),
     Column("confirmed_stable", "Stable by both, of stable", "rate"),
@@ -36,11 +35,12 @@ def agreement_table(results: Sequence[Result]) -> Table | None:
         "second_potential",
         "A second potential as a judge",
         f"{', '.join(names)} evaluates the crystals as relaxed by {energy_name(ours)}, without "
-        "moving them, and its hull has the same reference crystals, also as relaxed by the first. "
-        f"Thresholds of both: {rules(ours)}. Order: rank correlation of the two energies above the "
-        "hull, with its 95 % interval and the number of crystals that are placed on both hulls.",
+        "moving them, and its hull has the same reference crystals, also as relaxed by the first.",
         _COLUMNS,
         rows,
+        protocol=f"Thresholds of both: {rules(ours)}. Order: rank correlation of the two energies "
+        "above the hull, with its 95 % interval and the number of crystals that are placed on both "
+        "hulls.",
     )
 
 

@@ -24,6 +24,12 @@ def hull_name(results: Sequence[Result]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
+def hull_size(results: Sequence[Result]) -> str:
+    """Return the number of compositions of the hulls of some results as text."""
+    sizes = sorted({result.numbers["protocol"]["hull_compositions"] for result in results})
+    return " and ".join(f"{size:,} compositions".replace(",", "\u202f") for size in sizes)
+
+
 def corrections(results: Sequence[Result]) -> str:
     """Return the correction schemes of DFT energies as text; empty for a potential."""
     found = {name for one in results for name in one.numbers["protocol"]["correction_schemes"]}
@@ -46,6 +52,22 @@ def made_by(results: Sequence[Result]) -> str:
 def symmetry_text(kept: bool | None) -> str:
     """Return the `keep_symmetry` of a row of `methods` as text; empty where it has none."""
     return "" if kept is None else f", symmetry {'kept' if kept else 'not kept'}"
+
+
+def origin(result: Result) -> str:
+    """Return how the crystals of a method were made, or the file they were read from, as text."""
+    sampling = result.numbers["sampling"]
+    if file := sampling["external"].get("file"):
+        return f"another model, {file}"
+    if not (method := sampling["setting"]):
+        return "–"
+    start = f"base {method['base']}"
+    if base := sampling["base"]:
+        drawn = f"τ {base['temperature']:g}, P {base['top_p']:g}"
+        start = f"language model ({method['base']}: {drawn})"
+    flow = method["flow"]
+    moved = "no flow" if flow is None else f"flow {flow} in {method['num_steps']} steps"
+    return f"{start}, {moved}" + symmetry_text(method.get("keep_symmetry"))
 
 
 def special_rows(results: Sequence[Result]) -> str:

@@ -58,13 +58,8 @@ def _share_table(asked: Mapping[str, Rows], kind: EnergySource, source: str) -> 
     return Table(
         f"wishes_{kind}",
         f"Wishes met, by {source}" + (" (estimates)" if kind == "potential" else ""),
-        "Shares of all draws that were asked for a condition, with counts and Wilson's 95 % "
-        "interval in percent in small print; a draw without a crystal meets none. Formula (the "
-        "reduced ones are equal), elements and number of atoms are those of the generated crystal. "
-        f"Space group (spglib, {SYMPREC:g} Å) and energies are those of the relaxed one: at most "
-        f"the asked energy above the hull, and within {ENERGY_TOLERANCE:g} eV/atom of the asked "
-        f"formation energy. {NOT_MEASURED.capitalize()}: nothing here computes it, and it does not "
-        "count for all conditions.",
+        "Shares of all draws that were asked for a condition, with counts and 95 % intervals in "
+        "small print. A draw without a crystal meets none.",
         (
             METHOD,
             Column("wish", "Asked"),
@@ -73,6 +68,12 @@ def _share_table(asked: Mapping[str, Rows], kind: EnergySource, source: str) -> 
             Column("all", "All that are measured", "rate", 1),
         ),
         rows,
+        protocol="Formula (the reduced ones are equal), elements and number of atoms are those of "
+        f"the generated crystal. Space group (spglib, {SYMPREC:g} Å) and energies are those of the "
+        "relaxed one: at most the asked energy above the hull, and within "
+        f"{ENERGY_TOLERANCE:g} eV/atom of the asked formation energy. "
+        f"{NOT_MEASURED.capitalize()}: nothing here computes it, and it does not count for all "
+        "conditions.",
     )
 
 

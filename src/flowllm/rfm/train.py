@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flowllm.config.sections.flow import TrainRfm
 from flowllm.errors import FlowllmError
@@ -71,10 +72,8 @@ def average_weights(
     The decay after n steps is min(decay, (1 + n) / (10 + n)), so that the average forgets the first
     weights.
     """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for kept, new in zip(average, current, strict=True):
-            kept.lerp_(new, weight)
+    update = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
+    update(list(average), list(current), step)
 
 
 def train(

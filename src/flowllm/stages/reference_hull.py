@@ -14,11 +14,10 @@ from flowllm.crystal import Crystal
 from flowllm.dft.entries import ReferenceEntry, read_entries
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import entry_row, potential_label, unrecorded_label
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 from flowllm.relax.ground_states import ground_states
 from flowllm.relax.models import LABELS, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
-from flowllm.relax.second_potential import SecondPotential
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import Progress, log
 from flowllm.runtime.malloc import keep_freed_memory
@@ -78,7 +77,7 @@ def run(settings: Settings, *, crystals: Path, out: Path) -> None:
             entries = list(read_entries(Path(section.source)))
             _warn_of_dft(entries, section.source)
             rows = [entry_row(entry, kind="potential", source=label) for entry in entries]
-            tables.write_table(out, rows, schemas.HULL_ENTRIES, run.metadata())
+            tables.write_table(out, rows, hull_schemas.POTENTIAL_ENTRIES, run.metadata())
             run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0)
 
 
@@ -132,12 +131,10 @@ def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageR
     name = settings.potential.name
     candidates = _candidates(crystals)
     progress = Progress("reference_hull", len(candidates))
-    device = pick_device()
-    check = SecondPotential(settings.potential.check, device)
     # No time limit: an entry that is lost on a busy machine would make other crystals stable.
     evaluate = partial(
         relax,
-        load_potential(name, device),
+        load_potential(name, pick_device()),
         max_force=prerelax.max_force,
         max_steps=prerelax.max_steps,
         max_seconds=float("inf"),
@@ -147,9 +144,9 @@ def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageR
 
     def make_rows(items: range) -> list[dict[str, Any]]:
         chunk = [candidates[item] for item in items]
-        return _entry_rows(chunk, evaluate([one.crystal for one in chunk]), label, check)
+        return _entry_rows(chunk, evaluate([one.crystal for one in chunk]), label)
 
-    schema, chunk_size = schemas.HULL_ENTRIES, settings.reference_hull.chunk_size
+    schema, chunk_size = hull_schemas.POTENTIAL_ENTRIES, settings.reference_hull.chunk_size
     table = make_parts(out, run, schema, len(candidates), chunk_size, make_rows)
     given = {one.entry_id for one in candidates if one.is_training}
     made = sum(entry_id in given for entry_id in table.column("entry_id").to_pylist())
@@ -181,14 +178,11 @@ def _candidates(crystals: Path) -> list[_Candidate]:
 
 
 def _entry_rows(
-    candidates: Sequence[_Candidate],
-    results: Sequence[Relaxation],
-    label: str,
-    check: SecondPotential,
+    candidates: Sequence[_Candidate], results: Sequence[Relaxation], label: str
 ) -> list[dict[str, Any]]:
     """Return one entry per crystal that has an energy; the others are named in the log."""
     entries = []
-    for one, result, check_energy in zip(candidates, results, check.energies(results), strict=True):
+    for one, result in zip(candidates, results, strict=True):
         energy = result.final_energy_per_atom
         if result.failure is not None or energy is None:
             detail = "no energy" if result.failure is None else result.failure.detail
@@ -197,7 +191,5 @@ def _entry_rows(
         amounts = Composition(one.formula).get_el_amt_dict()
         entry = ReferenceEntry(one.entry_id, amounts, energy)
         row = entry_row(entry, kind="potential", source=label, converged=result.converged)
-        entries.append(
-            row | {"check_potential": check.label, "check_energy_per_atom": check_energy}
-        )
+        entries.append(row | tables.crystal_columns(result.crystal))
     return entries
