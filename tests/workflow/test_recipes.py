@@ -49,14 +49,23 @@ def clone(tmp_path):
     (tmp_path / "data" / "rivals").mkdir()
     for row in config_of([*COMPARED, "rivals"]).external_samples:
         (tmp_path / row.file).touch()
-    (tmp_path / "runs" / "mp_20_large" / "hull").mkdir(parents=True)
-    (tmp_path / "runs" / "mp_20_large" / "hull" / "potential.parquet").touch()
     return tmp_path
 
 
-def test_every_overlay_plans_its_rows_and_shards(clone):
+def plans(clone, overlays):
+    """What dry runs print, each with some overlays."""
     words = ["--snakefile", str(ROOT / "Snakefile"), "--configfile", str(ROOT / "config.yaml")]
-    outputs = dry_runs([(str(clone), [*words, *files(names)]) for names in OVERLAYS])
+    return dry_runs([(str(clone), [*words, *files(names)]) for names in overlays])
+
+
+def test_every_overlay_plans_its_rows_and_shards(clone):
+    *outputs, without_hull = plans(clone, OVERLAYS)
+    hull = clone / config_of(OVERLAYS[-1]).reference_hull.source
+    assert "reference_hull" in without_hull
+    assert str(hull.relative_to(clone)) in without_hull
+    hull.parent.mkdir(parents=True)
+    hull.touch()
+    outputs += plans(clone, OVERLAYS[-1:])
     for names, output in zip(OVERLAYS, outputs, strict=True):
         config, jobs = config_of(names), planned(output)
         shards = 2 * len(config.methods) + sum(row.shards for row in config.external_samples)

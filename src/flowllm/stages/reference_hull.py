@@ -87,7 +87,7 @@ def _write_from_run(settings: Settings, source: Path, out: Path, run: StageRun) 
     Raises:
         FlowllmError: the file is not a hull of the same potential and criterion of relaxation.
     """
-    table = tables.read_table(source, schemas.HULL_ENTRIES)
+    table = tables.read_table(source, hull_schemas.POTENTIAL_ENTRIES)
     prerelax: Prerelax = settings.prerelax
     name = LABELS[settings.potential.name]
     needed = potential_label(name, prerelax.max_force, prerelax.max_steps)
@@ -98,7 +98,7 @@ def _write_from_run(settings: Settings, source: Path, out: Path, run: StageRun) 
             f"needs {needed}; set reference_hull.source to train, or potential and prerelax as in "
             "the run that made the file"
         )
-    tables.write_table(out, table, schemas.HULL_ENTRIES, run.metadata())
+    tables.write_table(out, table, hull_schemas.POTENTIAL_ENTRIES, run.metadata())
     run.count(
         rows_in=table.num_rows,
         rows_out=table.num_rows,
