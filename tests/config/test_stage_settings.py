@@ -39,6 +39,8 @@ def test_a_key_that_a_stage_ignores_changes_nothing_in_its_settings():
         # The key is there and null, so that jobs of a configuration without it stay valid.
         assert stage_values(checked, stage)["potential"] == {"name": "chgnet", "check": None}
     assert stage_json(checked, "second_energies") != stage_json(plain, "second_energies")
+
+
 NOISE = {"coords_noise": 0.0, "lengths_noise": 0.0, "angles_noise": 0.0}
 ADDED = {
     "train_rfm": ({"name": "f", "start": "llm", **NOISE}, {"augment_axes": False}),
