@@ -47,7 +47,9 @@ class CheckedModel(ModelInterface):
                 "stress": torch.zeros_like(state.cell),
             }
         given = state if len(good) == num_systems else state[good]
-        found = self.model(_in_dtype(given, self.model.dtype))
+        if given.positions.dtype != self.model.dtype:
+            given = _in_dtype(given, self.model.dtype)
+        found = self.model(given)
         self.failures |= {
             good[index]: failure for index, failure in found.get("failures", {}).items()
         }
@@ -56,7 +58,7 @@ class CheckedModel(ModelInterface):
             "forces": found["forces"].to(self._dtype),
             "stress": found["stress"].to(self._dtype).reshape(-1, 3, 3),
         }
-        if given is not state:
+        if len(good) < num_systems:
             output = self._spread(output, state, good)
         output = self._without_failed(output, state)
         if self.projection is not None:
