@@ -158,8 +158,8 @@ def paper_table(results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]
         f"0.1 Å³; composition validity: SMACT with oxidation states {', '.join(sets)}. Coverage of "
         "the test split is by CDVAE's fingerprints and cut-offs for MP-20 (0.4, 10), with "
         "precision over all draws; distances (Wasserstein, in g/cm³ and elements) are those of up "
-        f"to 1,000 valid crystals to the test split. {_NOISE_NOTE if noise else ''}{special_rows(results)}{close_atoms(results)}"
-        f"{published_note(published)}",
+        f"to 1,000 valid crystals to the test split. {_NOISE_NOTE if noise else ''}"
+        f"{special_rows(results)}{close_atoms(results)}{published_note(published)}",
     )
 
 
