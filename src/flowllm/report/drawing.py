@@ -98,8 +98,12 @@ def _shapes(scene: Scene) -> Iterator[Shape]:
     for bond in scene["bonds"]:
         for near, far in (bond, bond[::-1]):
             middle = (atoms[near] + atoms[far]) / 2
-            stick = _stick(atoms[near], middle, BOND_WIDTH, to_rgb(kinds[near][1]), rim="#666666")
-            yield (atoms[near][2] + middle[2]) / 2 - 1e-3, [stick]
+            _, color, radius = kinds[near]
+            length = float(np.linalg.norm(middle - atoms[near])) or 1.0
+            # From the surface of the atom, so that a bond towards the reader does not cross it.
+            start = atoms[near] + min(0.9 * radius / length, 1) * (middle - atoms[near])
+            stick = _stick(start, middle, BOND_WIDTH, to_rgb(color), rim="#666666")
+            yield (start[2] + middle[2]) / 2 - 1e-3, [stick]
     for position, (_, color, radius) in zip(atoms, kinds, strict=True):
         yield position[2], list(_ball(position, radius, to_rgb(color)))
 
