@@ -21,6 +21,7 @@ _READINGS = (
     ("Match rate", "match_rate_of_relaxed", "of the relaxed, matcher 0.2, 0.3, 5°"),
     ("Match rate", "match_rate_loose", "matcher 0.3, 0.5, 10° (code)"),
     ("Match rate", "match_rate_loose_of_relaxed", "of the relaxed, matcher 0.3, 0.5, 10°"),
+    ("Coverage precision", "coverage_precision_of_valid", "over valid crystals (peers' code)"),
     ("RMSD", "rmsd", "matcher 0.2, 0.3, 5° (text)"),
     ("RMSD", "rmsd_loose", "matcher 0.3, 0.5, 10° (code)"),
 )

@@ -50,10 +50,10 @@ def candidates_picture(candidates: Sequence[Candidate]) -> Figure | None:
         letters = "".join(
             f"{name}$_{{{number}}}$" if number else name for name, number in candidate.formula_parts
         )
-        axes.set_title(letters, y=-0.04, va="top", fontsize=14, fontweight="bold")
+        axes.set_title(letters, y=-0.1, va="top", fontsize=14, fontweight="bold")
         axes.text(
             0.5,
-            -0.17,
+            -0.24,
             f"{candidate.space_group}\n{candidate.e_above_hull:+.3f} eV/atom",
             transform=axes.transAxes,
             ha="center",
@@ -69,6 +69,17 @@ def draw_scene(axes: Axes, scene: Scene) -> None:
     shapes = sorted(_shapes(scene), key=lambda shape: shape[0])
     patches = [patch for _, drawn in shapes for patch in drawn]
     axes.add_collection(PatchCollection(patches, match_original=True))
+    axes.legend(
+        [Circle((0, 0), facecolor=color, edgecolor="#333333") for _, color, _ in scene["kinds"]],
+        [symbol for symbol, _, _ in scene["kinds"]],
+        loc="lower center",
+        bbox_to_anchor=(0.5, -0.08),
+        ncols=len(scene["kinds"]),
+        handlelength=0.7,
+        handletextpad=0.4,
+        columnspacing=1.0,
+        frameon=False,
+    )
     reach = scene["size"] + 0.5
     axes.set_xlim(-reach, reach)
     axes.set_ylim(-reach, reach)
@@ -87,8 +98,12 @@ def _shapes(scene: Scene) -> Iterator[Shape]:
     for bond in scene["bonds"]:
         for near, far in (bond, bond[::-1]):
             middle = (atoms[near] + atoms[far]) / 2
-            stick = _stick(atoms[near], middle, BOND_WIDTH, to_rgb(kinds[near][1]), rim="#666666")
-            yield (atoms[near][2] + middle[2]) / 2 - 1e-3, [stick]
+            _, color, radius = kinds[near]
+            length = float(np.linalg.norm(middle - atoms[near])) or 1.0
+            # From the surface of the atom, so that a bond towards the reader does not cross it.
+            start = atoms[near] + min(0.9 * radius / length, 1) * (middle - atoms[near])
+            stick = _stick(start, middle, BOND_WIDTH, to_rgb(color), rim="#666666")
+            yield (start[2] + middle[2]) / 2 - 1e-3, [stick]
     for position, (_, color, radius) in zip(atoms, kinds, strict=True):
         yield position[2], list(_ball(position, radius, to_rgb(color)))
 

@@ -69,7 +69,10 @@ class Candidate:
     @property
     def files(self) -> dict[str, str]:
         """The relaxed crystal as texts by the format's name."""
-        return {name: self.structure.to(fmt=name.lower()) for name in ("CIF", "POSCAR")}
+        return {
+            "CIF": self.structure.to(fmt="cif"),
+            "POSCAR": self.structure.to(fmt="poscar"),
+        }
 
     @cached_property
     def scenes(self) -> list[Scene]:

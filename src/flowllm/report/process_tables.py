@@ -23,6 +23,7 @@ def outcome_table(results: Sequence[Result]) -> Table:
         Column("not_converged", "Relaxed, not converged", "count"),
         Column("placed_on_hull", "Placed on the hull", "rate", 1),
         Column("stopped", "Not relaxed, by reason"),
+        Column("fingerprinted", "Fingerprint found", "rate", 1),
         Column("fingerprints", "Without a fingerprint"),
     )
     rows = []

@@ -62,9 +62,9 @@ def drawn_cell(structure: Structure) -> Structure:
         no_idealize=True,
         symprec=SYMPREC,
     )
-    if found is None or len(found[2]) > MAX_CELL_ATOMS:
-        found = cell
-    matrix, coords, numbers = found
+    if found is not None and len(found[2]) > MAX_CELL_ATOMS:
+        found = None
+    matrix, coords, numbers = found or cell
     upright = Lattice.from_parameters(*Lattice(matrix).parameters)
     return Structure(upright, [Element.from_Z(int(z)) for z in numbers], coords)
 

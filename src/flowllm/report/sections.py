@@ -98,7 +98,7 @@ def _candidates(
         on_page=False,
     )
     estimated = "estimates, not DFT; " if kind == "potential" else ""
-    note = "No crystal of this run is relaxed, novel and placed on the hull."
+    note = "No crystal of several elements is relaxed, novel and placed on the hull."
     if found:
         note = (
             "Relaxed novel crystals with the lowest energy above the hull by "

@@ -80,8 +80,12 @@ for (const canvas of document.querySelectorAll("canvas[data-scenes]")) {
     const atoms = scene.atoms.map(([x, y, z]) => place(x, y, z));
     for (const bond of scene.bonds)
       for (const [from, to] of [bond, [bond[1], bond[0]]]) {
-        const line = [atoms[from], middle(atoms[from], atoms[to])];
-        const color = scene.kinds[scene.atoms[from][3]][1];
+        const [, color, radius] = scene.kinds[scene.atoms[from][3]];
+        const end = middle(atoms[from], atoms[to]);
+        const length = Math.hypot(...[0, 1, 2].map((i) => (end[i] - atoms[from][i]) / (i < 2 ? scale : 1)));
+        // From the surface of the atom, so that a bond towards the reader does not cross it.
+        const share = Math.min((0.9 * radius) / (length || 1), 1);
+        const line = [atoms[from].map((value, i) => value + share * (end[i] - value)), end];
         shapes.push({ depth: middle(...line)[2] - 1e-3, line, color, width: 0.2 * scale, rim: "#666666" });
       }
     scene.atoms.forEach((atom, i) => shapes.push({ depth: atoms[i][2], at: atoms[i], kind: atom[3] }));
