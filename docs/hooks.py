@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: two references written from the sources, and equations as MathML.
+"""Hooks of MkDocs: references written from the sources, pages of the root, equations as MathML.
 
 A page holds `{{ configuration }}` or `{{ artefacts }}` where the tables go. MathML is drawn by the
 browser itself, so the pages need nothing from the internet.
@@ -22,9 +22,22 @@ from flowllm.io import hull_schemas, schemas
 
 ROOT = Path(__file__).parents[1]
 
+ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")
+"""Files of the repository's root that are pages of the site, under their names in lower case."""
+
 _EQUATION = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 _INLINE = re.compile(r"(?<![`$\\\w])\$(?!\s)([^$`\n]+?)(?<!\s)\$(?!\w)")
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def on_files(files: Any, config: Any, **_: Any) -> Any:
+    """Add the pages of the repository's root to the site (MkDocs calls this)."""
+    from mkdocs.structure.files import File
+
+    for name in ROOT_PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        files.append(File.generated(config, name.lower(), content=text))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

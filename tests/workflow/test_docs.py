@@ -81,7 +81,7 @@ def test_artefact_reference_names_outputs_of_the_rules():
 
 
 def test_every_quoted_message_is_one_of_the_code():
-    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    page = (ROOT / "docs" / "faults.md").read_text()
     quoted = [
         message
         for line, following in pairwise(page.splitlines())

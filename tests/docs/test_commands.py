@@ -1,0 +1,134 @@
+"""Every command of README and docs that ends in seconds, without the internet, is run here.
+
+Names of runs are replaced by that of the tests' run, and a run of the workflow is planned, not run.
+The tutorial is run as a whole by test_tutorial.py.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from crystals import caesium_chloride, perovskite, rocksalt
+from flowllm.cli import app
+from pages import Block, Command, blocks, commands
+from tiny_run import ROOT, dry_runs, environment
+
+NOT_RUN = {
+    r"(git|cd|source|export|unset|nano|pre-commit|pip|\S+/pip|python3\.11 -m venv)\b": "sets up",
+    r"make ": "takes minutes; its target is checked below",
+    r"(sbatch|squeue|sacct) ": "needs a SLURM",
+    r"bash benchmarks/flow_on_sample\.sh": "takes an hour",
+    r"python benchmarks/bench_gpu\.py": "takes minutes; tests/gpu/test_bench_gpu.py",
+    r"python tests/helpers/slow_tests\.py": "writes the list of slow tests",
+    r"python -m flowllm\.config\.reference": "writes config.yaml; tests/config/test_reference.py",
+    r"flowllm generate ": "samples; tests/commands/test_generate_chain.py",
+    r"flowllm (archive|restore) \S+ \S+": "moves outputs; tests/runtime/test_archive.py",
+    r"snakemake .*--software-deployment-method conda": "needs conda",
+    r"snakemake -n --configfile my\.yaml": "shows an error; tests/config/test_config.py",
+}
+"""Commands that are not run here, as patterns of their beginning, with the reason."""
+
+RUN_NAMES = re.compile(r"\bruns/(demo|paper|mine)\b")
+
+
+def is_run(command: Command) -> bool:
+    return not any(re.match(pattern, " ".join(command.words)) for pattern in NOT_RUN)
+
+
+def named(program: str) -> list[Command]:
+    """The commands of a program, each once; whether one is a dry run is no difference."""
+    found: dict[tuple[str, ...], Command] = {}
+    for one in commands():
+        if one.words[0] == program and is_run(one):
+            found.setdefault(tuple(word for word in one.words if word != "-n"), one)
+    return list(found.values())
+
+
+def block_of(page: str, language: str) -> Block:
+    """The first block of a language on a page."""
+    return next(one for one in blocks(ROOT / "docs" / page) if one.language == language)
+
+
+@pytest.fixture(scope="module")
+def folder(finished_run, tmp_path_factory) -> Path:
+    """A folder with links to the clone and to the tests' run, and with what the pages call own."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name in ("Snakefile", "config.yaml", "workflow", "envs", "data", "slurm"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("run", "tiny-llm"):
+        (folder / name).symlink_to(finished_run / name)
+    (folder / "my_crystals").mkdir()
+    for crystal in (rocksalt(), caesium_chloride(), perovskite()):
+        structure = crystal.to_structure()
+        structure.to(str(folder / "my_crystals" / f"{structure.reduced_formula}.cif"))
+    own = block_of("data.md", "yaml").text  # with the reference that all_dft needs
+    (folder / "my.yaml").write_text(f"{own}\ndft_hull: {{source: matbench_discovery}}\n")
+    shutil.copy(next((folder / "my_crystals").iterdir()), folder / "salt.cif")
+    arrays = {"frac_coords": torch.zeros(1, 3), "other": None}
+    torch.save(arrays, folder / "eval_gen.pt")
+    return folder
+
+
+def test_every_command_is_run_or_has_a_reason():
+    programs = {one.words[0] for one in commands() if is_run(one)}
+    assert programs == {"flowllm", "python", "snakemake"}
+    texts = [" ".join(one.words) for one in commands()]
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, text) for text in texts), f"no command any more: {pattern}"
+
+
+@pytest.mark.parametrize("command", named("flowllm"), ids=lambda one: one.place)
+def test_flowllm_command(command, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    app([RUN_NAMES.sub("run", word) for word in command.words[1:]])
+    assert capsys.readouterr().out or (folder / "crystals").exists()
+
+
+@pytest.mark.parametrize("command", named("python"), ids=lambda one: one.place)
+def test_python_command(command, folder):
+    words = [RUN_NAMES.sub("run", word) for word in command.words[1:]]
+    subprocess.run([sys.executable, *words], cwd=folder, env=environment(), check=True)
+
+
+def planning_words(command: Command) -> Iterator[str]:
+    """The words of a command of the workflow, without what it is piped into."""
+    for word in command.words[1:]:
+        if word == "|":
+            return
+        yield word
+
+
+def test_workflow_commands_have_a_plan(folder):
+    asked = named("snakemake")
+    assert len(asked) > 8
+    outputs = dry_runs([(str(folder), list(planning_words(one))) for one in asked])
+    for command, output in zip(asked, outputs, strict=True):
+        assert re.search(r"Job stats:|^digraph", output, re.M), f"{command}\n{output[-3000:]}"
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in commands():
+        if command.words[0] == "make":
+            assert command.words[1] in targets, command
+
+
+def test_the_part_of_mp_20_is_whole_rows(tmp_path):
+    """The Python block of docs/data.md, on three files whose cells have several lines."""
+    source = tmp_path / "runs" / "paper" / "download"
+    source.mkdir(parents=True)
+    rows = "".join(f'mp-{i},"data_{i}\n_cell 1\n",007\n' for i in range(1300))
+    for split in ("train", "val", "test"):
+        (source / f"{split}.csv").write_text(f"material_id,cif,spacegroup.number\n{rows}")
+    code = block_of("data.md", "python").text
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), check=True)
+    for split, count in {"train": 1200, "val": 300, "test": 300}.items():
+        text = (tmp_path / "data" / "mp_20_sample" / f"{split}.csv").read_text()
+        assert text.count("\nmp-") == count
+        assert text.endswith(f'mp-{count - 1},"data_{count - 1}\n_cell 1\n",007\n')

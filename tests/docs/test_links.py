@@ -1,0 +1,30 @@
+"""Links of the pages lead to files and headings that exist, and the pages list every stage."""
+
+import re
+
+import pytest
+
+from flowllm.config.stages import STAGES
+from pages import PAGES, anchors, is_generated, links
+from tiny_run import ROOT
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading_of_it(page):
+    for target in links(page):
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file) or is_generated(file), target
+
+
+def test_readme_and_stage_page_have_every_stage_in_the_same_phase():
+    readme = re.findall(
+        r"^\| (\d\. [\w ]+) \|.*\| (.*) \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    page = (ROOT / "docs" / "stages.md").read_text()
+    sections = re.findall(r"^## (\d\. [\w ]+)\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+    of_readme = {phase: re.findall(r"`(\w+)`", stages) for phase, stages in readme}
+    of_page = {phase: re.findall(r"^\| `(\w+)` \|", table, re.M) for phase, table in sections}
+    assert of_readme == of_page
+    assert sorted(stage for stages in of_page.values() for stage in stages) == sorted(STAGES)
