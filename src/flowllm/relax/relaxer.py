@@ -235,6 +235,7 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
             for one in running:
                 one.steps += 1
         elapsed = time.perf_counter() - clock
+        assert state is not None
         for one in running:
             one.seconds += elapsed * one.num_atoms / state.n_atoms
         finished = _finished(work, state, running, failures)
