@@ -24,6 +24,8 @@ END = "<!-- End of the tables that benchmarks/ablation_table.py writes. -->"
 
 MISSING = "not run"
 
+NONE = "This comparison has not been run yet.\n"
+
 Cell = Mapping[str, Any]
 
 SHARES = {
@@ -84,7 +86,9 @@ def with_tables(page: str, found: str) -> str:
 
 
 def tables(cells: Mapping[tuple[str, str], Cell]) -> str:
-    """Return one table per text, with a column per model."""
+    """Return one table per text, with a column per model; a sentence if no cell was run."""
+    if not cells:
+        return NONE
     return "\n".join("\n".join(lines_of(text, cells)) + "\n" for text in TEXTS)
 
 

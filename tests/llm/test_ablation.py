@@ -51,6 +51,10 @@ def test_every_cell_of_the_results_is_named_by_its_model_and_text():
         assert text in ablation_cell.TEXTS
 
 
+def test_no_tables_without_a_cell():
+    assert "|" not in ablation_table.tables({})
+
+
 def test_a_cell_is_in_the_column_of_its_model_and_others_are_not_run():
     found = ablation_table.tables({("scratch-3m", "symmetric"): cell()})
     coordinates, symmetric = found.split("\n\n")
