@@ -1,11 +1,11 @@
 """Processor seconds per crystal of `reference_hull` and `invariance`, for `flowllm estimate`.
 
-    python benchmarks/bench_costs.py --csv data/mp_20_sample/train.csv --model runs/demo/llm/model
+    python benchmarks/bench_costs.py --csv data/mp_20_sample/train.csv --model runs/smollm2/llm/model
 
 The full configuration gives both stages GPUs; these are their costs on a CPU. Random training
 crystals of MP-20 are relaxed as `reference_hull` does. Texts of random crystals are evaluated as
-`invariance` does by the merged model of the demonstration, and the time is scaled by the number of
-texts per crystal and of weights. One thread computes, so that no waiting threads are counted.
+`invariance` does by the merged model of workflow/config/smollm2.yaml, and the time is scaled by the
+number of texts per crystal and of weights. One thread computes, so that no waiting threads are counted.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def main() -> None:
     """Print the costs, and write them as JSON if --json is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--model", type=Path, help="merged model of the demonstration")
+    parser.add_argument("--model", type=Path, help="merged model of smollm2.yaml")
     parser.add_argument("--crystals", type=int, default=48)
     parser.add_argument("--texts", type=int, default=16)
     parser.add_argument("--json", type=Path)
