@@ -20,11 +20,14 @@ from pages import Block, Command, blocks, commands
 from tiny_run import ROOT, dry_runs, environment
 
 NOT_RUN = {
-    r"(git|cd|source|export|unset|nano|pre-commit|pip|\S+/pip|python3\.11 -m venv)\b": "sets up",
+    r"(git|cd|mkdir|source|export|unset|nano|echo|pre-commit|pip|\S+/pip)\b": "sets up",
+    r"python3\.11 -m venv ": "sets up",
     r"make ": "takes minutes; its target is checked below",
     r"(sbatch|squeue|sacct) ": "needs a SLURM",
-    r"bash benchmarks/flow_on_sample\.sh": "takes an hour",
-    r"python benchmarks/bench_gpu\.py": "takes minutes; tests/gpu/test_bench_gpu.py",
+    r"(bash|python) benchmarks/": "takes minutes or hours; its options are checked below",
+    r"python -m pytest ": "is a test",
+    r"/usr/bin/time -v snakemake ": "takes 15 s; tests/workflow/test_workflow.py has its bounds",
+    r"timeout 7200 snakemake ": "tests/workflow/test_recipes.py plans all overlays",
     r"python tests/helpers/slow_tests\.py": "writes the list of slow tests",
     r"python -m flowllm\.config\.reference": "writes config.yaml; tests/config/test_reference.py",
     r"flowllm generate ": "samples; tests/commands/test_generate_chain.py",
@@ -50,9 +53,10 @@ def named(program: str) -> list[Command]:
     return list(found.values())
 
 
-def block_of(page: str, language: str) -> Block:
-    """The first block of a language on a page."""
-    return next(one for one in blocks(ROOT / "docs" / page) if one.language == language)
+def block_of(page: str, language: str, has: str = "") -> Block:
+    """The first block of a language on a page, of those that contain some text."""
+    found = (one for one in blocks(ROOT / "docs" / page) if one.language == language)
+    return next(one for one in found if has in one.text)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,8 @@ def folder(finished_run, tmp_path_factory) -> Path:
         structure.to(str(folder / "my_crystals" / f"{structure.reduced_formula}.cif"))
     own = block_of("data.md", "yaml").text  # with the reference that all_dft needs
     (folder / "my.yaml").write_text(f"{own}\ndft_hull: {{source: matbench_discovery}}\n")
-    shutil.copy(next((folder / "my_crystals").iterdir()), folder / "salt.cif")
+    (folder / "about.yaml").write_text(block_of("generate.md", "yaml", "license:").text)
+    shutil.copy(folder / "my_crystals" / "NaCl.cif", folder / "salt.cif")
     arrays = {"frac_coords": torch.zeros(1, 3), "other": None}
     torch.save(arrays, folder / "eval_gen.pt")
     return folder
@@ -86,8 +91,12 @@ def test_every_command_is_run_or_has_a_reason():
 @pytest.mark.parametrize("command", named("flowllm"), ids=lambda one: one.place)
 def test_flowllm_command(command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    app([RUN_NAMES.sub("run", word) for word in command.words[1:]])
-    assert capsys.readouterr().out or (folder / "crystals").exists()
+    words = [RUN_NAMES.sub("run", word) for word in command.words[1:]]
+    app(words)
+    if "--out" in words:
+        assert any((folder / words[words.index("--out") + 1]).iterdir())
+    else:
+        assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", named("python"), ids=lambda one: one.place)
@@ -110,6 +119,17 @@ def test_workflow_commands_have_a_plan(folder):
     outputs = dry_runs([(str(folder), list(planning_words(one))) for one in asked])
     for command, output in zip(asked, outputs, strict=True):
         assert re.search(r"Job stats:|^digraph", output, re.M), f"{command}\n{output[-3000:]}"
+
+
+def test_benchmarks_have_the_options_of_their_commands():
+    found = 0
+    for program, file, *words in (one.words for one in commands() if len(one.words) > 1):
+        if program in ("bash", "python") and file.startswith("benchmarks/"):
+            source = (ROOT / file).read_text()
+            for option in (word for word in words if word.startswith("--")):
+                assert f'"{option}"' in source, f"{file} {option}"
+            found += 1
+    assert found > 5
 
 
 def test_make_targets_exist():

@@ -1,9 +1,11 @@
-"""Links of the pages lead to files and headings that exist, and the pages list every stage."""
+"""Links of the pages lead to files and headings that exist, and the pages list all parts."""
 
 import re
 
 import pytest
+import yaml
 
+from flowllm.cli import COMMANDS
 from flowllm.config.stages import STAGES
 from pages import PAGES, anchors, is_generated, links
 from tiny_run import ROOT
@@ -28,3 +30,19 @@ def test_readme_and_stage_page_have_every_stage_in_the_same_phase():
     of_page = {phase: re.findall(r"^\| `(\w+)` \|", table, re.M) for phase, table in sections}
     assert of_readme == of_page
     assert sorted(stage for stages in of_page.values() for stage in stages) == sorted(STAGES)
+
+
+def test_the_overview_has_every_command_in_the_order_of_the_help():
+    page = (ROOT / "docs" / "index.md").read_text()
+    section = page.partition("\n## The commands\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`flowllm .*?) \|", section, re.M)
+    assert [name for row in rows for name in re.findall(r"`flowllm (\w+)`", row)] == list(COMMANDS)
+
+
+def test_the_navigation_has_four_groups_and_every_page_once():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    groups = {name: entries for group in nav for name, entries in group.items()}
+    assert list(groups) == ["Start", "Guide", "Reference", "Development"]
+    listed = [page for entries in groups.values() for entry in entries for page in entry.values()]
+    pages = [page.name for page in (ROOT / "docs").glob("*.md")]
+    assert sorted(listed) == sorted([*pages, "contributing.md", "changelog.md"])

@@ -12,6 +12,7 @@ from tiny_run import ROOT
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")),
+    *sorted((ROOT / "recipes").glob("*/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 

@@ -19,6 +19,7 @@ from flowllm.io import schemas as schemas_module
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = [ROOT / "data" / "README.md", *sorted((ROOT / "recipes").glob("*/README.md"))]
 
 OTHERS_MESSAGES = {
     "Extra inputs are not permitted",  # pydantic's
@@ -99,7 +100,7 @@ def test_every_quoted_message_is_one_of_the_code():
 
 def commands():
     """Every `flowllm ...` line of the pages, continued lines joined."""
-    for path in PAGES:
+    for path in (*PAGES, *FOLDERS):
         text = path.read_text().replace("\\\n", " ")
         for line in re.findall(r"^ *(flowllm .*)$|`(flowllm [^`\n]+)`", text, re.M):
             yield path.name, shlex.split(line[0] or line[1], comments=True)
