@@ -30,6 +30,7 @@ NOT_RUN = {
     r"timeout 7200 snakemake ": "tests/workflow/test_recipes.py plans all overlays",
     r"python tests/helpers/slow_tests\.py": "writes the list of slow tests",
     r"python -m flowllm\.config\.reference": "writes config.yaml; tests/config/test_reference.py",
+    r"flowllm release --run runs/mp_20_large ": "needs that run; docs/generate.md has another",
     r"flowllm generate ": "samples; tests/commands/test_generate_chain.py",
     r"flowllm (archive|restore) \S+ \S+": "moves outputs; tests/runtime/test_archive.py",
     r"snakemake .*--software-deployment-method conda": "needs conda",
