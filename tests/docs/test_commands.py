@@ -1,5 +1,7 @@
 """Every command of README and docs that ends in seconds, without the internet, is run here.
 
+Every overlay of the pages is loaded.
+
 Names of runs are replaced by that of the tests' run, and a run of the workflow is planned, not run.
 The tutorial is run as a whole by test_tutorial.py.
 """
@@ -13,10 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from crystals import caesium_chloride, perovskite, rocksalt
 from flowllm.cli import app
-from pages import Block, Command, blocks, commands
+from flowllm.config.load import load_config
+from flowllm.config.model import Config
+from pages import PAGES, Block, Command, blocks, commands
 from tiny_run import ROOT, dry_runs, environment
 
 NOT_RUN = {
@@ -138,6 +143,20 @@ def test_make_targets_exist():
     for command in commands():
         if command.words[0] == "make":
             assert command.words[1] in targets, command
+
+
+def overlays() -> Iterator[Block]:
+    """The blocks of the pages that change the configuration."""
+    for block in (one for page in PAGES for one in blocks(page) if one.language == "yaml"):
+        if yaml.safe_load(block.text).keys() <= Config.model_fields.keys():
+            yield block
+
+
+@pytest.mark.parametrize("block", overlays(), ids=lambda one: one.place)
+def test_overlays_of_the_pages_are_valid(block, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(block.text)
+    load_config([ROOT / "config.yaml", overlay])
 
 
 def test_the_part_of_mp_20_is_whole_rows(tmp_path):

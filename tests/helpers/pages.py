@@ -53,11 +53,11 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands() -> Iterator[Command]:
-    """Yield the commands in the bash blocks of all pages but the tutorial."""
+    """Yield the commands in the bash and console blocks of all pages but the tutorial."""
     for block in (one for page in PAGES if page != TUTORIAL for one in blocks(page)):
-        if block.language == "bash":
+        if block.language in ("bash", "console"):
             for line in block.text.replace("\\\n", " ").splitlines():
-                if words := shlex.split(line, comments=True):
+                if words := shlex.split(line.removeprefix("$ "), comments=True):
                     yield Command(block.place, tuple(words))
 
 
