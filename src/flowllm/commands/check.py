@@ -344,7 +344,7 @@ def _known_crystals(config: Config) -> str:
     from flowllm.io import schemas
     from flowllm.io.tables import read_table
 
-    return f"{read_table(Path(path), schemas.CRYSTALS).num_rows} crystals"
+    return f"{read_table(Path(path), schemas.KNOWN_CRYSTALS).num_rows} crystals"
 
 
 def _dft_hull(config: Config, target: Target, stages: Collection[str]) -> str:
