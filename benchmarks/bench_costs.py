@@ -1,11 +1,12 @@
 """Processor seconds per crystal of `reference_hull` and `invariance`, for `flowllm estimate`.
 
-    python benchmarks/bench_costs.py --csv data/mp_20_sample/train.csv --model runs/smollm2/llm/model
+    python benchmarks/bench_costs.py --csv data/mp_20_sample/train.csv \\
+        --model runs/smollm2/llm/model
 
 The full configuration gives both stages GPUs; these are their costs on a CPU. Random training
 crystals of MP-20 are relaxed as `reference_hull` does. Texts of random crystals are evaluated as
-`invariance` does by the merged model of workflow/config/smollm2.yaml, and the time is scaled by the
-number of texts per crystal and of weights. One thread computes, so that no waiting threads are counted.
+`invariance` does by the merged model of smollm2.yaml, and the time is scaled by the number of texts
+per crystal and of weights. One thread computes, so that no waiting threads are counted.
 """
 
 import argparse
