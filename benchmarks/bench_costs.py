@@ -1,6 +1,6 @@
-"""Processor seconds per crystal of `reference_hull` and `invariance`, for `flowllm estimate`.
+r"""Processor seconds per crystal of `reference_hull` and `invariance`, for `flowllm estimate`.
 
-    python benchmarks/bench_costs.py --csv data/mp_20_sample/train.csv \\
+    python benchmarks/bench_costs.py --csv data/mp_20_sample/train.csv \
         --model runs/smollm2/llm/model
 
 The full configuration gives both stages GPUs; these are their costs on a CPU. Random training
