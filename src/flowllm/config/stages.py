@@ -57,6 +57,6 @@ STAGES: dict[str, Stage] = {
     "fingerprints": Stage(("fingerprints",), version=2),
     "metrics": Stage(("metrics",), version=7),
     "match_csp": Stage(("metrics",), version=3),
-    "report": Stage(("report",), version=6),
+    "report": Stage(("report",), version=7),
 }
 """In the order of the pipeline."""
