@@ -55,7 +55,7 @@ STAGES: dict[str, Stage] = {
     "dft_collect": Stage(("dft_collect",), version=5),
     "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",), version=2),
-    "metrics": Stage(("metrics",), version=7),
+    "metrics": Stage(("metrics",), version=8),
     "match_csp": Stage(("metrics",), version=3),
     "report": Stage(("report",), version=7),
 }
