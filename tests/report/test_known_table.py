@@ -32,6 +32,7 @@ def result(name, pairs):
         "stability_rule": RULE,
         "matcher": {"name": "StructureMatcher", "ltol": 0.2, "stol": 0.3, "angle_tol": 5},
         "novelty_against": "train",
+        "known_crystals": None,
     }
     external = {"name": name, "file": "test.csv", "known_e_above_hull": "e_above_hull"}
     numbers = {"setting": name, "protocol": protocol, "sampling": {"external": external}}

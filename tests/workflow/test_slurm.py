@@ -187,7 +187,10 @@ class Cluster:
         """Have a more important job take the place of a running one for a moment."""
         job = self.wait_for(comment, "RUNNING", process)
         place = [f"--nodelist={job['NodeList']}", f"--cpus-per-task={os.cpu_count()}"]
-        self.run("sbatch", "--partition=urgent", *place, "--wrap=true", "--output=/dev/null")
+        words = ["--partition=urgent", "--comment=urgent", "--wrap=true", "--output=/dev/null"]
+        self.run("sbatch", *place, *words)
+        # It needs the whole node, so that nothing of the preempted job is left when it has run.
+        self.wait_for("urgent", "COMPLETED", process)
         self.wait_for(comment, "PENDING", process)
         # SLURM would wait for two minutes.
         self.run("scontrol", "update", f"JobId={job['JobID']}", "StartTime=now")
@@ -293,7 +296,7 @@ def test_a_preempted_job_is_queued_again_by_slurm(slurm_run):
     preempted = [
         [state for number, state in slurm_run.accounted if number == job["JobID"]]
         for job in jobs
-        if job["RestartCnt"] == "1"
+        if int(job["RestartCnt"])
     ]
     assert [states[0] for states in preempted] == ["PREEMPTED"], (jobs, slurm_run.accounted)
     assert max(jobs, key=lambda job: int(job["JobID"]))["State"] == "COMPLETED", jobs

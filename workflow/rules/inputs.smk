@@ -138,6 +138,12 @@ def hull_source():
     return [] if source == "train" else without_braces([source])
 
 
+def known_crystals():
+    """Return the table of further known crystals, if there is one."""
+    table = CONFIG.metrics.known_crystals
+    return [] if table is None else without_braces([table])
+
+
 def dft_entries(wildcards):
     """Return the file of reference entries, if the source is a file; a source is required."""
     source = CONFIG.dft_hull.source

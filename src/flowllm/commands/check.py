@@ -134,6 +134,7 @@ def check(
         ("train_rfm.start", {"train_rfm"}, lambda one: _start(one, "train_rfm")),
         ("external_samples", {"import_samples"}, _external_samples),
         ("reference_hull.source", {"reference_hull"}, _reference_hull),
+        ("metrics.known_crystals", {"metrics"}, _known_crystals),
         ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
     ]
     if packages:
@@ -339,6 +340,17 @@ def _reference_hull(config: Config) -> str:
             )
         return f"{count} entries of another run"
     return _first_entry(source)
+
+
+def _known_crystals(config: Config) -> str:
+    path = config.metrics.known_crystals
+    if path is None:
+        return "none beside the run's own"
+    # pyarrow takes long to import.
+    from flowllm.io import schemas
+    from flowllm.io.tables import read_table
+
+    return f"{read_table(Path(path), schemas.KNOWN_CRYSTALS).num_rows} crystals"
 
 
 def _dft_hull(config: Config, target: Target, stages: Collection[str]) -> str:

@@ -116,6 +116,12 @@ class FinishedRun:
                 f"{self.folder}: has no {', no '.join(map(str, missing))}. Run the workflow for "
                 f"it: snakemake --cores all --configfile {self.folder / RECORDED_CONFIG} {targets}"
             )
+        known = self.config.metrics.known_crystals
+        if chain and known is not None and not Path(known).exists():
+            raise FlowllmError(
+                f"{known}: not there, but metrics.known_crystals of {self.folder} names it; start "
+                "flowllm where the run was started"
+            )
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ ALL = "all generated"
 
 NOVELTY_SETS = {"train": ("train",), "train_val": ("train", "val")}
 
+KNOWN = "known"
+"""Name of the set of further known crystals (metrics.known_crystals)."""
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -119,6 +122,7 @@ def protocol(sources: Sources, settings: Metrics) -> dict[str, Any]:
         "matcher": {"name": "pymatgen StructureMatcher", **asdict(DEFAULT)},
         "loose_matcher": {"name": "pymatgen StructureMatcher", **asdict(LOOSE)},
         "novelty_against": settings.novelty_against,
+        "known_crystals": settings.known_crystals,
         "oxidation_states": settings.oxidation_states,
         "min_distance": MIN_DISTANCE,
         "min_volume": MIN_VOLUME,

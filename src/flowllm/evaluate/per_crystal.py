@@ -199,8 +199,7 @@ def add_matches(
     Args:
         rows: one row per sample.
         matches: classes and known crystals.
-        novelty_sets: names of the sets against which novelty is tested: `train`, or `train` and
-            `val`.
+        novelty_sets: names of the sets against which novelty is tested, e.g. `train`.
     """
     novel = novel_names(matches, novelty_sets)
     unique = first_of_each_class(matches.classes, matches.classes)

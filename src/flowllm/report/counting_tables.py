@@ -67,10 +67,11 @@ def _used(result: Result) -> set[str]:
     protocol = result.numbers["protocol"]
     bound = "at_most" if protocol["stability_rule"]["inclusive"] else "below"
     against = protocol["novelty_against"]
-    return {
-        *(f"stability_rate_{bound}", f"novelty_{against}", f"sun_rate_{against}"),
-        *("sun_rate", "match_rate", "rmsd"),
-    }
+    used = {f"stability_rate_{bound}", "sun_rate", "match_rate", "rmsd"}
+    # The readings do not have the crystals of metrics.known_crystals.
+    if protocol["known_crystals"] is None:
+        used |= {f"novelty_{against}", f"sun_rate_{against}"}
+    return used
 
 
 def protocol_tables(results: Sequence[Result], kind: EnergySource) -> list[Table]:

@@ -131,6 +131,7 @@ class Protocol(Form):
     stability_rule: StabilityRule
     matcher: Matcher
     novelty_against: str
+    known_crystals: str | None
     oxidation_states: str
 
 

@@ -144,6 +144,8 @@ def rules(results: Sequence[Result]) -> str:
         against = {"train": "the training split", "train_val": "the train and val splits"}[
             result.numbers["protocol"]["novelty_against"]
         ]
+        if (known := result.numbers["protocol"]["known_crystals"]) is not None:
+            against += f" and the crystals of {known}"
         sign = "≤" if rule["inclusive"] else "<"
         text = (
             f"stable: E_hull {sign} {rule['stable_below']:g} eV/atom with at least "

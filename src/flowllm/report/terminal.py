@@ -90,6 +90,8 @@ def _labels(result: Result) -> list[str]:
     rule = result.numbers["protocol"]["stability_rule"]
     known = {"train": "train", "train_val": "train and val"}
     against = known[result.numbers["protocol"]["novelty_against"]]
+    if result.numbers["protocol"]["known_crystals"] is not None:
+        against += " and known crystals"
     sign = "≤" if rule["inclusive"] else "<"
     return [
         "",

@@ -11,7 +11,7 @@ from cyclopts.types import PositiveInt
 
 from flowllm.config.sections.evaluation import Metrics
 from flowllm.config.stage_settings import StageSettings
-from flowllm.evaluate.aggregate import FORMAT, NOVELTY_SETS, Evaluation, all_numbers
+from flowllm.evaluate.aggregate import FORMAT, KNOWN, NOVELTY_SETS, Evaluation, all_numbers
 from flowllm.evaluate.coverage import Fingerprints, add_coverage, read_fingerprints
 from flowllm.evaluate.known_energies import add_train_distances
 from flowllm.evaluate.matching import BucketMatches
@@ -74,6 +74,8 @@ def run(
         "test_fingerprints": test_fingerprints,
         **splits,
     }
+    if settings.metrics.known_crystals is not None:
+        inputs["known"] = Path(settings.metrics.known_crystals)
     with stage_run(settings, inputs=inputs, output=out) as run:
         samples, sources = read_samples(base, generated, relaxed, stability)
         _check_descent(base, generated, relaxed, stability)
@@ -150,6 +152,9 @@ def judge(
     )
     novelty_sets = NOVELTY_SETS[section.novelty_against]
     known = {name: splits[name] for name in ("train", "val")}
+    if section.known_crystals is not None:
+        known[KNOWN] = Path(section.known_crystals)
+        novelty_sets = (*novelty_sets, KNOWN)
     matches = match_samples(samples, known, novelty_sets, workers)
     return add_matches(measured, matches, novelty_sets), matches
 
