@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from crystals import rocksalt
+from energy_rows import hull_row
 from flowllm.cli import app
 from flowllm.commands import check as checks
 from flowllm.config.load import load_config
 from flowllm.config.model import Config
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
+from flowllm.io import hull_schemas, schemas, tables
+from flowllm.io.tables import crystal_columns
 from flowllm.llm import model_files
 from flowllm.runtime.provenance import stage_run
 from other_llms import write_llm
@@ -138,6 +142,19 @@ def test_external_samples_and_entries_are_looked_for(tmp_path):
     (tmp_path / "none.json").write_text("[]")
     empty = {"source": str(tmp_path / "none.json")}
     assert "no entry" in problem(tmp_path, "dft_hull.source", dft_hull=empty)
+
+
+def test_a_second_potential_needs_a_hull_with_crystals(tmp_path):
+    """The hull of a release has energies alone."""
+    row = hull_row("NaCl", -3.0)
+    given = {"reference_hull": {"source": str(tmp_path / "hull.parquet")}}
+    tables.write_table(tmp_path / "hull.parquet", [row], schemas.HULL_ENTRIES, {})
+    assert outcomes(tmp_path, **given)["reference_hull.source"].state == "ok"
+    given |= {"potential": {"check": "chgnet-0.2.0"}}
+    assert "has no crystals" in problem(tmp_path, "reference_hull.source", **given)
+    row |= crystal_columns(rocksalt())
+    tables.write_table(tmp_path / "hull.parquet", [row], hull_schemas.POTENTIAL_ENTRIES, {})
+    assert outcomes(tmp_path, **given)["reference_hull.source"].state == "ok"
 
 
 def test_dft_energies_need_a_source_and_a_key(tmp_path, monkeypatch):

@@ -1,16 +1,17 @@
 """`flowllm generate`: options, what a run may lack, the order of the table, and its warnings."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from crystals import caesium_chloride, rocksalt
+from crystals import caesium_chloride, perovskite, rocksalt
 from flowllm.cli import main
 from flowllm.commands.generate import run as command
 from flowllm.commands.generate_chain import Followed
-from flowllm.commands.generate_files import check_output, printed_table, warnings_of
+from flowllm.commands.generate_files import check_output, page, printed_table, warnings_of
 from flowllm.commands.generate_run import open_run
 from flowllm.commands.generate_table import table_rows, verdict, wishes_text
 from flowllm.config.load import load_config
@@ -186,6 +187,29 @@ def test_matching_crystals_are_printed_once_with_their_number():
         "3 of 4 drafts relaxed, 2 different crystals, 1 of 3 drafts meet their conditions, 0 "
         "metastable or stable, 1 novel, 1 stable, unique and novel",
         "page: out/index.html",
+    ]
+
+
+def test_the_page_says_what_each_class_is():
+    """The nearest to the hull of a stable and novel class is S.U.N. where an earlier draft is."""
+    sun, again = followed("a", rocksalt(), -0.1), {"duplicate_group": "a", "unique": False}
+    nearest = followed("b", rocksalt(), -0.2, sun=False, **again)
+    for one in (sun, nearest):
+        one.stability["stable"] = True
+    failed = {"duplicate_group": None, "unique": False, "novel": False, "sun": False}
+    rows = rows_of(
+        sun,
+        nearest,
+        followed("c", caesium_chloride(), 0.1, **failed),
+        followed("d", perovskite(), 0.2, sun=False),
+        followed("e", rocksalt("K", "Br"), 0.3, novel=False, matched_material_id="mp-1", sun=False),
+    )
+    shown = page(rows, HULL, "#0072B2")
+    assert re.findall(r"\(\d+\); ([^<]+)</p>", shown) == [
+        "S.U.N.",
+        "not compared with known crystals",
+        "novel, not stable",
+        "known: mp-1",
     ]
 
 

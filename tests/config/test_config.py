@@ -194,6 +194,7 @@ def test_a_second_potential_needs_the_crystals_of_the_hull(values):
     check_config(given)
     with pytest.raises(FlowllmError, match=r"set reference_hull\.source to train"):
         check_config(merge(given, {"reference_hull": {"source": "entries.json"}}))
+    check_config(merge(given, {"reference_hull": {"source": "runs/other/hull/potential.parquet"}}))
 
 
 @given(low=st.floats(-10, 190), high=st.floats(-10, 190))

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.core import Element
 
-from crystals import perovskite, rocksalt
+from crystals import caesium_chloride, perovskite, rocksalt
 from flowllm.config.load import load_config
 from flowllm.config.sections.llm import Prompts
+from flowllm.crystal import Crystal
 from flowllm.data.wishes import parse_wish
 from flowllm.errors import FlowllmError
 from flowllm.llm.crystal_text import Decoded, Reason
@@ -97,6 +98,8 @@ def test_symmetric_texts_have_the_asked_group_and_number_of_atoms():
         (Required(elements=frozenset([11, 17, 8])), Reason.ELEMENTS_MISMATCH),
         (Required(elements=frozenset([11, 17, 8]), elements_mode="subset"), None),
         (Required(elements=frozenset([11, 8]), elements_mode="subset"), Reason.ELEMENTS_MISMATCH),
+        (Required(formula={11: 1, 17: 1}), None),
+        (Required(formula={11: 1, 17: 2}), Reason.FORMULA_MISMATCH),
         (Required(num_atoms=2), None),
         (Required(num_atoms=4), Reason.ATOMS_MISMATCH),
         (Required(space_group=225), None),
@@ -106,6 +109,25 @@ def test_symmetric_texts_have_the_asked_group_and_number_of_atoms():
 def test_drafts_are_rejected_for_what_their_text_shows(required, reason):
     found = required.rejection(Decoded(rocksalt(), group=225))
     assert (found and found.reason) == reason
+
+
+def test_a_reduced_formula_is_that_of_several_cells():
+    """The prompt does not give the number of atoms, and any cell of the formula is accepted."""
+    target = target_of(prompts(formula_style="reduced"), record(), {"formula": "Na4Cl4"})
+    assert (target.numbers, target.required.num_atoms, target.allowed) == (None, None, [11, 17])
+    salt = rocksalt().to_structure()
+    for cell in (salt, salt.to_conventional(), salt * (1, 1, 3)):
+        assert target.required.rejection(Decoded(Crystal.from_structure(cell))) is None
+    cesium = target.required.rejection(Decoded(caesium_chloride()))
+    assert cesium.reason == Reason.FORMULA_MISMATCH
+    assert cesium.detail == "Cs1Cl1, asked for cells of Na1Cl1"
+
+
+def test_a_reduced_formula_leaves_no_choice_of_its_elements():
+    words = {"formula": "NaCl"} | SUBSET
+    target = target_of(prompts(formula_style="reduced"), record(), words)
+    assert target.allowed == [11, 17]
+    assert choose_elements(target, record(), np.random.default_rng(1)) == target
 
 
 def test_a_text_without_groups_is_not_rejected_for_its_group():

@@ -411,6 +411,18 @@ def chosen(taken_as, probability, leads=True):
     return {"taken_as": taken_as, "inclusion_probability": probability, "leads_class": leads}
 
 
+def test_a_candidate_counts_although_its_class_has_an_earlier_control(tmp_path):
+    caesium = caesium_chloride()
+    draws = [
+        Draw(caesium, caesium, -0.1, choice=chosen("control", 0.5, leads=False)),
+        Draw(caesium, caesium, -0.2, choice=chosen("candidate", 1.0)),
+    ]
+    numbers, _ = run_metrics(write_run(tmp_path, draws, {}, kind="dft"))
+    rates = numbers["rates"]
+    for name, runs in (("sun_per_dft_run", 2), ("sun_per_candidate", 1)):
+        assert (rates[name]["numerator"], rates[name]["denominator"]) == (1, runs)
+
+
 def test_rates_per_run_and_estimates_of_candidates_and_their_control_sample(tmp_path):
     """Two candidates, and one of four others as control, which counts four times."""
     salt, caesium = rocksalt(), caesium_chloride()

@@ -13,7 +13,7 @@ from pymatgen.core import Composition, Element, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
 
 from crystals import MP_20_SAMPLE, fcc, rattled, rocksalt
-from energy_rows import CHGNET, crystal_row, generated_row, settings
+from energy_rows import CHGNET, crystal_row, generated_row, hull_row, settings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import read_hull
@@ -267,6 +267,16 @@ def test_the_hull_of_another_run_is_taken_as_it_is(tmp_path, monkeypatch):
     counts = read_provenance(tmp_path / "second" / "hull" / "potential.parquet")["counts"]
     assert counts["rows_out"] == 3
     assert counts["not_converged"] == sum(not row["converged"] for row in made)
+
+
+def test_the_hull_of_a_release_has_energies_without_crystals(tmp_path):
+    label = "CHGNet 0.3.0, relaxed to 0.1 eV/Å in at most 5 steps"
+    source = tmp_path / "potential.parquet"
+    released = hull_row("NaCl", -3.0, source=label)
+    tables.write_table(source, [released], schemas.HULL_ENTRIES, {})
+    (row,) = run(tmp_path, limits={"max_steps": 5}, source=str(source))
+    assert (row["entry_id"], row["energy_per_atom"]) == (released["entry_id"], -3.0)
+    assert row["lengths"] is None
 
 
 def test_a_hull_of_other_limits_is_refused_and_says_which(tmp_path, monkeypatch):

@@ -1033,7 +1033,13 @@ def test_crystals_that_select_excluded_are_named_below_the_rates(run_dir):
     counts = result.numbers["counts"]
     relaxed = counts["relaxed"] | {"known": 4, "repeated": 1}
     skipped = with_numbers(result, counts=counts | {"relaxed": relaxed})
-    for table in (sun_table([skipped], "potential"), sun_cost_table([skipped])):
+    design = {"certain": 10, "sample": 5, "population": 50, "missing": 2}
+    estimated = with_numbers(skipped, estimates={"design": design, "rates": {}})
+    for table in (
+        sun_table([skipped], "potential"),
+        sun_cost_table([skipped]),
+        estimate_table([estimated]),
+    ):
         assert "cannot be compared" in table.protocol
         assert "FlowLLM-test (4 known, 1 repeated)" in table.protocol
 

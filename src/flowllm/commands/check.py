@@ -329,10 +329,16 @@ def _reference_hull(config: Config) -> str:
         return "training crystals"
     if Path(source).suffix == ".parquet":
         # pyarrow takes long to import.
-        from flowllm.io import schemas
-        from flowllm.io.tables import read_table
+        from flowllm.io import hull_schemas, schemas
+        from flowllm.io.tables import column_names, read_table
 
-        return f"{read_table(Path(source), schemas.HULL_ENTRIES).num_rows} entries of another run"
+        count = read_table(Path(source), schemas.HULL_ENTRIES).num_rows
+        if config.potential.check and not hull_schemas.has_crystals(column_names(Path(source))):
+            raise FlowllmError(
+                f"{source}: has no crystals, which potential.check evaluates; set source to train "
+                "or to the hull of a run, or potential.check to null"
+            )
+        return f"{count} entries of another run"
     return _first_entry(source)
 
 

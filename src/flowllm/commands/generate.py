@@ -22,7 +22,7 @@ from flowllm.commands.generate_files import (
 )
 from flowllm.commands.generate_run import FinishedRun, folder_of_models, open_run
 from flowllm.commands.generate_table import table_rows
-from flowllm.commands.options import ConfigFiles, RowName
+from flowllm.commands.options import MethodName, RunConfigFiles
 from flowllm.config.stage_settings import StageSettings
 from flowllm.data.wishes import ElementsMode, Words, read_wishes
 from flowllm.errors import FlowllmError
@@ -60,8 +60,8 @@ def run(
     count: PositiveInt | None = None,
     drafts_only: Annotated[bool, Parameter(negative=())] = False,
     gpus: NonNegativeInt = 0,
-    config: ConfigFiles = None,
-    name: RowName = None,
+    config: RunConfigFiles = None,
+    name: MethodName = None,
 ) -> None:
     """Generate crystals on request: draft, refine, relax, and rank them by energy above the hull.
 
@@ -86,8 +86,8 @@ def run(
         count: Drafts per wish. [1]
         drafts_only: Stop after the drafts.
         gpus: Number of GPUs of the language model, 0 for the CPU.
-        config: Configuration file in place of the run's own config.yaml. Repeat the option to
-            overlay further files.
+        config: Configuration file. Repeat the option to overlay further files. [the run's own
+            config.yaml]
         name: Name of the method (its base, flow and steps). [the first with a flow]
 
     Raises:

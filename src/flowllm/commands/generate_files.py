@@ -140,10 +140,12 @@ def _gallery(rows: Sequence[Row]) -> list[Candidate]:
                 source=row["cif"],
                 structure=crystal.to_structure(),
                 e_above_hull=row["e_above_hull"],
-                sun=row["sun"],
+                # Its class is shown once; the S.U.N. crystal of the class may be another draft.
+                sun=row["stable"] and row["novel"],
                 converged=bool(row["converged"]),
                 space_group=row["space_group"],
                 known=row["matched_material_id"],
+                compared=row["duplicate_group"] is not None,
                 note=wishes_text(row),
             )
         )

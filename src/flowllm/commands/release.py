@@ -6,7 +6,7 @@ import torch
 from cyclopts.types import PositiveFloat
 
 from flowllm.commands.generate_run import FinishedRun, open_run
-from flowllm.commands.options import ConfigFiles, RowName
+from flowllm.commands.options import MethodName, RunConfigFiles
 from flowllm.commands.release_card import card
 from flowllm.commands.release_facts import About, facts_of, read_about
 from flowllm.commands.release_parts import write_config, write_crystals, write_hull, write_models
@@ -25,8 +25,8 @@ def run(
     out: Path,
     about: Path,
     max_megabytes: PositiveFloat = 8.0,
-    config: ConfigFiles = None,
-    name: RowName = None,
+    config: RunConfigFiles = None,
+    name: MethodName = None,
 ) -> None:
     """Release the models of a finished run as a folder that `flowllm generate` uses.
 
@@ -40,8 +40,8 @@ def run(
         out: Folder to write; an earlier release there is replaced.
         about: YAML file with title, license, data, attribution, limits and commands of the card.
         max_megabytes: Largest size of the folder in 10^6 bytes.
-        config: Configuration file in place of the run's own config.yaml. Repeat the option to
-            overlay further files.
+        config: Configuration file. Repeat the option to overlay further files. [the run's own
+            config.yaml]
         name: Name of the method (its base, flow and steps). [the first with a flow]
 
     Raises:

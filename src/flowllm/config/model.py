@@ -234,10 +234,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _judge_has_a_hull(self) -> "Config":
         """Refuse a second potential whose hull cannot be made."""
-        if self.potential.check is not None and self.reference_hull.source != "train":
+        source = self.reference_hull.source
+        has_crystals = source == "train" or Path(source).suffix == ".parquet"
+        if self.potential.check is not None and not has_crystals:
             raise ValueError(
                 "potential.check: the second potential evaluates the crystals of the hull, which a "
-                "file of entries does not have: set reference_hull.source to train, or remove check"
+                "file of entries does not have: set reference_hull.source to train or to the hull "
+                "of another run, or remove check"
             )
         return self
 

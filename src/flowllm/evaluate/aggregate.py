@@ -159,19 +159,26 @@ def rates(rows: Records, matches: BucketMatches, sources: Sources) -> dict[str, 
 
 
 def cost_rates(rows: Records, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return S.U.N. per relaxation by the potential, per DFT run, and per candidate's DFT run."""
+    """Return S.U.N. per relaxation by the potential, per DFT run, and per candidate's DFT run.
+
+    A class counts for the candidates if one of them is stable and novel, although the crystal that
+    counts for S.U.N. may be one of the control sample.
+    """
     sun = {row["id"] for row in rows if row["sun"]}
     relaxations = sum(
         one.generated is not None and one.relaxed_status not in NOT_RELAXED for one in samples
     )
     runs = [one.name for one in samples if one.taken_as]
-    candidates = [one.name for one in samples if one.taken_as == "candidate"]
+    candidates = {one.name for one in samples if one.taken_as == "candidate"}
+    found = {
+        row["duplicate_group"]
+        for row in rows
+        if row["id"] in candidates and row["stable"] and row["novel"]
+    }
     return {
         "sun_per_relaxation": rate(len(sun), relaxations, "relaxations by the potential"),
         "sun_per_dft_run": rate(len(sun & set(runs)), len(runs), "DFT runs"),
-        "sun_per_candidate": rate(
-            len(sun & set(candidates)), len(candidates), "DFT runs of candidates"
-        ),
+        "sun_per_candidate": rate(len(found), len(candidates), "DFT runs of candidates"),
     }
 
 

@@ -1,5 +1,7 @@
 """Arrow schemas of the potential's hull: its entries with their crystals, and second energies."""
 
+from collections.abc import Collection
+
 import pyarrow as pa
 
 from flowllm.io import schemas
@@ -11,6 +13,12 @@ POTENTIAL_ENTRIES = pa.schema(
     [*schemas.HULL_ENTRIES, *(schemas.RELAXED.field(name) for name in CRYSTAL)]
 )
 """hull/potential.parquet: with the relaxed crystals, null in entries of a file."""
+
+
+def has_crystals(columns: Collection[str]) -> bool:
+    """Return whether a hull with these columns has the relaxed crystals of its entries."""
+    return {*CRYSTAL} <= {*columns}
+
 
 SECOND_ENERGIES = pa.schema(
     [

@@ -27,7 +27,7 @@ from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.orbit_sums import possible_groups
 from flowllm.llm.prompts import Conditions, prompt_formula
 from flowllm.llm.redraws import Form
-from flowllm.llm.required import Required
+from flowllm.llm.required import Required, reduced_formula
 from flowllm.llm.sampling import DrawRequest
 
 
@@ -72,22 +72,27 @@ def target_of(prompts: Prompts, record: ModelRecord, words: Words) -> Target:
         wish = parse_wish(words, record.max_atoms, record.own(prompts))
     except ValueError as error:
         raise FlowllmError(f"conditions {dict(words)}: {error}") from error
-    numbers = wish.formula if prompts.formula_style != "reduced" else None
-    elements = None
+    is_reduced = prompts.formula_style == "reduced"
+    numbers = None if is_reduced else wish.formula
+    formula, elements = None, None
+    if wish.formula is not None and is_reduced:
+        formula = reduced_formula(np.array(wish.formula))
     if wish.elements is not None:
         elements = frozenset(Element(symbol).Z for symbol in wish.elements)
+    chosen = formula or elements
     target = Target(
         words=words,
         wish=wish,
         conditions=prompt_conditions(prompts, wish),
         numbers=numbers,
         required=Required(
+            formula=formula,
             elements=elements,
             elements_mode=wish.elements_mode,
             num_atoms=wish.num_atoms,
             space_group=wish.space_group_number,
         ),
-        allowed=record.elements if elements is None else sorted(elements),
+        allowed=sorted(chosen) if chosen else record.elements,
     )
     _check_possible(prompts, record, target)
     return target
@@ -122,7 +127,7 @@ def choose_elements(target: Target, record: ModelRecord, rng: np.random.Generato
         rng: random numbers of the draw.
     """
     symbols = target.wish.elements
-    if symbols is None or target.wish.elements_mode == "exact" or target.numbers is not None:
+    if symbols is None or target.wish.elements_mode == "exact" or target.wish.formula is not None:
         return target
     if "elements" not in record.prompts:
         return target

@@ -29,18 +29,18 @@ def sun_cost_table(results: Sequence[Result]) -> Table:
 
 def estimate_table(results: Sequence[Result]) -> Table | None:
     """Return the rates over all draws that a part of the DFT runs gives; None without any."""
-    rows = []
-    for result in results:
-        if (found := result.numbers["estimates"]) is not None:
-            design = found["design"]
-            counts = {
-                "certain": design["certain"],
-                "sample": f"{design['sample']} of {design['population']}",
-                "missing": design["missing"],
-            }
-            rows.append({"setting": result.method} | counts | found["rates"])
-    if not rows:
+    estimated = [result for result in results if result.numbers["estimates"] is not None]
+    if not estimated:
         return None
+    rows = []
+    for result in estimated:
+        design, rates = (result.numbers["estimates"][key] for key in ("design", "rates"))
+        counts = {
+            "certain": design["certain"],
+            "sample": f"{design['sample']} of {design['population']}",
+            "missing": design["missing"],
+        }
+        rows.append({"setting": result.method} | counts | rates)
     return Table(
         "dft_estimates",
         "Rates over all draws, estimated from the computed crystals",
@@ -62,5 +62,5 @@ def estimate_table(results: Sequence[Result]) -> Table | None:
         "potential's relaxed crystals novel and the nearest to the hull of its class. In small "
         "print: counted crystals of those computed for certain, plus those of the sample times "
         "their weight, of all draws; and the 95 % interval, which includes the error of the draws "
-        "and that of the sample.",
+        f"and that of the sample. {not_relaxed_note(estimated)}",
     )

@@ -42,7 +42,8 @@ class Candidate:
         sun: whether it is stable, unique and novel.
         converged: whether its relaxation converged.
         space_group: symbol and number of the space group.
-        known: id of the known crystal that it matches, None for a novel crystal.
+        known: id of the known crystal that it matches, None for one that matches none.
+        compared: whether the matcher could compare it with known crystals.
         note: further text in small print.
     """
 
@@ -54,6 +55,7 @@ class Candidate:
     converged: bool
     space_group: str
     known: str | None = None
+    compared: bool = True
     note: str = ""
 
     @property
@@ -84,6 +86,8 @@ class Candidate:
         """Whether the crystal is known, S.U.N., or novel and not stable, as text."""
         if self.known is not None:
             return f"known: {self.known}"
+        if not self.compared:
+            return "not compared with known crystals"
         return "S.U.N." if self.sun else "novel, not stable"
 
 

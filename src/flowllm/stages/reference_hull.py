@@ -84,10 +84,14 @@ def run(settings: Settings, *, crystals: Path, out: Path) -> None:
 def _write_from_run(settings: Settings, source: Path, out: Path, run: StageRun) -> None:
     """Write the entries of another run's hull, which must be relaxed as this run's crystals are.
 
+    The hull of a release has no crystals, and its entries have null in their place.
+
     Raises:
         FlowllmError: the file is not a hull of the same potential and criterion of relaxation.
     """
-    table = tables.read_table(source, hull_schemas.POTENTIAL_ENTRIES)
+    has_crystals = hull_schemas.has_crystals(tables.column_names(source))
+    schema = hull_schemas.POTENTIAL_ENTRIES if has_crystals else schemas.HULL_ENTRIES
+    table = tables.read_table(source, schema)
     prerelax: Prerelax = settings.prerelax
     name = LABELS[settings.potential.name]
     needed = potential_label(name, prerelax.max_force, prerelax.max_steps)
@@ -98,7 +102,7 @@ def _write_from_run(settings: Settings, source: Path, out: Path, run: StageRun) 
             f"needs {needed}; set reference_hull.source to train, or potential and prerelax as in "
             "the run that made the file"
         )
-    tables.write_table(out, table, hull_schemas.POTENTIAL_ENTRIES, run.metadata())
+    tables.write_table(out, table.to_pylist(), hull_schemas.POTENTIAL_ENTRIES, run.metadata())
     run.count(
         rows_in=table.num_rows,
         rows_out=table.num_rows,

@@ -87,15 +87,16 @@ def _relaxed(shards: Sequence[Path]) -> list[tuple[str, Crystal | None]]:
 
 
 def _of_hull(hull: Path) -> list[tuple[str, Crystal | None]]:
-    columns = ["entry_id", "atomic_numbers", "frac_coords", "lengths", "angles"]
+    columns = ["entry_id", *hull_schemas.CRYSTAL]
     crystals: list[tuple[str, Crystal | None]] = []
-    if {*columns} <= {*tables.column_names(hull)}:
+    if hull_schemas.has_crystals(tables.column_names(hull)):
         rows = tables.read_table(hull, hull_schemas.POTENTIAL_ENTRIES, columns).to_pylist()
         crystals = [(row["entry_id"], tables.crystal_of(row)) for row in rows]
     if all(crystal is None for _, crystal in crystals):
         raise FlowllmError(
             f"{hull}: its entries have no crystals, which the second potential evaluates; it was "
-            "made by an earlier version. Run reference_hull again (snakemake --forcerun "
-            "reference_hull)"
+            "made by an earlier version, or from a file without crystals "
+            "(reference_hull.source). Run reference_hull again (snakemake --forcerun "
+            "reference_hull), with source train or the hull of another run"
         )
     return crystals
