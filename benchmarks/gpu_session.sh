@@ -73,10 +73,10 @@ run_all() {
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
     if [ -n "$wheels" ]; then
-        # One by one, so that a wheel for another Python costs its own part alone.
-        for wheel in "$wheels"/*.whl; do
-            "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$wheel" ||
-                echo "$wheel cannot be installed" >> "$results/machine.txt"
+        install=("$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site")
+        # If one cannot be installed, one by one, so that a wheel for another Python costs its own part alone.
+        "${install[@]}" "$wheels"/*.whl || for wheel in "$wheels"/*.whl; do
+            "${install[@]}" "$wheel" || echo "$wheel cannot be installed" >> "$results/machine.txt"
         done
     fi
     export PYTHONPATH="$PWD/src:$site${PYTHONPATH:+:$PYTHONPATH}"
