@@ -4,9 +4,9 @@
 #   bash benchmarks/gpu_session.sh wheels FOLDER [PARTS]   before, where PyPI can be reached
 #   bash benchmarks/gpu_session.sh run RESULTS [FOLDER]    there, in a clone of the repository
 #
-# `wheels` downloads the packages that a machine with PyTorch, transformers, Lightning and peft usually lacks, in the
-# versions of envs/constraints.txt, for Linux on x86-64. PARTS is one word of core, relax, quantization (vLLM is too large to
-# be carried); by default all. GPU_PYTHON is the version of Python there, by default 3.12.
+# `wheels` downloads the packages that a machine with PyTorch, Lightning and peft usually lacks or has in an older version, in
+# the versions of envs/constraints.txt, for Linux on x86-64. PARTS is words of core, llm, relax, quantization (vLLM is too large
+# to be carried); by default all. GPU_PYTHON is the version of Python there, by default 3.12.
 #
 # `run` installs what is in FOLDER into a temporary folder, and takes at most SECONDS_IN_ALL, by default 590. RESULTS gets
 # machine.txt, tests.log, tests.xml, bench.log and gpu.json. A part that is not installed is skipped with its reason. PYTHON is
@@ -18,24 +18,27 @@ core=(
     annotated-types cyclopts docstring-parser monty orjson palettable pydantic pydantic-core pymatgen
     pymatgen-core rich-rst ruamel.yaml spglib typing-inspection uncertainties
 )
+llm=(httpcore2 httpx2 huggingface_hub tokenizers transformers truststore)
 relax=(ase blosc2 chgnet h5py ndindex numexpr tables torch-sim-atomistic vesin vesin-torch)
 quantization=(bitsandbytes)
 
 get_wheels() {
-    local folder=$1 parts=${2:-core relax quantization} part name names platforms=()
+    local folder=$1 parts=${2:-core llm relax quantization} part name names platforms=() failed=0
     for name in 2_5 2_12 2_17 2_24 2_26 2_27 2_28 2_31 2_34; do platforms+=(--platform "manylinux_${name}_x86_64"); done
     platforms+=(--platform manylinux1_x86_64 --platform manylinux2014_x86_64)
     for part in $parts; do
         names="${part}[@]"
         "${PYTHON:-python3}" -m pip download --quiet --no-deps --only-binary=:all: --python-version "${GPU_PYTHON:-3.12}" \
-            --implementation cp "${platforms[@]}" --constraint envs/constraints.txt --dest "$folder" "${!names}" || return 1
+            --implementation cp "${platforms[@]}" --constraint envs/constraints.txt --dest "$folder" "${!names}" ||
+            { echo "$part cannot be downloaded for Python ${GPU_PYTHON:-3.12}" >&2 && failed=1; }
     done
     # CHGNet imports it, and PyPI has its source alone.
     if [[ $parts == *relax* ]]; then
         "${PYTHON:-python3}" -m pip wheel --quiet --no-deps --constraint envs/constraints.txt --wheel-dir "$folder" \
-            nvidia-ml-py3 || return 1
+            nvidia-ml-py3 || failed=1
     fi
     du -sh "$folder"
+    return "$failed"
 }
 
 describe_machine() {
@@ -70,10 +73,10 @@ run_all() {
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
     if [ -n "$wheels" ]; then
-        # One by one, so that a wheel for another Python costs its own part alone.
-        for wheel in "$wheels"/*.whl; do
-            "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$wheel" ||
-                echo "$wheel cannot be installed" >> "$results/machine.txt"
+        install=("$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site")
+        # If one cannot be installed, one by one, so that a wheel for another Python costs its own part alone.
+        "${install[@]}" "$wheels"/*.whl || for wheel in "$wheels"/*.whl; do
+            "${install[@]}" "$wheel" || echo "$wheel cannot be installed" >> "$results/machine.txt"
         done
     fi
     export PYTHONPATH="$PWD/src:$site${PYTHONPATH:+:$PYTHONPATH}"

@@ -3,6 +3,7 @@ tests/workflow/test_workflow.py.
 """
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -308,3 +309,11 @@ def test_the_page_shows_what_the_command_prints(capsys):
     page = (ROOT / "docs" / "scale.md").read_text()
     for line in capsys.readouterr().out.strip().splitlines():
         assert line in page
+
+
+def test_the_page_says_what_more_failures_cost(capsys):
+    costs = ["--config", str(ROOT / "config.yaml"), "--costs", str(PAPER)]
+    app(["estimate", *costs, "--node-failures", "0.021"], exit_on_error=False)
+    printed = capsys.readouterr().out
+    share = re.search(r"job-hours are lost, ([\d.]+)%", printed)[1]
+    assert f"with it, {share} % of the job-hours are lost" in (ROOT / "docs/scale.md").read_text()

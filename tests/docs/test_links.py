@@ -20,6 +20,12 @@ def test_every_link_leads_to_a_file_and_a_heading_of_it(page):
         assert not anchor or anchor in anchors(file) or is_generated(file), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_number_waits_for_its_measurement(page):
+    """Drafts have marks where a number is to be filled in."""
+    assert not re.findall(r"@@\w*|\b(?:TODO|FIXME|TBD|XXX)\b", page.read_text())
+
+
 def test_readme_and_stage_page_have_every_stage_in_the_same_phase():
     readme = re.findall(
         r"^\| (\d\. [\w ]+) \|.*\| (.*) \|$", (ROOT / "README.md").read_text(), re.M
