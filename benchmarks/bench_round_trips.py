@@ -252,6 +252,44 @@ def _training(pairs: int) -> tuple[Any, Callable[[], Iterator[Any]]]:
     return training, loaded
 
 
+class _SameTexts(list[Any]):
+    """Texts that are the same in every epoch."""
+
+    def epoch(self, _epoch: int) -> "_SameTexts":
+        """Return the texts."""
+        return self
+
+
+def fine_tuning(texts: int) -> Steps:
+    """Return optimizer steps of finetune_llm (LoRA), each of `texts` texts in two micro-batches."""
+    from lightning.fabric import Fabric
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from flowllm.config.load import load_config
+    from flowllm.llm.adapter import add_lora
+    from flowllm.llm.finetuning import Finetuning
+    from flowllm.llm.prompts import Example
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2, "vocab_size": 200}
+    changes = {"quantization": "none", "batch_size": texts, "micro_batch_size": texts // 2}
+    section = load_config([CONFIG]).finetune_llm.model_copy(update=changes)
+    model = add_lora(LlamaForCausalLM(LlamaConfig(**shape)), section, 0)
+    given = _SameTexts(Example(tuple(range(1, 60)), 10) for _ in range(texts))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    tuning: Any = Finetuning(model, given, given, section, 0, 0, fabric)
+    # On a GPU, AdamW keeps its numbers of steps in main memory. The implementation for the CPU
+    # that is not fused reads them, which would be counted.
+    tuning._optimizer = torch.optim.AdamW(tuning._parameters, fused=True)
+
+    def work(steps: int) -> None:
+        for _ in range(steps):
+            tuning._step(0, given)
+            tuning._any_process(False)
+
+    return work
+
+
 def relaxation(crystals: int) -> Steps:
     """Return steps of the relaxation by CHGNet of crystals of two atoms in one batch."""
     from flowllm.relax import relaxer
@@ -280,6 +318,7 @@ PARTS: dict[str, tuple[Callable[[int], Steps], tuple[int, ...]]] = {
     "refine": (refinement, (128, 512)),
     "train_rfm": (flow_training, (32, 128)),
     "loader of train_rfm": (flow_loader, (32, 128)),
+    "finetune_llm": (fine_tuning, (8, 32)),
     "relaxation": (relaxation, (4, 16)),
 }
 """Workload of each part by number of texts, crystals or pairs, and the numbers to measure."""

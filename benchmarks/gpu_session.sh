@@ -32,7 +32,11 @@ get_wheels() {
             --implementation cp "${platforms[@]}" --constraint envs/constraints.txt --dest "$folder" "${!names}" ||
             { echo "$part cannot be downloaded for Python ${GPU_PYTHON:-3.12}" >&2 && failed=1; }
     done
-    # CHGNet imports it, and PyPI has its source alone.
+    # PyPI has the source alone of what pymatgen's prototypes need (in the tests), and of what CHGNet imports.
+    if [[ $parts == *core* ]]; then
+        "${PYTHON:-python3}" -m pip wheel --quiet --no-deps --constraint envs/constraints.txt --wheel-dir "$folder" \
+            bibtexparser || failed=1
+    fi
     if [[ $parts == *relax* ]]; then
         "${PYTHON:-python3}" -m pip wheel --quiet --no-deps --constraint envs/constraints.txt --wheel-dir "$folder" \
             nvidia-ml-py3 || failed=1

@@ -33,6 +33,12 @@ def test_the_waits_of_a_relaxations_step_do_not_depend_on_the_number_of_crystals
     assert few.get("torch_sim", 0) == 0
 
 
+def test_a_step_of_fine_tuning_waits_once(tmp_path):
+    """transformers waits once more per micro-batch, of which there are two."""
+    pytest.importorskip("peft")
+    assert waits(tmp_path, "finetune_llm", 4, 8) == [{"flowllm": 1.0, "transformers": 2.0}] * 2
+
+
 def test_a_step_of_the_flows_training_waits_once(tmp_path):
     pytest.importorskip("lightning")
     assert waits(tmp_path, "train_rfm", 8) == [{"flowllm": 1.0}]
