@@ -44,6 +44,18 @@ def test_sun_crystals_come_first_then_the_nearest_to_the_hull(run):
     assert found[0].source == "FlowLLM-test"
 
 
+def test_crystals_that_are_compared_with_the_elements_alone_come_last(tmp_path):
+    oxide, caesium = perovskite(), caesium_chloride()
+    draws = [
+        Draw(caesium, caesium, -2.0, hull_compounds=0),
+        Draw(oxide, oxide, 0.02, hull_compounds=1),
+    ]
+    run = write_run(tmp_path, draws, {})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    found = find_candidates(read_results([run.out]), run.folder)
+    assert [(one.formula, bool(one.note)) for one in found] == [("SrTiO3", False), ("CsCl", True)]
+
+
 def test_a_class_of_duplicates_is_shown_once(tmp_path):
     """Its first member is not stable, a later one is."""
     caesium = caesium_chloride()

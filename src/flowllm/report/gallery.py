@@ -1,7 +1,7 @@
 """The best candidates of a run: their choice, and what the page shows and gives of each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ LIMIT = 12
 EXAMINED_PER_SHOWN = 10
 """Crystals examined per candidate shown, since several methods can have the same crystal."""
 
-Rank = tuple[bool, float, int, str]
-"""Sort key of a crystal: not S.U.N., E_hull, index of its method, id."""
+Rank = tuple[bool, bool, float, int, str]
+"""Sort key of a crystal: without a compound of its elements in the hull, whose E_hull means little;
+not S.U.N.; E_hull; index of its method; id."""
+
+BARE = "the hull has no compound of its elements"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def find_candidates(
 ) -> list[Candidate]:
     """Return the novel crystals with the lowest energy above the hull, S.U.N. crystals first.
 
-    Of crystals that match each other, in one or several methods, the first is taken.
+    Crystals of which the hull has no compound are last, since they are compared with the elements
+    alone. Of crystals that match each other, in one or several methods, the first is taken.
 
     Args:
         results: results by one source of energies.
@@ -116,13 +120,13 @@ def find_candidates(
             results[order],
             run_dir,
             shards,
-            [name for _, _, other, name in ranked if other == order],
+            [name for *_, other, name in ranked if other == order],
         )
-        for order in sorted({order for _, _, order, _ in ranked})
+        for order in sorted({order for *_, order, _ in ranked})
     }
     found: list[Candidate] = []
     shown: list[Crystal] = []
-    for not_sun, energy, order, name in ranked:
+    for bare, not_sun, energy, order, name in ranked:
         if len(found) == limit:
             break
         if relaxed[order] and name not in relaxed[order]:
@@ -136,22 +140,24 @@ def find_candidates(
         if all(rms_distance_or_error(crystal, one, DEFAULT)[0] is None for one in shown):
             shown.append(crystal)
             row = relaxed[order][name]
-            found.append(_candidate(row, crystal, results[order], energy, not not_sun))
+            one = _candidate(row, crystal, results[order], energy, not not_sun)
+            found.append(replace(one, note=BARE) if bare else one)
     return found
 
 
 def _ranked(results: Sequence[Result]) -> list[Rank]:
-    """Return the best novel crystal of each class and method, S.U.N. and lowest E_hull first."""
+    """Return the best novel crystal of each class and method, in their order."""
     ranked: list[tuple[Rank, str]] = []
     for order, result in enumerate(results):
         for row in result.per_crystal.to_pylist():
             placed = row["e_above_hull"] is not None and (row["num_elements"] or 0) >= 2
             if placed and row["novel"]:
-                rank = (not row["sun"], row["e_above_hull"], order, row["id"])
+                bare = row["hull_compounds"] == 0
+                rank = (bare, not row["sun"], row["e_above_hull"], order, row["id"])
                 ranked.append((rank, row["duplicate_group"]))
     best: dict[tuple[int, str], Rank] = {}
     for rank, group in sorted(ranked):
-        best.setdefault((rank[2], group), rank)
+        best.setdefault((rank[3], group), rank)
     return sorted(best.values())
 
 

@@ -16,7 +16,10 @@ from flowllm.io.file_errors import check_form, read_json
 from flowllm.io.tables import read_table
 from flowllm.report import forms
 
-PER_CRYSTAL_COLUMNS = ("id", "num_elements", "e_above_hull", "duplicate_group", "novel", "sun")
+PER_CRYSTAL_COLUMNS = (
+    *("id", "num_elements", "e_above_hull", "hull_compounds"),
+    *("duplicate_group", "novel", "sun"),
+)
 """Columns of `schemas.METRICS_PER_CRYSTAL` that the report reads."""
 
 REQUESTED_COLUMNS = ("asked", "got", "met", "all_met")

@@ -102,8 +102,8 @@ def _candidates(
     if found:
         note = (
             "Relaxed novel crystals with the lowest energy above the hull by "
-            f"{energy_name(ours)} ({estimated}hull: {hull_size(ours)}). Drag a crystal or use the "
-            "arrow keys to rotate it."
+            f"{energy_name(ours)} ({estimated}hull: {hull_size(ours)}). Crystals of "
+            "which the hull has no compound are last. Drag a crystal or use the arrow keys."
         )
     return Section(
         name,
