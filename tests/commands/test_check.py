@@ -195,10 +195,10 @@ def test_the_command_prints_a_line_per_check_and_lists_all_problems(tmp_path, ca
     changes["run_dir"] = str(tmp_path / "run")  # a finished runs/demo would add lines
     overlay.write_text(yaml.safe_dump(changes))
     words = [f"--config={path}" for path in [*CONFIGS, overlay]]
-    with pytest.raises(FlowllmError, match="2 of 10 checks failed") as caught:
+    with pytest.raises(FlowllmError, match="2 of 11 checks failed") as caught:
         app(["check", "--no-packages", *words], exit_on_error=False)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert [line.split(":")[0] for line in lines if line.startswith("failed")] == [
         "failed data.source",
         "failed finetune_llm.base_model",
@@ -207,6 +207,12 @@ def test_the_command_prints_a_line_per_check_and_lists_all_problems(tmp_path, ca
     assert "/no/folder" in str(caught.value)
     with pytest.raises(FlowllmError, match="no stage bake"):
         app(["check", "--stage=bake", *words], exit_on_error=False)
+
+
+def test_a_missing_table_of_known_crystals_fails(tmp_path):
+    missing = "/no/crystals.parquet"
+    said = problem(tmp_path, "metrics.known_crystals", metrics={"known_crystals": missing})
+    assert missing in said
 
 
 def test_the_workflow_checks_before_its_first_job(tmp_path):
