@@ -1,4 +1,4 @@
-## make demo        run the whole pipeline on two CPU cores, about a quarter of an hour after installation
+## make demo        run the whole pipeline on two CPU cores, in less than ten minutes after installation
 ## make test        run all tests: unit tests, workflow tests and one small run of the whole pipeline
 ## make test-fast   run the tests that are not marked slow, under three minutes on two cores
 ## make test-gpu    run the tests that compute on a GPU; they are skipped where there is none

@@ -1,123 +1,147 @@
-"""Train language models for equal times, sample and relax drafts: one cell per model and text.
+"""Train language models for equal CPU time, sample and relax drafts: one cell per model and text.
 
-python benchmarks/ablation_models.py --data data/mp_20_large --out runs/ablation
-python benchmarks/ablation_models.py --data data/mp_20_large --out runs/ablation --hull
-python benchmarks/ablation_table.py runs/ablation
+python benchmarks/ablation_models.py --data data/mp_20_large --out runs/ablation \
+    --model scratch-3m --text symmetric
+python benchmarks/ablation_table.py --write docs/language_model.md
 
-DATA has train.csv, val.csv and test.csv in MP-20's format. Each cell is a run folder OUT/CELL. Its
-number of steps is measured first, so that the cosine of the learning rate ends with the time. A
-killed script resumes: give the same command again. --hull relaxes the training crystals once, for
-the energies above their hull (hours). Nothing else may run at the same time, since the time is wall
-time.
+DATA has train.csv, val.csv and test.csv in MP-20's format. A cell is a run folder OUT/MODEL-TEXT.
+Everything runs on one thread, and the budget is CPU time of the training process, so that other
+work beside it does not change a cell; 60 CPU minutes are 30 minutes on two cores. The CPU time of a
+step is measured first, so that the cosine of the learning rate ends with the budget. A finished
+cell is written to RESULTS/MODEL-TEXT.json. A killed script resumes: give the same command again.
+Without --model and --text all cells are made. With --hull, the table of entries of a run's
+reference hull by the same potential, the energies above that hull are measured, too.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import yaml
+from ablation_cell import MODELS, TEXTS, measure
+from bench_training import prepared, train_for
 
 from flowllm.config.load import load_config
-from flowllm.config.stage_settings import stage_json
-from flowllm.runtime.provenance import read_provenance
+from flowllm.config.stage_settings import StageSettings
+from flowllm.io.files import write_text
+from flowllm.io.schemas import CRYSTALS
+from flowllm.io.tables import read_table
 
 CONFIGS = [
     Path("config.yaml"),
-    Path("workflow/config/demo.yaml"),
+    Path("workflow/config/smollm2.yaml"),
     Path(__file__).with_suffix(".yaml"),
 ]
 
-LARGE = {
-    **{"base_model": "scratch", "method": "full"},
-    **{"batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 50},
-}
+RESULTS = Path(__file__).parent / "results" / "ablation"
 
-MODELS = {
-    "smollm2-lora": {"learning_rate": 1e-3, "warmup_steps": 10},
-    "smollm2-full": {"method": "full", "learning_rate": 1e-4, "warmup_steps": 10},
-    "scratch-3m": {**LARGE, "scratch": {"width": 192, "layers": 7, "heads": 3}},
-    "scratch-10m": {**LARGE, "scratch": {"width": 320, "layers": 8, "heads": 5}},
-}
-"""Changes of `finetune_llm` by the name of the model."""
+CALIBRATION_SECONDS = 60.0
+"""Most CPU seconds for which the steps are timed; at most a tenth of the budget."""
 
-TEXTS = {
-    "coordinates": {},
-    "symmetric": {"prompts": {"crystal_text": "symmetric"}, "prepare": {"cell": "standard"}},
-}
-"""Changes of the configuration by the name of the text."""
-
-CALIBRATION_STEPS = {"smollm2-lora": 12, "smollm2-full": 8, "scratch-3m": 60, "scratch-10m": 25}
-"""Steps of about a minute on two cores, by which the time of a step is measured."""
+CALIBRATION_ROWS = 512
+"""Training crystals of the calibration, spread over all, since describing each takes time."""
 
 
 def main() -> None:
-    """Run the cells, or relax the training crystals."""
+    """Run the cells."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--cpu-minutes", type=float, default=60.0)
+    parser.add_argument("--drafts", type=int, default=500, help="with, and without a formula")
+    parser.add_argument("--relaxed", type=int, default=100, help="the first drafts without one")
     parser.add_argument("--model", action="append", choices=MODELS)
     parser.add_argument("--text", action="append", choices=TEXTS)
-    parser.add_argument("--hull", action="store_true")
+    parser.add_argument("--hull", type=Path, help="hull/potential.parquet of a run")
     given = parser.parse_args()
-    if given.hull:
-        overlay = write_overlay(given, "hull", {})
-        snakemake(given, [overlay], "hull/potential.parquet")
-        return
+    if given.drafts % given.relaxed:
+        parser.error("--drafts must be a multiple of --relaxed")
+    os.environ["OMP_NUM_THREADS"] = "1"
     for text in given.text or TEXTS:
         for model in given.model or MODELS:
             run_cell(given, model, text)
 
 
 def run_cell(given: argparse.Namespace, model: str, text: str) -> None:
-    """Run one cell up to the relaxed drafts."""
-    name = f"{model}-{text}"
-    changes = {**TEXTS[text], "finetune_llm": MODELS[model]}
-    overlay = write_overlay(given, name, changes)
-    snakemake(given, [overlay], "crystals/train.parquet", "crystals/val.parquet")
-    steps = given.out / f"{name}-steps.yaml"
-    if not steps.exists():
-        count = int(60 * given.minutes / seconds_per_step(given, overlay, model))
-        values = {"max_steps": count, "eval_steps": count, "save_steps": max(1, count // 10)}
-        steps.write_text(yaml.safe_dump({"finetune_llm": values}))
-    drafts = [f"base/{base}/shard-00000.parquet" for base in ("free", "formula")]
-    snakemake(given, [overlay, steps], *drafts, "relaxed/free/shard-00000.parquet")
+    """Run one cell up to the relaxed drafts, and write its result."""
+    cell = f"{model}-{text}"
+    overlay = write_overlay(given, model, text)
+    snakemake([overlay], "crystals/train.parquet", "crystals/val.parquet", "crystals/test.parquet")
+    steps = write_steps(given, cell, overlay)
+    shards = [f"base/free/shard-{i:05d}.parquet" for i in range(given.drafts // given.relaxed)]
+    targets = [*shards, "base/formula/shard-00000.parquet", "relaxed/free/shard-00000.parquet"]
+    snakemake([overlay, steps], *targets)
+    found = {"cpu_minutes": given.cpu_minutes, **measure(given.out / cell, model, text, given.hull)}
+    path = given.results / f"{cell}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(found, indent=1) + "\n")
+    print(f"{cell}: {path}", flush=True)
 
 
-def write_overlay(given: argparse.Namespace, name: str, changes: dict) -> Path:
-    """Write the overlay of a run folder."""
-    path = given.out / f"{name}.yaml"
-    values = {"run_dir": str(given.out / name), "data": {"source": str(given.data)}, **changes}
+def write_overlay(given: argparse.Namespace, model: str, text: str) -> Path:
+    """Write the overlay of a cell's run folder."""
+    path = given.out / f"{model}-{text}.yaml"
+    values = {
+        "run_dir": str(given.out / f"{model}-{text}"),
+        "data": {"source": str(given.data)},
+        "sizes": {
+            **{"num_samples": given.drafts, "samples_per_shard": given.relaxed},
+            **{"num_csp_crystals": given.drafts, "csp_crystals_per_shard": given.drafts},
+        },
+        "finetune_llm": MODELS[model],
+        **TEXTS[text],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(values))
     return path
 
 
-def seconds_per_step(given: argparse.Namespace, overlay: Path, model: str) -> float:
-    """Return the wall time of a step, from a training of some steps with one validation crystal."""
-    steps = CALIBRATION_STEPS[model]
-    short = given.out / "calibration.yaml"
-    few = {"max_steps": steps, "warmup_steps": 1, "validation_rows": 1, "eval_steps": steps}
-    short.write_text(yaml.safe_dump({"finetune_llm": few}))
-    config = load_config([*CONFIGS, overlay, short])
-    out = given.out / "calibration" / overlay.stem
+def write_steps(given: argparse.Namespace, cell: str, overlay: Path) -> Path:
+    """Write the overlay with the number of steps, which is measured once per cell."""
+    timed, path = given.out / f"{cell}-step.json", given.out / f"{cell}-steps.yaml"
+    if not timed.exists():
+        most = min(CALIBRATION_SECONDS, 6 * given.cpu_minutes)
+        # A process of its own, whose memory and CPU time are the training's alone.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            seconds = pool.submit(seconds_per_step, overlay, most).result()
+        write_text(timed, json.dumps({"cpu_seconds_per_step": seconds}) + "\n")
+    seconds = json.loads(timed.read_text())["cpu_seconds_per_step"]
+    count = max(1, int(60 * given.cpu_minutes / seconds))
+    values = {"max_steps": count, "eval_steps": count, "save_steps": max(1, count // 10)}
+    path.write_text(yaml.safe_dump({"finetune_llm": values}))
+    return path
+
+
+def seconds_per_step(overlay: Path, most: float) -> float:
+    """Return the CPU seconds of a training step on one thread.
+
+    Args:
+        overlay: overlay of the cell, whose crystals are prepared.
+        most: CPU seconds after which the measurement ends.
+    """
+    config = load_config([*CONFIGS, overlay])
     crystals = Path(config.run_dir) / "crystals"
-    words = ["--train", crystals / "train.parquet", "--val", crystals / "val.parquet", "--out", out]
-    words += ["--settings", stage_json(config, "finetune_llm")]
-    subprocess.run([sys.executable, "-m", "flowllm", "finetune_llm", *words], check=True)
-    seconds: float = read_provenance(out)["counts"]["training_seconds"]
-    print(json.dumps({"cell": overlay.stem, "seconds_per_step": seconds / steps}), flush=True)
-    return seconds / steps
+    paths = {name: crystals / f"{name}.parquet" for name in ("train", "val")}
+    rows = {name: read_table(path, CRYSTALS).to_pylist() for name, path in paths.items()}
+    rows["train"] = rows["train"][:: max(1, len(rows["train"]) // CALIBRATION_ROWS)]
+    rows["val"] = rows["val"][:1]
+    training = prepared(StageSettings.from_config("finetune_llm", config), rows, paths)
+    train_for(training, 0.0)  # the first step allocates memory
+    before = training.state.step
+    return train_for(training, most) / (training.state.step - before)
 
 
-def snakemake(given: argparse.Namespace, overlays: list[Path], *targets: str) -> None:
-    """Make some files of a run folder."""
+def snakemake(overlays: list[Path], *targets: str) -> None:
+    """Make some files of a run folder on one core."""
     files = [str(path) for path in [*CONFIGS[1:], *overlays]]
     run_dir = load_config([*CONFIGS, *overlays]).run_dir
-    command = [sys.executable, "-m", "snakemake", "--cores", str(given.cores)]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1"]
     command += ["--rerun-incomplete", "--configfile", *files, "--"]
     subprocess.run([*command, *(f"{run_dir}/{target}" for target in targets)], check=True)
 

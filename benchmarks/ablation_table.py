@@ -1,247 +1,126 @@
-"""The table of the ablation: one row per model and text, with 95 % intervals.
+"""The tables of the ablation from the results of its cells, with 95 % intervals.
 
-python benchmarks/ablation_table.py runs/ablation [--json table.json]
+python benchmarks/ablation_table.py [--write docs/language_model.md]
 
-Shares have Wilson's intervals, medians and divergences those of 1,000 bootstrap samples. A share is
-of all drafts, unless the column says otherwise. The minimum distance includes an atom's own images.
+Prints the tables, or replaces those of a page, which are between two markers. Shares have Wilson's
+intervals, medians and divergences those of their bootstrap samples.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ablation_models import MODELS, TEXTS
-from pymatgen.core import Composition
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+from ablation_cell import MODELS, TEXTS
 
-from flowllm.crystal import Crystal
-from flowllm.evaluate.hull import MissingReference, ReferenceHull
-from flowllm.evaluate.matching import DEFAULT, rms_distance_or_error
-from flowllm.evaluate.per_crystal import first_of_each_class, match_samples, novel_names
-from flowllm.evaluate.samples import Sample
 from flowllm.evaluate.statistics import wilson_interval
-from flowllm.evaluate.validity import is_compositionally_valid, reduced_composition
-from flowllm.io import schemas
-from flowllm.io.tables import crystal_of, read_table
-from flowllm.runtime.provenance import read_provenance
-from flowllm.seeds import generator
+from flowllm.io.files import write_text
 
-MALFORMED = {
-    *("truncated", "wrong_count", "bad_number", "unknown_element"),
-    *("unknown_group", "cell_mismatch", "unknown_site", "wrong_multiplicity"),
+RESULTS = Path(__file__).parent / "results" / "ablation"
+
+BEGIN = "<!-- Begin of the tables that benchmarks/ablation_table.py writes. -->"
+END = "<!-- End of the tables that benchmarks/ablation_table.py writes. -->"
+
+MISSING = "not run"
+
+NONE = "This comparison has not been run yet.\n"
+
+Cell = Mapping[str, Any]
+
+SHARES = {
+    "parsed": "is crystal text",
+    "accepted": "accepted at the first draft",
+    "apart": "atoms at least 0.5 Å apart, of crystal texts",
+    "parsed_formula": "with a formula: is crystal text",
+    "exact_formula": "with a formula: has exactly its atoms",
+    "accepted_formula": "with a formula: accepted at the first draft",
+    "smact_valid": "SMACT-valid, of accepted",
+    "unique": "unique, of accepted",
+    "novel": "novel, of accepted",
+    "relaxed": "relaxed by CHGNet, of accepted",
+    "converged": "relaxation converged within 200 steps, of relaxed",
+    "match": "match their relaxed state, of relaxed",
 }
-"""Reasons for which a text is no crystal text at all; those of the second line are of symmetric
-text, whose names and numbers must fit together."""
+"""Labels of the rows of shares, in order."""
 
-NEAR = {"coinciding_atoms", "close_atoms"}
-"""Reasons for which a crystal with the requested atoms is rejected."""
+STATISTICS = {
+    "space_group_divergence": "space groups: Jensen-Shannon divergence from the test split, bits",
+    "energy_released": "energy released, median, eV/atom",
+    "e_above_hull": "energy above the hull of training crystals, median, eV/atom",
+}
+"""Labels of the rows of other numbers, in order."""
 
-MIN_DISTANCE = 0.5
-SHARD = "shard-00000.parquet"
-Interval = tuple[float, float, float]
+TRAINING = {
+    "tokens_per_cpu_second": ("training tokens per CPU second", ",.0f"),
+    "tokens": ("training tokens", ",d"),
+    "steps": ("training steps", ",d"),
+}
+"""Labels and formats of the rows of the training, in order."""
 
 
 def main() -> None:
-    """Print the table of all cells that are finished."""
+    """Print the tables, or write them into a page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", type=Path, help="page with the two markers")
     given = parser.parse_args()
-    hull = read_hull(given.out / "hull" / "hull" / "potential.parquet")
-    cells = {}
-    for name in (f"{model}-{text}" for text in TEXTS for model in MODELS):
-        if (given.out / name / "relaxed" / "free" / SHARD).exists():
-            cells[name] = measure(given.out / name, hull, given.workers)
-    if given.json:
-        given.json.write_text(json.dumps(cells, indent=1) + "\n")
-    for number, (name, values) in enumerate(cells.items()):
-        if number == 0:
-            print(f"| model and text | {' | '.join(values)} |")
-            print("|---" * (len(values) + 1) + "|")
-        print(f"| {name} | {' | '.join(map(shown, values.values()))} |")
+    found = tables(read_cells(given.results))
+    if given.write is None:
+        print(found)
+    else:
+        write_text(given.write, with_tables(given.write.read_text(encoding="utf-8"), found))
 
 
-def measure(run_dir: Path, hull: ReferenceHull | None, workers: int) -> dict[str, Interval | None]:
-    """Return value, low and high by the name of the column."""
-    free = read_table(run_dir / "base" / "free" / SHARD, schemas.BASE).to_pylist()
-    asked = read_table(run_dir / "base" / "formula" / SHARD, schemas.CSP_BASE).to_pylist()
-    crystals = {row["id"]: crystal for row in free if (crystal := crystal_of(row)) is not None}
-    far = {name for name, crystal in crystals.items() if min_distance(crystal) >= MIN_DISTANCE}
-    trained = read_provenance(run_dir / "llm" / "adapter")["counts"]
-    speed = trained["tokens"] / trained["training_seconds"]
-    return {
-        "tokens/s": (speed, speed, speed),
-        "parse": share(is_parsed(row) for row in free),
-        "distance >= 0.5 of parsed": share(name in far for name in crystals),
-        "accepted": share(row["id"] in far for row in free),
-        "parse, formula": share(is_parsed(row) for row in asked),
-        "exact formula": share(has_atoms(row) for row in asked),
-        "accepted, formula": share(is_accepted(row) for row in asked),
-        "SMACT-valid of parsed": share(smact_valid(crystal) for crystal in crystals.values()),
-        **unique_and_novel(run_dir, free, crystals, workers),
-        "space groups, JS": space_groups(run_dir, list(crystals.values())),
-        **relaxation(run_dir, crystals, hull),
-    }
+def read_cells(folder: Path) -> dict[tuple[str, str], Cell]:
+    """Return the cells that were run, by model and text."""
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return {(cell["model"], cell["text"]): cell for cell in cells}
 
 
-def is_parsed(row: dict[str, Any]) -> bool:
-    """Return whether a text is crystal text, of whatever crystal."""
-    return row["status"] == "ok" or not MALFORMED & set(row["rejections"])
+def with_tables(page: str, found: str) -> str:
+    """Return a page with other tables between its markers."""
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n\n{found}\n{END}{after}"
 
 
-def has_atoms(row: dict[str, Any]) -> bool:
-    """Return whether a text has just the requested atoms."""
-    return row["status"] == "ok" or bool(NEAR & set(row["rejections"]))
+def tables(cells: Mapping[tuple[str, str], Cell]) -> str:
+    """Return one table per text, with a column per model; a sentence if no cell was run."""
+    if not cells:
+        return NONE
+    return "\n".join("\n".join(lines_of(text, cells)) + "\n" for text in TEXTS)
 
 
-def is_accepted(row: dict[str, Any]) -> bool:
-    """Return whether a text has just the requested atoms, which are apart."""
-    crystal = crystal_of(row)
-    return crystal is not None and min_distance(crystal) >= MIN_DISTANCE
+def lines_of(text: str, cells: Mapping[tuple[str, str], Cell]) -> Iterator[str]:
+    """Yield the lines of the table of one text."""
+    columns = [cells.get((model, text)) for model in MODELS]
+    yield f"| text: {text} | {' | '.join(MODELS)} |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for name, label in SHARES.items():
+        yield line(label, [cell and shown_share(*cell["shares"][name]) for cell in columns])
+    for name, label in STATISTICS.items():
+        yield line(label, [cell and shown_value(cell["statistics"][name]) for cell in columns])
+    for name, (label, form) in TRAINING.items():
+        yield line(label, [cell and format(cell["training"][name], form) for cell in columns])
 
 
-def min_distance(crystal: Crystal) -> float:
-    """Return the smallest distance of two atoms, or of an atom and its own image, in angstrom."""
-    structure = crystal.to_structure()
-    between = structure.distance_matrix[np.triu_indices(len(structure), 1)]
-    own = structure.lattice.get_lll_reduced_lattice().abc
-    return float(min([*between, *own]))
+def line(label: str, values: list[str | None]) -> str:
+    """Return a line of a table."""
+    return f"| {label} | {' | '.join(value or MISSING for value in values)} |"
 
 
-def smact_valid(crystal: Crystal) -> bool:
-    """Return whether the charges of a composition can balance."""
-    return is_compositionally_valid(reduced_composition(crystal.atomic_numbers), "smact14")
+def shown_share(count: int, total: int) -> str:
+    """Return a share in percent with its interval."""
+    low, high = wilson_interval(count, total)
+    return f"{100 * count / total:.1f} % ({100 * low:.1f} to {100 * high:.1f})" if total else "none"
 
 
-def unique_and_novel(
-    run_dir: Path, rows: Sequence[dict[str, Any]], crystals: dict[str, Crystal], workers: int
-) -> dict[str, Interval]:
-    """Compare the drafts themselves with each other and with the training crystals."""
-    samples = [as_sample(name, crystal) for name, crystal in crystals.items()]
-    train = {"train": run_dir / "crystals" / "train.parquet"}
-    matches = match_samples(samples, train, ["train"], workers)
-    unique = first_of_each_class(matches.classes, matches.classes)
-    novel = novel_names(matches, ["train"])
-    return {
-        "unique": share(row["id"] in unique for row in rows),
-        "novel": share(row["id"] in novel for row in rows),
-    }
-
-
-def as_sample(name: str, crystal: Crystal) -> Sample:
-    """Return a draft in the place of a relaxed crystal, which `match_samples` compares."""
-    return Sample(
-        name=name,
-        source_name=None,
-        base_status="ok",
-        attempts=1,
-        rejections=(),
-        generated_status="ok",
-        generated=crystal,
-        relaxed_status="ok",
-        relaxed=crystal,
-        converged=True,
-        initial_energy=None,
-        final_energy=None,
-        num_steps=None,
-        num_elements=None,
-        e_above_hull=None,
-        stable=False,
-        metastable=False,
-    )
-
-
-def space_groups(run_dir: Path, crystals: Sequence[Crystal]) -> Interval:
-    """Return the Jensen-Shannon divergence (bits) of space groups from those of the test split."""
-    test = read_table(run_dir / "crystals" / "test.parquet", schemas.CRYSTALS).to_pylist()
-    known = [crystal for row in test if (crystal := crystal_of(row)) is not None]
-    reference = np.bincount([group_of(crystal) for crystal in known], minlength=231)
-    found = np.array([group_of(crystal) for crystal in crystals])
-    return bootstrapped(found, lambda part: divergence(np.bincount(part, minlength=231), reference))
-
-
-def group_of(crystal: Crystal) -> int:
-    """Return the number of the space group with a tolerance of 0.1 angstrom; 0 if none is found."""
-    try:
-        return int(SpacegroupAnalyzer(crystal.to_structure(), 0.1).get_space_group_number())
-    except (TypeError, ValueError):  # spglib finds none where atoms coincide
-        return 0
-
-
-def divergence(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the Jensen-Shannon divergence of two counts, in bits, 0 to 1."""
-    p, q = one / one.sum(), other / other.sum()
-    middle = (p + q) / 2
-    parts = [(x[x > 0] * np.log2(x[x > 0] / middle[x > 0])).sum() for x in (p, q)]
-    return float(sum(parts) / 2)
-
-
-def relaxation(
-    run_dir: Path, crystals: dict[str, Crystal], hull: ReferenceHull | None
-) -> dict[str, Interval | None]:
-    """Compare the drafts with their relaxed states, and these with the hull."""
-    rows = read_table(run_dir / "relaxed" / "free" / SHARD, schemas.RELAXED).to_pylist()
-    relaxed = {row["id"]: row for row in rows if row["status"] == "ok" and row["id"] in crystals}
-    matches, above = [], []
-    for name, row in relaxed.items():
-        state = crystal_of(row)
-        assert state is not None
-        matches.append(rms_distance_or_error(crystals[name], state, DEFAULT)[0] is not None)
-        if hull is not None:
-            amounts = state.to_structure().composition.get_el_amt_dict()
-            try:
-                above.append(hull.e_above_hull(amounts, row["final_energy_per_atom"]))
-            except MissingReference:
-                continue
-    released = np.array([row["delta_energy_per_atom"] for row in relaxed.values()])
-    return {
-        "relaxed of parsed": share(name in relaxed for name in crystals),
-        "match relaxed state": share(matches),
-        "released, eV/atom": bootstrapped(released, np.median),
-        "above hull, eV/atom": bootstrapped(np.array(above), np.median) if above else None,
-    }
-
-
-def read_hull(path: Path) -> ReferenceHull | None:
-    """Read the hull of relaxed training crystals; None if it was not made."""
-    if not path.exists():
-        return None
-    rows = read_table(path, schemas.HULL_ENTRIES).to_pylist()
-    entries = [
-        (Composition(row["formula"]).get_el_amt_dict(), row["energy_per_atom"]) for row in rows
-    ]
-    return ReferenceHull(entries)
-
-
-def share(flags: Any) -> Interval:
-    """Return a share and its interval."""
-    found = list(flags)
-    value = sum(found) / len(found) if found else float("nan")
-    return (value, *wilson_interval(sum(found), len(found)))
-
-
-def bootstrapped(values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> Interval:
-    """Return a statistic and the 2.5th and 97.5th percentiles of its bootstrap samples."""
-    if values.size == 0:
-        return (float("nan"),) * 3
-    rng = generator(0, "ablation", "bootstrap")
-    drawn = [statistic(rng.choice(values, values.size)) for _ in range(1000)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(statistic(values)), float(low), float(high)
-
-
-def shown(value: Interval | None) -> str:
-    """Return a value with its interval as a cell of the table."""
-    if value is None:
-        return "-"
-    middle, low, high = value
-    if low == high:
-        return f"{middle:.0f}"
-    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+def shown_value(found: Mapping[str, float] | None) -> str:
+    """Return a number with its interval; a dash where it was not measured."""
+    if found is None:
+        return "–"
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
 if __name__ == "__main__":

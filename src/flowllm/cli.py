@@ -41,6 +41,7 @@ COMMANDS = (
     "export",
     "generate",
     "infill",
+    "release",
     "archive",
     "restore",
 )

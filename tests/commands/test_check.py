@@ -6,19 +6,23 @@ from pathlib import Path
 import pytest
 import yaml
 
+from crystals import rocksalt
+from energy_rows import hull_row
 from flowllm.cli import app
 from flowllm.commands import check as checks
 from flowllm.config.load import load_config
 from flowllm.config.model import Config
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
+from flowllm.io import hull_schemas, schemas, tables
+from flowllm.io.tables import crystal_columns
 from flowllm.llm import model_files
 from flowllm.runtime.provenance import stage_run
 from other_llms import write_llm
 from tiny_llm import write_tiny_llm
 from tiny_run import ROOT, TINY, snakemake
 
-CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "demo.yaml"]
+CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "smollm2.yaml"]
 
 
 def configured(tmp_path: Path, **changes) -> Config:
@@ -50,7 +54,7 @@ def write_csvs(folder: Path, **texts: str) -> Path:
     return folder
 
 
-def test_the_demonstration_and_a_local_model_pass(tmp_path):
+def test_smollm2_yaml_with_a_local_model_passes(tmp_path):
     write_tiny_llm(tmp_path / "base")
     data = write_csvs(tmp_path / "data", train=CSV, val=CSV, test=CSV)
     found = outcomes(
@@ -126,11 +130,31 @@ def test_external_samples_and_entries_are_looked_for(tmp_path):
     (tmp_path / "notes.docx").touch()
     row["file"] = str(tmp_path / "notes.docx")
     assert "notes.docx" in problem(tmp_path, "external_samples", external_samples=[row])
+    (tmp_path / "some.csv").write_text("id,cif,above\na,x,0\n")
+    row |= {"file": str(tmp_path / "some.csv"), "column": "structure"}
+    assert "no column 'structure'" in problem(tmp_path, "external_samples", external_samples=[row])
+    row |= {"column": "cif", "known_e_above_hull": "below"}
+    assert "named 'below'" in problem(tmp_path, "external_samples", external_samples=[row])
+    row |= {"known_e_above_hull": "above"}
+    assert outcomes(tmp_path, external_samples=[row])["external_samples"].state == "ok"
     gone = {"source": str(tmp_path / "gone.json")}
     assert "gone.json" in problem(tmp_path, "reference_hull.source", reference_hull=gone)
     (tmp_path / "none.json").write_text("[]")
     empty = {"source": str(tmp_path / "none.json")}
     assert "no entry" in problem(tmp_path, "dft_hull.source", dft_hull=empty)
+
+
+def test_a_second_potential_needs_a_hull_with_crystals(tmp_path):
+    """The hull of a release has energies alone."""
+    row = hull_row("NaCl", -3.0)
+    given = {"reference_hull": {"source": str(tmp_path / "hull.parquet")}}
+    tables.write_table(tmp_path / "hull.parquet", [row], schemas.HULL_ENTRIES, {})
+    assert outcomes(tmp_path, **given)["reference_hull.source"].state == "ok"
+    given |= {"potential": {"check": "chgnet-0.2.0"}}
+    assert "has no crystals" in problem(tmp_path, "reference_hull.source", **given)
+    row |= crystal_columns(rocksalt())
+    tables.write_table(tmp_path / "hull.parquet", [row], hull_schemas.POTENTIAL_ENTRIES, {})
+    assert outcomes(tmp_path, **given)["reference_hull.source"].state == "ok"
 
 
 def test_dft_energies_need_a_source_and_a_key(tmp_path, monkeypatch):
@@ -171,10 +195,10 @@ def test_the_command_prints_a_line_per_check_and_lists_all_problems(tmp_path, ca
     changes["run_dir"] = str(tmp_path / "run")  # a finished runs/demo would add lines
     overlay.write_text(yaml.safe_dump(changes))
     words = [f"--config={path}" for path in [*CONFIGS, overlay]]
-    with pytest.raises(FlowllmError, match="2 of 10 checks failed") as caught:
+    with pytest.raises(FlowllmError, match="2 of 11 checks failed") as caught:
         app(["check", "--no-packages", *words], exit_on_error=False)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert [line.split(":")[0] for line in lines if line.startswith("failed")] == [
         "failed data.source",
         "failed finetune_llm.base_model",
@@ -183,6 +207,12 @@ def test_the_command_prints_a_line_per_check_and_lists_all_problems(tmp_path, ca
     assert "/no/folder" in str(caught.value)
     with pytest.raises(FlowllmError, match="no stage bake"):
         app(["check", "--stage=bake", *words], exit_on_error=False)
+
+
+def test_a_missing_table_of_known_crystals_fails(tmp_path):
+    missing = "/no/crystals.parquet"
+    said = problem(tmp_path, "metrics.known_crystals", metrics={"known_crystals": missing})
+    assert missing in said
 
 
 def test_the_workflow_checks_before_its_first_job(tmp_path):

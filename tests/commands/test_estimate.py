@@ -3,6 +3,7 @@ tests/workflow/test_workflow.py.
 """
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -167,8 +168,11 @@ def test_hours_and_bytes_by_hand(tmp_path):
     assert metrics.gpu_hours == 0
     assert metrics.cpu_hours == pytest.approx(7200 * 2 * 4 / 3600)
     assert metrics.job_hours == pytest.approx(16 / 8 / 8)
-    # Measured on a CPU, configured for a GPU: not known.
-    assert lines["refine"].gpu_hours is None
+    # Measured on a CPU, configured for a GPU: the hours on CPUs are known alone.
+    refine = lines["refine"]
+    assert refine.gpu_hours is None
+    assert refine.job_hours is None
+    assert refine.cpu_hours == pytest.approx(3600 * 2 / 3600)
     assert lines["DFT runs"].cpu_hours == 3600 * 26
 
 
@@ -256,8 +260,13 @@ def test_the_printed_table_adds_up():
     disk = sum(number(row[5]) * units[row[6]] for row in rows)
     assert disk == pytest.approx(number(total[4]) * units[total[5]], rel=0.01)
     assert disk > 2 * 137e9  # the base model and the merged model
-    hours = sum(number(row[7]) for row in rows if row[7] != "?")
-    assert hours == pytest.approx(number(total[6]), rel=0.01)
+    for column in (7, 8):
+        hours = sum(number(row[column]) for row in rows if row[column] != "?")
+        assert hours == pytest.approx(number(total[column - 1]), rel=0.01)
+    unknown = [row[0] for row in rows if row[7] == "?"]
+    assert unknown == ["invariance", "reference_hull"]
+    said = list(describe(lines))[len(lines) + 1]
+    assert f"unknown (?): GPU-hours of {', '.join(unknown)}" in said
 
 
 def test_steps_are_capped_by_the_epochs(tmp_path):
@@ -300,3 +309,11 @@ def test_the_page_shows_what_the_command_prints(capsys):
     page = (ROOT / "docs" / "scale.md").read_text()
     for line in capsys.readouterr().out.strip().splitlines():
         assert line in page
+
+
+def test_the_page_says_what_more_failures_cost(capsys):
+    costs = ["--config", str(ROOT / "config.yaml"), "--costs", str(PAPER)]
+    app(["estimate", *costs, "--node-failures", "0.021"], exit_on_error=False)
+    printed = capsys.readouterr().out
+    share = re.search(r"job-hours are lost, ([\d.]+)%", printed)[1]
+    assert f"with it, {share} % of the job-hours are lost" in (ROOT / "docs/scale.md").read_text()

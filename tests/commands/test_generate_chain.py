@@ -1,14 +1,19 @@
 """`flowllm generate` with a finished run: its numbers are those of the pipeline's stages."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from pymatgen.core import Element, Structure
 
+from flowllm.commands import release
 from flowllm.commands.generate import Request, generate
 from flowllm.commands.generate_chain import follow, open_hull
 from flowllm.commands.generate_run import open_run
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas
+from flowllm.io.release import CARD, RELEASE
 from flowllm.io.tables import crystal_of, read_metadata, read_table
 from flowllm.runtime.provenance import read_provenance
 
@@ -131,6 +136,28 @@ def test_drafts_alone(run, tmp_path):
     assert [path.name for path in out.glob("[!_]*")] == ["drafts.parquet"]
     table = read_table(out / "drafts.parquet", schemas.REQUESTED_BASE)
     assert table["id"].to_pylist() == ["sample-0000-000000", "sample-0000-000001"]
+
+
+def test_a_release_of_the_run_judges_and_samples_as_the_run_does(run, unrefined, tmp_path):
+    about = {"title": "Tiny", "license": "mit", "data": "Prototypes.", "limits": []}
+    about |= {"attribution": ["pymatgen"], "commands": "make test"}
+    (tmp_path / "about.yaml").write_text(yaml.safe_dump(about))
+    for one in (run, unrefined):
+        out, name = tmp_path / one.method.name, one.method.name
+        release.run(run=one.folder, out=out, about=tmp_path / "about.yaml", name=name)
+    released = open_run(tmp_path / unrefined.method.name, None, None, drafts=True)
+    shard = run.folder / "base/tau0.7-p0.9/shard-00000.parquet"
+    drafts = read_table(shard, schemas.BASE).to_pylist()
+    expected = follow(drafts, unrefined, open_hull(unrefined))
+    assert follow(drafts, released, open_hull(released)) == expected
+    with_flow = open_run(tmp_path / run.method.name, None, None, drafts=True)
+    rows = generate(with_flow, drawn(run), tmp_path / "out")  # vLLM reads the float16 weights
+    assert len(rows) == 4
+    record = json.loads((with_flow.folder / RELEASE).read_text())
+    assert [one["method"] for one in record["results"]] == [METHOD, unrefined.method.name]
+    drawn_before = record["results"][0]["rates"]["relaxed"]["denominator"]
+    assert drawn_before == run.config.sizes.num_samples
+    assert f"| {METHOD} | {drawn_before} |" in (with_flow.folder / CARD).read_text()
 
 
 def test_a_failed_request_leaves_nothing(run, tmp_path):

@@ -1,16 +1,17 @@
 """`flowllm generate`: options, what a run may lack, the order of the table, and its warnings."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from crystals import caesium_chloride, rocksalt
+from crystals import caesium_chloride, perovskite, rocksalt
 from flowllm.cli import main
 from flowllm.commands.generate import run as command
 from flowllm.commands.generate_chain import Followed
-from flowllm.commands.generate_files import check_output, printed_table, warnings_of
+from flowllm.commands.generate_files import check_output, page, printed_table, warnings_of
 from flowllm.commands.generate_run import open_run
 from flowllm.commands.generate_table import table_rows, verdict, wishes_text
 from flowllm.config.load import load_config
@@ -20,7 +21,7 @@ from flowllm.io.tables import crystal_columns
 from flowllm.runtime.log import Progress, log, progress_bars, setup_logging
 from tiny_run import ROOT
 
-CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "demo.yaml"]
+CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "smollm2.yaml"]
 
 
 @pytest.fixture
@@ -166,11 +167,50 @@ def test_known_repeated_and_novel_crystals_are_told_apart():
         followed("d"),
     )
     assert [verdict(row) for row in rows] == ["novel", "as a", "known: mp-1", "-"]
+
+
+def test_matching_crystals_are_printed_once_with_their_number():
+    """The nearest to the hull, which is not the first draft of its class."""
+    answers = [{"all_met": met} for met in (True, False, None)]
+    rows = rows_of(
+        followed("a", rocksalt(), 0.2, **answers[0]),
+        followed("b", rocksalt(), 0.1, unique=False, duplicate_group="a", sun=False, **answers[1]),
+        followed("c", caesium_chloride(), 0.3, novel=False, matched_material_id="mp-1", sun=False),
+        followed("d", **answers[1]),
+    )
     lines = list(printed_table(rows, Path("out")))
-    assert len(lines) == 4
     assert lines[0].split()[:2] == ["rank", "formula"]
     assert "Fm-3m (225)" in lines[1]
-    assert lines[3].endswith("out/cif/0003_NaCl_+0.300eV.cif")
+    assert lines[1].split()[-4:] == ["+0.100", "novel", "2", "out/cif/0001_NaCl_+0.100eV.cif"]
+    assert lines[2].split()[-2:] == ["1", "out/cif/0003_CsCl_+0.300eV.cif"]
+    assert lines[3:] == [
+        "3 of 4 drafts relaxed, 2 different crystals, 1 of 3 drafts meet their conditions, 0 "
+        "metastable or stable, 1 novel, 1 stable, unique and novel",
+        "page: out/index.html",
+    ]
+
+
+def test_the_page_says_what_each_class_is():
+    """The nearest to the hull of a stable and novel class is S.U.N. where an earlier draft is."""
+    sun, again = followed("a", rocksalt(), -0.1), {"duplicate_group": "a", "unique": False}
+    nearest = followed("b", rocksalt(), -0.2, sun=False, **again)
+    for one in (sun, nearest):
+        one.stability["stable"] = True
+    failed = {"duplicate_group": None, "unique": False, "novel": False, "sun": False}
+    rows = rows_of(
+        sun,
+        nearest,
+        followed("c", caesium_chloride(), 0.1, **failed),
+        followed("d", perovskite(), 0.2, sun=False),
+        followed("e", rocksalt("K", "Br"), 0.3, novel=False, matched_material_id="mp-1", sun=False),
+    )
+    shown = page(rows, HULL, "#0072B2")
+    assert re.findall(r"\(\d+\); ([^<]+)</p>", shown) == [
+        "S.U.N.",
+        "not compared with known crystals",
+        "novel, not stable",
+        "known: mp-1",
+    ]
 
 
 def test_a_hull_without_the_chemical_system_is_said():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from flowllm.commands.costs import read_costs
 from flowllm.commands.losses import Rates, Work, describe_losses, loss_of, saved_work
 from flowllm.config.load import load_config
 from tiny_run import ROOT
@@ -77,3 +78,28 @@ def test_with_the_named_chunk_size_the_loss_is_two_percent():
     assert "sample_pairs.chunk_size" in line
     smaller = saved | {"saved_hours": most * per_item / 3600}
     assert loss_of(work(smaller), rates).share == pytest.approx(0.02, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("site", "gpus", "limit_hours", "preemptions"),
+    [
+        ("no preemption", 4, 24.0, 0.0),
+        ("one preemption per job and day", 4, 24.0, 1.0),
+        ("four per job and day", 4, 24.0, 4.0),
+        ("one per day, one GPU per job (20 hours), limit of 12 hours", 1, 12.0, 1.0),
+    ],
+)
+def test_the_page_has_the_losses_of_the_sampling_jobs(site, gpus, limit_hours, preemptions):
+    cost = read_costs(ROOT / "workflow" / "costs" / "paper.yaml")["sample_pairs"]
+    per_item = cost.seconds / gpus
+    saved = saved_work(load_config([ROOT / "config.yaml"]), "sample_pairs", per_item)
+    hours, start = 11_000 * per_item / 3600, cost.start_seconds / 3600
+    work = Work("sample_pairs", 303, hours, limit_hours, start_hours=start, **saved)
+    loss = loss_of(work, Rates(0.0065, preemptions))
+    page = (ROOT / "docs" / "scale.md").read_text()
+    [row] = [line for line in page.splitlines() if line.startswith(f"| {site} |")]
+    failures, preempted, limits, lost = (cell.split()[0] for cell in row.split("|")[2:6])
+    assert float(failures) == pytest.approx(303 * loss.failures, abs=0.005)
+    assert int(preempted) == round(303 * loss.preemptions)
+    assert int(limits) == 303 * loss.limits
+    assert float(lost) == pytest.approx(100 * loss.share, rel=0.01, abs=0.005)

@@ -57,3 +57,13 @@ def test_a_folder_is_not_downloaded_and_counts_by_its_weights(tmp_path):
 def test_an_unknown_model_has_unknown_bytes(tmp_path):
     sizes = model_bytes(configured(tmp_path, finetune_llm={"base_model": "owner/other"}))
     assert (sizes.downloaded, sizes.merged, sizes.adapter) == (None, None, None)
+
+
+def test_checkpoints_with_patience_have_the_best_weights_too(tmp_path):
+    adapter = KNOWN["meta-llama/Llama-2-70b-hf"].adapter(8)
+    without, patient = (
+        model_bytes(configured(tmp_path, finetune_llm={"patience": patience})).llm_checkpoints
+        for patience in (None, 3)
+    )
+    assert without == 2 * 4 * 3 * adapter
+    assert patient == 2 * 4 * 4 * adapter

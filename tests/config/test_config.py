@@ -23,12 +23,15 @@ from flowllm.errors import FlowllmError
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config.yaml"
 OVERLAYS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
-DEMO, SAMPLE = (ROOT / "workflow" / "config" / name for name in ("demo.yaml", "mp_20_sample.yaml"))
+DEMO, SMOLLM2, SAMPLE = (
+    ROOT / "workflow" / "config" / f"{name}.yaml" for name in ("demo", "smollm2", "mp_20_sample")
+)
 STACKS = [
     [DEMO],
-    [DEMO, SAMPLE],
-    [DEMO, SAMPLE, ROOT / "benchmarks" / "flow_on_sample.yaml"],
-    [DEMO, ROOT / "benchmarks" / "ablation_models.yaml"],
+    [SMOLLM2],
+    [SMOLLM2, SAMPLE],
+    [SMOLLM2, SAMPLE, ROOT / "benchmarks" / "flow_on_sample.yaml"],
+    [SMOLLM2, ROOT / "benchmarks" / "ablation_models.yaml"],
     [ROOT / "tests" / "tiny.yaml"],
 ]
 
@@ -115,6 +118,11 @@ def test_unknown_keys_are_named_with_their_path(values, path, value):
         ("methods.0.num_steps", -1, "greater than or equal to 0"),
         ("methods.0", {"name": "a", "base": "b", "flow": "llm", "num_steps": 0}, "has a flow and"),
         ("methods.0", {"name": "a", "base": "b", "flow": None, "num_steps": 9}, "has a flow and"),
+        (
+            "methods.0",
+            {"name": "a", "base": "b", "flow": None, "num_steps": 0, "keep_symmetry": True},
+            "keep_symmetry is for a method with a flow",
+        ),
         ("flows.0", {"name": "a", "start": "normal"}, "'llm', 'simple'"),
         ("flows.1.name", "a b", "should match pattern"),
         ("stability.stable_below", math.nan, "finite number"),
@@ -174,11 +182,19 @@ def test_values_that_contradict_each_other_are_refused(values, section, changes,
         check_config(merge(values, {section: changes}))
 
 
+def test_a_flow_with_random_axes_needs_symmetric_bounds(values):
+    given = changed(values, "flows.1.augment_axes", True)
+    check_config(given)
+    with pytest.raises(FlowllmError, match=r"flows: types has augment_axes, .* \(got \[50\.0, 121"):
+        check_config(merge(given, {"train_rfm": {"angle_bounds": [50.0, 121.0]}}))
+
+
 def test_a_second_potential_needs_the_crystals_of_the_hull(values):
     given = merge(values, {"potential": {"check": "sevennet"}})
     check_config(given)
     with pytest.raises(FlowllmError, match=r"set reference_hull\.source to train"):
         check_config(merge(given, {"reference_hull": {"source": "entries.json"}}))
+    check_config(merge(given, {"reference_hull": {"source": "runs/other/hull/potential.parquet"}}))
 
 
 @given(low=st.floats(-10, 190), high=st.floats(-10, 190))

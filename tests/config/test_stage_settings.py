@@ -5,9 +5,18 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from pydantic import TypeAdapter
 
-from flowllm.config.stage_settings import StageSettings
+from flowllm.config.load import load_config
+from flowllm.config.stage_settings import (
+    _ROW_MODELS,
+    StageSettings,
+    stage_json,
+    stage_values,
+)
 from flowllm.config.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -17,6 +26,44 @@ def test_a_stages_settings_are_the_sections_that_the_workflow_gives_it(stage):
     own = set(hints.__annotations__) if hints is not StageSettings else set()
     about = STAGES[stage]
     assert own == {*about.sections, *([about.row] if about.row else [])}
+
+
+def test_a_key_that_a_stage_ignores_changes_nothing_in_its_settings():
+    plain = load_config([ROOT / "config.yaml"])
+    potential = plain.potential.model_copy(update={"check": "sevennet"})
+    checked = plain.model_copy(update={"potential": potential})
+    ignoring = [stage for stage, about in STAGES.items() if "potential.check" in about.ignores]
+    assert ignoring == ["prerelax", "reference_hull"]
+    for stage in ignoring:
+        assert stage_json(checked, stage) == stage_json(plain, stage)
+        # The key is there and null, so that jobs of a configuration without it stay valid.
+        assert stage_values(checked, stage)["potential"] == {"name": "chgnet", "check": None}
+    assert stage_json(checked, "second_energies") != stage_json(plain, "second_energies")
+
+
+NOISE = {"coords_noise": 0.0, "lengths_noise": 0.0, "angles_noise": 0.0}
+ADDED = {
+    "train_rfm": ({"name": "f", "start": "llm", **NOISE}, {"augment_axes": False}),
+    "refine": (
+        {"name": "m", "base": "b", "flow": "llm", "num_steps": 5},
+        {"keep_symmetry": False},
+    ),
+    "import_samples": (
+        {"name": "x", "file": "x.csv", "shards": 1, "column": None, "cell": None},
+        {"max_crystals": 5, "known_e_above_hull": "e", "known_formation_energy": "f"},
+    ),
+}
+"""Rows as jobs were given them before a key was added, and the added keys."""
+
+
+@pytest.mark.parametrize("stage", ADDED)
+def test_a_key_that_is_added_to_a_row_leaves_finished_jobs_as_they_are(stage):
+    before, added = ADDED[stage]
+    kind = STAGES[stage].row
+    for row in (before, before | dict.fromkeys(added)):
+        assert TypeAdapter(_ROW_MODELS[kind]).validate_python(row).model_dump() == before
+    given = {**before, **added}
+    assert TypeAdapter(_ROW_MODELS[kind]).validate_python(given).model_dump() == given
 
 
 CODE = """\

@@ -65,6 +65,19 @@ def test_orbits_of_a_site_are_those_of_its_points():
             np.testing.assert_allclose(group.orbits(site, points), expected, atol=1e-9)
 
 
+def test_the_nearest_point_of_a_site_is_that_among_all_translations():
+    steps = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = np.random.default_rng(0).integers(0, 100, (20, 3)) / 100
+    for number in NUMBERS:
+        for site in space_group(number).sites.values():
+            moved, distances = site.nearest(points)
+            repeated = points[:, None] + steps
+            shifts = repeated @ (site.projector - np.eye(3)).T + site.offset
+            expected = np.abs(shifts).max(axis=-1).min(axis=-1)
+            np.testing.assert_allclose(distances, expected, atol=1e-8)
+            np.testing.assert_allclose(np.abs(moved - points).max(axis=-1), distances, atol=1e-8)
+
+
 def test_only_sites_without_freedom_have_one_point():
     group = space_group(225)
     assert not group.sites["4a"].has_freedom

@@ -24,12 +24,12 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.io.schemas import BASE
 from flowllm.io.tables import read_table, write_table
 from flowllm.rfm.base_distribution import LlmBaseDistribution, base_distribution_record
-from flowllm.rfm.loader import PreparedPairs, copied, size_groups
+from flowllm.rfm.loader import PreparedPairs, size_groups
 from flowllm.rfm.loss import FlowLoss
 from flowllm.rfm.model import build_field
 from flowllm.rfm.network import NetworkSize, Standardization
 from flowllm.rfm.train import train
-from flowllm.runtime.device import pick_device
+from flowllm.runtime.device import copied, pick_device
 from flowllm.runtime.distributed import _precision_plugin
 from flowllm.stages import refine, train_rfm
 

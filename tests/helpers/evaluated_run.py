@@ -167,7 +167,6 @@ def _rows(name, draw, kind):
             "initial_energy_per_atom": initial if done else None,
             "final_energy_per_atom": final if done else None,
             "converged": done and draw.converged,
-            "check_potential": "CHGNet 0.2.0" if draw.check_e_above_hull is not None else None,
         },
         "dft": {
             "raw_energy_per_atom": final if done else None,
@@ -205,6 +204,7 @@ def _rows(name, draw, kind):
             "hull_source": "train by CHGNet" if done else None,
             "e_above_hull": draw.e_above_hull,
             "check_e_above_hull": draw.check_e_above_hull,
+            "check_energy_source": None if draw.check_e_above_hull is None else "CHGNet 0.2.0",
             "hull_compounds": draw.hull_compounds,
             "stable": draw.stable if placed else None,
             "metastable": draw.metastable if placed else None,

@@ -19,6 +19,7 @@ EVERY_STAGE = {
     ],
     "refine": {"trajectory_every": 2},
     "select": {"skip": ["known", "repeated"]},
+    "potential": {"check": "chgnet-0.2.0"},
     "dft_hull": {"source": "mp_api"},
 }
 

@@ -4,10 +4,10 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.stages import import_samples
 
 
-def read_in(file, folder, shards=1, **keys):
+def read_in(file, folder, shards=1, seed=1, **keys):
     """Run the stage for every shard; return the paths of the base and the generated ones."""
     row = {"name": "Other", "file": str(file), "shards": shards, **keys}
-    given = StageSettings("import_samples", {"seed": 1, "version": 1, "external": row})
+    given = StageSettings("import_samples", {"seed": seed, "version": 1, "external": row})
     paths = []
     for shard in range(shards):
         name = f"Other/shard-{shard:05d}.parquet"

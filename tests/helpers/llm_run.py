@@ -16,7 +16,7 @@ from flowllm.stages import finetune_llm, merge_adapter
 from tiny_llm import write_tiny_llm
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "demo.yaml"]
+CONFIGS = [ROOT / "config.yaml", ROOT / "workflow" / "config" / "smollm2.yaml"]
 
 SMALL = {
     "precision": "fp32",
@@ -37,7 +37,7 @@ SMALL = {
 def settings_for(
     stage: str, base: Path, *, row: str | None = None, **changes: Any
 ) -> StageSettings:
-    """A stage's settings: the demo's, a small fine-tuning of `base`, and the changes.
+    """A stage's settings: those of smollm2.yaml, a small fine-tuning of `base`, and the changes.
 
     What must be alike in pairs and bases is changed in both.
     """

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from crystals import perovskite, rocksalt
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.io import hull_schemas, tables
 from flowllm.io import schemas as schemas_module
-from flowllm.io import tables
 from flowllm.io.files import atomic_path, write_text
 from flowllm.io.schemas import CRYSTALS, REJECTED, SCHEMA_VERSION, TIMES
 from flowllm.io.tables import (
@@ -237,7 +237,10 @@ def test_metadata_is_readable_json_in_the_footer(tmp_path):
 
 def test_every_column_says_what_it_means_in_the_file_too(tmp_path):
     schemas = {
-        name: value for name, value in vars(schemas_module).items() if isinstance(value, pa.Schema)
+        name: value
+        for module in (schemas_module, hull_schemas)
+        for name, value in vars(module).items()
+        if isinstance(value, pa.Schema)
     }
     assert len(schemas) > 10
     for name, schema in schemas.items():

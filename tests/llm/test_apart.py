@@ -12,6 +12,7 @@ from pymatgen.core import Lattice
 
 from crystals import perovskite, rocksalt
 from flowllm.crystal import lattice_has_volume
+from flowllm.data.wyckoff import FREE_PARAMETERS, space_group
 from flowllm.llm.apart import HUNDREDTHS
 from flowllm.llm.coordinate_lines import CoordinateLines
 from flowllm.llm.crystal_text import Decoded, Limits
@@ -20,6 +21,7 @@ from flowllm.llm.grammar import cell_regex, crystal_regex
 from flowllm.llm.masks import leads_nowhere
 from flowllm.llm.orbit_lines import OrbitLines
 from flowllm.llm.periodic_points import MARGIN, PeriodicPoints
+from flowllm.llm.read_lines import read_lines
 from flowllm.llm.text import encode
 
 COORDINATES = st.lists(st.integers(0, 99), min_size=3, max_size=3).map(lambda c: np.array(c) / 100)
@@ -72,6 +74,22 @@ def test_blocked_values_are_those_that_could_not_be_added(lengths, angles, point
     line = start + HUNDREDTHS[:, None] * np.array([0, 0, 1])
     expected = [not copy(found).add(point[None]) for point in line]
     assert found.near_on_line(start, HUNDREDTHS).tolist() == expected
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(1, 230), st.lists(COORDINATES, min_size=1, max_size=2), DISTANCES)
+def test_an_orbit_is_apart_as_its_atoms_are_one_by_one(data, number, points, limit):
+    group = space_group(number)
+    lengths, angles = data.draw(LENGTHS), [90, data.draw(st.integers(90, 130)), 90]
+    values = np.array([*lengths, *angles])[list(FREE_PARAMETERS[group.system])]
+    conventional = Lattice.from_parameters(*np.concatenate(group.cell(values))).matrix
+    found = PeriodicPoints(Lattice(group.primitive @ conventional), limit)
+    for point in points:
+        site = data.draw(st.sampled_from(list(group.sites.values())))
+        moved = site.projector @ point + site.offset
+        orbit = group.orbits(site, moved[None])[0] @ np.linalg.inv(group.primitive)
+        expected = copy(found).add(orbit)
+        assert found.add_orbit(orbit) == expected
 
 
 def test_a_text_is_drawn_again_from_the_coordinates_that_are_too_near():
@@ -186,3 +204,25 @@ def test_a_coordinate_that_follows_from_the_others_is_masked_only_where_it_is_fr
     assert not any(map(check.add, lines))
     assert not check.blocked("0.10 0.10")[10]
     assert check.blocked("0.02 0.02") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "written", "apart", "near"),
+    [
+        ("symmetric", RUTILE[: RUTILE.rindex("\n")], "0.31 0.31 0.00", "0.02 0.02 0.00"),
+        ("coordinates", "4.0 4.0 4.0\n90 90 90\nH\n0.0 0.0 0.0\nH", "0.5 0.5 0.5", "0.0 0.0 0.1"),
+    ],
+)
+def test_what_follows_some_lines_does_not_change_what_is_known_after_them(
+    kind, written, apart, near
+):
+    lines = tuple(written.split("\n"))
+    for last in (apart, near, apart):
+        read_lines.cache_clear()
+        assert read_lines(kind, 0.5, (*lines, last)).is_near == (last == near)
+        assert read_lines(kind, 0.5, (*lines, near)).is_near
+        assert not read_lines(kind, 0.5, (*lines, apart)).is_near
+    # A second atom at the place of the last one is too near to it alone.
+    again = (*lines, apart, lines[-1], apart)
+    assert read_lines(kind, 0.5, again).is_near
+    assert not read_lines(kind, 0.5, (*lines, apart)).is_near

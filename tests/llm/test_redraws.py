@@ -69,6 +69,22 @@ def test_a_piece_stops_at_the_line_break_after_the_atom():
     assert PROMPTS.decode(draw.next_piece().kept) == KEPT
 
 
+@pytest.mark.parametrize("size", [2, 3, 7, 100])
+def test_tokens_may_come_several_at_once(size):
+    draw = new_draw(2)
+    stops = draw.next_piece().stops
+    tokens = PROMPTS.answer(KEPT + NEAR + "\nCl\n0.5 0.5 0.5")
+    read = []
+    for start in range(0, len(tokens), size):
+        read += tokens[start : start + size]
+        if stops(tokens[start : start + size]):
+            break
+    assert KEPT + NEAR + "\n" in PROMPTS.decode(read)
+    assert KEPT + NEAR + "\n" not in PROMPTS.decode(read[:-size])
+    assert draw.finish(Draft(tuple(read), truncated=True))
+    assert PROMPTS.decode(draw.next_piece().kept) == KEPT
+
+
 def test_after_its_redraws_an_atom_is_masked_and_then_the_one_before_is_drawn_again():
     draw = new_draw(2)
     scopes = []

@@ -1,14 +1,18 @@
 """What a wish makes of prompt, grammar and rejections."""
 
 import re
+from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pymatgen.core import Element
 
-from crystals import perovskite, rocksalt
+from crystals import caesium_chloride, perovskite, rocksalt
 from flowllm.config.load import load_config
 from flowllm.config.sections.llm import Prompts
+from flowllm.crystal import Crystal
 from flowllm.data.wishes import parse_wish
 from flowllm.errors import FlowllmError
 from flowllm.llm.crystal_text import Decoded, Reason
@@ -18,7 +22,7 @@ from flowllm.llm.prompts import conditions_of, prompt_text
 from flowllm.llm.required import Required
 from flowllm.llm.symmetric_grammar import symmetric_cell_grammar, symmetric_grammar
 from flowllm.llm.text import CoordinatesText
-from flowllm.llm.wishes import form_of, prompt_conditions, request_of, target_of
+from flowllm.llm.wishes import choose_elements, prompt_conditions, request_of, target_of
 from llm_run import CONFIGS
 
 PLAIN = load_config(CONFIGS).prompts
@@ -94,6 +98,8 @@ def test_symmetric_texts_have_the_asked_group_and_number_of_atoms():
         (Required(elements=frozenset([11, 17, 8])), Reason.ELEMENTS_MISMATCH),
         (Required(elements=frozenset([11, 17, 8]), elements_mode="subset"), None),
         (Required(elements=frozenset([11, 8]), elements_mode="subset"), Reason.ELEMENTS_MISMATCH),
+        (Required(formula={11: 1, 17: 1}), None),
+        (Required(formula={11: 1, 17: 2}), Reason.FORMULA_MISMATCH),
         (Required(num_atoms=2), None),
         (Required(num_atoms=4), Reason.ATOMS_MISMATCH),
         (Required(space_group=225), None),
@@ -103,6 +109,25 @@ def test_symmetric_texts_have_the_asked_group_and_number_of_atoms():
 def test_drafts_are_rejected_for_what_their_text_shows(required, reason):
     found = required.rejection(Decoded(rocksalt(), group=225))
     assert (found and found.reason) == reason
+
+
+def test_a_reduced_formula_is_that_of_several_cells():
+    """The prompt does not give the number of atoms, and any cell of the formula is accepted."""
+    target = target_of(prompts(formula_style="reduced"), record(), {"formula": "Na4Cl4"})
+    assert (target.numbers, target.required.num_atoms, target.allowed) == (None, None, [11, 17])
+    salt = rocksalt().to_structure()
+    for cell in (salt, salt.to_conventional(), salt * (1, 1, 3)):
+        assert target.required.rejection(Decoded(Crystal.from_structure(cell))) is None
+    cesium = target.required.rejection(Decoded(caesium_chloride()))
+    assert cesium.reason == Reason.FORMULA_MISMATCH
+    assert cesium.detail == "Cs1Cl1, asked for cells of Na1Cl1"
+
+
+def test_a_reduced_formula_leaves_no_choice_of_its_elements():
+    words = {"formula": "NaCl"} | SUBSET
+    target = target_of(prompts(formula_style="reduced"), record(), words)
+    assert target.allowed == [11, 17]
+    assert choose_elements(target, record(), np.random.default_rng(1)) == target
 
 
 def test_a_text_without_groups_is_not_rejected_for_its_group():
@@ -170,9 +195,61 @@ def test_a_property_that_no_training_text_gave_is_no_condition():
 def test_the_request_has_form_and_requirements():
     words = {"elements": "Na,Cl", "num_atoms": "2"}
     target = target_of(prompts(), record(), words)
-    form = form_of(target, prompts(), record())
-    request = request_of(target, form, seed=lambda attempt: attempt)
+    request = request_of(target, prompts(), record(), structured=True, seed=lambda attempt: attempt)
     text = CoordinatesText().describe(rocksalt()).text
     assert re.fullmatch(request.form(""), text)
     assert not re.fullmatch(request.form(""), CoordinatesText().describe(perovskite()).text)
     assert request.required.num_atoms == 2
+    # The first drafts have the asked elements, and any number of atoms.
+    assert re.fullmatch(request.first_form(""), text)
+    assert re.fullmatch(request.first_form(""), f"{text}\nNa\n0.25 0.25 0.25")
+    assert not re.fullmatch(request.first_form(""), text.replace("Cl", "O"))
+
+
+SUBSET = {"elements": "O,Cl,Na,Ti,Sr", "elements_mode": "subset"}
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_subset_is_asked_for_as_a_choice_of_its_elements(seed):
+    target = target_of(prompts(), record(), SUBSET)
+    chosen = choose_elements(target, record(), np.random.default_rng(seed))
+    names = chosen.conditions.elements
+    assert 2 <= len(names) <= 4
+    # In the order of the training's sentence, and with the same elements in the grammar.
+    assert list(names) == [symbol for symbol in target.wish.elements if symbol in names]
+    assert {Element(symbol).Z for symbol in names} == set(chosen.allowed)
+    assert chosen.required == target.required
+    assert chosen.required.rejection(Decoded(rocksalt())) is None
+
+
+def test_choices_have_each_number_of_elements_and_each_element_equally_often():
+    target, rng = target_of(prompts(), record(), SUBSET), np.random.default_rng(1)
+    drawn = [choose_elements(target, record(), rng).conditions.elements for _ in range(3000)]
+    sizes, symbols = Counter(map(len, drawn)), Counter(one for part in drawn for one in part)
+    assert all(abs(sizes[size] - 1000) < 100 for size in (2, 3, 4))
+    assert all(abs(count - 1800) < 120 for count in symbols.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "known", "chosen"),
+    [
+        ({"elements": "Na,Cl"}, True, ("Na", "Cl")),
+        ({"elements": "Na", "elements_mode": "subset"}, True, ("Na",)),
+        ({"elements": "Na,Cl,O", "elements_mode": "subset"}, False, None),
+        ({"num_atoms": "2"}, True, None),
+        ({"formula": "NaCl", "elements": "Na,Cl,O", "elements_mode": "subset"}, True, None),
+    ],
+)
+def test_other_wishes_are_asked_for_as_they_are(words, known, chosen):
+    sentences = dict.fromkeys(prompts().sentences, "")
+    trained = record(prompts=sentences if known else {})
+    target = target_of(prompts(), trained, words)
+    drawn = choose_elements(target, trained, np.random.default_rng(1))
+    assert drawn.conditions.elements == chosen
+
+
+def test_a_choice_has_no_more_elements_than_the_cell_has_atoms():
+    target = target_of(prompts(), record(), SUBSET | {"num_atoms": "2"})
+    for seed in range(20):
+        drawn = choose_elements(target, record(), np.random.default_rng(seed))
+        assert len(drawn.conditions.elements) == 2

@@ -1,10 +1,10 @@
 """The gallery's choice of crystals, and its drawings against the structures they show."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
-import numpy as np
 import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
@@ -12,8 +12,9 @@ from pymatgen.core import Structure
 from crystals import caesium_chloride, fcc, perovskite, rattled, rocksalt
 from evaluated_run import Draw, stage_settings, write_run
 from flowllm.crystal import Crystal
-from flowllm.report.gallery import find_candidates, scene
+from flowllm.report.gallery import find_candidates
 from flowllm.report.metrics_files import read_results
+from flowllm.report.page import Section, render
 from flowllm.stages import metrics, report
 
 
@@ -40,7 +41,19 @@ def test_sun_crystals_come_first_then_the_nearest_to_the_hull(run):
         ("SrTiO3", 0.02, False),
     ]
     assert found[0].space_group == "Pm-3m (221)"
-    assert found[0].energies == "CHGNet 0.3.0"
+    assert found[0].source == "FlowLLM-test"
+
+
+def test_crystals_that_are_compared_with_the_elements_alone_come_last(tmp_path):
+    oxide, caesium = perovskite(), caesium_chloride()
+    draws = [
+        Draw(caesium, caesium, -2.0, hull_compounds=0),
+        Draw(oxide, oxide, 0.02, hull_compounds=1),
+    ]
+    run = write_run(tmp_path, draws, {})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    found = find_candidates(read_results([run.out]), run.folder)
+    assert [(one.formula, bool(one.note)) for one in found] == [("SrTiO3", False), ("CsCl", True)]
 
 
 def test_a_class_of_duplicates_is_shown_once(tmp_path):
@@ -74,27 +87,13 @@ def test_a_crystal_without_a_space_group_is_shown_all_the_same(tmp_path):
     assert (found.formula, found.space_group) == ("Na2Cl", "not found")
 
 
-def test_cif_is_the_relaxed_crystal(run):
+def test_the_files_are_the_relaxed_crystal(run):
     found = find_candidates(read_results([run.out]), run.folder)[0]
     assert StructureMatcher().fit(
-        Structure.from_str(found.cif, fmt="cif"), caesium_chloride().to_structure()
+        Structure.from_str(found.files["CIF"], fmt="cif"), caesium_chloride().to_structure()
     )
-
-
-def test_scene_of_caesium_chloride():
-    drawn = scene(caesium_chloride(a=4.0).to_structure())
-    symbols = [drawn["kinds"][kind][0] for *_, kind in drawn["atoms"]]
-    assert sorted(symbols) == ["Cl"] + ["Cs"] * 8  # the corners, and the center
-    assert drawn["atoms"][symbols.index("Cl")][:3] == [0, 0, 0]
-    assert drawn["size"] == pytest.approx(2 * np.sqrt(3), abs=1e-3)
-    assert len(drawn["edges"]) == 12
-    for edge in drawn["edges"]:
-        assert np.linalg.norm(np.subtract(edge[:3], edge[3:])) == pytest.approx(4, abs=1e-3)
-    # Each bond joins the center and a corner: 8 of them, and no metal to metal.
-    assert len(drawn["bonds"]) == 8
-    for pair in drawn["bonds"]:
-        ends = [drawn["atoms"][index][:3] for index in pair]
-        assert np.linalg.norm(np.subtract(*ends)) == pytest.approx(2 * np.sqrt(3), abs=1e-2)
+    written = Structure.from_str(found.files["POSCAR"], fmt="poscar")
+    assert StructureMatcher().fit(written, caesium_chloride().to_structure())
 
 
 class Gallery(HTMLParser):
@@ -105,8 +104,8 @@ class Gallery(HTMLParser):
 
     def handle_starttag(self, _tag, attrs):
         given = dict(attrs)
-        if "data-scene" in given:
-            self.scenes.append(json.loads(given["data-scene"]))
+        if "data-scenes" in given:
+            self.scenes.append(json.loads(given["data-scenes"]))
         if "download" in given:
             self.downloads[given["download"]] = given["href"]
 
@@ -115,9 +114,26 @@ def test_page_holds_scenes_and_downloads(run):
     out = run.folder / "report" / "index.html"
     report.run(stage_settings("report"), metrics=[run.out], run_dir=run.folder, out=out)
     gallery = Gallery(out.read_text())
-    assert [len(drawn["edges"]) for drawn in gallery.scenes] == [12, 12]
+    assert [[len(one["edges"]) for one in drawn] for drawn in gallery.scenes] == [[12, 27]] * 2
     name, address = next(iter(gallery.downloads.items()))
-    assert name == "FlowLLM-test_FlowLLM-test-000002.cif"
+    assert name == "CsCl_FlowLLM-test-000002.cif"
     head, text = address.split(",", 1)
     assert head == "data:chemical/x-cif;charset=utf-8"
     assert len(Structure.from_str(unquote(text), fmt="cif")) == 2
+    for suffix in ("svg", "png"):
+        assert (out.parent / "figures" / f"candidates.{suffix}").stat().st_size > 1000
+    assert "candidates.svg" not in out.read_text()  # the page has the crystals themselves
+
+
+def test_texts_of_others_are_escaped_on_the_page(run):
+    """An id from a file, and a wish, may have any characters."""
+    found = find_candidates(read_results([run.out]), run.folder)[0]
+    hostile = '"><script>alert(1)</script>'
+    page = render(
+        title=hostile,
+        subtitle=hostile,
+        color="#0072B2",
+        sections=[Section("a", hostile, gallery=[replace(found, name=hostile, note=hostile)])],
+    )
+    assert page.count("<script>") == 1
+    assert page.count("&lt;script&gt;alert(1)") >= 5

@@ -7,23 +7,25 @@ from flowllm.evaluate.statistics import rate
 from flowllm.report.metrics_files import Result
 from flowllm.report.warnings import warnings_of, warnings_table
 
-GOOD = {"stable": 3, "placed": 20, "novel": 12, "relaxed": 20, "bare": 1, "several": 20}
+GOOD = {"stable": 3, "placed": 20, "novel": 12, "compared": 20, "bare": 1, "several": 20}
 LABEL = "CHGNet 0.3.0, relaxed to 0.1 eV/Å in at most 1500 steps"
 
 
-def result(label=LABEL, judged=None, **changes):
+def result(label=LABEL, judged=None, energies="potential", relaxed=None, **changes):
+    """A result with some counts; `relaxed` has those of its statuses."""
     n = GOOD | changes
     rates = {
         "stability_rate": rate(n["stable"], 30, "all generated"),
         "placed_on_hull": rate(n["placed"], 30, "all generated"),
-        "novel_of_relaxed": rate(n["novel"], n["relaxed"], "relaxed"),
+        "novel_of_relaxed": rate(n["novel"], n["compared"], "relaxed"),
         "bare_hull": rate(n["bare"], n["several"], "placed on hull, several elements"),
     }
-    protocol = {"energies": "potential", "energy_sources": [label]}
+    protocol = {"energies": energies, "energy_sources": [label]}
     check = None
     if judged is not None:
         check = {"potentials": ["CHGNet 0.2.0"], "difference": {"count": judged}}
     numbers = {"setting": "X", "rates": rates, "protocol": protocol, "check": check}
+    numbers["counts"] = {"relaxed": relaxed or {"ok": n["compared"]}}
     return Result(numbers, pa.table({}))
 
 
@@ -36,7 +38,11 @@ def test_usual_rates_give_no_warning():
     ("changes", "words"),
     [
         ({"stable": 16}, "16 of 20 crystals on the hull are stable"),
-        ({"novel": 1}, "1 of 20 relaxed crystals are novel"),
+        ({"novel": 1}, "1 of 20 relaxed crystals are novel: the"),
+        (
+            {"novel": 5, "compared": 5, "relaxed": {"ok": 5, "known": 95}},
+            "5 of 5 relaxed crystals are novel, and 95 more were known and not relaxed",
+        ),
         ({"bare": 2}, "For 2 of 20 crystals with several elements (10 %), the hull has no"),
         ({"judged": 0}, "CHGNet 0.2.0 placed none of 20 crystals"),
         ({"label": LABEL + ", cell fixed (upper bounds)"}, "The cells were not relaxed"),
@@ -56,10 +62,20 @@ def test_each_suspicious_rate_is_named_with_its_counts(changes, words):
         {"novel": 2},
         {"label": LABEL + ", symmetry kept"},
         {"stable": 9, "placed": 9},  # too few crystals
-        {"novel": 0, "relaxed": 9},
+        {"novel": 0, "compared": 9},
+        {"novel": 2, "compared": 2, "relaxed": {"known": 7}},  # too few crystals
+        # The DFT runs are those of the selection, and the draws all.
+        {"novel": 12, "compared": 12, "relaxed": {"known": 900}, "energies": "dft"},
         {"bare": 0, "several": 0},
         {"judged": 1},
     ],
 )
 def test_below_the_thresholds_there_is_none(changes):
     assert warnings_of(result(**changes)) == []
+
+
+def test_a_selection_for_dft_may_have_taken_the_stable_crystals():
+    (whole,) = warnings_of(result(energies="dft", stable=16))
+    (part,) = warnings_of(result(energies="dft", stable=16, relaxed={"not_selected": 900}))
+    assert whole.endswith("with those of the crystals.")
+    assert part.endswith("unless dft_inputs.selection took the stable ones.")

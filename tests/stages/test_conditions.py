@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from pymatgen.core import Element
 
 from crystals import caesium_chloride, fcc, rocksalt
 from evaluated_run import Draw, stage_settings, write_run
@@ -13,7 +14,7 @@ from flowllm.io.schemas import CRYSTALS_WITH_PROPERTIES, REQUESTED_BASE, REQUEST
 from flowllm.io.tables import crystal_columns, read_metadata, read_table, write_table
 from flowllm.llm.model_record import read_record
 from flowllm.report.metrics_files import read_results
-from flowllm.report.request_tables import request_tables
+from flowllm.report.request_tables import got_text, request_tables
 from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import finetune_llm, merge_adapter, metrics, sample_base
 from llm_run import settings_for, small_crystals
@@ -103,8 +104,14 @@ def test_structured_drafts_have_the_asked_elements_and_number_of_atoms(paths, tm
     for row in rows:
         assert row["status"] == "ok"
         assert len(row["atomic_numbers"]) == 3
-        assert set(row["atomic_numbers"]) <= {8, 11, 17}
-        assert not {"atoms_mismatch", "elements_mismatch"} & set(row["rejections"])
+        # The prompt asks for a choice of the elements, and no other occurs.
+        sentence = row["prompt"].split("Elements ")[1].split(".")[0]
+        asked = {Element(symbol).Z for symbol in sentence.split(", ")}
+        assert set(row["atomic_numbers"]) <= asked <= {8, 11, 17}
+        assert len(asked) >= 2
+        assert "elements_mismatch" not in row["rejections"]
+        # The first ten attempts may have any number of atoms, and the others have three.
+        assert row["rejections"][10:].count("atoms_mismatch") == 0
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +159,9 @@ def test_the_report_has_the_wishes_and_the_crystals(measured):
     ]
     assert [one["met"] for one in crystals.rows] == ["3 of 3", "2 of 3", "1 of 3"]
     assert crystals.rows[0]["wish"].startswith("formula NaCl, space_group_number 225")
+    assert crystals.rows[0]["got"] == (
+        "formula Na1Cl1, space_group_number 225, e_above_hull -0.1000, band_gap not measured"
+    )
 
 
 def test_a_base_without_conditions_has_no_such_tables(tmp_path):
@@ -159,3 +169,17 @@ def test_a_base_without_conditions_has_no_such_tables(tmp_path):
     metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
     assert "wishes" not in json.loads(run.out.read_text())
     assert request_tables(read_results([run.out]), "potential") == []
+
+
+def test_a_condition_that_nothing_measures_is_shown_with_its_crystal(tmp_path):
+    """A crystal that was not placed on the hull has no energy, which is unknown."""
+    draws = [Draw(rocksalt(), rocksalt(), None), Draw(None, rejections=["truncated"])]
+    run = write_run(tmp_path, draws, {})
+    for path, asked in zip(run.base, ("band_gap", "e_above_hull"), strict=True):
+        rows = [row | {"asked": [(asked, "0.1")]} for row in pq.read_table(path).to_pylist()]
+        write_table(path, rows, REQUESTED_BASE, {"settings": read_metadata(path)["settings"]})
+    metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
+    _, crystals = request_tables(read_results([run.out]), "potential")
+    assert [row["got"] for row in crystals.rows] == ["band_gap not measured"]
+    asked = {"asked": [("e_above_hull", "0.1")], "got": [], "met": [("e_above_hull", False)]}
+    assert got_text(asked) == "e_above_hull unknown"

@@ -1,5 +1,6 @@
 """The stage import_samples: other models' samples become tables like ours, and are measured so."""
 
+import csv
 import json
 
 import pytest
@@ -86,6 +87,59 @@ def test_a_shard_of_bad_samples_beside_a_good_one(samples, tmp_path):
     _, generated = read_in(samples, tmp_path, 3)
     statuses = [read_table(path, schemas.GENERATED)["status"].to_pylist() for path in generated]
     assert statuses == [["ok"], ["unreadable"], ["ok"]]
+
+
+def drawn(file, folder, count, shards=1, seed=1):
+    """The names in the source of the samples that are used, in the order of the tables."""
+    _, generated = read_in(
+        file, folder / f"{count}-{shards}-{seed}", shards, seed, max_crystals=count
+    )
+    tables = [read_table(path, schemas.IMPORTED) for path in generated]
+    return [name for table in tables for name in table["source_name"].to_pylist()]
+
+
+def test_some_samples_are_drawn_by_the_seed_and_more_keep_them(tmp_path):
+    """In the order of the file, however the row is divided; an unreadable one can be drawn."""
+    path = tmp_path / "many.csv"
+    cif = rocksalt().to_structure().to(fmt="cif")
+    with path.open("w", newline="") as handle:
+        csv.writer(handle).writerows([("id", "cif"), *((f"s{i}", cif) for i in range(40))])
+    names = [f"s{i}" for i in range(40)]
+    seven, twenty = drawn(path, tmp_path, 7), drawn(path, tmp_path, 20)
+    assert (len(seven), len(twenty)) == (7, 20)
+    assert set(seven) < set(twenty)
+    assert twenty == sorted(twenty, key=names.index)
+    assert twenty != names[:20]
+    assert drawn(path, tmp_path, 20, shards=3) == twenty
+    assert drawn(path, tmp_path, 20, seed=2) != twenty
+    assert drawn(path, tmp_path, 40) == drawn(path, tmp_path, 1000) == names
+    _, (generated,) = read_in(path, tmp_path / "ids", max_crystals=7)
+    ids = read_table(generated, schemas.IMPORTED)["id"].to_pylist()
+    assert ids == [f"Other-{names.index(name):06d}" for name in seven]
+
+
+def test_the_log_has_the_unreadable_samples_by_reason(tmp_path, caplog):
+    path = tmp_path / "some.csv"
+    cif = rocksalt().to_structure().to(fmt="cif")
+    rows = [("a", cif), ("b", ""), ("c", "{1, 2"), ("d", ""), ("e", cif)]
+    with path.open("w", newline="") as handle:
+        csv.writer(handle).writerows([("id", "cif"), *rows])
+    read_in(path, tmp_path)
+    said = [one.getMessage() for one in caplog.records if "cannot be read" in one.getMessage()]
+    assert "2 of 5 samples cannot be read, first b: FlowllmError: an empty cell" in said[0]
+    assert "1 of 5 samples cannot be read, first c:" in said[1]
+
+
+def test_known_energies_are_columns_of_the_table(tmp_path):
+    path = tmp_path / "some.csv"
+    cif = rocksalt().to_structure().to(fmt="cif")
+    with path.open("w", newline="") as handle:
+        csv.writer(handle).writerows([("cif", "e"), (cif, "0.25"), (cif, "")])
+    _, (generated,) = read_in(path, tmp_path, known_e_above_hull="e")
+    table = read_table(generated, schemas.SAMPLES_WITH_ENERGIES)
+    assert table["known_e_above_hull"].to_pylist() == [0.25, None]
+    assert table["known_formation_energy"].to_pylist() == [None, None]
+    assert read_table(generated, schemas.GENERATED).num_rows == 2
 
 
 @pytest.mark.parametrize(("content", "count"), [("[]", 0), (None, 3)])

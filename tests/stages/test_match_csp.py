@@ -114,7 +114,7 @@ def test_drafts_drawn_again_for_close_atoms_are_said(tmp_path, reject):
     salt = {"salt": rocksalt()}
     section = {"reject_close_atoms": reject}
     out = measured(tmp_path, salt, {"salt": [salt["salt"]]}, sample_base=section)
-    caption = csp_table(read_predictions([out])).caption
+    caption = csp_table(read_predictions([out])).protocol
     assert ("which raises the validity: CSP. " in caption) == reject
 
 

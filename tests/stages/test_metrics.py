@@ -273,6 +273,17 @@ def test_novelty_against_train_and_val_is_a_setting(tmp_path):
     assert flags.loc["FlowLLM-test-000002", "matched_material_id"] == "mp-7"
 
 
+def test_further_known_crystals_are_not_novel(tmp_path):
+    """As if they were in the training split; the readings of other protocols lack them."""
+    run = write_run(tmp_path, ten_draws(), {"val": {"mp-7": caesium_chloride()}})
+    table = str(run.crystals / "val.parquet")
+    numbers, flags = run_metrics(run, known_crystals=table)
+    assert numbers["rates"]["sun_rate"]["numerator"] == 1
+    assert numbers["rates"]["sun_rate_train"]["numerator"] == 2
+    assert flags.loc["FlowLLM-test-000002", "matched_material_id"] == "mp-7"
+    assert numbers["protocol"]["known_crystals"] == table
+
+
 def test_two_atoms_at_one_point_stay_in_every_denominator(tmp_path):
     """What a base without `reject_close_atoms` draws, and no flow or relaxation can mend."""
     double = Crystal.from_arrays([11, 11, 17], [[0] * 3, [0] * 3, [0.5] * 3], [4] * 3, [90] * 3)
@@ -398,6 +409,18 @@ def test_summary_leaves_out_what_is_not_there():
 
 def chosen(taken_as, probability, leads=True):
     return {"taken_as": taken_as, "inclusion_probability": probability, "leads_class": leads}
+
+
+def test_a_candidate_counts_although_its_class_has_an_earlier_control(tmp_path):
+    caesium = caesium_chloride()
+    draws = [
+        Draw(caesium, caesium, -0.1, choice=chosen("control", 0.5, leads=False)),
+        Draw(caesium, caesium, -0.2, choice=chosen("candidate", 1.0)),
+    ]
+    numbers, _ = run_metrics(write_run(tmp_path, draws, {}, kind="dft"))
+    rates = numbers["rates"]
+    for name, runs in (("sun_per_dft_run", 2), ("sun_per_candidate", 1)):
+        assert (rates[name]["numerator"], rates[name]["denominator"]) == (1, runs)
 
 
 def test_rates_per_run_and_estimates_of_candidates_and_their_control_sample(tmp_path):

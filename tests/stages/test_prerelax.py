@@ -1,7 +1,5 @@
 """prerelax: one row per generated row, a file of times, the same bytes after a kill."""
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -12,7 +10,6 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chgnet.model import CHGNet
 
 from crystals import fcc, perovskite, rattled, rocksalt
 from energy_rows import generated_row, settings
@@ -127,24 +124,15 @@ def test_other_settings_do_not_resume_from_these(undisturbed, tmp_path):
     assert out.read_bytes() != expected.read_bytes()
 
 
-def test_constraints_and_the_second_potential_are_in_the_rows(undisturbed, tmp_path):
-    """The energies of CHGNet 0.2.0 are the chgnet package's own for the relaxed crystals."""
+def test_constraints_are_in_the_rows(undisturbed, tmp_path):
     generated, _ = undisturbed
     out = tmp_path / "relaxed.parquet"
     how = PRERELAX | {"keep_symmetry": True, "fixed_cell": True}
-    given = settings("prerelax", prerelax=how, potential={"check": "chgnet-0.2.0"})
-    prerelax.run(given, generated=generated, out=out)
-    with contextlib.redirect_stdout(io.StringIO()):
-        second = CHGNet.load(model_name="0.2.0", use_device="cpu")
+    prerelax.run(settings("prerelax", prerelax=how), generated=generated, out=out)
     before = tables.read_table(generated, schemas.GENERATED).to_pylist()
     for row, start in zip(tables.read_table(out, schemas.RELAXED).to_pylist(), before, strict=True):
         assert row["potential"].endswith("60 steps, symmetry kept, cell fixed (upper bounds)")
-        assert row["check_potential"] == "CHGNet 0.2.0"
         crystal = tables.crystal_of(row)
-        if crystal is None:
-            assert row["check_energy_per_atom"] is None
-            continue
-        # The cell was moved to its exact symmetry, by less than the tolerance.
-        assert crystal.lengths == pytest.approx(tables.crystal_of(start).lengths, abs=0.1)
-        energy = second.predict_structure(crystal.to_structure(), task="e")["e"]
-        assert row["check_energy_per_atom"] == pytest.approx(float(energy), abs=1e-4)
+        if crystal is not None:
+            # The cell was moved to its exact symmetry, by less than the tolerance.
+            assert crystal.lengths == pytest.approx(tables.crystal_of(start).lengths, abs=0.1)

@@ -13,15 +13,16 @@ from pymatgen.core import Composition, Element, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
 
 from crystals import MP_20_SAMPLE, fcc, rattled, rocksalt
-from energy_rows import CHGNET, crystal_row, generated_row, settings
+from energy_rows import CHGNET, crystal_row, generated_row, hull_row, settings
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import read_hull
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 from flowllm.relax.ground_states import GroundState, ground_states
 from flowllm.relax.models import load_potential
 from flowllm.relax.relaxer import relax
 from flowllm.runtime.provenance import read_provenance
+from flowllm.runtime.signals import Stopped
 from flowllm.stages import prerelax, reference_hull, stability
 
 ELEMENTAL = (
@@ -36,15 +37,14 @@ CRYSTALS = {
 }
 
 
-def run(tmp_path, crystals=CRYSTALS, limits=None, check=None, **changes):
+def run(tmp_path, crystals=CRYSTALS, limits=None, **changes):
     path = tmp_path / "train.parquet"
     rows = [crystal_row(crystal, name) for name, crystal in crystals.items()]
     tables.write_table(path, rows, schemas.CRYSTALS, {})
     out = tmp_path / "hull" / "potential.parquet"
-    sections = {"reference_hull": changes, "prerelax": limits or {}, "potential": {"check": check}}
-    given = settings("reference_hull", **sections)
+    given = settings("reference_hull", reference_hull=changes, prerelax=limits or {})
     reference_hull.run(given, crystals=path, out=out)
-    return tables.read_table(out, schemas.HULL_ENTRIES).to_pylist()
+    return tables.read_table(out, hull_schemas.POTENTIAL_ENTRIES).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +251,64 @@ def test_a_file_of_the_potentials_entries(tmp_path):
     assert (row["entry_id"], row["formula"], row["num_atoms"]) == ("mp-22862", "Na2Cl2", 4)
     assert (row["kind"], row["source"]) == ("potential", "CHGNet 0.3.0, relaxation not recorded")
     assert row["converged"] is None
+    assert row["lengths"] is None
+
+
+FEW = {"Na": ground_states()["Na"], "Cl": ground_states()["Cl"]}
+
+
+def test_the_hull_of_another_run_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_hull, "ground_states", lambda: FEW)
+    made = run(tmp_path / "first", {"row-1": CRYSTALS["row-1"]}, limits={"max_steps": 5})
+    source = tmp_path / "first" / "hull" / "potential.parquet"
+    taken = run(tmp_path / "second", limits={"max_steps": 5}, source=str(source))
+    assert taken == made
+    assert len(taken) == 3
+    counts = read_provenance(tmp_path / "second" / "hull" / "potential.parquet")["counts"]
+    assert counts["rows_out"] == 3
+    assert counts["not_converged"] == sum(not row["converged"] for row in made)
+
+
+def test_the_hull_of_a_release_has_energies_without_crystals(tmp_path):
+    label = "CHGNet 0.3.0, relaxed to 0.1 eV/Å in at most 5 steps"
+    source = tmp_path / "potential.parquet"
+    released = hull_row("NaCl", -3.0, source=label)
+    tables.write_table(source, [released], schemas.HULL_ENTRIES, {})
+    (row,) = run(tmp_path, limits={"max_steps": 5}, source=str(source))
+    assert (row["entry_id"], row["energy_per_atom"]) == (released["entry_id"], -3.0)
+    assert row["lengths"] is None
+
+
+def test_a_hull_of_other_limits_is_refused_and_says_which(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_hull, "ground_states", lambda: FEW)
+    run(tmp_path / "first", {"row-1": CRYSTALS["row-1"]}, limits={"max_steps": 5})
+    source = tmp_path / "first" / "hull" / "potential.parquet"
+    said = r"potential\.parquet: its entries are of CHGNet .* 5 steps, but .* needs .* 6 steps; set"
+    with pytest.raises(FlowllmError, match=said):
+        run(tmp_path / "second", limits={"max_steps": 6}, source=str(source))
+
+
+def test_a_stopped_hull_is_resumed_after_its_last_part(tmp_path, monkeypatch):
+    """The crystals of finished parts are not relaxed again, and the entries are the same."""
+    monkeypatch.setattr(reference_hull, "ground_states", lambda: FEW)
+    whole = run(tmp_path / "whole", limits={"max_steps": 5}, chunk_size=2)
+    relaxed = []
+
+    def until(count):
+        def relax_some(potential, crystals, **limits):
+            if len(relaxed) == count:
+                raise Stopped("stopped by SIGTERM")
+            relaxed.append(len(crystals))
+            return relax(potential, crystals, **limits)
+
+        monkeypatch.setattr(reference_hull, "relax", relax_some)
+
+    until(2)
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", limits={"max_steps": 5}, chunk_size=2)
+    until(-1)
+    assert run(tmp_path / "parts", limits={"max_steps": 5}, chunk_size=2) == whole
+    assert relaxed == [2, 2, 2]
 
 
 def test_a_file_that_looks_like_dft_causes_a_warning(tmp_path, caplog):
@@ -262,22 +320,14 @@ def test_a_file_that_looks_like_dft_causes_a_warning(tmp_path, caplog):
     assert "1 of 1 entries (first: a) have a run_type" in caplog.text
 
 
-def test_the_hull_is_relaxed_freely_and_judged_by_the_second_potential(tmp_path, potential):
-    """Constraints of the generated crystals do not apply; the second energies are single points."""
-    infinite = float("inf")
-    limits = {"max_force": 0.1, "max_steps": 1500, "max_seconds": infinite}
+def test_the_hull_is_relaxed_freely_and_has_its_crystals(tmp_path, potential):
+    """Constraints of the generated crystals do not apply."""
+    limits = {"max_force": 0.1, "max_steps": 1500, "max_seconds": float("inf")}
     expected = relax(potential, [CRYSTALS["row-1"]], **limits)[0]
-    second = relax(
-        load_potential("chgnet-0.2.0", torch.device("cpu")),
-        [expected.crystal],
-        **limits | {"max_force": infinite, "max_steps": 0},
-    )[0]
     constraints = {"keep_symmetry": True, "fixed_cell": True}
-    given = {"row-1": CRYSTALS["row-1"]}
-    rows = run(tmp_path, given, limits=constraints, check="chgnet-0.2.0")
+    rows = run(tmp_path, {"row-1": CRYSTALS["row-1"]}, limits=constraints)
     row = next(one for one in rows if one["entry_id"] == "row-1")
     assert row["source"] == CHGNET
     assert row["energy_per_atom"] == pytest.approx(expected.final_energy_per_atom, abs=1e-5)
-    assert row["check_energy_per_atom"] == pytest.approx(second.final_energy_per_atom, abs=1e-5)
-    assert abs(row["check_energy_per_atom"] - row["energy_per_atom"]) > 1e-4
-    assert {one["check_potential"] for one in rows} == {"CHGNet 0.2.0"}
+    assert tables.crystal_of(row).lengths == pytest.approx(expected.crystal.lengths, abs=1e-4)
+    assert all(one["lengths"] is not None for one in rows)  # the ground states, too

@@ -35,9 +35,10 @@ from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import refine, train_rfm
 
 
-def refine_settings(num_steps: int, batch_memory_mb: int = 100, **changes) -> StageSettings:
+def refine_settings(num_steps: int, batch_memory_mb: int = 100, row=None, **changes):
     flow = "llm" if num_steps else None
     method = {"name": "flow", "base": "base", "flow": flow, "num_steps": num_steps}
+    method |= row or {}
     section = {
         "integrator": "euler",
         "batch_memory_mb": batch_memory_mb,
@@ -156,6 +157,21 @@ def test_kept_symmetry_holds_to_the_end(overfitted, tmp_path, integrator):
         lower[keep] = sum(b < a for a, b in zip(before, after, strict=True))
     assert lower[True] == 0
     assert lower[False] > len(drafts) / 2
+
+
+def test_a_row_keeps_the_symmetry_or_not_in_place_of_the_section(overfitted, tmp_path):
+    salt = Crystal.from_arrays([11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]], [4] * 3, [90] * 3)
+    rows = [base_row(salt, 0)]
+    found = {}
+    for section, row in itertools.product((False, True), (None, False, True)):
+        settings = refine_settings(2, keep_symmetry=section, row={"keep_symmetry": row})
+        refined(overfitted[0], tmp_path, rows, settings)
+        counts = read_provenance(tmp_path / "out.parquet")["counts"]
+        found[section, row] = "starts_symmetric" in counts
+    assert found == {
+        **{(section, None): section for section in (False, True)},
+        **{(section, row): row for section in (False, True) for row in (False, True)},
+    }
 
 
 def test_the_record_counts_the_starts_by_their_symmetry(overfitted, tmp_path):

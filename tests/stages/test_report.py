@@ -25,7 +25,7 @@ from flowllm.report import counting_tables, figures, forms
 from flowllm.report.cost_tables import estimate_table, sun_cost_table
 from flowllm.report.metrics_files import first_of_each_sweep, read_results
 from flowllm.report.process_tables import draft_table, merging_table, outcome_table, speed_table
-from flowllm.report.protocol_text import energy_name, hull_name
+from flowllm.report.protocol_text import energy_name, hull_name, origin
 from flowllm.report.provenance import (
     draft_counts,
     flows_of,
@@ -36,11 +36,11 @@ from flowllm.report.provenance import (
 from flowllm.report.published import published_rows
 from flowllm.report.quality_tables import (
     ground_state_table,
-    noise_table,
     paper_table,
-    proxy_table,
+    sun_parts_table,
     sun_table,
 )
+from flowllm.report.sections import make_sections
 from flowllm.report.table import Column, Table, to_csv, to_latex
 from flowllm.report.training_history import read_rejections, shard_counts
 from flowllm.runtime.provenance import provenance_path
@@ -157,7 +157,7 @@ def test_page_fetches_nothing(page_path):
     page = Page(page_path.read_text())
     assert "link" not in page.tags
     assert page.addresses
-    kinds = r"data:image/svg\+xml;base64,|data:chemical/x-cif;charset=utf-8,|#"
+    kinds = r"data:(image/svg\+xml;base64|(chemical/x-cif|text/plain);charset=utf-8),|#"
     assert all(re.match(kinds, one) for one in page.addresses)
     assert not re.search(r"https?://|//[a-z]|import\(|fetch\(|XMLHttp", viewer_script(page_path))
     policy = "default-src 'none'"  # and a browser would refuse whatever slipped through
@@ -181,10 +181,18 @@ def test_files_of_an_earlier_report_are_deleted_in_the_folder_of_the_run_alone(
 def test_page_links_lead_to_sections(page_path):
     text = page_path.read_text()
     targets = re.findall(r'href="#([^"]+)"', text)
-    assert targets == [
-        "results",
-        "gallery_potential",
-        "gallery_dft",
+    assert targets == ["candidates", "methods", "energies", "comparison", "more"]
+    places = [text.index(f'id="{target}"') for target in targets]
+    assert places == sorted(places)
+
+
+def test_what_is_not_asked_first_is_folded_at_the_end(page_path):
+    text = page_path.read_text()
+    shown, more = text.split('<section id="more">')
+    assert re.findall(r'<details id="([^"]+)"', shown) == []
+    assert re.findall(r'<details id="([^"]+)"', more) == [
+        "candidates_potential",
+        "stability",
         "counting",
         "language_model",
         "fates",
@@ -192,7 +200,74 @@ def test_page_links_lead_to_sections(page_path):
         "cost",
         "provenance",
     ]
-    assert all(f'id="{target}"' in text for target in targets)
+
+
+def sections_of(run_dir):
+    return make_sections(read_results(metrics_files(run_dir)), [], run_dir, "#0072B2", {})
+
+
+def test_no_number_is_in_two_tables(run_dir):
+    """A number of the metrics is one object, whose copies in two rows are the same object."""
+    places = {}
+    for section in sections_of(run_dir):
+        for table in section.tables:
+            keys = [column.key for column in table.columns]
+            for row in table.rows:
+                cells = [row[key] for key in keys if isinstance(row.get(key), dict)]
+                for cell in cells if not row.get("published") else []:
+                    places.setdefault(id(cell), set()).add(table.name)
+    assert places
+    assert [tables for tables in places.values() if len(tables) > 1] == []
+
+
+def sentences(text):
+    return [part for part in re.split(r"(?<=[.:])\s+(?=[A-Z])", text.strip()) if part]
+
+
+def test_above_a_table_are_at_most_two_sentences(run_dir):
+    assert len(sentences("Rates. S.U.N. per draw is 3 % (0.5 to 9).")) == 2
+    sections = sections_of(run_dir)
+    for section in sections:
+        for number, table in enumerate(section.tables):
+            above = f"{section.note if number == 0 else ''} {table.caption}"
+            assert len(sentences(above)) <= 2, f"{table.name}: {above}"
+        for figure in section.figures:
+            assert len(sentences(figure.caption)) <= 2, figure.caption
+
+
+class Parts(HTMLParser):
+    """Collects the open tags around each table, and the attributes of pictures."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.around_tables, self.pictures = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self.around_tables.append(self.open[-1])
+        if tag in ("img", "canvas"):
+            self.pictures.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+
+def test_tables_scroll_by_keyboard_and_pictures_have_a_text(page_path):
+    parts = Parts(page_path.read_text())
+    assert parts.open == []
+    assert len(parts.around_tables) > 5
+    for tag, attrs in parts.around_tables:
+        assert (tag, attrs["class"], attrs["tabindex"], attrs["role"]) == (
+            *("div", "scroll", "0", "region"),
+        )
+        assert attrs["aria-label"]
+    assert {tag for tag, _ in parts.pictures} == {"img", "canvas"}
+    for tag, attrs in parts.pictures:
+        assert attrs["alt" if tag == "img" else "aria-label"]
+        assert tag == "img" or attrs["tabindex"] == "0"
 
 
 def test_the_invariance_of_the_language_model_is_the_mean_over_crystals(page_path):
@@ -205,6 +280,7 @@ def test_the_invariance_of_the_language_model_is_the_mean_over_crystals(page_pat
 def test_tables_hold_the_numbers_of_the_metrics(run_dir, page_path):
     numbers = json.loads(metrics_files(run_dir)[0].read_text())
     row = read_csv(page_path, "stability_potential")[0]
+    row |= read_csv(page_path, "sun_parts_potential")[0]
     readings = {line["reading"]: line for line in read_csv(page_path, "readings_potential")}
     found = readings["E_hull ≤ bound (code)"]["FlowLLM-test"]
     assert float(found) == numbers["rates"]["stability_rate_at_most"]["value"]
@@ -214,8 +290,8 @@ def test_tables_hold_the_numbers_of_the_metrics(run_dir, page_path):
         assert float(row[f"{name}_high"]) == numbers["rates"][name]["high"]
     ground = read_csv(page_path, "ground_state")[0]
     assert float(ground["rmsd"]) == numbers["means"]["rmsd"]["mean"]
-    assert int(ground["num_steps_count"]) == 3
-    proxy = read_csv(page_path, "proxy")[0]
+    assert int(ground["rmsd_count"]) == 3
+    proxy = read_csv(page_path, "paper")[0]
     assert float(proxy["coverage_recall"]) == numbers["rates"]["coverage_recall"]["value"]
     distance = numbers["distances"]["wasserstein_density"]
     assert float(proxy["wasserstein_density"]) == distance["value"]
@@ -235,8 +311,22 @@ def test_estimates_and_dft_stand_in_separate_tables(page_path):
     assert [row["setting"] for row in potential] == ["FlowLLM-test"]
     assert [row["setting"] for row in dft] == ["FlowLLM-test", "FlowLLM (tau 0.7, P 0.9)"]
     text = " ".join(Page(page_path.read_text()).words)
-    assert "Estimates, not DFT. Energies: CHGNet 0.3.0" in text
+    assert "Estimates, not DFT, with counts" in text
+    assert "Energies: CHGNet 0.3.0" in text
     assert "Energies: DFT MP2020" in text
+
+
+def test_the_first_table_is_by_dft_and_has_the_relaxation_by_the_potential(run_dir, page_path):
+    potential, dft = (json.loads(path.read_text()) for path in metrics_files(run_dir))
+    row = read_csv(page_path, "stability_dft")[0]
+    assert int(row["num_steps_count"]) == potential["means"]["num_steps"]["count"] == 3
+    released = potential["means"]["delta_energy_per_atom"]["mean"]
+    assert float(row["delta_energy_per_atom"]) == released
+    assert float(row["sun_rate"]) == dft["rates"]["sun_rate"]["value"]
+    assert row["origin"] == "language model (tau0.7: τ 0.7, P 0.9), flow llm in 50 steps"
+    assert "num_steps" not in read_csv(page_path, "stability_potential")[0]
+    alone = sun_table(read_results(metrics_files(run_dir)[:1]), "potential", lead=True).rows[0]
+    assert alone["num_steps"] == potential["means"]["num_steps"]
 
 
 def test_other_protocols_have_tables_of_their_own(run_dir, page_path):
@@ -268,13 +358,15 @@ def test_everyone_stands_in_the_papers_table_and_only_dft_is_called_stable(run_d
     ours, *published = read_csv(page_path, "paper")
     methods = ["CD-VAE", "DiffCSP", "FlowMM", "CrystalLLM", "FlowLLM-Types"]
     assert [row["setting"] for row in published] == [*methods, "FlowLLM (tau 0.7, P 0.9)"]
-    potential, dft = (json.loads(path.read_text())["rates"] for path in metrics_files(run_dir))
+    potential = json.loads(metrics_files(run_dir)[0].read_text())["rates"]
     assert float(ours["structural_validity"]) == potential["structural_validity"]["value"]
-    assert float(ours["sun_rate"]) == dft["sun_rate"]["value"]
-    alone = paper_table(read_results(metrics_files(run_dir)[:1])).rows[0]
-    assert alone["setting"] == ours["setting"]
-    assert "stability_rate" not in alone
-    assert "sun_rate" not in alone
+    assert "stability_rate" not in ours  # the first table has it
+    alone = paper_table(read_results(metrics_files(run_dir)[:1]), {})
+    first, *_, last = alone.rows
+    assert [column.key for column in alone.columns][-2:] == ["stability_rate", "sun_rate"]
+    assert first["setting"] == ours["setting"]
+    assert "stability_rate" not in first
+    assert last["stability_rate"]["value"] == 0.1782
 
 
 def test_captions_name_hull_matcher_and_corrections(page_path):
@@ -329,10 +421,8 @@ def test_samples_of_another_model_say_where_they_are_from(run_dir):
         **result.numbers,
         "sampling": {"base": {}, "setting": {}, "external": {"name": "O", "file": "o.pt"}},
     }
-    (row,) = outcome_table([replace(result, numbers=numbers)]).rows
-    assert row["origin"] == "another model, o.pt"
-    (row,) = outcome_table([result]).rows
-    assert row["origin"] == "base tau0.7, τ 0.7, P 0.9, flow llm, 50 steps"
+    assert origin(replace(result, numbers=numbers)) == "another model, o.pt"
+    assert origin(result) == "language model (tau0.7: τ 0.7, P 0.9), flow llm in 50 steps"
 
 
 def test_rows_without_a_language_model_or_a_flow_are_said(run_dir):
@@ -346,12 +436,12 @@ def test_rows_without_a_language_model_or_a_flow_are_said(run_dir):
         sampling = {"base": {}, "setting": method, "external": {}}
         numbers = {**result.numbers, "setting": method["name"], "sampling": sampling}
         results.append(replace(result, numbers=numbers))
-    caption = paper_table(results).caption
+    caption = paper_table(results, {}).protocol
     assert "FlowMM-like: compositions of the training set, FlowMM's uniform base, no" in caption
     assert "CrystalLLM: the language model's crystals, not refined." in caption
     assert "FlowLLM-test" not in caption
-    origins = [row["origin"] for row in outcome_table(results[1:]).rows]
-    assert origins == ["base train_compositions, flow types, 750 steps", "base tau0.7, no flow"]
+    origins = [origin(one) for one in results[1:]]
+    assert origins == ["base train_compositions, flow types in 750 steps", "base tau0.7, no flow"]
 
 
 def test_rows_whose_drafts_were_rejected_for_close_atoms_are_said_beside_table_1(run_dir):
@@ -369,12 +459,12 @@ def test_rows_whose_drafts_were_rejected_for_close_atoms_are_said_beside_table_1
         numbers = {**result.numbers, "setting": name, "sampling": sampling, "counts": counts}
         results.append(replace(result, numbers=numbers))
     said = "Drafts with two atoms at one point were rejected and drawn again, which the paper's"
-    for table in (paper_table(results), proxy_table(results)):
-        assert said in table.caption
-        assert "raises the validity: LLM-a (7 of 30 drafts). " in table.caption
-        assert "LLM-b (" not in table.caption
-    for table in (paper_table(results[1:]), proxy_table(results[1:]), paper_table([result])):
-        assert said not in table.caption
+    for table in (paper_table(results, {}), sun_table(results, "potential", lead=True)):
+        assert said in table.protocol
+        assert "raises the validity: LLM-a (7 of 30 drafts). " in table.protocol
+        assert "LLM-b (" not in table.protocol
+    for table in (paper_table(results[1:], {}), paper_table([result], {})):
+        assert said not in table.protocol
 
 
 def test_published_values_fit_together():
@@ -410,18 +500,21 @@ def test_the_same_inputs_give_the_same_bytes(run_dir, page_path):
 def test_terminal_gets_the_table_and_the_path(run_dir, tmp_path, capsys):
     out = write_report(run_dir, tmp_path / "index.html")
     printed = capsys.readouterr().out
-    assert "40.00\u202f% (2/5)" in printed
-    header = next(line for line in printed.splitlines() if line.startswith("Method"))
-    for title in ("Valid structure", "Valid composition", "Relaxed", "Stable", "Novel", "S.U.N."):
-        assert title in header
-    assert f"Report: {out}" in printed
+    potential, dft = printed.split("Results by ")[1:]
+    assert potential.startswith("CHGNet 0.3.0, 5 crystals per method\n")
+    assert dft.startswith("DFT MP2020, 5 crystals per method\n")
+    for text in (potential, dft):
+        assert re.search(r"^stable, E_hull < 0 eV/atom +40 %$", text, re.MULTILINE)  # 2 of 5
+    assert "they do not show which crystals are stable by DFT" in " ".join(potential.split())
+    assert printed.endswith(f"\nReport: {out}\n")
 
 
 def test_a_run_without_anything_but_metrics_gets_a_report(run_dir, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     out = write_report(empty, metrics_paths=metrics_files(run_dir)[:1])
-    assert "No DFT results of this run yet" in out.read_text()
+    assert "Stable, by DFT" in out.read_text()
+    assert not (out.parent / "tables" / "stability_dft.csv").exists()
 
 
 def test_rejections_are_counted_where_they_happened(run_dir):
@@ -592,16 +685,18 @@ def test_a_sweep_is_drawn_without_the_records_of_its_flow(run_dir):
 def test_of_a_sweep_the_histograms_show_the_first(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
     rows = [("a", "llm", 50), ("a", "llm", 250), ("a", None, 0), ("b", "llm", 50)]
+    free = [{}] * len(rows) + [{"keep_symmetry": False}] * 2
+    rows += [("a", "llm", 10), ("a", "llm", 20)]
     results = []
-    for base, flow, steps in rows:
-        method = {"name": f"{base}{steps}", "base": base, "flow": flow, "num_steps": steps}
+    for (base, flow, steps), more in zip(rows, free, strict=True):
+        method = {"name": f"{base}{steps}", "base": base, "flow": flow, "num_steps": steps} | more
         sampling = {**result.numbers["sampling"], "setting": method}
         numbers = {**result.numbers, "setting": method["name"], "sampling": sampling}
         results.append(replace(result, numbers=numbers))
     other = {**result.numbers, "setting": "o", "sampling": {"setting": {}}}
     results.append(replace(result, numbers=other))
     shown = [one.method for one in first_of_each_sweep(results)]
-    assert shown == ["a50", "a0", "b50", "o"]
+    assert shown == ["a50", "a0", "b50", "a10", "o"]
 
 
 def test_settings_keep_their_look_in_every_figure():
@@ -612,11 +707,11 @@ def test_settings_keep_their_look_in_every_figure():
 
 
 def test_markdown_has_one_line_per_row(page_path):
-    text = (page_path.parent / "tables" / "proxy.md").read_text()
+    text = (page_path.parent / "tables" / "paper.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert lines[0].startswith("| Method | Crystals | Structural validity |")
+    assert lines[0].startswith("| Method | Structural validity |")
     assert len({line.count("|") for line in lines}) == 1
-    assert len(lines) == 2 + len(read_csv(page_path, "proxy"))
+    assert len(lines) == 2 + len(read_csv(page_path, "paper"))
 
 
 def test_latex_is_escaped_and_has_one_line_per_row():
@@ -670,7 +765,7 @@ def test_snakemakes_own_report_has_the_captions(copied_run, tmp_path):
     for caption in (
         "estimates, not DFT. This run",
         "with the threshold of stability; as the paper",
-        "All methods in one table",
+        "Crystals as generated, before any relaxation",
         "The whole report as one page",
     ):
         assert caption in text
@@ -684,16 +779,17 @@ def test_noise_levels_stand_beside_the_proxy_metrics(run_dir, tmp_path):
         write_record(tmp_path, f"rfm/{name}", "train_rfm", 1.0, 1, settings=settings)
     flows = flows_of(read_records(tmp_path))
     result = read_results(metrics_files(run_dir)[:1])[0]
-    assert noise_table([result], flows) is None
+    assert "coords_noise" not in [one.key for one in paper_table([result], flows).columns]
     numbers = json.loads(json.dumps(result.numbers))
     numbers["sampling"]["setting"] |= {"name": "Noisy", "flow": "noisy"}
     numbers["setting"] = "Noisy"
-    rows = noise_table([result, replace(result, numbers=numbers)], flows).rows
-    assert [(row["setting"], row["coords_noise"]) for row in rows] == [
+    table = paper_table([result, replace(result, numbers=numbers)], flows)
+    assert "coords_noise" in [one.key for one in table.columns]
+    assert [(row["setting"], row["coords_noise"]) for row in table.rows[:2]] == [
         ("FlowLLM-test", 0.0),
         ("Noisy", 0.02),
     ]
-    assert rows[0]["coverage_recall"] == result.numbers["rates"]["coverage_recall"]
+    assert table.rows[0]["coverage_recall"] == result.numbers["rates"]["coverage_recall"]
 
 
 def test_no_metrics_is_an_error(tmp_path):
@@ -720,9 +816,10 @@ def test_a_run_in_which_everything_failed_gets_a_report(tmp_path):
     run = write_run(tmp_path, [Draw(), Draw(rejections=["truncated"])], {})
     metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
     out = write_report(tmp_path, metrics_paths=[run.out])
-    _, cells, *_ = [cells for _, cells in Page(out.read_text()).rows if "FlowLLM-test" in cells]
+    cells, *_ = [cells for _, cells in Page(out.read_text()).rows if "FlowLLM-test" in cells]
     assert "0.00\u202f%" in cells
-    assert "of none" in cells  # novel, of the stable: there are none
+    assert "of none" in cells  # energy released, of the relaxed: there are none
+    assert "No crystal of several elements is relaxed, novel" in out.read_text()
 
 
 READ_BY_THE_REPORT = (
@@ -885,8 +982,8 @@ def test_every_number_that_a_table_shows_is_asked_of_the_metrics(run_dir):
     result = read_results(metrics_files(run_dir)[:1])[0]
     kinds = {"rate": (forms.RATES, "rates"), "mean": (forms.MEANS, "means")}
     kinds["distance"] = (forms.DISTANCES, "distances")
-    shown = [sun_table([result], "potential"), proxy_table([result]), ground_state_table([result])]
-    for table in (*shown, paper_table([result])):
+    shown = [sun_table([result], "potential", lead=True), sun_parts_table([result], "potential")]
+    for table in (*shown, ground_state_table([result]), paper_table([result], {})):
         for column in table.columns:
             if column.kind in kinds:
                 assert column.key in kinds[column.kind][0], f"{table.name}: {column.key}"
@@ -932,13 +1029,19 @@ def test_estimates_are_shown_with_their_weights_and_intervals(run_dir):
 
 def test_crystals_that_select_excluded_are_named_below_the_rates(run_dir):
     result = read_results(metrics_files(run_dir))[0]
-    assert "select.skip" not in sun_table([result], "potential").caption
+    assert "select.skip" not in sun_table([result], "potential").protocol
     counts = result.numbers["counts"]
     relaxed = counts["relaxed"] | {"known": 4, "repeated": 1}
     skipped = with_numbers(result, counts=counts | {"relaxed": relaxed})
-    for table in (sun_table([skipped], "potential"), sun_cost_table([skipped])):
-        assert "cannot be compared" in table.caption
-        assert "FlowLLM-test (4 known, 1 repeated)" in table.caption
+    design = {"certain": 10, "sample": 5, "population": 50, "missing": 2}
+    estimated = with_numbers(skipped, estimates={"design": design, "rates": {}})
+    for table in (
+        sun_table([skipped], "potential"),
+        sun_cost_table([skipped]),
+        estimate_table([estimated]),
+    ):
+        assert "cannot be compared" in table.protocol
+        assert "FlowLLM-test (4 known, 1 repeated)" in table.protocol
 
 
 def test_the_page_warns_and_shows_the_second_potential(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from crystals import fcc, rocksalt
 from energy_rows import CHGNET, hull_row, relaxed_row, settings
 from flowllm.errors import FlowllmError
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import stability
 
@@ -17,13 +17,14 @@ def write(path, rows, schema):
     return path
 
 
-def run(tmp_path, rows, hull=HULL, kind="potential", **changes):
+def run(tmp_path, rows, hull=HULL, kind="potential", tables_of=None, **changes):
     schema = schemas.RELAXED if kind == "potential" else schemas.DFT_RESULTS
     energies = write(tmp_path / "energies.parquet", rows, schema)
     reference = write(tmp_path / "hull.parquet", hull, schemas.HULL_ENTRIES)
     out = tmp_path / "stability.parquet"
     given = settings("stability", stability=changes)
-    stability.run(given, energies=[energies], hull=reference, kind=kind, out=out)
+    files = {"energies": [energies], "hull": reference, **(tables_of or {})}
+    stability.run(given, **files, kind=kind, out=out)
     return tables.read_table(out, schemas.STABILITY).to_pylist()
 
 
@@ -179,28 +180,49 @@ def test_the_order_of_rows_and_entries_changes_nothing(tmp_path):
     assert forward == backward[::-1]
 
 
-SECOND = {"check_potential": "CHGNet 0.2.0"}
+ROWS = [relaxed_row(rocksalt(), name, -3.6) for name in ("both", "first alone")]
+OF_HULL = dict(zip((row["entry_id"] for row in HULL), (-1.5, -2.0, -3.75), strict=True))
+"""Energies of the hull's entries by the second potential."""
+
+
+def second(tmp_path, name, energies, potential="CHGNet 0.2.0"):
+    """A table of second_energies."""
+    rows = [
+        {"id": one, "check_potential": potential, "check_energy_per_atom": energy}
+        for one, energy in energies.items()
+    ]
+    return write(tmp_path / f"{name}.parquet", rows, hull_schemas.SECOND_ENERGIES)
 
 
 def test_the_second_potential_has_its_own_hull(tmp_path):
     """NaCl is 0.1 below the first hull (-3.5), and 0.25 above the second (-3.75)."""
-    seconds = {"Na": -1.5, "Cl": -2.0, "NaCl": -3.75}
-    hull = [row | SECOND | {"check_energy_per_atom": seconds[row["formula"]]} for row in HULL]
-    rows = [
-        relaxed_row(rocksalt(), "both", -3.6, **SECOND, check_energy_per_atom=-3.5),
-        relaxed_row(rocksalt(), "first alone", -3.6, **SECOND),
-    ]
-    both, alone = run(tmp_path, rows, hull)
+    tables_of = {
+        "second": second(tmp_path, "second", {"both": -3.5, "first alone": None}),
+        "second_hull": second(tmp_path, "second_hull", OF_HULL),
+    }
+    both, alone = run(tmp_path, ROWS, tables_of=tables_of)
     assert both["e_above_hull"] == pytest.approx(-0.1)
     assert both["check_e_above_hull"] == pytest.approx(0.25)
     assert both["stable"]  # by the first potential alone
     assert alone["check_e_above_hull"] is None
+    assert both["check_energy_source"] == alone["check_energy_source"] == "CHGNet 0.2.0"
 
 
-def test_a_hull_without_the_second_potential_is_refused(tmp_path):
-    row = relaxed_row(rocksalt(), "a", -3.6, **SECOND, check_energy_per_atom=-3.5)
-    with pytest.raises(FlowllmError, match="for the crystals and none for the hull"):
-        run(tmp_path, [row])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"second_hull": None}, "give --second and --second-hull together"),
+        ({"second": None}, "give --second and --second-hull together"),
+        ({"potential": "SevenNet-0"}, "CHGNet 0.2.0 for the crystals and SevenNet-0 for the hull"),
+        ({"ids": ("both", "another")}, r"second\.parquet: its ids are not those"),
+    ],
+)
+def test_energies_of_a_second_potential_that_do_not_fit_are_refused(tmp_path, changes, message):
+    ids = changes.pop("ids", ("both", "first alone"))
+    of_hull = second(tmp_path, "hull2", OF_HULL, changes.pop("potential", "CHGNet 0.2.0"))
+    own = second(tmp_path, "second", dict.fromkeys(ids, -3.5))
+    with pytest.raises(FlowllmError, match=message):
+        run(tmp_path, ROWS, tables_of={"second": own, "second_hull": of_hull} | changes)
 
 
 def test_compounds_of_the_crystals_elements_are_counted(tmp_path):

@@ -80,6 +80,19 @@ def test_same_seed_same_weights_other_seed_other_weights(config_path, shards, tm
     assert not torch.equal(a[key], c[key])
 
 
+def test_a_flow_has_its_own_augment_axes_in_place_of_the_section(config_path, shards, tmp_path):
+    weights = {}
+    for section, row in ((True, None), (False, None), (True, False), (False, True)):
+        own = {} if row is None else {"augment_axes": row}
+        settings = small_settings(config_path, LLM_FLOW | own, augment_axes=section)
+        out = tmp_path / f"{section}-{row}"
+        train_rfm.run(settings, **shards, out=out)
+        weights[section, row] = (out / "weights.safetensors").read_bytes()
+    assert weights[True, False] == weights[False, None]
+    assert weights[False, True] == weights[True, None]
+    assert weights[True, None] != weights[False, None]
+
+
 def test_a_types_flow_is_trained_from_the_simple_base(config_path, shards, tmp_path):
     """c1 is the same, but c0 is drawn: other statistics, and the fitted base in model.json."""
     flow = {"name": "types", "start": "simple"}

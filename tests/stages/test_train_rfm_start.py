@@ -1,5 +1,6 @@
 """A flow continues from the network of an earlier run, or says why it cannot."""
 
+import csv
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from flow_training import SMALL, small_settings
 from flowllm.commands.check import check, failures
 from flowllm.config.load import check_config, load_config, merge
 from flowllm.errors import FlowllmError
+from flowllm.rfm.model import CURVE
 from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import train_rfm
 from llm_run import CONFIGS
@@ -40,6 +42,28 @@ def test_weights_and_statistics_are_those_of_the_start(config_path, shards, earl
     )
     assert new["standardization"] == old["standardization"]
     assert new["validation_loss"] == pytest.approx(old["validation_loss"], rel=1e-5)
+
+
+def test_a_training_that_raises_the_loss_keeps_the_start(config_path, shards, earlier, tmp_path):
+    """Steps so large that every validation is worse than that of the start."""
+    out = tmp_path / "flow"
+    wild = {"learning_rate": 1.0, "min_learning_rate": 1.0}
+    settings = small_settings(config_path, start=str(earlier), **wild)
+    train_rfm.run(settings, **shards, out=out)
+    record = json.loads((out / "model.json").read_text())
+    curve = [float(row["val_loss"]) for row in csv.DictReader((out / CURVE).open())]
+    assert record["best_step"] == 0
+    assert record["validation_loss"] < min(curve)
+    before, after = (load_file(folder / "weights.safetensors") for folder in (earlier / "llm", out))
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_flow_that_no_method_uses_needs_no_start(earlier):
+    """`types` of config.yaml is not among the earlier networks."""
+    overlay = {"train_rfm": {**SMALL, "start": str(earlier)}}
+    config = check_config(merge(load_config(CONFIGS).model_dump(mode="json"), overlay))
+    assert {flow.name for flow in config.flows} == {"llm", "types"}
+    assert failures(check(config, stages=["train_rfm"], packages=False)) == []
 
 
 def test_the_record_names_the_start(config_path, shards, earlier, tmp_path):

@@ -14,10 +14,12 @@ import yaml
 
 from flowllm.cli import app
 from flowllm.config.model import Config
+from flowllm.io import hull_schemas
 from flowllm.io import schemas as schemas_module
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = [ROOT / "data" / "README.md", *sorted((ROOT / "recipes").glob("*/README.md"))]
 
 OTHERS_MESSAGES = {
     "Extra inputs are not permitted",  # pydantic's
@@ -56,7 +58,10 @@ def test_artefact_reference_has_every_column(hooks):
     text = "\n".join(hooks.artefacts())
     sections = dict(re.findall(r"\n## ([^\n]+)\n(.*?)(?=\n## |\Z)", "\n" + text, re.DOTALL))
     schemas = {
-        name: value for name, value in vars(schemas_module).items() if isinstance(value, pa.Schema)
+        name: value
+        for module in (schemas_module, hull_schemas)
+        for name, value in vars(module).items()
+        if isinstance(value, pa.Schema)
     }
     assert set(sections) == {name.lower().replace("_", " ") for name in schemas}
     for name, schema in schemas.items():
@@ -77,7 +82,7 @@ def test_artefact_reference_names_outputs_of_the_rules():
 
 
 def test_every_quoted_message_is_one_of_the_code():
-    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    page = (ROOT / "docs" / "faults.md").read_text()
     quoted = [
         message
         for line, following in pairwise(page.splitlines())
@@ -95,7 +100,7 @@ def test_every_quoted_message_is_one_of_the_code():
 
 def commands():
     """Every `flowllm ...` line of the pages, continued lines joined."""
-    for path in PAGES:
+    for path in (*PAGES, *FOLDERS):
         text = path.read_text().replace("\\\n", " ")
         for line in re.findall(r"^ *(flowllm .*)$|`(flowllm [^`\n]+)`", text, re.M):
             yield path.name, shlex.split(line[0] or line[1], comments=True)

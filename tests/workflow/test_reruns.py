@@ -163,6 +163,11 @@ CHANGES = (
         {"prerelax": {"max_force": 0.05}},
     ),
     Change(
+        "`potential.check`: a second potential, or another one",
+        {"second_energies": 3, **RELAXED},
+        {"potential": {"check": "chgnet-0.2.0"}},
+    ),
+    Change(
         "`reference_hull`", {"reference_hull": 1, **RELAXED}, {"reference_hull": {"chunk_size": 2}}
     ),
     Change("`stability`", RELAXED, {"stability": {"metastable_below": 0.1}}),

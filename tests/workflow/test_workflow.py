@@ -66,6 +66,7 @@ def test_the_full_configuration_plans_hundreds_of_shards(profile):
     assert jobs["prerelax"] == jobs["refine"] == 6 * 20
     assert jobs["train_rfm"] == 2  # the flows llm and types
     others = {"dft_collect", "dft_hull", "import_samples", "sample_csp", "match_csp", "select"}
+    others.add("second_energies")
     assert set(jobs) == set(STAGES) - others | {"all"}
     assert jobs == billed("all")
 
@@ -125,6 +126,7 @@ BILLED = {
         **{"methods": [LLM_ONLY, NO_LLM], **CSP, "select": {"skip": ["known", "repeated"]}},
         "dft_inputs": {"selection": "candidates"},
     },
+    "second potential": {"methods": [LLM_ONLY], "potential": {"check": "chgnet-0.2.0"}},
     "shards": {"methods": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
 }
 TARGETS = ("all", "all_dft")

@@ -3,7 +3,7 @@
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.data.sample_files import sample_files
 from flowllm.io.shards import shard_name
-from flowllm.io.start_files import start_files
+from flowllm.io.start_files import flow_start_files, start_files
 
 
 def sample_shards(folder):
@@ -36,6 +36,34 @@ def energies(wildcards):
     return sample_shards("relaxed")(wildcards)
 
 
+def evaluated_shards(wildcards):
+    """Return the relaxed crystals that the second potential evaluates; none for the hull."""
+    row = wildcards.crystals
+    if row == "hull":
+        return []
+    return expand(f"{RUN}/relaxed/{row}/shard-{{shard}}.parquet", shard=shards_of(row))
+
+
+def evaluated_hull(wildcards):
+    """Return the hull whose crystals the second potential evaluates; none for a row."""
+    return [f"{RUN}/hull/potential.parquet"] if wildcards.crystals == "hull" else []
+
+
+def second_energies_of(crystals):
+    """Return a function of the second potential's table of a method, or of the hull.
+
+    There is none without a second potential, and for DFT energies.
+    """
+
+    def paths(wildcards):
+        if CONFIG.potential.check is None or wildcards.kind == "dft":
+            return []
+        name = crystals.format(method=wildcards.method)
+        return [f"{RUN}/second_energies/{name}.parquet"]
+
+    return paths
+
+
 def without_braces(paths):
     """Return the sorted names of files without braces, which Snakemake reads as wildcards."""
     names = sorted(map(str, paths))
@@ -52,14 +80,14 @@ def source_files(wildcards):
     return without_braces(found)
 
 
-def files_of_start(folder, *parts):
+def files_of_start(folder):
     """Return the files of an earlier model, so that training continues from a changed one again."""
-    return without_braces(start_files(folder, *parts))
+    return without_braces(start_files(folder))
 
 
 def flow_start(wildcards):
     """Return the files of the earlier flow that a flow continues from; none without a start."""
-    return files_of_start(CONFIG.train_rfm.start, wildcards.flow)
+    return without_braces(flow_start_files(CONFIG.train_rfm.start, wildcards.flow))
 
 
 def external_files(wildcards):
@@ -102,6 +130,18 @@ def finished_runs(wildcards):
     folder = Path(RUN) / "dft_inputs" / wildcards.method
     names = ("vasprun.xml*", "gpaw_result.json")
     return without_braces(path for name in names for path in folder.rglob(name))
+
+
+def hull_source():
+    """Return the file of the potential's reference entries; none for the training crystals."""
+    source = CONFIG.reference_hull.source
+    return [] if source == "train" else without_braces([source])
+
+
+def known_crystals():
+    """Return the table of further known crystals, if there is one."""
+    table = CONFIG.metrics.known_crystals
+    return [] if table is None else without_braces([table])
 
 
 def dft_entries(wildcards):

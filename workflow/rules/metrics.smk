@@ -9,6 +9,7 @@ rule metrics:
         crystals=expand(
             f"{RUN}/crystals/{{split}}.parquet", split=["train", "val", "test"]
         ),
+        known=known_crystals(),
     output:
         json=f"{RUN}/metrics/{{kind}}/{{method}}.json",
         crystals=f"{RUN}/metrics/{{kind}}/{{method}}.parquet",

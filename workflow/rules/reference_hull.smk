@@ -1,6 +1,7 @@
 rule reference_hull:
     input:
         crystals=f"{RUN}/crystals/train.parquet",
+        source=hull_source(),
     output:
         f"{RUN}/hull/potential.parquet",
     log:

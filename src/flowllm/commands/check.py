@@ -134,6 +134,7 @@ def check(
         ("train_rfm.start", {"train_rfm"}, lambda one: _start(one, "train_rfm")),
         ("external_samples", {"import_samples"}, _external_samples),
         ("reference_hull.source", {"reference_hull"}, _reference_hull),
+        ("metrics.known_crystals", {"metrics"}, _known_crystals),
         ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
     ]
     if packages:
@@ -312,17 +313,44 @@ def _cached(name: str) -> Path:
 
 
 def _external_samples(config: Config) -> str:
-    """Check that each file exists and has a known format."""
+    """Check that each file exists, has a known format, and has the columns that are named."""
     from flowllm.data.external import read_samples
 
     for row in config.external_samples:
-        read_samples(Path(row.file), row.column)
+        samples = read_samples(Path(row.file), row.column, row.known_columns)
+        if row.column is not None or row.known_columns:
+            next(samples, None)
     return f"{len(config.external_samples)} files or folders"
 
 
 def _reference_hull(config: Config) -> str:
     source = config.reference_hull.source
-    return "training crystals" if source == "train" else _first_entry(source)
+    if source == "train":
+        return "training crystals"
+    if Path(source).suffix == ".parquet":
+        # pyarrow takes long to import.
+        from flowllm.io import hull_schemas, schemas
+        from flowllm.io.tables import column_names, read_table
+
+        count = read_table(Path(source), schemas.HULL_ENTRIES).num_rows
+        if config.potential.check and not hull_schemas.has_crystals(column_names(Path(source))):
+            raise FlowllmError(
+                f"{source}: has no crystals, which potential.check evaluates; set source to train "
+                "or to the hull of a run, or potential.check to null"
+            )
+        return f"{count} entries of another run"
+    return _first_entry(source)
+
+
+def _known_crystals(config: Config) -> str:
+    path = config.metrics.known_crystals
+    if path is None:
+        return "none beside the run's own"
+    # pyarrow takes long to import.
+    from flowllm.io import schemas
+    from flowllm.io.tables import read_table
+
+    return f"{read_table(Path(path), schemas.KNOWN_CRYSTALS).num_rows} crystals"
 
 
 def _dft_hull(config: Config, target: Target, stages: Collection[str]) -> str:

@@ -18,7 +18,7 @@ _POTENTIAL_PACKAGES = {
 
 NEEDING_PACKAGES = (
     *("finetune_llm", "merge_adapter", "sample_pairs", "sample_base", "sample_csp"),
-    *("prerelax", "reference_hull"),
+    *("prerelax", "reference_hull", "second_energies"),
 )
 """Stages whose packages depend on the configuration."""
 
@@ -40,10 +40,11 @@ def check_packages(config: Config, stages: Collection[str]) -> str:
     quantization = config.finetune_llm.quantization
     if quantization != "none" and {"finetune_llm", "merge_adapter"} & set(stages):
         wanted["bitsandbytes"] = f"finetune_llm.quantization {quantization}"
+    if (second := config.potential.check) is not None and "second_energies" in stages:
+        wanted[_POTENTIAL_PACKAGES[second]] = f"potential.check {second}"
     if {"prerelax", "reference_hull"} & set(stages):
-        for key in ("check", "name"):
-            if (potential := getattr(config.potential, key)) is not None:
-                wanted[_POTENTIAL_PACKAGES[potential]] = f"potential.{key} {potential}"
+        name = config.potential.name
+        wanted[_POTENTIAL_PACKAGES[name]] = f"potential.name {name}"
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         said = ", ".join(f"{name} (for {wanted[name]})" for name in missing)

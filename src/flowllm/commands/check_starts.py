@@ -42,11 +42,12 @@ def llm_start(config: Config) -> str:
 
 
 def flow_starts(config: Config) -> str:
-    """Check the earlier network that each flow continues from.
+    """Check the earlier network that each flow of a method continues from.
 
     Raises:
         FlowllmError: one does not exist, is damaged or does not fit the configuration.
     """
-    for flow in config.flows:
+    flows = [flow for flow in config.flows if flow.name in config.used_flows]
+    for flow in flows:
         check_flow_start(config.train_rfm, flow)
-    return f"{config.train_rfm.start}, networks of {', '.join(flow.name for flow in config.flows)}"
+    return f"{config.train_rfm.start}, networks of {', '.join(flow.name for flow in flows)}"

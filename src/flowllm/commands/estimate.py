@@ -68,7 +68,7 @@ class StageEstimate:
         folders: folders of all jobs, where a stage makes many.
         bytes: of all outputs.
         gpu_hours: GPUs times hours, of all jobs.
-        cpu_hours: cores times hours, of all jobs.
+        cpu_hours: cores times hours, of all jobs; without `gpu_hours` those of a run on CPUs.
         job_hours: wall time of one job.
         limit_hours: wall time that the configuration gives a first attempt.
         scratch: most bytes of temporary files beside the outputs, where they are large.
@@ -130,7 +130,8 @@ def run(
     rates = Rates(node_failures, preemptions)
     losses = [loss_of(work, rates) for work in works(loaded, lines, known)]
     if losses:
-        print("\n".join(["", *describe_losses(losses, rates)]))
+        unknown = [line.stage for line in lines if line.jobs and line.job_hours is None]
+        print("\n".join(["", *describe_losses(losses, rates, unknown)]))
     if profile is not None:
         _print_preflight(profile, loaded, [line.stage for line in lines if line.jobs])
 
@@ -249,9 +250,10 @@ def _snapshots(config: Config) -> int:
 def _with_costs(
     line: StageEstimate, costs: Mapping[str, ItemCost], asked: tuple[int, int] | None
 ) -> StageEstimate:
-    """Add bytes and hours to a line, where its cost is known for the job's type of processor.
+    """Add bytes and hours to a line, where its cost is known.
 
-    The work is assumed to scale with the processors of a job: twice the GPUs take half the time.
+    The work is assumed to scale with the processors of a job: twice the GPUs take half the time. Of
+    a job with GPUs whose cost was measured on a CPU, only the hours on CPUs are known.
     """
     cost, items = costs.get(line.stage), line.items
     if cost is None or items is None:
@@ -259,10 +261,12 @@ def _with_costs(
     if cost.bytes is not None:
         line = replace(line, bytes=cost.bytes * items)
     gpus, cpus = asked or (0, cost.cpus)
-    # Seconds on a CPU do not predict seconds on a GPU, nor the reverse.
-    if cost.seconds is None or bool(cost.gpus) != bool(gpus):
+    # Seconds on a GPU do not predict seconds on a CPU, nor the reverse.
+    if cost.seconds is None or (cost.gpus and not gpus):
         return line
     hours = cost.seconds * items / 3600
+    if gpus and not cost.gpus:
+        return replace(line, cpu_hours=hours * cost.cpus, source=f"on CPUs; {cost.source}")
     wall = hours * cost.gpus / gpus if gpus else hours * cost.cpus / cpus
     hours_per_job = wall / line.jobs if line.jobs else None
     return replace(
@@ -297,8 +301,10 @@ def _left_out(lines: Sequence[StageEstimate]) -> str:
     """Return what the totals lack, for the line of the totals."""
     disk = [line.stage for line in lines if line.bytes is None]
     time = [line.stage for line in lines if line.cpu_hours is None]
+    gpu = [line.stage for line in lines if line.gpu_hours is None and line.stage not in time]
     parts = [f"disk of {', '.join(disk)}"] if disk else []
     parts += [f"hours of {', '.join(time)}"] if time else []
+    parts += [f"GPU-hours of {', '.join(gpu)} (CPU-hours: on CPUs)"] if gpu else []
     return f"  at least; unknown (?): {'; '.join(parts)}" if parts else ""
 
 

@@ -20,9 +20,9 @@ from flowllm.commands.generate_files import (
     write_drafts,
     write_folder,
 )
-from flowllm.commands.generate_run import FinishedRun, open_run
+from flowllm.commands.generate_run import FinishedRun, folder_of_models, open_run
 from flowllm.commands.generate_table import table_rows
-from flowllm.commands.options import ConfigFiles, RowName
+from flowllm.commands.options import MethodName, RunConfigFiles
 from flowllm.config.stage_settings import StageSettings
 from flowllm.data.wishes import ElementsMode, Words, read_wishes
 from flowllm.errors import FlowllmError
@@ -45,7 +45,7 @@ ONLY_GIVEN = (
 
 def run(
     *,
-    run: Path,
+    run: Path | None = None,
     out: Path,
     formula: str | None = None,
     elements: str | None = None,
@@ -60,16 +60,17 @@ def run(
     count: PositiveInt | None = None,
     drafts_only: Annotated[bool, Parameter(negative=())] = False,
     gpus: NonNegativeInt = 0,
-    config: ConfigFiles = None,
-    name: RowName = None,
+    config: RunConfigFiles = None,
+    name: MethodName = None,
 ) -> None:
-    """Generate crystals on request with a finished run: draft, refine, relax, and rank them.
+    """Generate crystals on request: draft, refine, relax, and rank them by energy above the hull.
 
-    Without a condition the prompt has none. The folder receives the crystals by energy above the
+    Without --run, the small models that come with FlowLLM are used. Without a condition the prompt
+    has none. The folder receives the crystals by energy above the
     hull as table (crystals.parquet), CIF files (cif/) and page (index.html), and the drafts.
 
     Args:
-        run: Folder of a run whose models are trained (run_dir).
+        run: Folder of a run whose models are trained (run_dir). [the small models]
         out: New folder to write.
         formula: Formula of the cell, e.g. Na4Cl4.
         elements: Elements of the crystal, e.g. Na,Cl.
@@ -85,8 +86,8 @@ def run(
         count: Drafts per wish. [1]
         drafts_only: Stop after the drafts.
         gpus: Number of GPUs of the language model, 0 for the CPU.
-        config: Configuration file in place of the run's own config.yaml. Repeat the option to
-            overlay further files.
+        config: Configuration file. Repeat the option to overlay further files. [the run's own
+            config.yaml]
         name: Name of the method (its base, flow and steps). [the first with a flow]
 
     Raises:
@@ -108,8 +109,9 @@ def run(
         raise FlowllmError("Give conditions either as options or as a file, not both.")
     if given is not None and (wishes is not None or words or count or drafts_only):
         raise FlowllmError(ONLY_GIVEN)
-    opened = open_run(run, config, name, drafts=given is None)
-    check_output(out, run)
+    folder = folder_of_models(run)
+    opened = open_run(folder, config, name, drafts=given is None)
+    check_output(out, folder)
     opened.check(drafts=given is None, chain=not drafts_only)
     asked = tuple(read_wishes(wishes, opened.own_conditions())) if wishes else (words,)
     request = Request(() if given else asked, count or 1, gpus, given, drafts_only)

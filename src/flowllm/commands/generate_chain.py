@@ -11,13 +11,17 @@ from flowllm.commands.generate_run import ChainSettings, FinishedRun
 from flowllm.evaluate.hull import HullFile, read_hull
 from flowllm.evaluate.samples import join_rows
 from flowllm.io import schemas
+from flowllm.io.tables import crystal_of
+from flowllm.relax.models import load_potential
+from flowllm.relax.second_potential import SecondPotential
 from flowllm.rfm.model import load_model
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import Progress
 from flowllm.runtime.malloc import keep_freed_memory
 from flowllm.stages.metrics import judge
-from flowllm.stages.prerelax import energy_label, load_potentials, relax_rows
+from flowllm.stages.prerelax import energy_label, relax_rows
 from flowllm.stages.refine import generated_rows
+from flowllm.stages.second_energies import second_rows
 from flowllm.stages.stability import (
     check_same_energies,
     check_same_judge,
@@ -56,7 +60,7 @@ def open_hull(run: FinishedRun) -> HullFile:
     Raises:
         FlowllmError: the hull cannot be read, or its energies cannot be compared.
     """
-    reference = read_hull(run.hull, "potential")
+    reference = read_hull(run.hull, "potential", run.second_hull)
     label = energy_label(run.chain_settings().prerelax)
     check_same_energies({label}, reference.sources, run.hull)
     return reference
@@ -80,8 +84,8 @@ def follow(drafts: Sequence[Row], run: FinishedRun, hull: HullFile) -> list[Foll
     generated, _, _ = generated_rows(rows, flow, settings.refine, None)
     generated = as_read(generated, schemas.GENERATED)
     relaxed = as_read(_relaxed(generated, settings), schemas.RELAXED)
-    with_energies = [with_energy(row) for row in relaxed]
-    check_same_judge(with_energies, hull, run.hull)
+    with_energies = _with_second([with_energy(row) for row in relaxed], settings)
+    check_same_judge(with_energies, hull)
     placed = stability_rows(with_energies, hull, settings.stability.stability)
     samples = [
         join_rows(*four, None, dict(four[0]["asked"] or ()) or None)
@@ -93,13 +97,24 @@ def follow(drafts: Sequence[Row], run: FinishedRun, hull: HullFile) -> list[Foll
 
 def _relaxed(rows: Sequence[Row], settings: ChainSettings) -> list[Row]:
     section = settings.prerelax.prerelax
-    label, potentials = energy_label(settings.prerelax), load_potentials(settings.prerelax)
+    label = energy_label(settings.prerelax)
+    potential = load_potential(settings.prerelax.potential.name, pick_device())
     progress = Progress("relaxation, crystals", len(rows))
     relaxed: list[Row] = []
     for start in range(0, len(rows), section.chunk_size):
         chunk = rows[start : start + section.chunk_size]
-        relaxed += relax_rows(chunk, UNUSED_PATH, label, potentials, section, progress.advance)
+        relaxed += relax_rows(chunk, UNUSED_PATH, label, potential, section, progress.advance)
     return relaxed
+
+
+def _with_second(rows: Sequence[Row], settings: ChainSettings) -> list[Row]:
+    """Return relaxed rows with their energies by the second potential, if there is one."""
+    name = settings.second.potential.check
+    if name is None:
+        return list(rows)
+    crystals = [(row["id"], crystal_of(row)) for row in rows]
+    found = second_rows(crystals, SecondPotential(name, pick_device()))
+    return [{**second, **row} for second, row in zip(found, rows, strict=True)]
 
 
 def as_read(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> list[Row]:

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flowllm.config.sections.llm import SampleBase
 from flowllm.data.cif import Cell
 from flowllm.data.external import read_samples
@@ -13,7 +15,7 @@ from flowllm.errors import FlowllmError
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.prompts import prompt_text
 from flowllm.llm.sampling import base_row
-from flowllm.llm.wishes import form_of, request_of, target_of
+from flowllm.llm.wishes import choose_elements, request_of, target_of
 from flowllm.runtime.log import Progress
 from flowllm.seeds import derive
 from flowllm.stages.import_samples import in_cell_of_flow, sample_row
@@ -43,26 +45,30 @@ def draft_rows(
     section: SampleBase = settings.sample_base
     opened = ModelFolder(model, settings.prompts)
     prompts, record = settings.prompts, opened.record
-    targets = [target_of(prompts, record, words) for words in asked]
-    forms = [form_of(one, prompts, record) if section.structured else None for one in targets]
+    numbers = [(i, j) for i in range(len(asked)) for j in range(count)]
+    seeds = partial(derive, settings.seed, "sample", settings.base.name)
+    wishes = [target_of(prompts, record, words) for words in asked]
+    targets = {
+        (i, j): choose_elements(wishes[i], record, np.random.default_rng(seeds(i, j, "elements")))
+        for i, j in numbers
+    }
     sampler = opened.sampler(
-        [target.conditions for target in targets],
+        {target.conditions for target in targets.values()},
         section,
         temperature=settings.base.temperature,
         top_p=settings.base.top_p,
         gpus=gpus,
     )
-    numbers = [(i, j) for i in range(len(targets)) for j in range(count)]
-    seeds = partial(derive, settings.seed, "sample", settings.base.name)
+    request = partial(request_of, prompts=prompts, record=record, structured=section.structured)
     progress = Progress("drafts", len(numbers))
     rows: list[Row] = []
     with sampler:
         for start in range(0, len(numbers), section.chunk_size):
             chunk = numbers[start : start + section.chunk_size]
-            tasks = [request_of(targets[i], forms[i], partial(seeds, i, j)) for i, j in chunk]
+            tasks = [request(targets[pair], seed=partial(seeds, *pair)) for pair in chunk]
             outcomes = sampler.draw(tasks, progress.advance)
             for (i, j), outcome in zip(chunk, outcomes, strict=True):
-                prompt = prompt_text(prompts, targets[i].conditions)
+                prompt = prompt_text(prompts, targets[i, j].conditions)
                 row = base_row(f"sample-{i:04d}-{j:06d}", outcome, prompt)
                 rows.append(row | {"asked": list(asked[i].items())})
     return rows

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowllm.commands.generate_table import CIF_FOLDER, has_reference, verdict, wishes_text
+from flowllm.commands.generate_table import CIF_FOLDER, has_reference, novelty, verdict, wishes_text
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import HullFile, short_label
 from flowllm.io import schemas
 from flowllm.io.files import atomic_folder, check_folder, write_text
 from flowllm.io.tables import crystal_of, required_crystal, write_table
-from flowllm.report.gallery import Candidate, scene
+from flowllm.report.gallery import Candidate
 from flowllm.report.page import Section, render
 from flowllm.report.table import Column, Table
 
@@ -24,7 +24,7 @@ SHOWN_IN_GALLERY = 24
 """Maximum number of crystals that the page draws."""
 
 PRINTED = 20
-"""Maximum number of rows that are printed."""
+"""Maximum number of crystals that are printed."""
 
 COLUMNS = (
     Column("rank", "rank", "count"),
@@ -111,9 +111,8 @@ def page(rows: Sequence[Row], hull: HullFile, color: str) -> str:
         title="Crystals on request",
         subtitle=f"{sum(row['cif'] is not None for row in rows)} relaxed crystals of {len(rows)}",
         color=color,
-        cards=[],
         sections=[section],
-        table_files=False,
+        files=False,
     )
 
 
@@ -135,42 +134,65 @@ def _gallery(rows: Sequence[Row]) -> list[Candidate]:
         if crystal is None or not placed or group in classes or len(shown) == SHOWN_IN_GALLERY:
             continue
         classes.add(group)
-        structure = crystal.to_structure()
         shown.append(
             Candidate(
                 name=row["id"],
-                method=row["cif"],
-                energies=wishes_text(row),
-                formula=row["reduced_formula"],
+                source=row["cif"],
+                structure=crystal.to_structure(),
                 e_above_hull=row["e_above_hull"],
-                sun=row["sun"],
+                # Its class is shown once; the S.U.N. crystal of the class may be another draft.
+                sun=row["stable"] and row["novel"],
                 converged=bool(row["converged"]),
                 space_group=row["space_group"],
-                cif=structure.to(fmt="cif"),
-                scene=scene(structure),
                 known=row["matched_material_id"],
+                compared=row["duplicate_group"] is not None,
+                note=wishes_text(row),
             )
         )
     return shown
 
 
 def printed_table(rows: Sequence[Row], out: Path) -> Iterator[str]:
-    """Yield the lines of the table that is printed, the crystals nearest to the hull first."""
-    shown = [row for row in rows if row["cif"] is not None][:PRINTED]
-    asked = any(row["asked"] for row in shown)
+    """Yield the lines of the table that is printed, and of a summary.
+
+    Crystals that match are one line, that of the nearest to the hull, with their number.
+    """
+    relaxed = [row for row in rows if row["cif"] is not None]
+    classes: dict[str, list[Row]] = {}
+    for row in relaxed:
+        classes.setdefault(row["duplicate_group"] or row["id"], []).append(row)
+    asked = any(row["asked"] for row in relaxed)
     columns = [one for one in COLUMNS if asked or one.key != "asked"]
+    columns.insert(-1, Column("drafts", "drafts", "count"))
     cells = [[column.title for column in columns]]
-    for row in shown:
-        values = _cells(row) | {"cif": str(out / row["cif"])}
+    for first, *others in list(classes.values())[:PRINTED]:
+        values = _cells(first) | {"cif": str(out / first["cif"]), "drafts": 1 + len(others)}
+        values["verdict"] = novelty(first)
         cells.append([_shown(values[column.key]) for column in columns])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         yield "  ".join(
             text.ljust(width) for text, width in zip(line, widths, strict=True)
         ).rstrip()
-    left = sum(row["cif"] is not None for row in rows) - len(shown)
-    if left:
-        yield f"and {left} more in {out / CRYSTALS}"
+    if len(classes) > PRINTED:
+        yield f"and {len(classes) - PRINTED} more in {out / CRYSTALS}"
+    yield summary(rows, len(classes))
+    yield f"page: {out / PAGE}"
+
+
+def summary(rows: Sequence[Row], num_classes: int) -> str:
+    """Return how many drafts were relaxed, are different, meet the wishes, and are worth a look."""
+    relaxed = [row for row in rows if row["cif"] is not None]
+    judged = [row["all_met"] for row in rows if row["all_met"] is not None]
+    parts = [
+        f"{len(relaxed)} of {len(rows)} drafts relaxed",
+        f"{num_classes} different crystals",
+        *([f"{sum(judged)} of {len(judged)} drafts meet their conditions"] if judged else []),
+        f"{sum(row['metastable'] for row in relaxed)} metastable or stable",
+        f"{sum(row['novel'] and row['unique'] for row in relaxed)} novel",
+        f"{sum(row['sun'] for row in relaxed)} stable, unique and novel",
+    ]
+    return ", ".join(parts)
 
 
 def _shown(value: object) -> str:

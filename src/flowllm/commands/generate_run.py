@@ -11,8 +11,30 @@ from flowllm.config.sections.flow import Method
 from flowllm.config.stage_settings import StageSettings
 from flowllm.data.wishes import Own
 from flowllm.errors import FlowllmError
+from flowllm.io.release import RELEASE, check_release
 from flowllm.llm.model_record import read_record
-from flowllm.stages import metrics, prerelax, refine, sample_base, stability
+from flowllm.runtime.log import log
+from flowllm.stages import metrics, prerelax, refine, sample_base, second_energies, stability
+
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+"""The small models that come with the package: the clone's data/pretrained, by a link."""
+
+
+def folder_of_models(given: Path | None) -> Path:
+    """Return the folder of a run, or that of the small models if none is given.
+
+    Raises:
+        FlowllmError: none is given, and the package was installed without the small models.
+    """
+    if given is not None:
+        return given
+    if not (PRETRAINED / RELEASE).is_file():
+        raise FlowllmError(
+            f"{PRETRAINED}: this installation has no small models. Name the folder of a finished "
+            "run, or of a release (data/pretrained of a clone), with --run"
+        )
+    log.info("generate: uses the small models in %s", PRETRAINED)
+    return PRETRAINED
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,12 @@ class FinishedRun:
         return self.folder / "hull" / "potential.parquet"
 
     @property
+    def second_hull(self) -> Path | None:
+        """Table of the hull's energies by the second potential; None without one."""
+        second = self.config.potential.check
+        return None if second is None else self.folder / "second_energies" / "hull.parquet"
+
+    @property
     def splits(self) -> dict[str, Path]:
         """Tables of the known crystals by split."""
         return {name: self.folder / "crystals" / f"{name}.parquet" for name in ("train", "val")}
@@ -54,6 +82,7 @@ class FinishedRun:
         return ChainSettings(
             refine=refine.Settings.from_config("refine", self.config, self.method.name),
             prerelax=prerelax.Settings.from_config("prerelax", self.config),
+            second=second_energies.Settings.from_config("second_energies", self.config),
             stability=stability.Settings.from_config("stability", self.config),
             metrics=metrics.Settings.from_config("metrics", self.config),
         )
@@ -78,13 +107,20 @@ class FinishedRun:
         """
         needed = [self.model] if drafts else []
         if chain:
-            needed += [*([self.flow] if self.flow else []), self.hull, *self.splits.values()]
+            optional = [path for path in (self.flow, self.second_hull) if path is not None]
+            needed += [*optional, self.hull, *self.splits.values()]
         missing = [path.relative_to(self.folder) for path in needed if not path.exists()]
         if missing:
             targets = " ".join(str(Path(self.config.run_dir) / path) for path in missing)
             raise FlowllmError(
                 f"{self.folder}: has no {', no '.join(map(str, missing))}. Run the workflow for "
                 f"it: snakemake --cores all --configfile {self.folder / RECORDED_CONFIG} {targets}"
+            )
+        known = self.config.metrics.known_crystals
+        if chain and known is not None and not Path(known).exists():
+            raise FlowllmError(
+                f"{known}: not there, but metrics.known_crystals of {self.folder} names it; start "
+                "flowllm where the run was started"
             )
 
 
@@ -94,13 +130,14 @@ class ChainSettings:
 
     refine: refine.Settings
     prerelax: prerelax.Settings
+    second: second_energies.Settings
     stability: stability.Settings
     metrics: metrics.Settings
 
     @property
     def stages(self) -> tuple[StageSettings, ...]:
         """All of them, in the order of the pipeline."""
-        return self.refine, self.prerelax, self.stability, self.metrics
+        return self.refine, self.prerelax, self.second, self.stability, self.metrics
 
 
 def open_run(
@@ -116,10 +153,13 @@ def open_run(
         drafts: whether the language model samples the method's base.
 
     Raises:
-        FlowllmError: the folder does not exist or has no configuration, or no method fits.
+        FlowllmError: the folder does not exist or has no configuration, a file of a released folder
+            is not the released one, or no method fits.
     """
     if not folder.is_dir():
         raise FlowllmError(f"{folder}: no such folder; name the folder of a run (run_dir)")
+    if (folder / RELEASE).exists():
+        check_release(folder)
     loaded = load_config(config) if config else load_recorded(folder)
     sampled = [base.name for base in loaded.bases]
     methods = {

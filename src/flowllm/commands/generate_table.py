@@ -109,12 +109,18 @@ def has_reference(row: Row) -> bool:
 
 def verdict(row: Row) -> str:
     """Return whether a crystal is known, repeated or novel, as text."""
+    group, known = row["duplicate_group"], row["matched_material_id"] is not None
+    if row["lengths"] is not None and not known and not row["unique"] and group is not None:
+        return f"as {group}"
+    return novelty(row)
+
+
+def novelty(row: Row) -> str:
+    """Return whether a crystal is known or novel, as text."""
     if row["lengths"] is None:
         return "-"
     if row["matched_material_id"] is not None:
         return f"known: {row['matched_material_id']}"
-    if not row["unique"] and row["duplicate_group"] is not None:
-        return f"as {row['duplicate_group']}"
     return "novel" if row["novel"] else "not compared"
 
 

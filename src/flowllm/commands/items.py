@@ -42,11 +42,12 @@ def count_items(config: Config, crystals: Crystals, target: Target) -> dict[str,
         "match_csp": len(config.csp_methods) * sizes.num_csp_crystals,
         "import_samples": None,
         "reference_hull": train,
+        "second_energies": _plus(samples, train) if config.potential.check is not None else 0,
         "stability": _times(samples, kinds),
         "dft_inputs": selected_for_dft(config),
         "dft_collect": selected_for_dft(config),
         "dft_hull": 1,
-        "fingerprints": None if samples is None or test is None else samples + test,
+        "fingerprints": _plus(samples, test),
         "metrics": _times(samples, kinds),
         "report": 1,
     }
@@ -94,6 +95,10 @@ def _trained(rows: int, epochs: int, batch_size: int, max_steps: int | None) -> 
     if max_steps is None or max_steps >= epochs * ceil(rows / batch_size):
         return rows * epochs
     return min(rows * epochs, max_steps * batch_size)
+
+
+def _plus(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 def _times(count: int | None, factor: int) -> int | None:

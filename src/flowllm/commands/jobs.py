@@ -137,6 +137,9 @@ def _samples(config: Config) -> Iterator[Job]:
             names, file = (row.name, shard), Path(row.name, _file(shard))
             yield Job("import_samples", names, "generated" / file, row.name)
             yield Job("prerelax", names, "relaxed" / file)
+    if config.potential.check is not None:
+        for name in ("hull", *_result_rows(config)):
+            yield Job("second_energies", (name,), Path("second_energies", f"{name}.parquet"))
     if config.select.skip:
         for name in _result_rows(config):
             yield Job("select", (name,), Path("selected", f"{name}.parquet"))

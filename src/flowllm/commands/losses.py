@@ -153,8 +153,16 @@ def saved_work(config: Config, stage: str, seconds_per_item: float) -> dict[str,
     return {"saved_hours": hours, "saved_by": f"{section}.chunk_size", "saved_items": chunk}
 
 
-def describe_losses(losses: Sequence[Loss], rates: Rates) -> Iterator[str]:
-    """Yield the lines of the failure budget: a table, then what to change."""
+def describe_losses(
+    losses: Sequence[Loss], rates: Rates, unknown: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield the lines of the failure budget: a table, then what to change.
+
+    Args:
+        losses: losses of the stages.
+        rates: rates of the stops.
+        unknown: stages whose losses are unknown, since their hours are.
+    """
     yield (
         f"Failure budget of jobs of 6 minutes or more. Node failures per node and day: "
         f"{rates.node_failures:g}; preemptions per job and day: {rates.preemptions:g}; retries: "
@@ -175,7 +183,10 @@ def describe_losses(losses: Sequence[Loss], rates: Rates) -> Iterator[str]:
         )
     whole = sum(loss.work.hours * loss.work.jobs for loss in losses)
     lost = sum(loss.hours * loss.work.jobs for loss in losses)
-    yield f"All together: {lost:,.1f} of {whole:,.0f} job-hours are lost, {lost / whole:.2%}."
+    without = f"; unknown: {', '.join(unknown)}" if unknown else ""
+    yield (
+        f"All together: {lost:,.1f} of {whole:,.0f} job-hours are lost, {lost / whole:.2%}{without}"
+    )
     for loss in losses:
         yield from _advice(loss)
 

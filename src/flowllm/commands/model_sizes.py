@@ -16,7 +16,8 @@ _KEPT = 2
 """Checkpoints that exist at once: the new one is written before the old one is removed."""
 
 _ADAM = 3
-"""Values per trained weight in a checkpoint of finetune_llm: it and AdamW's two moments."""
+"""Values per trained weight in a checkpoint of finetune_llm: it and AdamW's two moments. With
+`patience` there is one more, the weight of the lowest validation loss."""
 
 _FLOW_STATES = 5
 """The same of train_rfm: the weight, its average, the best average, AdamW's two moments."""
@@ -102,13 +103,14 @@ def model_bytes(config: Config) -> ModelBytes:
         trained = known.adapter(section.lora_rank)
     stored = _HALF if section.precision == "bf16" else _SINGLE
     flow = 4 * _flow_weights(config)
+    kept = _ADAM + (section.patience is not None)
     pairs = (sizes.num_pairs + sizes.num_val_pairs) * prepared_bytes(config.prepare.max_atoms)
     return ModelBytes(
         downloaded=0 if local else _times(parameters, _HALF),
         adapter=_times(trained, _SINGLE),
         merged=_times(parameters, stored),
         flow=flow,
-        llm_checkpoints=_times(trained, _KEPT * _ADAM * _SINGLE),
+        llm_checkpoints=_times(trained, _KEPT * kept * _SINGLE),
         flow_scratch=pairs + _KEPT * _FLOW_STATES * flow,
     )
 

@@ -37,6 +37,12 @@ RowName = Annotated[
     ),
 ]
 
+RunConfigFiles = Annotated[list[Path] | None, Parameter(name="--config", group=COMMON)]
+"""As `ConfigFiles`, of a command whose default is a run's own configuration."""
+
+MethodName = Annotated[str | None, Parameter(name="--name", group=COMMON)]
+"""As `RowName`, of a command that follows a method of a run."""
+
 RENAMED = {
     ("generate", "--model"): "--model FOLDER/llm/model is now --run FOLDER, the folder of the run; "
     "--out is a folder, and --drafts-only stops after the drafts",

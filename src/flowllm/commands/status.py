@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowllm.commands.job_states import Activity, JobState, find_activity, states_of
 from flowllm.commands.jobs import Target, jobs_of
-from flowllm.commands.options import ConfigFiles
+from flowllm.commands.options import RunConfigFiles
 from flowllm.config.load import load_config
 from flowllm.config.recorded import load_recorded
 from flowllm.errors import FlowllmError
@@ -46,7 +46,7 @@ class StageStatus:
     seconds_left: float | None
 
 
-def run(run_dir: Path, /, *, target: Target = "all", config: ConfigFiles = None) -> None:
+def run(run_dir: Path, /, *, target: Target = "all", config: RunConfigFiles = None) -> None:
     """Show per stage of a run what is done, running, failed and waiting, and the time left.
 
     It can be called during the run, on any node that sees the run's folder.

@@ -152,10 +152,11 @@ class Config(Section):
                 f"external_samples: each of {external} needs a name that no other row, base or "
                 "method has"
             )
-        if "test" in [*methods, *external]:
-            raise ValueError(
-                "methods: the name test is reserved for the test split; use another name"
-            )
+        for name, what in (("test", "the test split"), ("hull", "the reference hull")):
+            if name in [*methods, *external]:
+                raise ValueError(
+                    f"methods: the name {name} is reserved for {what}; use another name"
+                )
         self._bases_fit()
         self._flows_fit()
         self._cells_fit()
@@ -233,10 +234,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _judge_has_a_hull(self) -> "Config":
         """Refuse a second potential whose hull cannot be made."""
-        if self.potential.check is not None and self.reference_hull.source != "train":
+        source = self.reference_hull.source
+        has_crystals = source == "train" or Path(source).suffix == ".parquet"
+        if self.potential.check is not None and not has_crystals:
             raise ValueError(
                 "potential.check: the second potential evaluates the crystals of the hull, which a "
-                "file of entries does not have: set reference_hull.source to train, or remove check"
+                "file of entries does not have: set reference_hull.source to train or to the hull "
+                "of another run, or remove check"
             )
         return self
 
@@ -283,6 +287,13 @@ class Config(Section):
                     )
 
     def _flows_fit(self) -> None:
+        for flow in self.flows:
+            if flow.augment_axes and not self.train_rfm.has_symmetric_bounds:
+                raise ValueError(
+                    f"flows: {flow.name} has augment_axes, which replaces angles by their "
+                    "supplements, so train_rfm.angle_bounds must be symmetric about 90 degrees "
+                    f"(got {list(self.train_rfm.angle_bounds)})"
+                )
         starts = {flow.name: flow.start for flow in self.flows}
         for method in (*self.methods, *self.csp_methods):
             if method.flow not in [None, *starts]:

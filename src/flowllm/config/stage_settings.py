@@ -33,6 +33,8 @@ def stage_values(config: Config, stage: str, row: str | None = None) -> dict[str
     """
     kind = STAGES[stage].row
     values = config.model_dump(mode="json", include=set(STAGES[stage].sections))
+    for section, _, key in (name.partition(".") for name in STAGES[stage].ignores):
+        values[section][key] = None
     if kind is not None and row is not None:
         values[kind] = config.row(kind, row).model_dump(mode="json")
     return {"seed": config.seed, "version": STAGES[stage].version, **values}

@@ -13,6 +13,8 @@ class Stage:
 
     Attributes:
         sections: the parts of the configuration that its results depend on.
+        ignores: keys of these sections, as `section.key`, that its results do not depend on. It is
+            given null in their place, so that it does not run again when they change.
         row: the list of which each of its jobs is given one row.
         version: raised by hand when its results change, so that a corrected defect reruns the
             stage and an edited comment does not.
@@ -21,10 +23,14 @@ class Stage:
     """
 
     sections: tuple[str, ...]
+    ignores: tuple[str, ...] = ()
     row: ListName | None = None
     version: int = 1
     repeatable: bool = False
 
+
+_SECOND = ("potential.check",)
+"""Key of the second potential, which moves no crystal."""
 
 STAGES: dict[str, Stage] = {
     "download": Stage(("data",), repeatable=True),
@@ -41,15 +47,16 @@ STAGES: dict[str, Stage] = {
     "refine": Stage(("refine",), row="method", version=4),
     "import_samples": Stage((), row="external", version=4),
     "select": Stage(("select",)),
-    "prerelax": Stage(("prerelax", "potential"), version=4),
-    "reference_hull": Stage(("reference_hull", "potential", "prerelax"), version=4),
-    "stability": Stage(("stability",), version=4),
+    "prerelax": Stage(("prerelax", "potential"), _SECOND, version=4),
+    "reference_hull": Stage(("reference_hull", "potential", "prerelax"), _SECOND, version=4),
+    "second_energies": Stage(("potential",)),
+    "stability": Stage(("stability",), version=5),
     "dft_inputs": Stage(("dft", "dft_inputs"), version=4),
     "dft_collect": Stage(("dft_collect",), version=5),
     "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",), version=2),
-    "metrics": Stage(("metrics",), version=7),
+    "metrics": Stage(("metrics",), version=8),
     "match_csp": Stage(("metrics",), version=3),
-    "report": Stage(("report",), version=5),
+    "report": Stage(("report",), version=7),
 }
 """In the order of the pipeline."""

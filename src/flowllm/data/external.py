@@ -5,7 +5,7 @@ Nothing in a file is executed: all formats are parsed as data.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from flowllm.crystal import Crystal
 from flowllm.data import sample_files
 from flowllm.data.cif_blocks import decode_cif, split_blocks
 from flowllm.data.csv_file import large_fields
+from flowllm.data.properties import parse_property
 from flowllm.data.sample_crystals import (
     NAME_COLUMNS,
     STRUCTURE_COLUMNS,
@@ -27,10 +28,18 @@ from flowllm.data.sample_text import read_poscar
 from flowllm.data.sample_xyz import read_xyz
 from flowllm.errors import FlowllmError
 
+PROPERTIES = {
+    "known_e_above_hull": "e_above_hull",
+    "known_formation_energy": "formation_energy_per_atom",
+}
+"""Properties of a source's crystals by the keys of `external_samples`."""
+
 _JSON = (*sample_files.JSON, *sample_files.JSON_LINES)
 
 
-def read_samples(path: Path, column: str | None = None) -> Iterator[UnparsedSample]:
+def read_samples(
+    path: Path, column: str | None = None, known: Mapping[str, str] | None = None
+) -> Iterator[UnparsedSample]:
     """Return the samples of a file or folder in its order, not parsed yet.
 
     Args:
@@ -38,14 +47,22 @@ def read_samples(path: Path, column: str | None = None) -> Iterator[UnparsedSamp
             a .csv, .json, .jsonl, .extxyz, .xyz or .pt file; each but .pt also with .gz.
         column: the column of the CSV, or the key of JSON's records, that contains the crystals;
             None finds it.
+        known: columns of the CSV with known energies, by the names of `UnparsedSample.known`.
 
     Raises:
-        FlowllmError: the file is missing, too large, of an unknown format, or does not match its
-            suffix.
+        FlowllmError: the file is missing, too large, of an unknown format, does not match its
+            suffix, or lacks a column.
     """
     if not path.exists():
         raise FlowllmError(f"{path}: no such file or folder")
-    takes_column = suffix_of(path) in (*sample_files.CSV, *_JSON) and not path.is_dir()
+    is_csv = suffix_of(path) in sample_files.CSV and not path.is_dir()
+    if known and not is_csv:
+        key, given = next(iter(known.items()))
+        raise FlowllmError(
+            f"{path}: {key}: {given} names a column, which is read from CSV only; remove {key} "
+            "from the row of external_samples"
+        )
+    takes_column = is_csv or (suffix_of(path) in _JSON and not path.is_dir())
     if column is not None and not takes_column:
         raise FlowllmError(
             f"{path}: column {column!r} is named, which only CSV and JSON have; remove `column:` "
@@ -53,8 +70,8 @@ def read_samples(path: Path, column: str | None = None) -> Iterator[UnparsedSamp
         )
     if path.is_dir() or suffix_of(path) in sample_files.CIF or sample_files.is_poscar(path):
         return _read_files(path)
-    if suffix_of(path) in sample_files.CSV:
-        return _read_csv(path, column)
+    if is_csv:
+        return _read_csv(path, column, known or {})
     if suffix_of(path) in _JSON:
         return read_json(path, column)
     if suffix_of(path) in sample_files.XYZ:
@@ -99,12 +116,13 @@ def _from_poscar(text: str) -> Crystal:
     return Crystal.from_structure(read_poscar(text))
 
 
-def _read_csv(path: Path, column: str | None) -> Iterator[UnparsedSample]:
+def _read_csv(path: Path, column: str | None, known: Mapping[str, str]) -> Iterator[UnparsedSample]:
     try:
         with large_fields():
             reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
             header = list(reader.fieldnames or ())
             crystals = _structure_column(path, header, column)
+            _check_columns(path, header, known)
             rows = list(reader)
     except csv.Error as error:
         raise FlowllmError(f"{path}: not CSV ({error})") from error
@@ -116,7 +134,41 @@ def _read_csv(path: Path, column: str | None) -> Iterator[UnparsedSample]:
             said = f"a row with more cells than the header, which has {len(header)}"
             yield failed_sample(name, FlowllmError(said))
         else:
-            yield UnparsedSample(name, partial(crystal_from_text, row[crystals] or ""))
+            energies = _known_energies(path, number, row, known)
+            yield UnparsedSample(name, partial(crystal_from_text, row[crystals] or ""), energies)
+
+
+def _check_columns(path: Path, header: Sequence[str], known: Mapping[str, str]) -> None:
+    """Refuse a header without one of the columns with known energies, or with two of one name."""
+    for key, column in known.items():
+        if header.count(column) != 1:
+            raise FlowllmError(
+                f"{path}: {header.count(column)} columns are named {column!r}, but {key} in the "
+                f"row of external_samples needs one; the columns are "
+                f"{', '.join(map(repr, header)) or 'none'}"
+            )
+
+
+def _known_energies(
+    path: Path, number: int, row: Mapping[str, str | None], known: Mapping[str, str]
+) -> dict[str, float]:
+    """Return the known energies of a row, without those that it does not give.
+
+    Raises:
+        FlowllmError: a cell is neither an energy nor a word for an unknown value.
+    """
+    energies = {}
+    for key, column in known.items():
+        try:
+            value = parse_property(PROPERTIES[key], row[column] or "")
+        except ValueError as error:
+            raise FlowllmError(
+                f"{path}: row {number}, column {column!r} ({key}): {error}; correct the cell, or "
+                "leave it empty"
+            ) from error
+        if value is not None:
+            energies[key] = value
+    return energies
 
 
 def _structure_column(path: Path, header: Sequence[str], column: str | None) -> str:

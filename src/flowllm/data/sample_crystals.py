@@ -4,7 +4,7 @@ Data are only parsed. Of JSON, plain values are used, never the classes that it 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
@@ -36,10 +36,12 @@ class UnparsedSample:
     Attributes:
         name: the source's name of the sample: its file within the folder, key, id or number.
         parse: returns the crystal, or raises an error that says why the sample is not one.
+        known: energies that the source gives, eV per atom, by the keys of `external_samples`.
     """
 
     name: str
     parse: Callable[[], Crystal]
+    known: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self) -> Crystal:
         """Parse the sample."""

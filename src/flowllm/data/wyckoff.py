@@ -13,7 +13,7 @@ import json
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -115,12 +115,21 @@ class Site:
         Returns:
             The points (..., 3), and the largest distance of a coordinate of each (...).
         """
-        repeated = points[..., None, :] + _SHIFTS
+        shifts = self._shifts
+        repeated = points[..., None, :] + shifts
         moved = repeated @ self.projector.T + self.offset
         distances = np.abs(moved - repeated).max(axis=-1).round(9)
         best = distances.argmin(axis=-1)
         nearest = np.take_along_axis(moved, best[..., None, None], axis=-2)[..., 0, :]
-        return nearest - _SHIFTS[best], distances.min(axis=-1)
+        return nearest - shifts[best], distances.min(axis=-1)
+
+    @cached_property
+    def _shifts(self) -> np.ndarray:
+        """Translations of the lattice that move a point by different ways to the position."""
+        _, first = np.unique(
+            (_SHIFTS @ (self.projector - np.eye(3)).T).round(9), axis=0, return_index=True
+        )
+        return _SHIFTS[np.sort(first)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +195,7 @@ class SpaceGroup:
         """
         places = _cosets(self.number, site.label)
         rotations = self.operations.rotations[places]
-        turned = (rotations @ points[:, None, :, None])[..., 0]
+        turned = (points @ rotations.reshape(-1, 3).T).reshape(len(points), -1, 3)
         images: np.ndarray = turned + self.operations.translations[places]
         return images
 

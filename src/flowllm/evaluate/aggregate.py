@@ -25,6 +25,7 @@ from flowllm.evaluate.coverage import (
     property_distance,
 )
 from flowllm.evaluate.estimates import estimated_rates
+from flowllm.evaluate.known_energies import known_agreement
 from flowllm.evaluate.matching import DEFAULT, LENGTH_UNIT, LOOSE, BucketMatches
 from flowllm.evaluate.per_crystal import first_of_each_class, is_valid, novel_names
 from flowllm.evaluate.protocols import protocol_rates
@@ -43,6 +44,9 @@ FORMAT = 5
 ALL = "all generated"
 
 NOVELTY_SETS = {"train": ("train",), "train_val": ("train", "val")}
+
+KNOWN = "known"
+"""Name of the set of further known crystals (metrics.known_crystals)."""
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -80,6 +84,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
     rows, sources, samples = evaluation.rows, evaluation.sources, evaluation.samples
     prints = (evaluation.fingerprints, evaluation.test_fingerprints)
     rng = generator(seed, "metrics", "distances")
+    known = known_agreement(rows, sources.stability_rule)
     return {
         "protocol": protocol(sources, settings),
         "sampling": {
@@ -99,6 +104,7 @@ def all_numbers(evaluation: Evaluation, settings: Metrics, seed: int, test: Path
         "distances": property_distances(rows, *prints, rng),
         "histograms": histograms(rows, test),
         **({"wishes": wish_rates(rows)} if rows and "asked" in rows[0] else {}),
+        **({"known": known} if known else {}),
     }
 
 
@@ -116,6 +122,7 @@ def protocol(sources: Sources, settings: Metrics) -> dict[str, Any]:
         "matcher": {"name": "pymatgen StructureMatcher", **asdict(DEFAULT)},
         "loose_matcher": {"name": "pymatgen StructureMatcher", **asdict(LOOSE)},
         "novelty_against": settings.novelty_against,
+        "known_crystals": settings.known_crystals,
         "oxidation_states": settings.oxidation_states,
         "min_distance": MIN_DISTANCE,
         "min_volume": MIN_VOLUME,
@@ -152,19 +159,26 @@ def rates(rows: Records, matches: BucketMatches, sources: Sources) -> dict[str, 
 
 
 def cost_rates(rows: Records, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return S.U.N. per relaxation by the potential, per DFT run, and per candidate's DFT run."""
+    """Return S.U.N. per relaxation by the potential, per DFT run, and per candidate's DFT run.
+
+    A class counts for the candidates if one of them is stable and novel, although the crystal that
+    counts for S.U.N. may be one of the control sample.
+    """
     sun = {row["id"] for row in rows if row["sun"]}
     relaxations = sum(
         one.generated is not None and one.relaxed_status not in NOT_RELAXED for one in samples
     )
     runs = [one.name for one in samples if one.taken_as]
-    candidates = [one.name for one in samples if one.taken_as == "candidate"]
+    candidates = {one.name for one in samples if one.taken_as == "candidate"}
+    found = {
+        row["duplicate_group"]
+        for row in rows
+        if row["id"] in candidates and row["stable"] and row["novel"]
+    }
     return {
         "sun_per_relaxation": rate(len(sun), relaxations, "relaxations by the potential"),
         "sun_per_dft_run": rate(len(sun & set(runs)), len(runs), "DFT runs"),
-        "sun_per_candidate": rate(
-            len(sun & set(candidates)), len(candidates), "DFT runs of candidates"
-        ),
+        "sun_per_candidate": rate(len(found), len(candidates), "DFT runs of candidates"),
     }
 
 

@@ -1,7 +1,7 @@
 """Agreement of two potentials about the same relaxed crystals, each on its own hull."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,29 +33,30 @@ def agreement(
     first = np.array([row["e_above_hull"] for row in both], dtype=np.float64)
     second = np.array([row["check_e_above_hull"] for row in both], dtype=np.float64)
     enough = np.array([row["num_elements"] >= rule["min_elements"] for row in both], dtype=bool)
-    below = np.less_equal if rule["inclusive"] else np.less
-    bounds = {
-        "stable": (below, rule["stable_below"]),
-        "metastable": (np.less, rule["metastable_below"]),
-    }
     found: dict[str, Any] = {"potentials": list(potentials), "rates": {}}
-    for name, (compare, bound) in bounds.items():
-        ours, theirs = compare(first, bound) & enough, compare(second, bound) & enough
+    for name, bound in bounds(rule).items():
+        ours, theirs = bound(first) & enough, bound(second) & enough
         agreed, confirmed = int((ours == theirs).sum()), int((ours & theirs).sum())
         found["rates"] |= {
             f"agree_{name}": rate(agreed, len(both), BOTH),
             f"confirmed_{name}": rate(confirmed, int(ours.sum()), f"{name} by the potential"),
             f"check_{name}": rate(int(theirs.sum()), len(both), BOTH),
         }
-    found["orders"] = {
-        "kendall": _kendall(first, second),
-        "spearman": _spearman(first, second),
-    }
+    found["orders"] = {"kendall": kendall(first, second), "spearman": spearman(first, second)}
     found["difference"] = summary((second - first).tolist(), "eV/atom", BOTH)
     return found
 
 
-def _kendall(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+def bounds(rule: Mapping[str, Any]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return the functions of energies above the hull that say which are stable, metastable."""
+    below = np.less_equal if rule["inclusive"] else np.less
+    return {
+        "stable": lambda energies: below(energies, rule["stable_below"]),
+        "metastable": lambda energies: np.less(energies, rule["metastable_below"]),
+    }
+
+
+def kendall(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     """Return Kendall's tau-b; the variance of its Fisher transform is 0.437 / (n - 4).
 
     The variances are those of Fieller, Hartley and Pearson (1957), and of Bonett and Wright (2000).
@@ -65,7 +66,7 @@ def _kendall(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     return _with_interval(value, math.sqrt(0.437 / (number - 4)) if number > 4 else None, number)
 
 
-def _spearman(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+def spearman(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     """Return Spearman's rho; the variance of its Fisher transform is (1 + rho^2 / 2) / (n - 3)."""
     number = len(first)
     varies = number > 1 and np.ptp(first) > 0 and np.ptp(second) > 0
@@ -74,8 +75,16 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     return _with_interval(value, error, number)
 
 
+def pearson(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Return Pearson's r; the variance of its Fisher transform is 1 / (n - 3)."""
+    number = len(first)
+    varies = number > 1 and np.ptp(first) > 0 and np.ptp(second) > 0
+    value = float(np.corrcoef(first, second)[0, 1]) if varies else math.nan
+    return _with_interval(value, math.sqrt(1 / (number - 3)) if number > 3 else None, number)
+
+
 def _with_interval(value: float, error: float | None, number: int) -> dict[str, Any]:
-    """Return a rank correlation with its 95 % interval; None where it is not defined."""
+    """Return a correlation with its 95 % interval; None where it is not defined."""
     if math.isnan(value):
         return {"value": None, "low": None, "high": None, "count": number}
     low, high = (value, value) if error is not None else (-1.0, 1.0)

@@ -7,7 +7,7 @@ is its energy per atom. No facets are built, so that the cost hardly depends on 
 elements. The crystal itself is not an entry, so that its distance is negative below the hull.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -20,7 +20,7 @@ from scipy.optimize import linprog
 
 from flowllm.dft.entries import ReferenceEntry
 from flowllm.errors import FlowllmError
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 
 EnergySource = Literal["potential", "dft"]
 """Source of energies: a machine-learned potential or DFT. One hull never contains both."""
@@ -242,11 +242,17 @@ class HullFile:
     check_sources: frozenset[str]
 
 
-def read_hull(path: Path, kind: EnergySource) -> HullFile:
+def read_hull(path: Path, kind: EnergySource, second: Path | None = None) -> HullFile:
     """Read a table of reference entries, all with energies of one kind.
 
+    Args:
+        path: the table.
+        kind: source of the energies.
+        second: energies of the same entries by the second potential; None without one.
+
     Raises:
-        FlowllmError: the file is missing, empty, has another schema, or energies of the other kind.
+        FlowllmError: a file is missing, empty, has another schema, or energies of the other kind,
+            or the second energies are of other entries.
     """
     table = tables.read_table(path, schemas.HULL_ENTRIES)
     kinds = set(table.column("kind").to_pylist())
@@ -258,11 +264,37 @@ def read_hull(path: Path, kind: EnergySource) -> HullFile:
         )
     formulas = [Composition(text).get_el_amt_dict() for text in table.column("formula").to_pylist()]
     energies = table.column("energy_per_atom").to_pylist()
-    checked = zip(formulas, table.column("check_energy_per_atom").to_pylist(), strict=True)
+    names = table.column("entry_id").to_pylist()
+    by_check, labels = read_second(second, names)
+    checked = zip(formulas, by_check, strict=True)
     return HullFile(
         hull=ReferenceHull(zip(formulas, energies, strict=True)),
         sources=tuple(dict.fromkeys(table.column("source").to_pylist())),
         not_converged=table.column("converged").to_pylist().count(False),
         check_hull=ReferenceHull((one, energy) for one, energy in checked if energy is not None),
-        check_sources=frozenset(table.column("check_potential").drop_null().to_pylist()),
+        check_sources=labels,
     )
+
+
+def read_second(
+    path: Path | None, names: Sequence[str]
+) -> tuple[list[float | None], frozenset[str]]:
+    """Return energies by the second potential, and the names of the potentials in the table.
+
+    Args:
+        path: table of the stage second_energies; None without a second potential.
+        names: ids of the crystals, in the order of the table.
+
+    Raises:
+        FlowllmError: the table cannot be read, or has other ids.
+    """
+    if path is None:
+        return [None] * len(names), frozenset()
+    table = tables.read_table(path, hull_schemas.SECOND_ENERGIES)
+    if table.column("id").to_pylist() != list(names):
+        raise FlowllmError(
+            f"{path}: its ids are not those of the crystals that are placed on the hull; run "
+            "second_energies again"
+        )
+    labels = frozenset(table.column("check_potential").to_pylist())
+    return table.column("check_energy_per_atom").to_pylist(), labels

@@ -38,9 +38,13 @@ def measure(sample: Sample, oxidation_states: str) -> dict[str, Any]:
 
     Returns:
         A row of `schemas.METRICS_PER_CRYSTAL` without uniqueness, novelty and coverage; of
-        `schemas.REQUESTED_METRICS` for a draw with conditions.
+        `schemas.REQUESTED_METRICS` for a draw with conditions, and of
+        `schemas.METRICS_WITH_ENERGIES` for a sample whose source may give energies.
     """
     crystal = sample.generated
+    known: dict[str, Any] = {}
+    if sample.known is not None:
+        known = {**sample.known, "formation_energy_per_atom": sample.formation_energy}
     requested: dict[str, Any] = {}
     if sample.asked is not None:
         got = Got(crystal, sample.relaxed, sample.e_above_hull, sample.formation_energy)
@@ -67,6 +71,7 @@ def measure(sample: Sample, oxidation_states: str) -> dict[str, Any]:
         "matches_relaxed_loose": loose is not None,
         "rmsd_to_relaxed_loose": loose,
         "error": error,
+        **known,
         **requested,
     }
 
@@ -194,8 +199,7 @@ def add_matches(
     Args:
         rows: one row per sample.
         matches: classes and known crystals.
-        novelty_sets: names of the sets against which novelty is tested: `train`, or `train` and
-            `val`.
+        novelty_sets: names of the sets against which novelty is tested, e.g. `train`.
     """
     novel = novel_names(matches, novelty_sets)
     unique = first_of_each_class(matches.classes, matches.classes)

@@ -1,7 +1,7 @@
 """One record per generated crystal, joined from the files of all stages before the metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Sample:
             crystal of one element or without a row of stability.
         formation_energy: eV per atom from the elements of the hull, None if unknown.
         asked: conditions of the draw as text by name; None for a base without conditions.
+        known: energies that the source gives, eV per atom, None where it gives none: by the keys of
+            `external_samples`; None for a row without such keys.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Sample:
     hull_compounds: int | None = None
     formation_energy: float | None = None
     asked: Mapping[str, str] | None = None
+    known: Mapping[str, float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ def read_samples(
         )
         for name in sorted(base_rows)
     ]
+    if known := _known(generated):
+        samples = [replace(sample, known=known[sample.name]) for sample in samples]
     dft = kind == "dft"
     sources = Sources(
         kind=kind,
@@ -161,7 +166,7 @@ def read_samples(
         base_section=_section(base[0], "sample_base"),
         method_row=_section(generated[0], "method") or _section(generated[0], "setting"),
         external_row=_section(generated[0], "external"),
-        check_sources=() if dft else _distinct(relaxed_table, "check_potential"),
+        check_sources=_distinct(stability_table, "check_energy_source"),
     )
     return samples, sources
 
@@ -184,6 +189,17 @@ def _source_names(generated: Sequence[Path]) -> dict[str, str]:
         for path in generated
         if "source_name" in column_names(path)
         for row in read_table(path, schemas.IMPORTED, columns).to_pylist()
+    }
+
+
+def _known(generated: Sequence[Path]) -> dict[str, dict[str, float | None]]:
+    """Return the energies that the source of samples gives by id; empty where it gives none."""
+    names = ["known_e_above_hull", "known_formation_energy"]
+    return {
+        row["id"]: {name: row[name] for name in names}
+        for path in generated
+        if names[0] in column_names(path)
+        for row in read_table(path, schemas.SAMPLES_WITH_ENERGIES, ["id", *names]).to_pylist()
     }
 
 

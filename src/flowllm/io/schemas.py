@@ -78,6 +78,9 @@ CRYSTALS = _extend(
 )
 """crystals/{train,val,test}.parquet; `id` is the source's material_id."""
 
+KNOWN_CRYSTALS = pa.schema(_CRYSTAL)
+"""crystals/{train,val}.parquet of a released folder: what generated crystals are compared with."""
+
 CRYSTALS_WITH_PROPERTIES = _extend(
     list(CRYSTALS),
     [
@@ -162,6 +165,14 @@ IMPORTED = _extend(
 )
 """generated/{external}/shard-*.parquet: other models' samples, read as `GENERATED` is."""
 
+_KNOWN = [
+    _column("known_e_above_hull", pa.float64(), "eV/atom, of the source; null: not given"),
+    _column("known_formation_energy", pa.float64(), "eV/atom, likewise"),
+]
+
+SAMPLES_WITH_ENERGIES = _extend(list(IMPORTED), _KNOWN)
+"""generated/{external}/shard-*.parquet: of a row that names columns with known energies."""
+
 TRAJECTORIES = _extend(
     _CRYSTAL,
     [
@@ -193,8 +204,6 @@ RELAXED = _extend(
         _column("max_force", pa.float64(), "eV/angstrom, at the end"),
         _column("num_steps", pa.int32(), "relaxation steps"),
         _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),
-        _column("check_potential", pa.string(), "potential.check; null without one"),
-        _column("check_energy_per_atom", pa.float64(), "eV/atom by it, of the same crystal"),
     ],
     _OUTCOME,
 )
@@ -213,8 +222,6 @@ HULL_ENTRIES = pa.schema(
         _column("kind", pa.string(), "potential or dft, one in a file", nullable=False),
         _column("source", pa.string(), "whose energy, relaxation or correction", nullable=False),
         _column("converged", pa.bool_(), "false: the energy is an upper bound; null: not known"),
-        _column("check_potential", pa.string(), "potential.check; null without one"),
-        _column("check_energy_per_atom", pa.float64(), "eV/atom by it, of the same crystal"),
     ]
 )
 """hull/{kind}.parquet: the entries of a reference hull."""
@@ -229,6 +236,7 @@ STABILITY = pa.schema(
         _column("hull_source", pa.string(), "the same of the hull"),
         _column("e_above_hull", pa.float64(), "eV/atom; negative: below the reference hull"),
         _column("check_e_above_hull", pa.float64(), "eV/atom by potential.check on its own hull"),
+        _column("check_energy_source", pa.string(), "whose energy that is"),
         _column("hull_compounds", pa.int32(), "entries of compounds among the crystal's elements"),
         _column("formation_energy_per_atom", pa.float64(), "eV/atom, from the hull's elements"),
         _column("stable", pa.bool_(), "by stability.stable_below and min_elements"),
@@ -336,6 +344,16 @@ _ANSWERED = [
 
 REQUESTED_METRICS = _extend(list(METRICS_PER_CRYSTAL), _ANSWERED)
 """metrics/{kind}/{method}.parquet: of a method whose base has conditions."""
+
+METRICS_WITH_ENERGIES = _extend(
+    list(METRICS_PER_CRYSTAL),
+    [
+        _column("formation_energy_per_atom", pa.float64(), "as in the stability table"),
+        *_KNOWN,
+        _column("known_e_above_train", pa.float64(), "eV/atom, by known formation energies alone"),
+    ],
+)
+"""metrics/{kind}/{external}.parquet: of a row that names columns with known energies."""
 
 ON_REQUEST = _extend(
     _CRYSTAL,

@@ -22,6 +22,12 @@ METADATA_KEY = b"flowllm"
 
 ROW_GROUP_ROWS = 4096
 
+COMPACT_LEVEL = 19
+"""Level of zstd for compact files, its highest without more memory for reading."""
+
+COMPACT_ROWS = 1 << 20
+"""Rows per row group of compact files."""
+
 
 def crystal_columns(crystal: Crystal | None, prefix: str = "") -> dict[str, Any]:
     """Return a crystal as the four array columns of a row; null columns for None.
@@ -82,6 +88,8 @@ def write_table(
     rows: Iterable[Mapping[str, Any]] | pa.Table,
     schema: pa.Schema,
     metadata: Mapping[str, Any],
+    *,
+    compact: bool = False,
 ) -> None:
     """Write one Parquet file atomically: zstd, streaming row groups, metadata in the footer.
 
@@ -91,6 +99,7 @@ def write_table(
         schema: one of `io.schemas`.
         metadata: what the file is made of (`provenance.StageRun.metadata`); equal content and
             metadata give equal bytes.
+        compact: whether a small file matters more than the time to write it.
     """
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
     footer = {"schema_version": SCHEMA_VERSION, **metadata}
@@ -102,7 +111,10 @@ def write_table(
             table,
             temporary,
             compression="zstd",
-            row_group_size=ROW_GROUP_ROWS,
+            compression_level=COMPACT_LEVEL if compact else None,
+            # A dictionary per column hides repetitions from zstd.
+            use_dictionary=not compact,
+            row_group_size=COMPACT_ROWS if compact else ROW_GROUP_ROWS,
             write_page_checksum=True,
         )
 

@@ -16,6 +16,8 @@ HUNDREDTHS = np.arange(100) / 100
 class LineCheck(Protocol):
     """Check of one text, whose lines are given in their order.
 
+    A shallow copy reads lines without changing the check that it is a copy of.
+
     Attributes:
         redraw_line: number (from 0) of the line at which the text is drawn again after `add` has
             returned True. The model's own choices before it stay.

@@ -1,6 +1,7 @@
 """The check of the text of coordinates while it is generated, atom by atom."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 from pymatgen.core import Lattice
@@ -47,6 +48,7 @@ class CoordinateLines:
             return not self._has_room(values)
         assert self._points is not None
         self.redraw_line = number
+        self._points = copy(self._points)
         return not self._points.add(np.array([values]))
 
     def blocked(self, first: str) -> np.ndarray | None:

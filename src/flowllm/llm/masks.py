@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, inf, tensor
 
 from flowllm.config.sections.llm import CrystalTextName
-from flowllm.llm.crystal_texts import crystal_text
+from flowllm.llm.read_lines import blocked
 
 _COORDINATE = re.compile(r"0(?:\.([0-9])?([0-9])?)?")
 """A coordinate, or the beginning of one; with its digits after the point."""
@@ -58,10 +58,9 @@ class MaskedText:
             scope: part that is drawn under a mask.
         """
         self._options, self._scope = options, scope
-        self._check = crystal_text(options.crystal_text).line_check(options.min_distance)
+        self._lines: tuple[str, ...] = ()
         self._line, self._num_read = "", 0
         self._ended = scope == "none"
-        self._blocked: tuple[str, np.ndarray | None] | None = None
         self._is_new = False
         self._read(kept)
         self._is_new = True
@@ -77,12 +76,11 @@ class MaskedText:
         first, _, number = self._line.rpartition(" ")
         if self._ended or first.count(" ") != 1:
             return []
-        if self._blocked is None or self._blocked[0] != first:
-            self._blocked = first, self._check.blocked(first)
-        blocked, texts = self._blocked[1], self._options.texts
-        if blocked is None:
+        options, texts = self._options, self._options.texts
+        near = blocked(options.crystal_text, options.min_distance, self._lines, first)
+        if near is None:
             return []
-        return [t for t in self._options.numeric if leads_nowhere(number + texts[t], blocked)]
+        return [t for t in options.numeric if leads_nowhere(number + texts[t], near)]
 
     def _read(self, tokens: Sequence[int]) -> None:
         """Add tokens to the lines; a token that is not of crystal text ends the mask."""
@@ -96,8 +94,8 @@ class MaskedText:
             head, *others = text.split("\n")
             self._line += head
             for other in others:
-                self._check.add(self._line)
-                self._line, self._blocked = other, None
+                self._lines += (self._line,)
+                self._line = other
                 self._ended = self._scope == "line" and self._is_new
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flowllm.errors import FlowllmError
+from flowllm.io.release import check_released
 from flowllm.io.weights_file import check_safetensors
 
 BUNDLED = "smollm2-135m"
@@ -49,9 +50,11 @@ def check_model_folder(folder: Path, cure: str = "fetch the model again") -> Non
         cure: what to do if a file is missing or damaged, for the message.
 
     Raises:
-        FlowllmError: a file is missing, damaged or truncated, or refers to code, to pickled weights
-            or to files outside the folder; the message names the file and the key.
+        FlowllmError: a file is missing, damaged or truncated, is not the released one, or refers to
+            code, to pickled weights or to files outside the folder; the message names the file and
+            the key.
     """
+    check_released(folder)
     config = read_object(folder / CONFIG, cure)
     check_names_no_code(folder, cure)
     if "quantization_config" in config:

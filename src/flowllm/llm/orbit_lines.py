@@ -1,5 +1,7 @@
 """The check of the symmetric text while it is generated, orbit by orbit."""
 
+from copy import copy
+
 import numpy as np
 from pymatgen.core import Lattice
 
@@ -128,4 +130,6 @@ class OrbitLines:
         if moved is None:
             return False
         orbit = self._group.orbit(moved)
-        return len(orbit) == self._site.num_atoms and self._points.add(orbit @ self._to_primitive)
+        self._points = copy(self._points)
+        is_whole = len(orbit) == self._site.num_atoms
+        return is_whole and self._points.add_orbit(orbit @ self._to_primitive)

@@ -26,6 +26,7 @@ class PeriodicPoints:
         self._limit = min_distance + MARGIN
         self._lattice = lattice
         reduced = self._lattice.get_lll_reduced_lattice().matrix
+        self._to_reduced = self._lattice.lll_inverse
         self._points = np.zeros((0, 3))
         self.has_room = bool(np.linalg.norm(reduced, axis=1).min() >= self._limit)
         if not self.has_room:
@@ -56,6 +57,17 @@ class PeriodicPoints:
         self._points = before
         return False
 
+    def add_orbit(self, orbit: np.ndarray) -> bool:
+        """Add the points of an orbit; return whether all of them have the minimum distance.
+
+        Args:
+            orbit: (m, 3), fractional coordinates, which fulfill what `near_orbits` needs.
+        """
+        if self.near_orbits(orbit[None])[0]:
+            return False
+        self._points = np.vstack([self._points, orbit @ self._to_reduced])
+        return True
+
     def near_orbits(self, orbits: np.ndarray) -> np.ndarray:
         """Return which of several orbits have points too near to another one, (k,).
 
@@ -68,7 +80,7 @@ class PeriodicPoints:
         """
         if not self.has_room:
             return np.ones(len(orbits), dtype=bool)
-        coords = self._lattice.get_lll_frac_coords(orbits)
+        coords = orbits @ self._to_reduced
         added = np.broadcast_to(self._points, (len(coords), *self._points.shape))
         apart = np.concatenate([coords[:, 1:], added], axis=1) - coords[:, :1]
         vectors = (apart - np.round(apart)) @ self._matrix
@@ -78,7 +90,7 @@ class PeriodicPoints:
 
     def _add_each(self, frac_coords: np.ndarray) -> bool:
         """Add points until one is too near; return whether none is."""
-        for point in self._lattice.get_lll_frac_coords(frac_coords):
+        for point in frac_coords @ self._to_reduced:
             apart = point - self._points
             vectors = (apart - np.round(apart)) @ self._matrix
             distances = np.linalg.norm(vectors[:, None] + self._images, axis=-1)

@@ -20,6 +20,7 @@ from flowllm.llm.crystal_text import HEADER_LINES, Reason, Rejection
 from flowllm.llm.engines.base import Draft, DraftRequest
 from flowllm.llm.masks import Scope
 from flowllm.llm.prompts import PromptTokens
+from flowllm.llm.read_lines import blocked, read_lines
 from flowllm.seeds import derive
 
 MASKED_REDRAWS = 8
@@ -193,35 +194,45 @@ class _Reader:
             scope: part of the piece that is drawn under a mask.
         """
         self.masked = 0
-        self._prompts, self._check = prompts, prompts.crystal_text.line_check(min_distance)
+        self._prompts = prompts
+        self._kind = prompts.prompts.crystal_text, min_distance
+        self._lines: tuple[str, ...] = ()
+        # Tokens since the last one that ends a line, and the number of their lines that are read.
         self._tokens: list[int] = []
         self._num_read = 0
         self._near_line: int | None = None
         self._masked_lines = range(0)
         self.read(kept)
-        lines = {"none": 0, "line": 1, "text": sys.maxsize - self._num_read}[scope]
-        self._masked_lines = range(self._num_read, self._num_read + lines)
+        first = len(self._lines)
+        count = {"none": 0, "line": 1, "text": sys.maxsize - first}[scope]
+        self._masked_lines = range(first, first + count)
 
     def read(self, tokens: Sequence[int]) -> bool:
         """Add sampled tokens; return whether a finished line has an atom too near to another."""
         self._tokens.extend(tokens)
         if any(self._prompts.line_breaks(token)[0] for token in tokens):
-            self._check_lines(self._prompts.decode(self._tokens).split("\n")[:-1])
+            *finished, begun = self._prompts.decode(self._tokens).split("\n")
+            self._check_lines(finished[self._num_read :])
+            self._num_read = len(finished)
+            if not begun:
+                self._tokens, self._num_read = [], 0
         return self._near_line is not None
 
     def near_line_of(self, tokens: Sequence[int]) -> int | None:
         """Return the line from which the whole text must be drawn again, None for no line."""
-        self._check_lines(self._prompts.decode(tokens).split("\n"))
+        lines = self._prompts.decode(tokens).split("\n")
+        self._check_lines(lines[len(self._lines) :])
         return self._near_line
 
     def _check_lines(self, lines: Sequence[str]) -> None:
         """Check the lines that follow those that were checked."""
-        for number in range(self._num_read, len(lines)):
+        for line in lines:
             if self._near_line is not None:
-                break
-            if number in self._masked_lines:
-                first = lines[number].rpartition(" ")[0]
-                self.masked += self._check.blocked(first) is not None
-            if self._check.add(lines[number]):
-                self._near_line = self._check.redraw_line
-        self._num_read = max(self._num_read, len(lines))
+                return
+            if len(self._lines) in self._masked_lines:
+                first = line.rpartition(" ")[0]
+                self.masked += blocked(*self._kind, self._lines, first) is not None
+            self._lines += (line,)
+            found = read_lines(*self._kind, self._lines)
+            if found.is_near:
+                self._near_line = found.check.redraw_line

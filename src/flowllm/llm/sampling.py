@@ -32,6 +32,8 @@ class DrawRequest:
         conditions: conditions of the prompt.
         composition: required number of atoms by atomic number, None for any composition.
         form: form of the text, None for a free text.
+        first_form: form of the first half of the attempts, which leaves more to the model and may
+            be rejected for it; None for `form`.
         seed: function from the number of the attempt (from 0) to its seed.
         refusal: reason why the crystal is not sampled, None if it is.
         required: what drafts are rejected for besides the composition.
@@ -43,6 +45,7 @@ class DrawRequest:
     seed: Callable[[int], int]
     refusal: Rejection | None = None
     required: Required = ANY
+    first_form: Form | None = None
 
 
 @dataclass
@@ -164,12 +167,14 @@ class Sampler:
         draws: dict[int, Draw] = {}
 
         def start(i: int) -> None:
+            request, attempt = requests[i], outcomes[i].attempts
+            is_first = request.first_form is not None and attempt < self._max_attempts // 2
             draws[i] = Draw(
                 self._prompts,
                 self._apart,
                 prompt=prompts[i],
-                seed=requests[i].seed(outcomes[i].attempts),
-                form=requests[i].form,
+                seed=request.seed(attempt),
+                form=request.first_form if is_first else request.form,
             )
             submit(i)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from peft import PeftModel
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from flowllm.llm.adapter import base_of
 from flowllm.llm.training_texts import IGNORED, MicroBatch
+from flowllm.runtime.device import copied
 
 LanguageModel = PreTrainedModel | PeftModel
 
@@ -32,17 +34,20 @@ def token_losses(model: LanguageModel, batch: MicroBatch, device: torch.device) 
         device: device of the model's first layer.
     """
     # The token at position t is predicted at position t - 1; the first token is not predicted.
-    labels = batch.labels.to(device)[:, 1:]
-    labeled = labels != IGNORED
+    labels = batch.labels.numpy()
+    rows, positions = np.nonzero(labels[:, 1:] != IGNORED)
+    targets = copied(torch.from_numpy(labels[rows, positions + 1]), device)
+    # Found in main memory: a mask on a GPU would be waited for, since it decides the result's size.
+    labeled = copied(torch.from_numpy(rows * labels.shape[1] + positions), device)
     output_layer = base_of(model).get_output_embeddings()
     assert isinstance(output_layer, nn.Module)
     choose = output_layer.register_forward_pre_hook(
         # The last layer of a model distributed over several GPUs is not on the first layer's GPU.
-        lambda _, hidden: (hidden[0][:, :-1][labeled.to(hidden[0].device)],)
+        lambda _, hidden: (hidden[0].flatten(0, 1)[labeled.to(hidden[0].device)],)
     )
     with choose:
-        logits = model(input_ids=batch.input_ids.to(device)).logits
-    return torch.nn.functional.cross_entropy(logits.float(), labels[labeled], reduction="none")
+        logits = model(input_ids=copied(batch.input_ids, device)).logits
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 @torch.no_grad()
@@ -87,6 +92,8 @@ def shares(count: int, fabric: Fabric) -> list[tuple[int, float]]:
 
 def sum_over_processes(value: float, fabric: Fabric) -> float:
     """Return the sum of a number over all processes."""
+    if fabric.world_size == 1:
+        return value
     number = torch.tensor(value, dtype=torch.float64, device=fabric.device)
     return sum_tensors(number, fabric).item()
 

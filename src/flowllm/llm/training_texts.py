@@ -39,7 +39,7 @@ More batches reduce the padding further, but shuffle the texts less."""
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Padded texts that are evaluated together.
+    """Padded texts that are evaluated together, in main memory.
 
     Attributes:
         input_ids: int64 (b, t), tokens.
@@ -52,7 +52,7 @@ class MicroBatch:
     @property
     def num_targets(self) -> int:
         """Number of tokens that count in the loss; the first token of a text is not predicted."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        return int(np.count_nonzero(self.labels[:, 1:].numpy() != IGNORED))
 
 
 class TrainingTexts:

@@ -38,45 +38,74 @@ class CheckedModel(ModelInterface):
     def forward(self, state: ts.SimState) -> dict[str, torch.Tensor]:
         """Evaluate the crystals that pass the checks; see `ModelInterface.forward`."""
         self.failures = cell_failures(state)
-        good = [index for index in range(state.n_systems) if index not in self.failures]
-        output = {
-            "energy": torch.zeros(state.n_systems, dtype=self._dtype, device=self._device),
-            "forces": torch.zeros_like(state.positions),
-            "stress": torch.zeros_like(state.cell),
-        }
+        num_systems = len(state.cell)
+        good = [index for index in range(num_systems) if index not in self.failures]
         if not good:
-            return output
-        given = state if len(good) == state.n_systems else state[good]
-        found = self.model(_in_dtype(given, self.model.dtype))
+            return {
+                "energy": state.cell.new_zeros(num_systems, dtype=self._dtype),
+                "forces": torch.zeros_like(state.positions),
+                "stress": torch.zeros_like(state.cell),
+            }
+        given = state if len(good) == num_systems else state[good]
+        if given.positions.dtype != self.model.dtype:
+            given = _in_dtype(given, self.model.dtype)
+        found = self.model(given)
         self.failures |= {
             good[index]: failure for index, failure in found.get("failures", {}).items()
         }
-        systems = torch.tensor(good, device=self._device)
-        output["energy"][systems] = found["energy"].to(self._dtype).reshape(-1)
-        output["forces"][torch.isin(state.system_idx, systems)] = found["forces"].to(self._dtype)
-        output["stress"][systems] = found["stress"].to(self._dtype).reshape(-1, 3, 3)
-        self._drop_failed(state, output)
+        output = {
+            "energy": found["energy"].to(self._dtype).reshape(-1),
+            "forces": found["forces"].to(self._dtype),
+            "stress": found["stress"].to(self._dtype).reshape(-1, 3, 3),
+        }
+        if len(good) < num_systems:
+            output = self._spread(output, state, good)
+        output = self._without_failed(output, state)
         if self.projection is not None:
             self.projection.apply(state, output, self.failures)
         return output
 
-    def _drop_failed(self, state: ts.SimState, output: dict[str, torch.Tensor]) -> None:
-        """Record the crystals with non-finite results, and zero the results of all failed ones."""
-        bad = ~torch.isfinite(output["energy"]) | ~torch.isfinite(output["stress"]).all(dim=(1, 2))
-        bad_atoms = ~torch.isfinite(output["forces"]).all(dim=1)
-        num_bad = torch.zeros_like(output["energy"])
-        bad |= num_bad.index_add_(0, state.system_idx, bad_atoms.to(num_bad)) > 0
-        for index in torch.where(bad)[0].tolist():
-            failure = RelaxationFailure(
-                "not_finite", "the potential gave a non-finite energy, force or stress"
-            )
-            self.failures.setdefault(index, failure)
+    def _spread(
+        self, output: dict[str, torch.Tensor], state: ts.SimState, good: list[int]
+    ) -> dict[str, torch.Tensor]:
+        """Return the results of the whole batch, zeros for those that were not evaluated."""
+        systems = torch.tensor(good, device=self._device)
+        rows = {"energy": systems, "stress": systems}
+        rows["forces"] = torch.isin(state.system_idx, systems).nonzero()[:, 0]
+        counts = {"energy": len(state.cell), "stress": len(state.cell)}
+        counts["forces"] = len(state.positions)
+        return {
+            name: value.new_zeros(counts[name], *value.shape[1:]).index_copy(0, rows[name], value)
+            for name, value in output.items()
+        }
+
+    def _without_failed(
+        self, output: dict[str, torch.Tensor], state: ts.SimState
+    ) -> dict[str, torch.Tensor]:
+        """Record the crystals with non-finite results, and return zeros for all failed ones."""
+        finite = {
+            name: torch.isfinite(value).flatten(1).all(dim=1)
+            for name, value in output.items()
+            if name != "energy"
+        }
+        bad = ~torch.isfinite(output["energy"]) | ~finite["stress"]
+        bad_atoms = (~finite["forces"]).to(self._dtype)
+        bad |= torch.zeros_like(output["energy"]).index_add_(0, state.system_idx, bad_atoms) > 0
+        for index, is_bad in enumerate(bad.tolist()):
+            if is_bad:
+                failure = RelaxationFailure(
+                    "not_finite", "the potential gave a non-finite energy, force or stress"
+                )
+                self.failures.setdefault(index, failure)
         if not self.failures:
-            return
-        failed = torch.tensor(sorted(self.failures), dtype=torch.long, device=self._device)
-        output["energy"][failed] = 0.0
-        output["stress"][failed] = 0.0
-        output["forces"][torch.isin(state.system_idx, failed)] = 0.0
+            return output
+        failed = torch.tensor([index in self.failures for index in range(len(bad))])
+        failed = failed.to(self._device)
+        return {
+            "energy": output["energy"].masked_fill(failed, 0.0),
+            "forces": output["forces"].masked_fill(failed[state.system_idx, None], 0.0),
+            "stress": output["stress"].masked_fill(failed[:, None, None], 0.0),
+        }
 
 
 def _in_dtype(state: ts.SimState, dtype: torch.dtype) -> ts.SimState:
@@ -102,12 +131,14 @@ def cell_failures(state: ts.SimState) -> dict[int, RelaxationFailure]:
     """
     cells = state.row_vector_cell.detach()
     volumes = torch.linalg.det(cells)
-    counts = torch.bincount(state.system_idx, minlength=state.n_systems)
-    regular = torch.where((volumes > MIN_VOLUME)[:, None, None], cells, torch.eye(3).to(cells))
+    ones = volumes.new_ones(len(state.system_idx))
+    counts = torch.zeros_like(volumes).index_add_(0, state.system_idx, ones)
+    unit = torch.eye(3, dtype=cells.dtype, device=cells.device)
+    regular = torch.where((volumes > MIN_VOLUME)[:, None, None], cells, unit)
     # The distance between opposite faces is the inverse length of the reciprocal vector.
-    heights = 1 / torch.linalg.inv(regular).norm(dim=1)
+    heights = 1 / torch.linalg.inv_ex(regular).inverse.norm(dim=1)
     images = torch.prod(2 * torch.ceil(SEARCH_RADIUS / heights) + 1, dim=1)
-    numbers = torch.stack([volumes, counts.to(volumes), images]).T.tolist()
+    numbers = torch.stack([volumes, counts, images]).T.tolist()
     found = {
         index: cell_failure(volume, int(count), num_images)
         for index, (volume, count, num_images) in enumerate(numbers)

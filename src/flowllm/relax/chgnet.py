@@ -98,12 +98,14 @@ class CHGNetModel(ModelInterface):
             (n_systems, 3, 3) in eV/angstrom^3, and `failures` (`RelaxationFailure` by index in the
             batch) of the crystals that cannot be evaluated, whose numbers are meaningless.
         """
-        counts = torch.bincount(state.system_idx, minlength=state.n_systems)
-        atoms_of_each = counts.cpu().numpy()
+        counts = torch.zeros_like(state.cell[:, 0, 0])
+        counts.index_add_(0, state.system_idx, torch.ones_like(state.positions[:, 0]))
+        points, matrices = _in_main_memory(state, counts)
+        atoms_of_each = np.array([len(atoms) for atoms in points])
         cells = state.row_vector_cell.to(torch.float32)
         positions = state.positions.to(torch.float32).requires_grad_(True)
         strain = torch.zeros_like(cells, requires_grad=True)
-        graphs, failures = self._graphs(state, atoms_of_each)
+        graphs, failures = self._graphs(points, matrices)
         if len(failures) == len(graphs):
             nothing = torch.zeros_like(state.cell)
             return {
@@ -114,7 +116,7 @@ class CHGNetModel(ModelInterface):
             }
         batch = self._batch(state, graphs, atoms_of_each, positions, cells, strain)
         per_atom = self.network._compute(batch)["e"]
-        energy = per_atom * counts
+        energy = per_atom * counts.to(per_atom)
         references = torch.zeros_like(per_atom).index_add_(
             0, state.system_idx, self.element_energies[state.atomic_numbers.long() - 1]
         )
@@ -128,12 +130,9 @@ class CHGNetModel(ModelInterface):
         }
 
     def _graphs(
-        self, state: SimState, counts: np.ndarray
+        self, points: list[np.ndarray], cells: np.ndarray
     ) -> tuple[list[NeighborGraph], dict[int, RelaxationFailure]]:
         """Find the bonds and angles of each crystal; a crystal with a failure has none."""
-        positions = state.positions.detach().cpu().numpy()
-        points = np.split(positions, np.cumsum(counts)[:-1])
-        cells = state.row_vector_cell.detach().cpu().numpy()
         graphs: list[NeighborGraph] = []
         failures: dict[int, RelaxationFailure] = {}
         for index, (atoms, cell) in enumerate(zip(points, cells, strict=True)):
@@ -184,6 +183,15 @@ class CHGNetModel(ModelInterface):
             strains=[],
             volumes=[],
         )
+
+
+def _in_main_memory(state: SimState, counts: torch.Tensor) -> tuple[list[np.ndarray], np.ndarray]:
+    """Copy a batch's positions, crystal by crystal, and cells, in one transfer."""
+    parts = [state.positions.detach().ravel(), state.row_vector_cell.detach().ravel(), counts]
+    ends = np.cumsum([part.numel() for part in parts])[:-1]
+    positions, cells, atoms = np.split(torch.cat(parts).cpu().numpy(), ends)
+    points = np.split(positions.reshape(-1, 3), np.cumsum(atoms.astype(np.int64))[:-1])
+    return points, cells.reshape(-1, 3, 3)
 
 
 def _joined(graphs: list[NeighborGraph], counts: np.ndarray) -> NeighborGraph:

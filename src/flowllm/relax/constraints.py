@@ -120,17 +120,23 @@ class Projection:
         """
         if self._has_symmetry:
             cells = state.row_vector_cell.clone()
-            cells[list(failures)] = torch.eye(3).to(cells)
-            output["forces"] = self._forces(output["forces"], cells, state.system_idx)
-            output["stress"] = self._stress(output["stress"], cells)
+            if failures:
+                cells[list(failures)] = torch.eye(3).to(cells)
+            inverse = torch.linalg.inv_ex(cells).inverse  # `inv` would wait for the device
+            output["forces"] = self._forces(output["forces"], cells, inverse, state.system_idx)
+            output["stress"] = self._stress(output["stress"], cells, inverse)
         if self.fixed_cell:
             output["stress"] = torch.zeros_like(output["stress"])
 
     def _forces(
-        self, forces: torch.Tensor, cells: torch.Tensor, system_idx: torch.Tensor
+        self,
+        forces: torch.Tensor,
+        cells: torch.Tensor,
+        inverse: torch.Tensor,
+        system_idx: torch.Tensor,
     ) -> torch.Tensor:
         """Average each force over the operations, as a vector at the atom it is mapped to."""
-        fractional = (forces[:, None] @ torch.linalg.inv(cells)[system_idx])[:, 0]
+        fractional = (forces[:, None] @ inverse[system_idx])[:, 0]
         rotations = self._rotations[self._operations]
         mapped = (rotations @ fractional[self._sources][:, :, None])[:, :, 0]
         mapped = mapped * self._weights[self._operations][:, None]
@@ -138,9 +144,10 @@ class Projection:
         back: torch.Tensor = (averaged[:, None] @ cells[system_idx])[:, 0]
         return back
 
-    def _stress(self, stress: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    def _stress(
+        self, stress: torch.Tensor, cells: torch.Tensor, inverse: torch.Tensor
+    ) -> torch.Tensor:
         """Average each stress over the operations of its crystal, as a tensor of rank 2."""
-        inverse = torch.linalg.inv(cells)
         scaled = (cells @ stress @ cells.mT)[self._systems]
         mapped = self._rotations.mT @ scaled @ self._rotations * self._weights[:, None, None]
         averaged = torch.zeros_like(stress).index_add_(0, self._systems, mapped)

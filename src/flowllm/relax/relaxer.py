@@ -1,6 +1,6 @@
 """Batched relaxation of arbitrary crystals: each ends relaxed, or failed with a reason.
 
-torch-sim's FIRE with the Frechet cell filter moves the atoms and the cells of a batch. Waiting
+FIRE with the Frechet cell filter (`fire`) moves the atoms and the cells of a batch. Waiting
 crystals replace those that have finished. A crystal that `checked_model` rejects leaves the batch
 with its reason, and the others continue.
 """
@@ -20,9 +20,11 @@ from torch_sim.optimizers import FrechetCellFIREState, frechet_cell_fire
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
+from flowllm.relax.batch_copy import BatchCopy
 from flowllm.relax.checked_model import CheckedModel
 from flowllm.relax.constraints import Projection, Symmetry, symmetrized
 from flowllm.relax.failures import RelaxationFailure
+from flowllm.relax.fire import take_step
 from flowllm.relax.models import LoadedPotential
 from flowllm.runtime.log import log
 
@@ -208,11 +210,12 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
     """Relax the crystals of the given indices in one batch; waiting ones replace finished ones."""
     model, crystals = work.model, work.crystals
     model.projection = None  # torch-sim measures the batch size with other crystals
-    init, step = frechet_cell_fire(model, dt_start=_DT_START)
+    init, _ = frechet_cell_fire(model, dt_start=_DT_START)
     queue = deque(indices)
     limit = _batch_limit(model, crystals[indices[0]])
     state: FrechetCellFIREState | None = None
     running: list[_Running] = []
+    projection: Projection | None = None
     while queue or running:
         clock = time.perf_counter()
         taken = _take(queue, crystals, limit - sum(one.load for one in running), not running)
@@ -226,12 +229,13 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
                 for index, energy in zip(taken, fresh.energy.tolist(), strict=True)
             ]
         else:
-            model.projection = _projection(work, [one.index for one in running])
-            state = step(state)
+            model.projection = projection
+            take_step(state, model)
             failures = model.failures
             for one in running:
                 one.steps += 1
         elapsed = time.perf_counter() - clock
+        assert state is not None
         for one in running:
             one.seconds += elapsed * one.num_atoms / state.n_atoms
         finished = _finished(work, state, running, failures)
@@ -242,12 +246,14 @@ def _relax_together(work: _Work, indices: list[int]) -> None:
             running = [running[system] for system in kept]
             state = state[kept] if kept else None
             work.advance(len(finished))
+        if taken or finished:
+            projection = _projection(work, [one.index for one in running])
 
 
 def _projection(work: _Work, indices: Sequence[int]) -> Projection | None:
     """Return the projection of the crystals of the given indices, None without constraints."""
     symmetries = work.symmetries
-    if symmetries is None and not work.fixed_cell:
+    if not indices or (symmetries is None and not work.fixed_cell):
         return None
     kept = None if symmetries is None else [symmetries[index] for index in indices]
     return Projection(kept, fixed_cell=work.fixed_cell, device=work.model.device)
@@ -292,9 +298,7 @@ def _state_of(crystals: Sequence[Crystal], model: ModelInterface) -> ts.SimState
 def _at_rest(state: FrechetCellFIREState) -> FrechetCellFIREState:
     """Replace torch-sim's NaN velocities of a new state by zeros.
 
-    A NaN makes torch-sim's step treat the whole batch as new, so that a crystal that joins would
-    disturb the others. Zero velocities halve the first time step, which is therefore doubled to
-    follow ASE's FIRE.
+    Zero velocities halve the first time step, which is therefore doubled to follow ASE's FIRE.
     """
     state.velocities = torch.zeros_like(state.velocities)
     state.cell_velocities = torch.zeros_like(state.cell_velocities)
@@ -310,18 +314,20 @@ def _finished(
 ) -> dict[int, Relaxation]:
     """Return the results of the crystals that have finished, by their index in the batch."""
     atom_forces = state.forces.norm(dim=1)
-    zeros = torch.zeros(state.n_systems).to(atom_forces)
+    zeros = atom_forces.new_zeros(len(running))
     of_atoms = zeros.scatter_reduce(0, state.system_idx, atom_forces, "amax")
     of_cells = state.cell_forces.norm(dim=2).amax(dim=1)
     max_forces, cell_forces = torch.stack([of_atoms, of_cells]).tolist()
     limits = work.limits
+    copy: BatchCopy | None = None
     finished: dict[int, Relaxation] = {}
     for system, one in enumerate(running):
         converged = max(max_forces[system], cell_forces[system]) < limits.max_force
         if system in failures:
             finished[system] = Relaxation(failure=failures[system], seconds=one.seconds)
         elif converged or one.steps >= limits.max_steps:
-            finished[system] = _result(work, state, system, one, max_forces[system], converged)
+            copy = copy or BatchCopy.of(state)
+            finished[system] = _result(work, copy, system, one, max_forces[system], converged)
         elif one.seconds > limits.max_seconds:
             detail = f"stopped after {one.steps} steps at max_seconds {limits.max_seconds:g}"
             finished[system] = Relaxation(
@@ -332,7 +338,7 @@ def _finished(
 
 def _result(
     work: _Work,
-    state: FrechetCellFIREState,
+    copy: BatchCopy,
     system: int,
     one: _Running,
     max_force: float,
@@ -342,7 +348,7 @@ def _result(
     crystal = work.crystals[one.index]
     if one.steps:
         try:
-            crystal = _crystal_of(state, system)
+            crystal = copy.crystal(system)
         except FlowllmError as error:
             return Relaxation(
                 failure=RelaxationFailure("no_volume", str(error)), seconds=one.seconds
@@ -356,24 +362,11 @@ def _result(
     return Relaxation(
         crystal=crystal,
         initial_energy_per_atom=one.initial_energy / one.num_atoms,
-        final_energy_per_atom=float(state.energy[system]) / one.num_atoms,
+        final_energy_per_atom=float(copy.energies[system]) / one.num_atoms,
         max_force=max_force,
         num_steps=one.steps + 2,
         converged=converged,
         seconds=one.seconds,
-    )
-
-
-def _crystal_of(state: FrechetCellFIREState, system: int) -> Crystal:
-    """Return one crystal of a batch."""
-    atoms = state.system_idx == system
-    cell = state.row_vector_cell[system].cpu().numpy()
-    lengths = np.linalg.norm(cell, axis=1)
-    cosines = np.clip((cell @ cell.T) / np.outer(lengths, lengths), -1, 1)
-    angles = np.degrees(np.arccos(cosines[[1, 0, 0], [2, 2, 1]]))
-    frac_coords = np.linalg.solve(cell.T, state.positions[atoms].cpu().numpy().T).T
-    return Crystal.from_arrays(
-        state.atomic_numbers[atoms].cpu().numpy(), frac_coords, lengths, angles
     )
 
 

@@ -4,45 +4,48 @@ from collections.abc import Sequence
 
 import torch
 
-from flowllm.relax.models import LABELS, LoadedPotential, load_potential
-from flowllm.relax.relaxer import Relaxation, relax
+from flowllm.crystal import Crystal
+from flowllm.relax.models import LABELS, load_potential
+from flowllm.relax.relaxer import relax
 from flowllm.runtime.log import log
 
 
 class SecondPotential:
-    """A potential as a judge of another one; without a name it evaluates nothing.
+    """A potential as a judge of another one.
 
     Attributes:
-        label: name of the potential with its version, None without a potential.
+        label: name of the potential with its version.
     """
 
-    def __init__(self, name: str | None, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device) -> None:
         """Load the potential.
 
         Args:
-            name: name in the configuration, or None.
+            name: name in the configuration.
             device: device of the potential.
 
         Raises:
             FlowllmError: the potential cannot be loaded.
         """
-        self.label = None if name is None else LABELS[name]
-        self._loaded: LoadedPotential | None = (
-            None if name is None else load_potential(name, device, "potential.check")
-        )
+        self.label = LABELS[name]
+        self._loaded = load_potential(name, device, "potential.check")
 
-    def energies(self, relaxed: Sequence[Relaxation]) -> list[float | None]:
-        """Return the energies of relaxed crystals in eV per atom, None for those without one."""
-        found: list[float | None] = [None] * len(relaxed)
-        if self._loaded is None:
-            return found
-        places = [place for place, one in enumerate(relaxed) if one.crystal is not None]
-        crystals = [one.crystal for one in relaxed if one.crystal is not None]
+    def energies(self, crystals: Sequence[Crystal | None]) -> list[float | None]:
+        """Return the energies of crystals in eV per atom, None where there is no crystal or energy.
+
+        The log has the number of crystals without an energy, and the first reason.
+        """
+        found: list[float | None] = [None] * len(crystals)
+        present = {place: one for place, one in enumerate(crystals) if one is not None}
         infinite = float("inf")
         results = relax(
-            self._loaded, crystals, max_force=infinite, max_steps=0, max_seconds=infinite
+            self._loaded,
+            list(present.values()),
+            max_force=infinite,
+            max_steps=0,
+            max_seconds=infinite,
         )
-        for place, result in zip(places, results, strict=True):
+        for place, result in zip(present, results, strict=True):
             found[place] = result.final_energy_per_atom
         failures = [one.failure for one in results if one.failure is not None]
         if failures:
@@ -50,7 +53,7 @@ class SecondPotential:
                 "potential.check: %s gives no energy for %d of %d relaxed crystals (first: %s)",
                 self.label,
                 len(failures),
-                len(crystals),
+                len(present),
                 failures[0].detail,
             )
         return found

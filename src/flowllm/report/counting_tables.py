@@ -21,6 +21,7 @@ _READINGS = (
     ("Match rate", "match_rate_of_relaxed", "of the relaxed, matcher 0.2, 0.3, 5°"),
     ("Match rate", "match_rate_loose", "matcher 0.3, 0.5, 10° (code)"),
     ("Match rate", "match_rate_loose_of_relaxed", "of the relaxed, matcher 0.3, 0.5, 10°"),
+    ("Coverage precision", "coverage_precision_of_valid", "over valid crystals (peers' code)"),
     ("RMSD", "rmsd", "matcher 0.2, 0.3, 5° (text)"),
     ("RMSD", "rmsd_loose", "matcher 0.3, 0.5, 10° (code)"),
 )
@@ -31,8 +32,12 @@ _SOURCE_TITLES: dict[EnergySource, str] = {"potential": "estimates by the potent
 
 
 def reading_table(results: Sequence[Result], kind: EnergySource) -> Table:
-    """Return both readings of each rule on which the paper's text and the authors' code differ."""
+    """Return the other readings of the rules on which the paper's text and its code differ.
+
+    The reading that this run uses is in the tables of the rates.
+    """
     ours = of_kind(results, kind)
+    used = _used(ours[0])
     columns = (
         Column("metric", "Metric"),
         Column("reading", "Reading"),
@@ -41,16 +46,32 @@ def reading_table(results: Sequence[Result], kind: EnergySource) -> Table:
     rows = [
         {"metric": metric, "reading": reading, **{one.method: one.row[key] for one in ours}}
         for metric, key, reading in _READINGS
+        if key not in used
     ]
     return Table(
         f"readings_{kind}",
-        f"Both readings of the rules ({_SOURCE_TITLES[kind]})",
-        "Each row is one reading of a rule on which the paper is ambiguous or differs from the "
-        "authors' code; all else is as configured. Classes joined by chains of matches give a "
-        "lower bound of the rate by the code's greedy rule. " + made_by(ours),
+        f"Other readings of the rules ({_SOURCE_TITLES[kind]})",
+        "Each row is a reading, which this run does not use, of a rule on which the paper is "
+        "ambiguous or differs from the authors' code. All else is as configured.",
         columns,
         rows,
+        protocol="This run uses: "
+        + "; ".join(f"{metric}: {reading}" for metric, key, reading in _READINGS if key in used)
+        + ". Classes joined by chains of matches give a lower bound of the rate by the code's "
+        f"greedy rule. {made_by(ours)}",
     )
+
+
+def _used(result: Result) -> set[str]:
+    """Return the keys of the readings that equal the rates of a run's other tables."""
+    protocol = result.numbers["protocol"]
+    bound = "at_most" if protocol["stability_rule"]["inclusive"] else "below"
+    against = protocol["novelty_against"]
+    used = {f"stability_rate_{bound}", "sun_rate", "match_rate", "rmsd"}
+    # The readings do not have the crystals of metrics.known_crystals.
+    if protocol["known_crystals"] is None:
+        used |= {f"novelty_{against}", f"sun_rate_{against}"}
+    return used
 
 
 def protocol_tables(results: Sequence[Result], kind: EnergySource) -> list[Table]:
@@ -64,7 +85,6 @@ def _protocol_table(ours: Sequence[Result], kind: EnergySource, name: str) -> Ta
     rule = ours[0].numbers["protocols"][name]
     columns = [
         METHOD,
-        Column("drawn", "Crystals", "count"),
         Column("stability_rate", f"Stable, ≤ {rule['stable_at_most']:g} eV/atom", "rate"),
         Column("sun_rate", "S.U.N.", "rate"),
     ]
@@ -74,16 +94,16 @@ def _protocol_table(ours: Sequence[Result], kind: EnergySource, name: str) -> Ta
         columns.append(Column("metastable_sun_rate", "MetaSUN", "rate"))
     rows = []
     for result in ours:
-        row = {"setting": result.method, "drawn": result.numbers["counts"]["drawn"]}
-        rows.append(row | result.numbers["protocols"][name])
+        rows.append({"setting": result.method} | result.numbers["protocols"][name])
     among = "only valid crystals, by this run's rules" if rule["of"] == VALID else rule["of"]
     return Table(
         f"protocol_{name.lower().replace('-', '_')}_{kind}",
         f"Rates by the protocol of {name} ({_SOURCE_TITLES[kind]})",
-        f"Thresholds and denominator ({among}) are those of {name} ({rule['source']}), with any "
-        f"number of elements; energies ({energy_name(ours)}), hull ({hull_name(ours)}), matcher "
-        "and known crystals are those of this run. The rates cannot be compared with the "
-        f"published ones of {name}, which refer to another hull.",
+        f"Thresholds and denominator ({among}) are those of {name}, energies, hull, matcher and "
+        "known crystals those of this run. The rates cannot be compared with the published ones of "
+        f"{name}, which refer to another hull.",
         columns,
         rows,
+        protocol=f"Source: {rule['source']}, with any number of elements. Energies: "
+        f"{energy_name(ours)}; hull: {hull_name(ours)}.",
     )

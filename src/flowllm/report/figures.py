@@ -15,6 +15,7 @@ from matplotlib.ticker import NullLocator
 from matplotlib.typing import RcKeyType
 
 from flowllm.report.metrics_files import Result
+from flowllm.report.protocol_text import symmetry_text
 from flowllm.report.provenance import starts_from_drafts
 from flowllm.report.training_history import Curve
 
@@ -177,7 +178,7 @@ def _step_lines(
     The language model's crystals without a flow are the point at 0 steps of each flow that starts
     from them unchanged, not of one that adds noise or starts from another distribution.
     """
-    lines: dict[tuple[str, str], list[_Point]] = {}
+    lines: dict[tuple[str, str, bool | None], list[_Point]] = {}
     starts: dict[str, _Point] = {}
     for result in results:
         row = result.numbers["sampling"]["setting"]
@@ -187,14 +188,17 @@ def _step_lines(
         if row["flow"] is None:
             starts[row["base"]] = point
         else:
-            lines.setdefault((row["base"], row["flow"]), []).append(point)
+            key = (row["base"], row["flow"], row.get("keep_symmetry"))
+            lines.setdefault(key, []).append(point)
     found = {}
-    for (base, flow), points in lines.items():
+    for (base, flow, kept), points in lines.items():
         if len({steps for steps, _ in points}) < 2:
             continue
         start = starts.get(base) if flow in flows and starts_from_drafts(flows[flow]) else None
         points = [*points, *filter(None, [start])]
-        found[f"base {base}, flow {flow}"] = sorted(points, key=lambda point: point[0])
+        found[f"base {base}, flow {flow}{symmetry_text(kept)}"] = sorted(
+            points, key=lambda point: point[0]
+        )
     return found
 
 

@@ -131,6 +131,7 @@ class Protocol(Form):
     stability_rule: StabilityRule
     matcher: Matcher
     novelty_against: str
+    known_crystals: str | None
     oxidation_states: str
 
 
@@ -169,7 +170,7 @@ class OtherProtocol(Form):
 
 
 class Order(Form):
-    """A rank correlation with its interval."""
+    """A correlation with its interval."""
 
     value: float | None
     low: float | None
@@ -184,6 +185,15 @@ class Check(Form):
     rates: dict[str, Rate]
     orders: dict[str, Order]
     difference: Mean
+
+
+class Known(Form):
+    """One comparison with the energies that the source of the crystals gives."""
+
+    count: int
+    rates: dict[str, Rate]
+    correlations: dict[str, Order]
+    differences: dict[str, Mean]
 
 
 class Histogram(Form):
@@ -216,6 +226,7 @@ class Metrics(Form):
     estimates: Estimates | None
     protocols: dict[str, OtherProtocol]
     check: Check | None
+    known: dict[str, Known] = {}
     means: dict[str, Mean]
     distances: dict[str, Distance]
     histograms: Histograms

@@ -16,7 +16,10 @@ from flowllm.io.file_errors import check_form, read_json
 from flowllm.io.tables import read_table
 from flowllm.report import forms
 
-PER_CRYSTAL_COLUMNS = ("id", "num_elements", "e_above_hull", "duplicate_group", "novel", "sun")
+PER_CRYSTAL_COLUMNS = (
+    *("id", "num_elements", "e_above_hull", "hull_compounds"),
+    *("duplicate_group", "novel", "sun"),
+)
 """Columns of `schemas.METRICS_PER_CRYSTAL` that the report reads."""
 
 REQUESTED_COLUMNS = ("asked", "got", "met", "all_met")
@@ -101,7 +104,8 @@ def first_of_each_sweep(results: Sequence[Result]) -> list[Result]:
     found: dict[tuple[str, ...], Result] = {}
     for result in results:
         row = result.numbers["sampling"]["setting"]
-        key = (row["base"], str(row["flow"])) if row else (result.method,)
+        how = (str(row.get(key)) for key in ("base", "flow", "keep_symmetry"))
+        key = tuple(how) if row else (result.method,)
         found.setdefault(key, result)
     return list(found.values())
 

@@ -1,19 +1,22 @@
-"""The HTML page, composed of tables, figures and records."""
+"""The HTML page, composed of candidates, tables, figures and records."""
 
 import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import jinja2
 
 from flowllm.report.gallery import Candidate
-from flowllm.report.table import Column, Table, show
+from flowllm.report.table import Table
 
 TEMPLATE = "page.html.j2"
 VIEWER = Path(__file__).with_name("viewer.js")
+
+OPEN_CANDIDATES = 4
+"""Candidates of a gallery that are shown at once; the others are folded."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,13 @@ class RenderedFigure:
         name: name of its files.
         caption: caption.
         files: contents of the files by suffix.
+        on_page: whether the page shows it, besides its files.
     """
 
     name: str
     caption: str
     files: dict[str, bytes]
+    on_page: bool = True
 
     @property
     def svg(self) -> str:
@@ -46,7 +51,18 @@ class Detail:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page."""
+    """A section of the page.
+
+    Attributes:
+        name: name of its anchor.
+        title: heading.
+        note: text below the heading.
+        gallery: crystals with their pictures.
+        figures: figures.
+        tables: tables.
+        details: collapsible texts.
+        folded: whether it is collapsed, below all sections that are not.
+    """
 
     name: str
     title: str
@@ -55,40 +71,12 @@ class Section:
     figures: Sequence[RenderedFigure] = field(default_factory=list)
     tables: Sequence[Table] = field(default_factory=list)
     details: Sequence[Detail] = field(default_factory=list)
+    folded: bool = False
 
-
-class Card(TypedDict):
-    """A headline number: method, value, name of the number, and details in small print."""
-
-    setting: str
-    value: str
-    what: str
-    detail: str
-
-
-def headline_cards(table: Table, what: str, hull: str) -> list[Card]:
-    """Return the first method's rates of a stability table as cards.
-
-    Args:
-        table: a table of `quality_tables.sun_table`.
-        what: source of the energies, as text.
-        hull: reference hull, as text.
-    """
-    ours = next((row for row in table.rows if not row.get("published")), None)
-    if ours is None:
-        return []
-    cards: list[Card] = []
-    for key, title in (("stability_rate", "stable"), ("sun_rate", "S.U.N.")):
-        shown = show(ours[key], Column(key, title, "rate"))
-        cards.append(
-            {
-                "setting": ours["setting"],
-                "value": shown.text,
-                "what": f"{title}, {what}",
-                "detail": f"{shown.detail} % (95 %); {hull}",
-            }
-        )
-    return cards
+    @property
+    def content(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.note or self.gallery or self.figures or self.tables or self.details)
 
 
 def provenance_details(records: Sequence[dict[str, Any]]) -> list[Detail]:
@@ -118,19 +106,17 @@ def render(
     title: str,
     subtitle: str,
     color: str,
-    cards: Sequence[Card],
     sections: Sequence[Section],
-    table_files: bool = True,
+    files: bool = True,
 ) -> str:
-    """Return the page as one self-contained file; its only script rotates the gallery's crystals.
+    """Return the page as one self-contained file; its only script draws and rotates the crystals.
 
     Args:
         title: heading.
         subtitle: line below the heading.
         color: main color, #rrggbb.
-        cards: headline numbers.
-        sections: sections below the cards.
-        table_files: whether the page names the files of its tables.
+        sections: sections; those that are folded follow the others.
+        files: whether the page names the files of its tables and figures.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -139,12 +125,14 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    viewer = VIEWER.read_text(encoding="utf-8")
     return environment.get_template(TEMPLATE).render(
         title=title,
         subtitle=subtitle,
         color=color,
-        cards=cards,
-        sections=sections,
-        table_files=table_files,
-        viewer=VIEWER.read_text() if any(section.gallery for section in sections) else "",
+        sections=[section for section in sections if not section.folded],
+        folded=[section for section in sections if section.folded],
+        files=files,
+        open_candidates=OPEN_CANDIDATES,
+        viewer=viewer if any(section.gallery for section in sections) else "",
     )

@@ -18,14 +18,12 @@ def outcome_table(results: Sequence[Result]) -> Table:
     """Return the outcome of the draws: the number of crystals that reached each stage."""
     columns = (
         METHOD,
-        Column("origin", "Made by"),
         Column("energies", "Energies"),
-        Column("drawn", "Drawn", "count"),
         Column("generated", "Generated", "rate", 1),
-        Column("relaxed", "Relaxed", "rate", 1),
         Column("not_converged", "Relaxed, not converged", "count"),
         Column("placed_on_hull", "Placed on the hull", "rate", 1),
         Column("stopped", "Not relaxed, by reason"),
+        Column("fingerprinted", "Fingerprint found", "rate", 1),
         Column("fingerprints", "Without a fingerprint"),
     )
     rows = []
@@ -33,7 +31,6 @@ def outcome_table(results: Sequence[Result]) -> Table:
         counts = result.numbers["counts"]
         # The statuses of relaxation include those of crystals that failed at an earlier stage.
         row = {
-            "origin": _origin(result),
             "energies": result.kind,
             "not_converged": counts["not_converged"],
             "stopped": _all_but_ok(counts["relaxed"]),
@@ -43,32 +40,17 @@ def outcome_table(results: Sequence[Result]) -> Table:
     return Table(
         "fates",
         "Outcome of the draws",
-        "Crystals that were rejected, failed or were not computed remain in every denominator; a "
-        "crystal whose relaxation did not converge counts with its last energy, an upper bound. "
-        "A crystal without a fingerprint is neither covered nor valid (timeout: CrystalNN exceeded "
-        "its time limit).",
+        "Crystals that were rejected, failed or were not computed remain in every denominator. A "
+        "crystal whose relaxation did not converge counts with its last energy, an upper bound.",
         columns,
         rows,
+        protocol="A crystal without a fingerprint is neither covered nor valid (timeout: CrystalNN "
+        "exceeded its time limit).",
     )
 
 
 def _all_but_ok(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {n}" for name, n in counts.items() if name != "ok") or "–"
-
-
-def _origin(result: Result) -> str:
-    """Return how the crystals of a method were made, or the file they were read from, as text."""
-    sampling = result.numbers["sampling"]
-    if file := sampling["external"].get("file"):
-        return f"another model, {file}"
-    if not (method := sampling["setting"]):
-        return "–"
-    parts = [f"base {method['base']}"]
-    if base := sampling["base"]:
-        parts.append(f"τ {base['temperature']:g}, P {base['top_p']:g}")
-    flow = method["flow"]
-    parts.append("no flow" if flow is None else f"flow {flow}, {method['num_steps']} steps")
-    return ", ".join(parts)
 
 
 def draft_table(counts: Sequence[DraftCount]) -> Table:
@@ -143,9 +125,9 @@ def merging_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
     note = "Losses on the validation texts of the fine-tuning, in nats per token. "
     if rise > MAX_LOSS_RISE:
         note += (
-            f"Warning: merging raised the loss by {rise:.4f}, more than {MAX_LOSS_RISE:g}. The "
-            "merged model differs from the trained model; set merge_adapter.into: dequantized to "
-            "keep the weights of the training. "
+            f"Warning: merging raised the loss by {rise:.4f}, more than {MAX_LOSS_RISE:g}, so that "
+            "the merged model differs from the trained one; merge_adapter.into: dequantized keeps "
+            "the weights of the training."
         )
     rows = [
         {"what": "adapter, with the weights of its training", "loss": adapter},
@@ -228,7 +210,6 @@ def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) 
         METHOD,
         Column("energies", "S.U.N. by"),
         Column("minutes_per_10000", "Minutes per 10,000", "number", 1),
-        Column("sun", "S.U.N.", "count"),
         Column("seconds_per_sun", "Seconds per S.U.N.", "number", 2),
     )
     published = published_rows([column.key for column in columns])
@@ -241,15 +222,14 @@ def speed_table(results: Sequence[Result], seconds: Mapping[str, float | None]) 
         sun = result.numbers["rates"]["sun_rate"]["numerator"]
         row: dict[str, Any] = {"setting": result.method, "energies": energy_name([result])}
         row["minutes_per_10000"] = round(total / drawn * 10_000 / 60, 1)
-        row["sun"] = sun
         row["seconds_per_sun"] = round(total / sun, 2) if sun else None
         rows.append(row)
     return Table(
         "speed",
-        "Time of generation",
+        "Time of generation (the paper's appendix G)",
         "Wall time of sampling and refining, from the records of these jobs with their starts, on "
-        "the machines listed under Provenance; published times are for one A100-80GB. "
-        + published_note(published),
+        "the machines listed under Provenance. Shaded rows are published, for one A100-80GB.",
         columns,
         rows + published,
+        protocol=published_note(published),
     )

@@ -24,6 +24,12 @@ def hull_name(results: Sequence[Result]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
+def hull_size(results: Sequence[Result]) -> str:
+    """Return the number of compositions of the hulls of some results as text."""
+    sizes = sorted({result.numbers["protocol"]["hull_compositions"] for result in results})
+    return " and ".join(f"{size:,} compositions".replace(",", "\u202f") for size in sizes)
+
+
 def corrections(results: Sequence[Result]) -> str:
     """Return the correction schemes of DFT energies as text; empty for a potential."""
     found = {name for one in results for name in one.numbers["protocol"]["correction_schemes"]}
@@ -41,6 +47,27 @@ def made_by(results: Sequence[Result]) -> str:
         f"Energies: {energy_name(results)}; hull: {hull_name(results)}{corrections(results)}; "
         f"{rules(results)}. "
     )
+
+
+def symmetry_text(kept: bool | None) -> str:
+    """Return the `keep_symmetry` of a row of `methods` as text; empty where it has none."""
+    return "" if kept is None else f", symmetry {'kept' if kept else 'not kept'}"
+
+
+def origin(result: Result) -> str:
+    """Return how the crystals of a method were made, or the file they were read from, as text."""
+    sampling = result.numbers["sampling"]
+    if file := sampling["external"].get("file"):
+        return f"another model, {file}"
+    if not (method := sampling["setting"]):
+        return "–"
+    start = f"base {method['base']}"
+    if base := sampling["base"]:
+        drawn = f"τ {base['temperature']:g}, P {base['top_p']:g}"
+        start = f"language model ({method['base']}: {drawn})"
+    flow = method["flow"]
+    moved = "no flow" if flow is None else f"flow {flow} in {method['num_steps']} steps"
+    return f"{start}, {moved}" + symmetry_text(method.get("keep_symmetry"))
 
 
 def special_rows(results: Sequence[Result]) -> str:
@@ -117,6 +144,8 @@ def rules(results: Sequence[Result]) -> str:
         against = {"train": "the training split", "train_val": "the train and val splits"}[
             result.numbers["protocol"]["novelty_against"]
         ]
+        if (known := result.numbers["protocol"]["known_crystals"]) is not None:
+            against += f" and the crystals of {known}"
         sign = "≤" if rule["inclusive"] else "<"
         text = (
             f"stable: E_hull {sign} {rule['stable_below']:g} eV/atom with at least "

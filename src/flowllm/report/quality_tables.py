@@ -14,6 +14,7 @@ from flowllm.report.protocol_text import (
     hull_name,
     made_by,
     not_relaxed_note,
+    origin,
     redrawn_note,
     special_rows,
 )
@@ -25,145 +26,140 @@ _METASTABLE = Column("metastability_rate", "Metastable", "rate")
 _STABLE = Column("stability_rate", "Stable", "rate")
 _NOVEL = Column("novelty", "Novel", "rate")
 _SUN = Column("sun_rate", "S.U.N.", "rate")
-_STRUCTURE = Column("structural_validity", "Structural validity", "rate")
-_COMPOSITION = Column("compositional_validity", "Composition validity", "rate")
-_COVERAGE = (
+
+_LEAD_COLUMNS = (
+    Column("origin", "Made by"),
+    _DRAWN,
+    Column("validity", "Valid", "rate"),
+    Column("relaxed", "Relaxed", "rate"),
+    Column("delta_energy_per_atom", "Energy released, eV/atom", "mean", 3),
+    Column("num_steps", "Steps", "mean", 1),
+)
+"""Columns of the page's first table besides those of stability."""
+
+_PART_COLUMNS = (
+    METHOD,
+    Column("uniqueness", "Unique", "rate"),
+    Column("novel_of_stable", "Novel, of stable", "rate"),
+    Column("unique_of_stable_novel", "Unique, of stable and novel", "rate"),
+    Column("metastable_sun_rate", "Metastable S.U.N.", "rate"),
+)
+
+_GENERATED_COLUMNS = (
+    Column("structural_validity", "Structural validity", "rate"),
+    Column("compositional_validity", "Composition validity", "rate"),
     Column("coverage_recall", "Coverage recall", "rate"),
     Column("coverage_precision", "Coverage precision", "rate"),
-)
-_DISTANCES = (
     Column("wasserstein_density", "Distance of density", "distance", 3),
     Column("wasserstein_num_elements", "Distance of number of elements", "distance", 3),
 )
 
-_SUN_COLUMNS = (
-    METHOD,
-    _DRAWN,
-    _METASTABLE,
-    _STABLE,
-    Column("uniqueness", "Unique", "rate"),
-    _NOVEL,
-    Column("novel_of_stable", "Novel, of stable", "rate"),
-    Column("unique_of_stable_novel", "Unique, of stable and novel", "rate"),
-    Column("metastable_sun_rate", "Metastable S.U.N.", "rate"),
-    _SUN,
-)
-
-TERMINAL_COLUMNS = (
-    METHOD,
-    Column("structural_validity", "Valid structure", "rate"),
-    Column("compositional_validity", "Valid composition", "rate"),
-    Column("relaxed", "Relaxed", "rate"),
-    _METASTABLE,
-    _STABLE,
-    _NOVEL,
-    _SUN,
-)
-"""Columns of the table on the terminal; counts are printed after the rates."""
-
-_PAPER_COLUMNS = (
-    METHOD,
-    _STRUCTURE,
-    _COMPOSITION,
-    *_COVERAGE,
-    *_DISTANCES,
+_BY_DFT = (
     Column("stability_rate", "Stable, by DFT", "rate"),
     Column("sun_rate", "S.U.N., by DFT", "rate"),
-)
-"""Columns of the paper's table 1."""
-
-_PROXY_COLUMNS = (
-    METHOD,
-    _DRAWN,
-    _STRUCTURE,
-    _COMPOSITION,
-    Column("fingerprinted", "Fingerprint found", "rate"),
-    Column("validity", "Valid", "rate"),
-    *_COVERAGE,
-    Column("coverage_precision_of_valid", "Coverage precision, of valid", "rate"),
-    *_DISTANCES,
 )
 
 _GROUND_STATE_COLUMNS = (
     METHOD,
-    _DRAWN,
     Column("match_rate", "Match rate", "rate"),
     Column("rmsd", "RMSD", "mean", 4),
-    Column("delta_energy_per_atom", "Δ-energy, eV/atom", "mean", 3),
-    Column("delta_energy_per_cell", "Δ-energy, eV", "mean", 3),
-    Column("num_steps", "Steps", "mean", 1),
+    Column("delta_energy_per_cell", "Energy released, eV per cell", "mean", 3),
 )
-
 
 _RATES_NOTE = (
-    "Rates are over all draws unless the heading says otherwise, with counts and Wilson's 95 % "
-    "interval in percent in small print. Unique and S.U.N. count classes joined by chains of "
-    "matches, a lower bound of the authors' greedy rule (see Both readings of the rules). "
+    "Rates are over all draws unless the heading says otherwise; in small print are counts and "
+    "Wilson's 95 % interval in percent. Valid: no two atoms closer than 0.5 Å, a volume of at "
+    "least 0.1 Å³, a composition that SMACT accepts, and a fingerprint by CrystalNN. Energy "
+    "released: decrease of the potential energy by the relaxation. Unique and S.U.N. count "
+    "classes joined by chains of matches, a lower bound of the authors' greedy rule. "
 )
 
+_SHADED = "Shaded rows are published values, and a dash is a value that is not known."
 
-def sun_table(results: Sequence[Result], kind: EnergySource) -> Table:
-    """Return stability and S.U.N. by one source of energies (paper, table 1)."""
+
+def sun_table(results: Sequence[Result], kind: EnergySource, *, lead: bool = False) -> Table:
+    """Return stability and S.U.N. by one source of energies (paper, table 1).
+
+    Args:
+        results: all results.
+        kind: source of the energies.
+        lead: whether this is the page's first table, which also has the origin of the crystals,
+            their number, their validity and their relaxation.
+    """
     ours = of_kind(results, kind)
-    rows = [result.row for result in ours]
+    columns = (*(_LEAD_COLUMNS if lead else ()), _METASTABLE, _STABLE, _NOVEL, _SUN)
+    rows = [result.row | _before_stability(result, results) for result in ours]
     if kind == "potential":
         title = "Stability and S.U.N., estimated by a machine-learned potential"
-        caption = f"Estimates, not DFT. {made_by(ours)}{_RATES_NOTE}"
+        caption = "Estimates, not DFT, with counts and 95 % intervals in small print."
+        published: list[dict[str, Any]] = []
     else:
-        published = published_rows([column.key for column in _SUN_COLUMNS])
-        rows += published
         title = "Stability and S.U.N. by DFT"
-        caption = made_by(ours) + _RATES_NOTE if ours else "No DFT results of this run yet. "
-        caption += published_note(published)
-    caption += not_relaxed_note(ours)
-    return Table(f"stability_{kind}", title, caption, _SUN_COLUMNS, rows)
-
-
-def paper_table(results: Sequence[Result]) -> Table:
-    """Return all methods in one table (paper, table 1), published values included.
-
-    Stability and S.U.N. are by DFT, or a dash; the potential's estimates are in `sun_table`.
-    """
-    keys = [column.key for column in _PAPER_COLUMNS]
-    by_dft = {"stability_rate", "sun_rate"}
-    rows = []
-    for method in dict.fromkeys(result.method for result in results):
-        row: dict[str, Any] = {}
-        for result in (one for one in results if one.method == method):
-            found = result.row
-            allowed = [key for key in keys if result.kind == "dft" or key not in by_dft]
-            row |= {key: found[key] for key in allowed}
-        rows.append(row)
-    dft = of_kind(results, "dft")
-    missing = "No DFT results of this run yet; the tables below contain estimates. "
-    published = published_rows(keys, every=True)
+        published = published_rows([column.key for column in columns])
+        caption = _SHADED if published else "Counts and 95 % intervals are in small print."
     return Table(
-        "paper",
-        "All methods in one table (the paper's table 1)",
-        "Rows of this run, then published rows; the columns are defined in the tables below, and a "
-        "dash in a row of this run means that the value was not computed. "
-        f"{made_by(dft) if dft else missing}"
-        f"{special_rows(results)}{close_atoms(results)}{published_note(published)}",
-        _PAPER_COLUMNS,
-        rows + published,
+        f"stability_{kind}",
+        title,
+        caption,
+        (METHOD, *columns),
+        [*rows, *published],
+        protocol=f"{made_by(ours)}{special_rows(ours)}{_RATES_NOTE}{not_relaxed_note(ours)}"
+        f"{close_atoms(ours)}{published_note(published)}",
     )
 
 
-def proxy_table(results: Sequence[Result]) -> Table:
-    """Return validity, coverage and property distances as generated (paper, table 1)."""
-    ours = once_per_method(results)
-    sets = sorted({result.numbers["protocol"]["oxidation_states"] for result in ours})
+def _before_stability(result: Result, results: Sequence[Result]) -> dict[str, Any]:
+    """Return a method's origin, and its numbers of the relaxation by the potential if any."""
+    relaxed = [one for one in of_kind(results, "potential") if one.method == result.method]
+    keys = ("relaxed", "delta_energy_per_atom", "num_steps")
+    return {"origin": origin(result)} | {key: one.row[key] for one in relaxed for key in keys}
+
+
+def sun_parts_table(results: Sequence[Result], kind: EnergySource) -> Table:
+    """Return the rates between stable and S.U.N. by one source of energies (paper, section 5.3)."""
+    ours = of_kind(results, kind)
+    published = published_rows([column.key for column in _PART_COLUMNS]) if kind == "dft" else []
     return Table(
-        "proxy",
-        "Proxy metrics of the generated crystals",
-        "Before any relaxation; structural validity: no two atoms closer than 0.5 Å and a volume "
-        "of at least 0.1 Å³; composition validity: SMACT with oxidation states "
-        f"{', '.join(sets)}; valid: both, and CrystalNN gives a fingerprint. Coverage of the test "
-        "split is by CDVAE's fingerprints and cut-offs for MP-20 (0.4, 10), with precision over "
-        "all draws, and over valid crystals as in crystal-text-llm; Wasserstein distances (g/cm³, "
-        f"elements) are those of up to 1,000 valid crystals to the test split. {close_atoms(ours)}",
-        _PROXY_COLUMNS,
-        [result.row for result in ours],
+        f"sun_parts_{kind}",
+        "From stable to S.U.N., " + ("by DFT" if kind == "dft" else "by the potential (estimates)"),
+        "Of the rates, only those whose heading says so are not over all draws."
+        + (f" {_SHADED}" if published else ""),
+        _PART_COLUMNS,
+        [*(result.row for result in ours), *published],
+        protocol=f"{made_by(ours)}{published_note(published)}",
+    )
+
+
+def paper_table(results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return validity, coverage and distances as generated, and published values (paper, table 1).
+
+    Without DFT results there are also its columns by DFT, which have published values alone. If the
+    flows differ in their noise, the noise is shown too (paper, table 4).
+
+    Args:
+        results: all results.
+        flows: rows `flows` of the configuration by name.
+    """
+    noise = _noise_of(results, flows)
+    by_dft = () if of_kind(results, "dft") else _BY_DFT
+    columns = (METHOD, *(_NOISE_COLUMNS if noise else ()), *_GENERATED_COLUMNS, *by_dft)
+    keys = [column.key for column in (METHOD, *_GENERATED_COLUMNS)]
+    ours = once_per_method(results)
+    rows = [{key: one.row[key] for key in keys} | noise.get(one.method, {}) for one in ours]
+    published = published_rows([column.key for column in columns], every=True)
+    sets = sorted({one.numbers["protocol"]["oxidation_states"] for one in ours})
+    return Table(
+        "paper",
+        "Crystals as generated (the paper's table 1" + (" and table 4)" if noise else ")"),
+        f"Before any relaxation, with counts and 95 % intervals in small print. {_SHADED}",
+        columns,
+        [*rows, *published],
+        protocol="Structural validity: no two atoms closer than 0.5 Å and a volume of at least "
+        f"0.1 Å³; composition validity: SMACT with oxidation states {', '.join(sets)}. Coverage of "
+        "the test split is by CDVAE's fingerprints and cut-offs for MP-20 (0.4, 10), with "
+        "precision over all draws; distances (Wasserstein, in g/cm³ and elements) are those of up "
+        f"to 1,000 valid crystals to the test split. {_NOISE_NOTE if noise else ''}"
+        f"{special_rows(results)}{close_atoms(results)}{published_note(published)}",
     )
 
 
@@ -183,15 +179,14 @@ def e_hull_table(results: Sequence[Result], kind: EnergySource) -> Table:
     return Table(
         f"e_hull_{kind}",
         f"E above hull by {energy_name(ours)}" + (" (estimates)" if kind == "potential" else ""),
-        "Shares of all draws, with any number of elements; a sparse hull overestimates stability. "
-        f"Hull: {hull_name(ours)}.",
+        "Shares of all draws, with any number of elements; a sparse hull overestimates stability.",
         (
             METHOD,
-            _DRAWN,
             *(Column(f"at_most_{x:g}", f"≤ {x:g} eV/atom", "rate") for x in E_HULL_BOUNDS),
             Column("mean", "Mean, eV/atom", "mean", 3),
         ),
         rows,
+        protocol=f"Hull: {hull_name(ours)}.",
     )
 
 
@@ -225,34 +220,22 @@ _NOISE_COLUMNS = (
     Column("angles_noise", "of angles, °", "number", 2),
 )
 
+_NOISE_NOTE = (
+    "Noise: standard deviations of Gaussian noise before the flow, in training and sampling, for "
+    "coordinates in fractions of the cell (the paper's table 4, whose levels we do not know). "
+)
 
-def noise_table(results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Return proxy metrics against the noise on the language model's crystals (paper, table 4).
 
-    Args:
-        results: all results.
-        flows: rows `flows` of the configuration by name.
-
-    Returns:
-        The table, or None if all velocity networks have the same noise.
-    """
-    rows = []
+def _noise_of(
+    results: Sequence[Result], flows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return the noise on the language model's crystals by method; empty if all have the same."""
+    noise = {}
     for result in once_per_method(results):
         flow = flows.get(result.numbers["sampling"]["setting"].get("flow") or "")
         if flow and flow["start"] == "llm":
-            noise = {column.key: flow[column.key] for column in _NOISE_COLUMNS}
-            rows.append(result.row | noise)
-    if len({tuple(row[column.key] for column in _NOISE_COLUMNS) for row in rows}) < 2:
-        return None
-    return Table(
-        "noise",
-        "Noise on the language model's crystals",
-        "Standard deviations of Gaussian noise before the flow, in training and sampling, for "
-        "coordinates in fractions of the cell (the paper's table 4, whose levels we do not know). "
-        "The other columns are those of the proxy metrics.",
-        (METHOD, *_NOISE_COLUMNS, *_PROXY_COLUMNS[2:]),
-        rows,
-    )
+            noise[result.method] = {column.key: flow[column.key] for column in _NOISE_COLUMNS}
+    return noise if len({tuple(levels.values()) for levels in noise.values()}) > 1 else {}
 
 
 def ground_state_table(results: Sequence[Result]) -> Table:
@@ -261,14 +244,15 @@ def ground_state_table(results: Sequence[Result]) -> Table:
     published = published_rows([column.key for column in _GROUND_STATE_COLUMNS])
     return Table(
         "ground_state",
-        "Distance of the generated crystals to their relaxed state",
-        f"Relaxed by {energy_name(ours)}; match rate and RMSD over the matches (in units of the "
-        f"{LENGTH_UNIT}) are by StructureMatcher's defaults (0.2, 0.3, 5°) as in the paper's text; "
-        "rates by its code's tolerances (0.3, 0.5, 10°) are under Both readings of the rules. "
-        "Δ-energy is the decrease of the energy by relaxation with the same potential; the "
-        "paper's appendix E uses DFT. " + published_note(published),
+        "Distance to the relaxed state (the paper's table 2)",
+        f"Crystals as generated, compared with their relaxed state. {_SHADED}",
         _GROUND_STATE_COLUMNS,
         [result.row for result in ours] + published,
+        protocol=f"Relaxed by {energy_name(ours)}; match rate and RMSD over the matches (in units "
+        f"of the {LENGTH_UNIT}) are by StructureMatcher's defaults (0.2, 0.3, 5°) as in the "
+        "paper's text; rates by its code's tolerances (0.3, 0.5, 10°) are under Other readings of "
+        "the rules. The energy released is by the same potential; the paper's appendix E uses DFT. "
+        + published_note(published),
     )
 
 
@@ -298,13 +282,14 @@ def csp_table(predictions: Sequence[Mapping[str, Any]]) -> Table:
         "csp",
         "Crystal structure prediction",
         "Crystals predicted from the formulas of the test split, with rates over the test crystals "
-        "that were predicted; a match is by StructureMatcher (0.3, 0.5, 10°), and a prediction "
-        "with atoms closer than 0.5 Å never matches. SMACT-valid only: the composition must be "
-        "valid too, as in the peers' code, although it is given; RMSE is over the matches, in "
-        f"units of the {LENGTH_UNIT}. METRe: a test crystal counts if a prediction of any test "
-        "crystal matches it, for formulas with several crystals; cRMSE is over all test crystals, "
-        "with the tolerance 0.5 for one without a match (arXiv 2509.12178). "
-        f"{redrawn_note(redrawn)}{published_note(published)}",
+        f"that were predicted. {_SHADED}",
         columns,
         rows + published,
+        protocol="A match is by StructureMatcher (0.3, 0.5, 10°), and a prediction with atoms "
+        "closer than 0.5 Å never matches. SMACT-valid only: the composition must be valid too, as "
+        "in the peers' code, although it is given; RMSE is over the matches, in units of the "
+        f"{LENGTH_UNIT}. METRe: a test crystal counts if a prediction of any test crystal matches "
+        "it, for formulas with several crystals; cRMSE is over all test crystals, with the "
+        "tolerance 0.5 for one without a match (arXiv 2509.12178). "
+        f"{redrawn_note(redrawn)}{published_note(published)}",
     )

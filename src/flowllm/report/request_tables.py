@@ -58,13 +58,8 @@ def _share_table(asked: Mapping[str, Rows], kind: EnergySource, source: str) -> 
     return Table(
         f"wishes_{kind}",
         f"Wishes met, by {source}" + (" (estimates)" if kind == "potential" else ""),
-        "Shares of all draws that were asked for a condition, with counts and Wilson's 95 % "
-        "interval in percent in small print; a draw without a crystal meets none. Formula (the "
-        "reduced ones are equal), elements and number of atoms are those of the generated crystal. "
-        f"Space group (spglib, {SYMPREC:g} Å) and energies are those of the relaxed one: at most "
-        f"the asked energy above the hull, and within {ENERGY_TOLERANCE:g} eV/atom of the asked "
-        f"formation energy. {NOT_MEASURED.capitalize()}: nothing here computes it, and it does not "
-        "count for all conditions.",
+        "Shares of all draws that were asked for a condition, with counts and 95 % intervals in "
+        "small print. A draw without a crystal meets none.",
         (
             METHOD,
             Column("wish", "Asked"),
@@ -73,6 +68,12 @@ def _share_table(asked: Mapping[str, Rows], kind: EnergySource, source: str) -> 
             Column("all", "All that are measured", "rate", 1),
         ),
         rows,
+        protocol="Formula (the reduced ones are equal), elements and number of atoms are those of "
+        f"the generated crystal. Space group (spglib, {SYMPREC:g} Å) and energies are those of the "
+        "relaxed one: at most the asked energy above the hull, and within "
+        f"{ENERGY_TOLERANCE:g} eV/atom of the asked formation energy. "
+        f"{NOT_MEASURED.capitalize()}: nothing here computes it, and it does not count for all "
+        "conditions.",
     )
 
 
@@ -84,7 +85,8 @@ def _share_row(method: str, wish: str, draws: Rows) -> dict[str, Any]:
 def _crystal_table(asked: Mapping[str, Rows], kind: EnergySource) -> Table:
     rows = []
     for method, draws in asked.items():
-        best = sorted((draw for draw in draws if draw["got"]), key=_met_then_low)
+        crystals = (draw for draw in draws if draw["num_elements"] is not None)
+        best = sorted(crystals, key=_met_then_low)
         for draw in best[:MAX_CRYSTALS]:
             met = dict(draw["met"])
             rows.append(
@@ -92,7 +94,7 @@ def _crystal_table(asked: Mapping[str, Rows], kind: EnergySource) -> Table:
                     "setting": method,
                     "id": draw["id"],
                     "wish": wish_text(draw["asked"]),
-                    "got": wish_text(draw["got"]),
+                    "got": got_text(draw),
                     "met": f"{sum(met.values())} of {len(met)}",
                     "e_above_hull": draw["e_above_hull"],
                 }
@@ -126,3 +128,13 @@ def wish_text(conditions: Sequence[tuple[str, str]]) -> str:
     if given.pop(ELEMENTS_MODE, None) == "subset":
         given["elements"] += " (subset)"
     return ", ".join(f"{name} {value}" for name, value in given.items())
+
+
+def got_text(draw: Mapping[str, Any]) -> str:
+    """Return what a draw is of each condition that it was asked for, e.g. `num_atoms 8`."""
+    got, met = dict(draw["got"]), dict(draw["met"])
+    return ", ".join(
+        f"{name} {got.get(name, 'unknown') if name in met else NOT_MEASURED}"
+        for name, _ in draw["asked"]
+        if name != ELEMENTS_MODE
+    )

@@ -49,9 +49,10 @@ class Table:
     Attributes:
         name: name of its files.
         title: heading.
-        caption: definitions that a reader needs.
+        caption: what a reader must know, at most two sentences.
         columns: the columns.
         rows: cells by key of the column; a row with `published` set contains published values.
+        protocol: how the numbers are made, and their sources; the page folds it.
     """
 
     name: str
@@ -59,6 +60,12 @@ class Table:
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    protocol: str = ""
+
+    @property
+    def whole_caption(self) -> str:
+        """Caption and protocol, for files that fold nothing."""
+        return f"{self.caption} {self.protocol}".strip()
 
     def shown(self) -> list[list[Shown]]:
         """Return the formatted cells, row by row."""
@@ -175,7 +182,7 @@ def _bare(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
 
 def to_markdown(table: Table) -> str:
     """Return a table as GitHub Markdown with title and caption."""
-    lines = [f"### {markdown_text(table.title)}", "", markdown_text(table.caption), ""]
+    lines = [f"### {markdown_text(table.title)}", "", markdown_text(table.whole_caption), ""]
     titles = (markdown_text(column.title) for column in table.columns)
     lines.append("| " + " | ".join(titles) + " |")
     lines.append("|" + "|".join("---" if c.kind == "text" else "--:" for c in table.columns) + "|")
@@ -221,7 +228,7 @@ def to_latex(table: Table) -> str:
     alignment = "".join("l" if column.kind == "text" else "r" for column in table.columns)
     lines = [
         r"\begin{table}",
-        rf"\caption{{{_latex(table.title)}. {_latex(table.caption)}}}",
+        rf"\caption{{{_latex(table.title)}. {_latex(table.whole_caption)}}}",
         rf"\label{{tab:{table.name.replace('_', '-')}}}",
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",

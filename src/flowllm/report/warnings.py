@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from flowllm.evaluate.estimates import NOT_SELECTED
 from flowllm.evaluate.hull import is_of_fixed_cells
 from flowllm.report.metrics_files import Result
 from flowllm.report.table import METHOD, Column, Table
@@ -13,7 +14,7 @@ NEARLY_ALL_STABLE = 0.8
 """Share of stable among the crystals on the hull; published methods have 0.02 to 0.2."""
 
 HARDLY_NOVEL = 0.05
-"""Share of novel among the relaxed crystals; published methods have 0.5 and more."""
+"""Share of novel among the relaxed and the known crystals; published methods have 0.5 and more."""
 
 BARE_HULL = 0.1
 """Share of crystals that are measured against elements alone."""
@@ -43,16 +44,13 @@ def warnings_of(result: Result) -> list[str]:
     found = []
     stable, placed = rates["stability_rate"]["numerator"], rates["placed_on_hull"]["numerator"]
     if placed >= MIN_CRYSTALS and stable >= NEARLY_ALL_STABLE * placed:
+        chosen = result.kind == "dft" and result.numbers["counts"]["relaxed"].get(NOT_SELECTED)
         found.append(
             f"{stable} of {placed} crystals on the hull are stable: the hull probably lacks "
-            "entries, or its energies are not comparable with those of the crystals."
+            "entries, or its energies are not comparable with those of the crystals"
+            + (", unless dft_inputs.selection took the stable ones." if chosen else ".")
         )
-    novel = rates["novel_of_relaxed"]
-    if novel["denominator"] >= MIN_CRYSTALS and novel["value"] <= HARDLY_NOVEL:
-        found.append(
-            f"{novel['numerator']} of {novel['denominator']} relaxed crystals are novel: the "
-            "method reproduces known crystals."
-        )
+    found += _novelty_warnings(result)
     bare = rates["bare_hull"]
     if bare["denominator"] and bare["value"] >= BARE_HULL:
         found.append(
@@ -65,7 +63,7 @@ def warnings_of(result: Result) -> list[str]:
     if check is not None and placed and not check["difference"]["count"]:
         found.append(
             f"{', '.join(check['potentials'])} placed none of {placed} crystals on its hull: it "
-            "agrees with nothing. The logs of prerelax and reference_hull have the reason."
+            "agrees with nothing. The logs of second_energies have the reason."
         )
     if any(is_of_fixed_cells(name) for name in result.numbers["protocol"]["energy_sources"]):
         found.append(
@@ -73,3 +71,18 @@ def warnings_of(result: Result) -> list[str]:
             "E_hull is an upper bound, and stability is underestimated."
         )
     return found
+
+
+def _novelty_warnings(result: Result) -> list[str]:
+    """Return a warning if hardly any crystal is novel, with the known ones that select excluded."""
+    novel, known = result.numbers["rates"]["novel_of_relaxed"], 0
+    if result.kind == "potential":
+        known = result.numbers["counts"]["relaxed"].get("known", 0)
+    compared = novel["denominator"] + known
+    if compared < MIN_CRYSTALS or novel["numerator"] > HARDLY_NOVEL * compared:
+        return []
+    excluded = f", and {known} more were known and not relaxed (select.skip)" if known else ""
+    return [
+        f"{novel['numerator']} of {novel['denominator']} relaxed crystals are novel{excluded}: the "
+        "method reproduces known crystals."
+    ]

@@ -23,6 +23,7 @@ from flowllm.rfm.axes import random_axes
 from flowllm.rfm.base_distribution import BaseDistribution, standard_normals
 from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import MAX_ATOMS
+from flowllm.runtime.device import copied
 
 BUFFER_ROWS = 100_000
 """Minimum number of pairs that are shuffled together; a buffer consists of whole shards."""
@@ -60,13 +61,6 @@ class PairBatch:
 
     def __len__(self) -> int:
         return len(self.elements)
-
-
-def copied(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on another device; only from pinned memory a GPU copies in the background."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 class _Shard:

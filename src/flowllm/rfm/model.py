@@ -15,6 +15,8 @@ from torch import Tensor
 from flowllm.errors import FlowllmError
 from flowllm.io.file_errors import explain
 from flowllm.io.files import atomic_folder
+from flowllm.io.release import check_released
+from flowllm.io.start_files import FLOW_DESCRIPTION
 from flowllm.io.weights_file import check_safetensors
 from flowllm.rfm.base_distribution import (
     BaseDistribution,
@@ -25,7 +27,6 @@ from flowllm.rfm.manifold import AngleBounds
 from flowllm.rfm.network import NetworkSize, Standardization, VelocityField
 
 WEIGHTS = "weights.safetensors"
-DESCRIPTION = "model.json"
 CURVE = "training_curve.csv"
 
 _DAMAGE = (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, FlowllmError)
@@ -60,18 +61,24 @@ def save_model(
             "start": base_distribution_record(base_distribution),
             **description,
         }
-        (temporary / DESCRIPTION).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+        (temporary / FLOW_DESCRIPTION).write_text(
+            json.dumps(record, indent=2, sort_keys=True) + "\n"
+        )
         _write_curve(temporary / CURVE, curve)
 
 
 def load_model(folder: Path, device: torch.device) -> tuple[VelocityField, BaseDistribution]:
     """Load a flow, in float32 and evaluation mode, and its base distribution.
 
+    Weights of a released flow have half precision and are converted.
+
     Raises:
-        FlowllmError: a file is missing or damaged, or has other content than train_rfm writes.
+        FlowllmError: a file is missing or damaged, has other content than train_rfm writes, or is
+            not the released one.
     """
+    check_released(folder)
     try:
-        record = json.loads((folder / DESCRIPTION).read_text())
+        record = json.loads((folder / FLOW_DESCRIPTION).read_text())
         low, high = record["angle_bounds"]
         field = build_field(
             NetworkSize(**record["network"]),

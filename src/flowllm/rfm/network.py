@@ -3,7 +3,7 @@
 A batch contains crystals with the same number of atoms n, so nothing is padded and every sum over
 neighbors is a product with a constant 0/1 matrix. The result is that of the paper's list of edges,
 which the tests use as the reference (`tests/helpers/reference_network.py`). Two parts need fewer
-operations; `docs/method.md` has the measured gain (3.0 times in training, 2.5 in sampling):
+operations; `docs/performance.md` has the measured gain (3.0 times in training, 2.5 in sampling):
 
 - The first linear map of the edge network acts on the concatenation of h_i, h_j, lattice, count and
   displacement. This map is the sum of one map per part. The maps of h_i and h_j are computed once

@@ -19,11 +19,11 @@ from flowllm.rfm.loader import (
     PairBatch,
     PreparedPairs,
     batches_per_epoch,
-    copied,
     plan_epoch,
     size_groups,
 )
 from flowllm.rfm.loss import FlowLoss
+from flowllm.runtime.device import copied
 from flowllm.seeds import generator
 
 Share = tuple[tuple[list[PairBatch], list[Tensor]], int]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flowllm.config.sections.flow import TrainRfm
 from flowllm.errors import FlowllmError
@@ -71,10 +72,8 @@ def average_weights(
     The decay after n steps is min(decay, (1 + n) / (10 + n)), so that the average forgets the first
     weights.
     """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for kept, new in zip(average, current, strict=True):
-            kept.lerp_(new, weight)
+    update = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
+    update(list(average), list(current), step)
 
 
 def train(
@@ -99,7 +98,8 @@ def train(
         checkpoint: file of the state, rewritten during training.
         events: folder of the TensorBoard event files.
         fabric: devices and precision.
-        start: field whose weights training begins with; None for random weights.
+        start: field whose weights training begins with, and which is kept if no validation loss
+            is lower than its own; None for random weights.
 
     Raises:
         FlowllmError: the validation loss is not finite, all steps before the first validation had
@@ -135,7 +135,8 @@ class FlowTraining:
     Attributes:
         num_steps: optimizer steps; early stopping may end training before.
         state: progress.
-        best: averaged weights of the lowest validation loss, and early stopping.
+        best: averaged weights of the lowest validation loss, that of the start included, and early
+            stopping.
     """
 
     def __init__(
@@ -179,6 +180,11 @@ class FlowTraining:
         constant = ConstantField(standardization).to(fabric.device)
         self._constant_loss = self._weighted(*self._validation_errors(constant))
         log.info("train_rfm: the best constant field has validation loss %.4g", self._constant_loss)
+        if start is not None:
+            # Few pairs may teach the network nothing; it then stays as it was.
+            loss = self._weighted(*self._validation_errors(self._average))
+            self.best.update(0, loss, self._average.state_dict)
+            log.info("train_rfm: the start has validation loss %.4g", loss)
 
     def run(self, checkpoint: Path, events: Path) -> None:
         """Take the remaining steps; for arguments and errors see `train`."""

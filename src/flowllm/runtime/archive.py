@@ -51,7 +51,9 @@ PARTS = {
     "base": Part("base/*/*.parquet", "sample_base", (), f"{_REPORT}; a new row on that base"),
     "generated": Part("generated/*/*.parquet", "refine", (), "more samples; other relaxations"),
     "trajectories": Part("trajectories/*/*.parquet", "refine", (), "nothing"),
-    "relaxed": Part("relaxed/*/*.parquet", "prerelax", (), f"{_REPORT}; another hull"),
+    "relaxed": Part(
+        "relaxed/*/*.parquet", "prerelax", (), f"{_REPORT}; another hull or second potential"
+    ),
 }
 """Parts of a run by name, in the order of the pipeline."""
 

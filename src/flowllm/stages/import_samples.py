@@ -1,5 +1,6 @@
 """Import one shard of another model's samples into our tables, for evaluation like ours."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ from flowllm.data.sample_crystals import UnparsedSample
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas
 from flowllm.io.tables import crystal_columns, required_crystal, write_table
+from flowllm.runtime.log import log
 from flowllm.runtime.provenance import stage_run
+from flowllm.seeds import generator
+
+MAX_REASONS = 10
+"""Reasons of unreadable samples that the log names per shard."""
 
 
 class Settings(StageSettings):
@@ -48,14 +54,15 @@ def run(settings: Settings, *, shard: NonNegativeInt, base: Path, out: Path) -> 
         )
     samples = Path(row.file)
     with stage_run(settings, inputs={"samples": samples}, output=out, work={"shard": shard}) as run:
-        found = list(read_samples(samples, row.column))
-        total = len(found)
+        found = list(read_samples(samples, row.column, row.known_columns))
+        used = drawn_samples(len(found), row, settings.seed)
+        total = len(used)
         if total < row.shards:
             raise FlowllmError(
                 f"{samples}: {total} samples, fewer than {row.shards} shards; lower "
                 "external_samples.shards"
             )
-        mine = range(total * shard // row.shards, total * (shard + 1) // row.shards)
+        mine = used[total * shard // row.shards : total * (shard + 1) // row.shards]
         rows = [sample_row(f"{row.name}-{index:06d}", found[index]) for index in mine]
         failed = sum(one["status"] != "ok" for one in rows)
         if failed == len(rows) and not _any_readable(found):
@@ -63,10 +70,44 @@ def run(settings: Settings, *, shard: NonNegativeInt, base: Path, out: Path) -> 
                 f"{samples}: none of its {total} samples can be read ({rows[0]['error']})"
             )
         run.count(rows_in=len(rows), rows_out=len(rows) - failed, rows_failed=failed)
+        _log_reasons(samples, rows)
         bases = [in_cell_of_flow(one, row.cell) for one in rows]
         write_table(base, bases, schemas.BASE, run.metadata())
         steps = [one | {"num_steps": 0} for one in rows]
-        write_table(out, steps, schemas.IMPORTED, run.metadata())
+        schema = schemas.SAMPLES_WITH_ENERGIES if row.known_columns else schemas.IMPORTED
+        write_table(out, steps, schema, run.metadata())
+
+
+def drawn_samples(total: int, row: External, seed: int) -> list[int]:
+    """Return the indices of the samples that are used, in the order of the file.
+
+    A larger `max_crystals` keeps the samples of a smaller one.
+    """
+    if row.max_crystals is None or row.max_crystals >= total:
+        return list(range(total))
+    order = generator(seed, "import_samples", row.name).permutation(total)
+    return sorted(order[: row.max_crystals].tolist())
+
+
+def _log_reasons(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Log how many samples cannot be read, by reason, the most frequent reasons first."""
+    failed = [row for row in rows if row["status"] != "ok"]
+    reasons = Counter(_reason(row) for row in failed)
+    for reason, count in reasons.most_common(MAX_REASONS):
+        first = next(row for row in failed if _reason(row) == reason)
+        log.warning(
+            "%s: %d of %d samples cannot be read, first %s: %s",
+            path,
+            count,
+            len(rows),
+            first["source_name"],
+            first["error"],
+        )
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    """Return the error's type and the words before its first colon."""
+    return ":".join(str(row["error"]).split(":")[:2])
 
 
 def _any_readable(found: Sequence[UnparsedSample]) -> bool:
@@ -94,7 +135,7 @@ def in_cell_of_flow(row: Mapping[str, Any], cell: Cell | None) -> dict[str, Any]
 
 def sample_row(name: str, sample: UnparsedSample) -> dict[str, Any]:
     """Return the row of a sample with the id `name`: its crystal, or why it cannot be read."""
-    named = {"id": name, "source_name": sample.name}
+    named = {"id": name, "source_name": sample.name, **sample.known}
     try:
         crystal = sample()
     except Exception as error:  # parsers raise many types; one sample must not stop the job

@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from cyclopts.types import PositiveInt
 
 from flowllm.config.sections.evaluation import Metrics
 from flowllm.config.stage_settings import StageSettings
-from flowllm.evaluate.aggregate import FORMAT, NOVELTY_SETS, Evaluation, all_numbers
+from flowllm.evaluate.aggregate import FORMAT, KNOWN, NOVELTY_SETS, Evaluation, all_numbers
 from flowllm.evaluate.coverage import Fingerprints, add_coverage, read_fingerprints
+from flowllm.evaluate.known_energies import add_train_distances
 from flowllm.evaluate.matching import BucketMatches
 from flowllm.evaluate.parallel import ordered_map
 from flowllm.evaluate.per_crystal import add_matches, match_samples, measure
@@ -72,6 +74,8 @@ def run(
         "test_fingerprints": test_fingerprints,
         **splits,
     }
+    if settings.metrics.known_crystals is not None:
+        inputs["known"] = Path(settings.metrics.known_crystals)
     with stage_run(settings, inputs=inputs, output=out) as run:
         samples, sources = read_samples(base, generated, relaxed, stability)
         _check_descent(base, generated, relaxed, stability)
@@ -90,11 +94,18 @@ def run(
             rows_out=len(rows),
             rows_failed=sum(row["error"] is not None for row in rows),
         )
-        requested = any(sample.asked is not None for sample in samples)
-        schema = schemas.REQUESTED_METRICS if requested else schemas.METRICS_PER_CRYSTAL
-        write_table(out.with_suffix(".parquet"), rows, schema, run.metadata())
+        write_table(out.with_suffix(".parquet"), rows, _schema_of(samples), run.metadata())
         write_text(out, json.dumps(numbers, indent=1) + "\n")
         _log_rates(numbers["rates"])
+
+
+def _schema_of(samples: Sequence[Sample]) -> pa.Schema:
+    """Return the schema of the metrics per crystal."""
+    if any(sample.asked is not None for sample in samples):
+        return schemas.REQUESTED_METRICS
+    if any(sample.known is not None for sample in samples):
+        return schemas.METRICS_WITH_ENERGIES
+    return schemas.METRICS_PER_CRYSTAL
 
 
 def _log_rates(rates: Mapping[str, Any]) -> None:
@@ -114,6 +125,8 @@ def _evaluate(
     rows, matches = judge(samples, splits, section, workers)
     generated = prints[0].in_order([sample.name for sample in samples])
     rows = add_coverage(rows, generated, prints[1])
+    if any(sample.known is not None for sample in samples):
+        rows = add_train_distances(rows, splits["train"])
     return Evaluation(samples, sources, matches, generated, prints[1], rows)
 
 
@@ -139,6 +152,9 @@ def judge(
     )
     novelty_sets = NOVELTY_SETS[section.novelty_against]
     known = {name: splits[name] for name in ("train", "val")}
+    if section.known_crystals is not None:
+        known[KNOWN] = Path(section.known_crystals)
+        novelty_sets = (*novelty_sets, KNOWN)
     matches = match_samples(samples, known, novelty_sets, workers)
     return add_matches(measured, matches, novelty_sets), matches
 

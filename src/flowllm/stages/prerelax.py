@@ -13,7 +13,6 @@ from flowllm.evaluate.hull import potential_label
 from flowllm.io import schemas, tables
 from flowllm.relax.models import LABELS, LoadedPotential, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
-from flowllm.relax.second_potential import SecondPotential
 from flowllm.runtime.descent import check_descends_from
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import Progress
@@ -58,12 +57,14 @@ def run(settings: Settings, *, generated: Path, out: Path, selection: Sequence[P
         inputs["selection"] = selection
     with stage_run(settings, inputs=inputs, output=out) as run:
         progress = Progress("prerelax", len(rows))
-        potentials = load_potentials(settings)
-        label = energy_label(settings)
+        potential, label = (
+            load_potential(settings.potential.name, pick_device()),
+            energy_label(settings),
+        )
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             chunk = [rows[item] for item in items]
-            return relax_rows(chunk, generated, label, potentials, section, progress.advance)
+            return relax_rows(chunk, generated, label, potential, section, progress.advance)
 
         schema = schemas.RELAXED.append(schemas.TIMES.field("seconds"))
         table = make_parts(out, run, schema, len(rows), section.chunk_size, make_rows)
@@ -106,18 +107,11 @@ def energy_label(settings: Settings) -> str:
     )
 
 
-def load_potentials(settings: Settings) -> tuple[LoadedPotential, SecondPotential]:
-    """Load the potential that relaxes, and the one that evaluates the relaxed crystals."""
-    device = pick_device()
-    potential: Potential = settings.potential
-    return load_potential(potential.name, device), SecondPotential(potential.check, device)
-
-
 def relax_rows(
     rows: Sequence[Record],
     path: Path,
     label: str,
-    potentials: tuple[LoadedPotential, SecondPotential],
+    potential: LoadedPotential,
     section: Prerelax,
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
@@ -127,14 +121,13 @@ def relax_rows(
         rows: rows of `schemas.GENERATED`.
         path: their file, for messages.
         label: name of the energies, see `energy_label`.
-        potentials: the first relaxes, the second evaluates the relaxed crystals.
+        potential: the potential.
         section: section `prerelax`.
         advance: called with a number of crystals that are done.
 
     Returns:
         Rows of `schemas.RELAXED` in the given order, each also with `seconds`, its wall time.
     """
-    potential, check = potentials
     places = [place for place, row in enumerate(rows) if row["status"] == "ok"]
     advance(len(rows) - len(places))
     relaxed = relax(
@@ -148,13 +141,9 @@ def relax_rows(
         advance=advance,
     )
     results: list[Relaxation | None] = [None] * len(rows)
-    check_energies: list[float | None] = [None] * len(rows)
-    for place, result, energy in zip(places, relaxed, check.energies(relaxed), strict=True):
-        results[place], check_energies[place] = result, energy
-    return [
-        _row(row, result, label) | {"check_potential": check.label, "check_energy_per_atom": energy}
-        for row, result, energy in zip(rows, results, check_energies, strict=True)
-    ]
+    for place, result in zip(places, relaxed, strict=True):
+        results[place] = result
+    return [_row(row, result, label) for row, result in zip(rows, results, strict=True)]
 
 
 def _row(row: Record, result: Relaxation | None, label: str) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from flowllm.crystal import Crystal
 from flowllm.dft.entries import ReferenceEntry, read_entries
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import entry_row, potential_label, unrecorded_label
-from flowllm.io import schemas, tables
+from flowllm.io import hull_schemas, schemas, tables
 from flowllm.relax.ground_states import ground_states
 from flowllm.relax.models import LABELS, load_potential
 from flowllm.relax.relaxer import Relaxation, relax
-from flowllm.relax.second_potential import SecondPotential
 from flowllm.runtime.device import pick_device
 from flowllm.runtime.log import Progress, log
 from flowllm.runtime.malloc import keep_freed_memory
@@ -71,13 +70,45 @@ def run(settings: Settings, *, crystals: Path, out: Path) -> None:
     with stage_run(settings, inputs=inputs, output=out) as run:
         if section.source == "train":
             _write_from_train(settings, crystals, out, run)
+        elif Path(section.source).suffix == ".parquet":
+            _write_from_run(settings, Path(section.source), out, run)
         else:
             label = unrecorded_label(LABELS[potential.name])
             entries = list(read_entries(Path(section.source)))
             _warn_of_dft(entries, section.source)
             rows = [entry_row(entry, kind="potential", source=label) for entry in entries]
-            tables.write_table(out, rows, schemas.HULL_ENTRIES, run.metadata())
+            tables.write_table(out, rows, hull_schemas.POTENTIAL_ENTRIES, run.metadata())
             run.count(rows_in=len(rows), rows_out=len(rows), rows_failed=0)
+
+
+def _write_from_run(settings: Settings, source: Path, out: Path, run: StageRun) -> None:
+    """Write the entries of another run's hull, which must be relaxed as this run's crystals are.
+
+    The hull of a release has no crystals, and its entries have null in their place.
+
+    Raises:
+        FlowllmError: the file is not a hull of the same potential and criterion of relaxation.
+    """
+    has_crystals = hull_schemas.has_crystals(tables.column_names(source))
+    schema = hull_schemas.POTENTIAL_ENTRIES if has_crystals else schemas.HULL_ENTRIES
+    table = tables.read_table(source, schema)
+    prerelax: Prerelax = settings.prerelax
+    name = LABELS[settings.potential.name]
+    needed = potential_label(name, prerelax.max_force, prerelax.max_steps)
+    found = set(table.column("source").to_pylist())
+    if found != {needed}:
+        raise FlowllmError(
+            f"{source}: its entries are of {' + '.join(sorted(found)) or 'nothing'}, but this run "
+            f"needs {needed}; set reference_hull.source to train, or potential and prerelax as in "
+            "the run that made the file"
+        )
+    tables.write_table(out, table.to_pylist(), hull_schemas.POTENTIAL_ENTRIES, run.metadata())
+    run.count(
+        rows_in=table.num_rows,
+        rows_out=table.num_rows,
+        rows_failed=0,
+        not_converged=table.column("converged").to_pylist().count(False),
+    )
 
 
 def _warn_of_dft(entries: Sequence[ReferenceEntry], source: str) -> None:
@@ -104,12 +135,10 @@ def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageR
     name = settings.potential.name
     candidates = _candidates(crystals)
     progress = Progress("reference_hull", len(candidates))
-    device = pick_device()
-    check = SecondPotential(settings.potential.check, device)
     # No time limit: an entry that is lost on a busy machine would make other crystals stable.
     evaluate = partial(
         relax,
-        load_potential(name, device),
+        load_potential(name, pick_device()),
         max_force=prerelax.max_force,
         max_steps=prerelax.max_steps,
         max_seconds=float("inf"),
@@ -119,9 +148,9 @@ def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageR
 
     def make_rows(items: range) -> list[dict[str, Any]]:
         chunk = [candidates[item] for item in items]
-        return _entry_rows(chunk, evaluate([one.crystal for one in chunk]), label, check)
+        return _entry_rows(chunk, evaluate([one.crystal for one in chunk]), label)
 
-    schema, chunk_size = schemas.HULL_ENTRIES, settings.reference_hull.chunk_size
+    schema, chunk_size = hull_schemas.POTENTIAL_ENTRIES, settings.reference_hull.chunk_size
     table = make_parts(out, run, schema, len(candidates), chunk_size, make_rows)
     given = {one.entry_id for one in candidates if one.is_training}
     made = sum(entry_id in given for entry_id in table.column("entry_id").to_pylist())
@@ -153,14 +182,11 @@ def _candidates(crystals: Path) -> list[_Candidate]:
 
 
 def _entry_rows(
-    candidates: Sequence[_Candidate],
-    results: Sequence[Relaxation],
-    label: str,
-    check: SecondPotential,
+    candidates: Sequence[_Candidate], results: Sequence[Relaxation], label: str
 ) -> list[dict[str, Any]]:
     """Return one entry per crystal that has an energy; the others are named in the log."""
     entries = []
-    for one, result, check_energy in zip(candidates, results, check.energies(results), strict=True):
+    for one, result in zip(candidates, results, strict=True):
         energy = result.final_energy_per_atom
         if result.failure is not None or energy is None:
             detail = "no energy" if result.failure is None else result.failure.detail
@@ -169,7 +195,5 @@ def _entry_rows(
         amounts = Composition(one.formula).get_el_amt_dict()
         entry = ReferenceEntry(one.entry_id, amounts, energy)
         row = entry_row(entry, kind="potential", source=label, converged=result.converged)
-        entries.append(
-            row | {"check_potential": check.label, "check_energy_per_atom": check_energy}
-        )
+        entries.append(row | tables.crystal_columns(result.crystal))
     return entries

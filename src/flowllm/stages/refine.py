@@ -143,7 +143,9 @@ def refine_rows(
         which kind of space group, with `keep_symmetry`.
     """
     section: Refine = settings.refine
-    num_steps = settings.method.num_steps
+    method: Method = settings.method
+    num_steps = method.num_steps
+    kept = section.keep_symmetry if method.keep_symmetry is None else method.keep_symmetry
     rows = [_outcome(row, None, num_steps) for row in given]
     frames: list[list[Record]] = [[] for _ in given]
     tasks: dict[int, RefinementInput] = {}
@@ -155,7 +157,6 @@ def refine_rows(
             if crystal is not None:
                 task = refinement_input(crystal, field, start, rng)
                 task = replace(task, known=known_symmetry(crystal, row, start))
-                kept = section.keep_symmetry
                 tasks[index] = symmetric_task(task, field.bounds, counts) if kept else task
         except RejectedCrystalError as rejected:
             rows[index] = _failure(row, str(rejected), "the flow cannot start from it", num_steps)

@@ -1,19 +1,18 @@
 """The report: tables, figures, the HTML page, and the main table on the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from flowllm.config.sections.evaluation import Report
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.hull import EnergySource
 from flowllm.io.files import atomic_path, write_text
 from flowllm.report.metrics_files import Result, of_kind, read_predictions, read_results
-from flowllm.report.page import Card, Section, headline_cards, render
-from flowllm.report.protocol_text import hull_name
-from flowllm.report.quality_tables import TERMINAL_COLUMNS
-from flowllm.report.sections import make_sections
-from flowllm.report.table import Shown, Table, show, to_csv, to_latex, to_markdown
+from flowllm.report.page import Section, render
+from flowllm.report.sections import KINDS, make_sections
+from flowllm.report.table import to_csv, to_latex, to_markdown
+from flowllm.report.terminal import WIDTH, meaning, printed_table
 from flowllm.report.training_history import shard_counts
 from flowllm.report.warnings import warnings_of
 from flowllm.runtime.descent import check_same_input
@@ -62,14 +61,12 @@ def run(
         predictions = read_predictions(csp)
         sections = make_sections(results, predictions, run_dir, section.color, shard_counts(shards))
         _write_files(sections, out.parent, run_dir)
-        by_table = {table.name: table for part in sections for table in part.tables}
         count = len({result.method for result in results})
         name = run_dir.resolve().name
         page = render(
             title=section.title,
             subtitle=f"{count} method{'s' * (count != 1)}; run {name}",
             color=section.color,
-            cards=_cards(results, by_table),
             sections=sections,
         )
         write_text(out, page)
@@ -77,8 +74,7 @@ def run(
         for result in results:
             for text in warnings_of(result):
                 log.warning("report: %s, %s: %s", result.method, result.kind, text)
-        for table in ("stability_potential", "stability_dft"):
-            _print_table(by_table[table])
+        _print_tables(results)
         print(f"\nReport: {out.resolve()}")
 
 
@@ -91,16 +87,6 @@ def _check_same_crystals(metrics: Sequence[Path], results: Sequence[Result]) -> 
             if result.method == method
         ]
         check_same_input(per_crystal, "generated")
-
-
-def _cards(results: Sequence[Result], by_table: Mapping[str, Table]) -> list[Card]:
-    """Return the headline cards by DFT, then those by the potential."""
-    cards: list[Card] = []
-    labels: dict[EnergySource, str] = {"dft": "by DFT", "potential": "estimated by the potential"}
-    for kind, whose in labels.items():
-        hull = f"hull: {hull_name(of_kind(results, kind))}"
-        cards += headline_cards(by_table[f"stability_{kind}"], whose, hull)
-    return cards
 
 
 def _write_files(sections: Sequence[Section], folder: Path, run_dir: Path) -> None:
@@ -128,23 +114,11 @@ def _write_files(sections: Sequence[Section], folder: Path, run_dir: Path) -> No
                 path.unlink()
 
 
-def _print_table(table: Table) -> None:
-    """Print the main numbers of a table's own rows, if there are any, without line breaks."""
-    columns = TERMINAL_COLUMNS
-    lines = [[column.title for column in columns]]
-    for row in table.rows:
-        if not row.get("published"):
-            lines.append([_one_line(show(row[column.key], column)) for column in columns])
-    if len(lines) == 1:
-        return
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(f"\n{table.title}")
-    for name, *numbers in lines:
-        padded = [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
-        print("  ".join([name.ljust(widths[0]), *padded]))
-
-
-def _one_line(cell: Shown) -> str:
-    """Return a cell with its counts and without its interval."""
-    counts = cell.detail.split(";")[0].replace(" of ", "/")
-    return f"{cell.text} ({counts})" if counts else cell.text
+def _print_tables(results: Sequence[Result]) -> None:
+    """Print the table of each source of energies, and below it what its numbers show."""
+    for kind in KINDS:
+        if of_kind(results, kind):
+            print()
+            for line in printed_table(results, kind):
+                print(line)
+            print(f"\n{fill(meaning(results, kind), WIDTH)}")

@@ -16,12 +16,11 @@ from flowllm.io.schemas import BASE, REQUESTED_BASE
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.model_record import ModelRecord
 from flowllm.llm.prompts import prompt_text
-from flowllm.llm.redraws import Form
 from flowllm.llm.sampling import DrawRequest, base_row, write_samples
-from flowllm.llm.wishes import Target, form_of, request_of, target_of
+from flowllm.llm.wishes import Target, choose_elements, request_of, target_of
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
-from flowllm.seeds import derive
+from flowllm.seeds import derive, generator
 
 
 class Settings(StageSettings):
@@ -68,7 +67,7 @@ def run(
         opened = ModelFolder(model, settings.prompts)
         targets = _targets(settings, opened.record, first_draw, count)
         sampler = opened.sampler(
-            {target.conditions for target, _ in targets.values()},
+            {target.conditions for target in targets.values()},
             section,
             temperature=base.temperature,
             top_p=base.top_p,
@@ -78,12 +77,12 @@ def run(
 
         def make_rows(items: range) -> list[dict[str, Any]]:
             numbers = [first_draw + i for i in items]
-            tasks = [_task(settings, *targets[number], number) for number in numbers]
+            tasks = [_task(settings, opened.record, targets[number], number) for number in numbers]
             outcomes = sampler.draw(tasks)
             progress.advance(len(items))
             rows = []
             for number, outcome in zip(numbers, outcomes, strict=True):
-                target, _ = targets[number]
+                target = targets[number]
                 prompt = prompt_text(settings.prompts, target.conditions)
                 row = base_row(f"{base.name}-{number:06d}", outcome, prompt)
                 rows.append(row | {"asked": list(target.words.items())} if conditions else row)
@@ -95,17 +94,15 @@ def run(
 
 def _targets(
     settings: Settings, record: ModelRecord, first_draw: int, count: int
-) -> dict[int, tuple[Target, Form | None]]:
-    """Return the wish of each draw with its form; draws of equal wishes share them."""
-    wishes = _wishes(settings, record)
-    made: dict[int, tuple[Target, Form | None]] = {}
+) -> dict[int, Target]:
+    """Return the wish of each draw, by the number of the draw."""
+    wishes, name = _wishes(settings, record), settings.base.name
+    made: dict[int, Target] = {}
     for place in range(min(count, len(wishes))):
         target = target_of(settings.prompts, record, wish_of_draw(wishes, first_draw + place))
-        structured = settings.sample_base.structured
-        form = form_of(target, settings.prompts, record) if structured else None
-        made |= dict.fromkeys(
-            range(first_draw + place, first_draw + count, len(wishes)), (target, form)
-        )
+        for number in range(first_draw + place, first_draw + count, len(wishes)):
+            rng = generator(settings.seed, "sample_base", name, number, "elements")
+            made[number] = choose_elements(target, record, rng)
     return made
 
 
@@ -119,6 +116,7 @@ def _wishes(settings: Settings, record: ModelRecord) -> list[Words]:
     return [conditions.words()]
 
 
-def _task(settings: Settings, target: Target, form: Form | None, number: int) -> DrawRequest:
+def _task(settings: Settings, record: ModelRecord, target: Target, number: int) -> DrawRequest:
     seed = partial(derive, settings.seed, "sample_base", settings.base.name, number)
-    return request_of(target, form, seed)
+    structured = settings.sample_base.structured
+    return request_of(target, settings.prompts, record, structured=structured, seed=seed)

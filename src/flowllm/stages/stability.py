@@ -17,9 +17,11 @@ from flowllm.evaluate.hull import (
     dft_label,
     measured_against,
     read_hull,
+    read_second,
 )
 from flowllm.io import schemas, tables
 from flowllm.io.shards import Shards
+from flowllm.runtime.descent import check_computed_from
 from flowllm.runtime.log import Progress
 from flowllm.runtime.provenance import stage_run
 
@@ -39,6 +41,8 @@ def run(
     hull: Path,
     kind: EnergySource,
     out: Path,
+    second: Path | None = None,
+    second_hull: Path | None = None,
 ) -> None:
     """Compute E_above_hull of every generated crystal of one method.
 
@@ -49,26 +53,29 @@ def run(
         hull: Reference entries of the same kind (hull/{kind}.parquet).
         kind: Source of the energies.
         out: Table to write, one row per row of the energies, in their order.
+        second: Energies of the same crystals by the second potential (kind potential).
+        second_hull: Energies of the hull's entries by it.
 
     Raises:
-        FlowllmError: the energies and those of the hull cannot be compared.
+        FlowllmError: the energies and those of the hull cannot be compared, or the second energies
+            are of other crystals.
     """
     section: Stability = settings.stability
     readers: dict[EnergySource, Callable[[Sequence[Path]], Iterator[dict[str, Any]]]]
     readers = {"potential": _potential_rows, "dft": _dft_rows}
     if kind not in readers:
         raise FlowllmError(f"The kind of energies is {kind!r}; expected potential or dft.")
-    with stage_run(
-        settings,
-        inputs={"energies": energies, "hull": hull},
-        work={"kind": kind},
-        output=out,
-    ) as run:
-        reference = read_hull(hull, kind)
-        given = list(readers[kind](energies))
+    inputs: dict[str, Path | Sequence[Path]] = {"energies": energies, "hull": hull}
+    inputs |= _second_inputs(second, second_hull, kind)
+    with stage_run(settings, inputs=inputs, work={"kind": kind}, output=out) as run:
+        if second is not None and second_hull is not None:
+            check_computed_from([second], "relaxed", energies)
+            check_computed_from([second_hull], "hull", [hull])
+        reference = read_hull(hull, kind, second_hull)
+        given = with_second(list(readers[kind](energies)), second)
         labels = {row["energy_source"] for row in given if row["energy_per_atom"] is not None}
         check_same_energies(labels, reference.sources, hull)
-        check_same_judge(given, reference, hull)
+        check_same_judge(given, reference)
         rows = stability_rows(given, reference, section)
         about_hull = {
             "hull_compositions": len(reference.hull),
@@ -88,7 +95,6 @@ def run(
 def _potential_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield the rows of relaxed crystals with their energy and its source."""
     columns = ["id", "formula", "final_energy_per_atom", "potential", "status", "error"]
-    columns += ["check_potential", "check_energy_per_atom"]
     for row in tables.read_tables(paths, schemas.RELAXED, columns).to_pylist():
         yield with_energy(row)
 
@@ -145,14 +151,41 @@ def stability_rows(
     return placed
 
 
-def check_same_judge(rows: Sequence[Record], reference: HullFile, hull: Path) -> None:
+def with_second(rows: Sequence[Record], second: Path | None) -> list[dict[str, Any]]:
+    """Return rows with an energy, with their energy by the second potential.
+
+    Raises:
+        FlowllmError: the table of the second potential has other ids.
+    """
+    if second is None:
+        return [dict(row) for row in rows]
+    energies, labels = read_second(second, [row["id"] for row in rows])
+    label = " + ".join(sorted(labels)) or None
+    return [
+        {**row, "check_potential": label, "check_energy_per_atom": energy}
+        for row, energy in zip(rows, energies, strict=True)
+    ]
+
+
+def _second_inputs(
+    second: Path | None, second_hull: Path | None, kind: EnergySource
+) -> dict[str, Path]:
+    """Return the tables of the second potential by role; both are needed."""
+    given = {"second": second, "second_hull": second_hull}
+    found = {role: path for role, path in given.items() if path is not None}
+    if found and (len(found) < len(given) or kind != "potential"):
+        raise FlowllmError("give --second and --second-hull together, for --kind potential")
+    return found
+
+
+def check_same_judge(rows: Sequence[Record], reference: HullFile) -> None:
     """Reject a hull of another second potential than that of the crystals."""
     labels = {row["check_potential"] for row in rows if row.get("check_potential")}
     if not labels <= reference.check_sources:
         raise FlowllmError(
-            f"{hull}: potential.check is {' + '.join(sorted(labels))} for the crystals and "
+            f"potential.check is {' + '.join(sorted(labels))} for the crystals and "
             f"{' + '.join(sorted(reference.check_sources)) or 'none'} for the hull; run "
-            "reference_hull and prerelax again with one potential.check"
+            "second_energies again for both"
         )
 
 
@@ -181,6 +214,7 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
         "hull_source": " + ".join(reference.sources),
         "e_above_hull": distance,
         "check_e_above_hull": _check_distance(row, amounts, reference.check_hull),
+        "check_energy_source": row.get("check_potential"),
         "hull_compounds": compounds,
         "formation_energy_per_atom": formation,
         "stable": distance is not None and enough and is_stable(distance, section),

@@ -13,7 +13,7 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import check_folder
 from flowllm.io.shards import Shards
-from flowllm.io.start_files import start_files
+from flowllm.io.start_files import flow_start_files
 from flowllm.rfm.base_distribution import base_distribution_of
 from flowllm.rfm.loader import PreparedPairs
 from flowllm.rfm.loss import standardization_of
@@ -59,16 +59,18 @@ def run(settings: Settings, *, pairs: Shards, val_pairs: Shards, out: Path) -> N
     launch(fabric)
     inputs = {"pairs": pairs, "val_pairs": val_pairs}
     if section.start is not None:
-        inputs["start"] = start_files(section.start, flow.name)
+        inputs["start"] = flow_start_files(section.start, flow.name)
     leader = fabric.is_global_zero
     with stage_run(settings, inputs=inputs, output=out, leader=leader, check=check_folder) as run:
         earlier = load_start(section, flow)
         with fabric.rank_zero_first():
             folder = partial_folder(out, run)
             start = base_distribution_of(flow, pairs)
+            own = flow.augment_axes
+            augment_axes = section.augment_axes if own is None else own
             options = PairOptions(section.angle_bounds, section.match_atoms, start, settings.seed)
             train_set, train_counts = prepare_split(
-                "train", pairs, folder, options, augment_axes=section.augment_axes
+                "train", pairs, folder, options, augment_axes=augment_axes
             )
             val_set, val_counts = prepare_split("val", val_pairs, folder, options)
         if earlier is None:

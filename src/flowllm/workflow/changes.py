@@ -13,8 +13,7 @@ SLURM_PLUGIN = "snakemake-executor-plugin-slurm"
 SERIES = {SNAKEMAKE: "9.27", SLURM_PLUGIN: "2.5"}
 """Series of versions whose functions are changed; `pyproject.toml` has the same bounds.
 
-Series 2.8 of the plugin cannot be installed beside vLLM on Python 3.11, since it requires a NumPy
-that vLLM's mistral_common refuses.
+2.5 is the newest series of the plugin that can be used (docs/extending.md says why).
 """
 
 

@@ -1,11 +1,11 @@
 """The sections of the data: sources, splits, sizes, other models' samples."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from flowllm.config.problems import UnshownError
-from flowllm.config.sections.base import Fraction, Name, OwnPath, Section, has_credentials
+from flowllm.config.sections.base import Fraction, Name, OwnPath, Row, Section, has_credentials
 from flowllm.config.sections.conditions import OwnProperty, PropertyName
 
 
@@ -91,8 +91,12 @@ class Sizes(Section):
     csp_crystals_per_shard: PositiveInt = Field(description="test crystals per shard")
 
 
-class External(Section):
+class External(Row):
     """Another model's samples, measured like ours."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset(
+        ("max_crystals", "known_e_above_hull", "known_formation_energy")
+    )
 
     name: Name = Field(description="name of the row in the results")
     file: OwnPath = Field(
@@ -110,3 +114,25 @@ class External(Section):
         description="cell of the crystals where a method has this row as its base: as in "
         "prepare.cell; null: the file's; the row itself is measured as it is in the file",
     )
+    max_crystals: PositiveInt | None = Field(
+        None,
+        description="samples that are used, drawn by the seed, readable or not; null: all",
+    )
+    known_e_above_hull: str | None = Field(
+        None,
+        description="column of a CSV file with known energies above the hull, eV/atom, e.g. by "
+        "DFT, which the report compares with the potential's; null: none",
+    )
+    known_formation_energy: str | None = Field(
+        None,
+        description="likewise, a column with formation energies, eV/atom",
+    )
+
+    @property
+    def known_columns(self) -> dict[str, str]:
+        """The columns with known energies, by the names of the keys."""
+        columns = {
+            "known_e_above_hull": self.known_e_above_hull,
+            "known_formation_energy": self.known_formation_energy,
+        }
+        return {name: column for name, column in columns.items() if column is not None}

@@ -127,7 +127,8 @@ class ReferenceHull(Section):
 
     source: OwnPath = Field(
         description="train (training crystals, relaxed by prerelax.max_force and "
-        "prerelax.max_steps), or a JSON file of entries by the same potential",
+        "prerelax.max_steps), hull/potential.parquet of another run with the same potential and "
+        "limits, or a JSON file of entries by the same potential",
     )
     chunk_size: PositiveInt = Field(
         description="crystals per saved chunk: the most that a killed job loses"

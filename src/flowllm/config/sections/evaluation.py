@@ -23,6 +23,11 @@ class Metrics(Section):
         description="crystals that a novel crystal must not match: train (paper, App. D) or "
         "train_val (paper, section 5.3: train or validation)",
     )
+    known_crystals: str | None = Field(
+        description="table of further crystals that a novel crystal must not match, with the "
+        "columns of crystals/train.parquet: those of the run that the models continue from; "
+        "null: none",
+    )
     oxidation_states: Literal["smact14", "icsd16", "icsd24"] = Field(
         description="SMACT's list of oxidation states: smact14 (used in earlier "
         "publications), icsd16 or icsd24 (other numbers)",

@@ -1,6 +1,6 @@
 """The sections of flow matching: training, base distributions, integration."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -12,15 +12,15 @@ from pydantic import (
     model_validator,
 )
 
-from flowllm.config.sections.base import Name, OwnPath, Section
+from flowllm.config.sections.base import Name, OwnPath, Row, Section
 
 
 class TrainRfm(Section):
     """The velocity network and its training."""
 
     start: OwnPath | None = Field(
-        description="folder rfm of an earlier run: each flow continues from the network of its "
-        "own name there; null (paper): random weights",
+        description="folder rfm of an earlier run (each flow continues from the network of its own "
+        "name there), or folder of one network; null (paper): random weights",
     )
     hidden_dim: PositiveInt = Field(description="features per atom; public code")
     num_layers: PositiveInt = Field(description="message-passing layers; public code")
@@ -74,6 +74,11 @@ class TrainRfm(Section):
         "useful for few pairs; paper: false",
     )
 
+    @property
+    def has_symmetric_bounds(self) -> bool:
+        """Whether the bounds of the angles are symmetric about 90 degrees."""
+        return abs(sum(self.angle_bounds) - 180) <= 1e-9
+
     @field_validator("angle_bounds")
     @classmethod
     def _bounds_hold_reduced_cells(cls, bounds: tuple[float, float]) -> tuple[float, float]:
@@ -99,7 +104,7 @@ class TrainRfm(Section):
 
     @model_validator(mode="after")
     def _supplements_are_negatives(self) -> "TrainRfm":
-        if self.augment_axes and abs(sum(self.angle_bounds) - 180) > 1e-9:
+        if self.augment_axes and not self.has_symmetric_bounds:
             raise ValueError(
                 f"augment_axes replaces angles by their supplements, so angle_bounds must be "
                 f"symmetric about 90 degrees (got {list(self.angle_bounds)})"
@@ -107,8 +112,10 @@ class TrainRfm(Section):
         return self
 
 
-class LlmFlow(Section):
+class LlmFlow(Row):
     """A velocity network that starts from the language model's crystals."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset(("augment_axes",))
 
     name: Name = Field(description="name of the velocity network")
     start: Literal["llm"] = Field(
@@ -122,15 +129,23 @@ class LlmFlow(Section):
     )
     lengths_noise: NonNegativeFloat = Field(description="likewise, in angstrom")
     angles_noise: NonNegativeFloat = Field(description="likewise, in degrees")
+    augment_axes: bool | None = Field(
+        None,
+        description="in place of train_rfm.augment_axes for this network; null: "
+        "train_rfm.augment_axes",
+    )
 
 
-class SimpleFlow(Section):
+class SimpleFlow(Row):
     """A velocity network that starts from FlowMM's base and the language model's atoms."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset(("augment_axes",))
 
     name: Name = Field(description="name of the velocity network")
     start: Literal["simple"] = Field(
         description="FlowMM's base distribution with the atoms of the language model"
     )
+    augment_axes: bool | None = Field(None, description="as for start llm")
 
 
 Flow = Annotated[LlmFlow | SimpleFlow, Field(discriminator="start")]
@@ -141,8 +156,10 @@ TRAIN_COMPOSITIONS = "train_compositions"
 base distribution for cells and coordinates."""
 
 
-class Method(Section):
+class Method(Row):
     """One row of the results: a base and how it is refined."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset(("keep_symmetry",))
 
     name: Name = Field(description="name of the row in the results")
     base: Name = Field(
@@ -153,11 +170,17 @@ class Method(Section):
         description="a name of flows; null: the crystal of the language model is kept"
     )
     num_steps: NonNegativeInt = Field(description="integration steps; 0 without a flow")
+    keep_symmetry: bool | None = Field(
+        None,
+        description="in place of refine.keep_symmetry for this row; null: refine.keep_symmetry",
+    )
 
     @model_validator(mode="after")
     def _steps_need_a_flow(self) -> "Method":
         if (self.flow is None) != (self.num_steps == 0):
             raise ValueError("a method has a flow and num_steps > 0, or flow null and num_steps 0")
+        if self.flow is None and self.keep_symmetry is not None:
+            raise ValueError("keep_symmetry is for a method with a flow; remove it")
         return self
 
 
