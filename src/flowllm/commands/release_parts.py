@@ -92,10 +92,8 @@ def write_hull(run: FinishedRun, folder: Path) -> None:
     table = read_table(run.hull, schemas.HULL_ENTRIES)
     lowest: dict[str, tuple[float, int]] = {}
     for place, row in enumerate(table.to_pylist()):
-        formula, found = (
-            Composition(row["formula"]).reduced_formula,
-            (row["energy_per_atom"], place),
-        )
+        formula = Composition(row["formula"]).reduced_formula
+        found = row["energy_per_atom"], place
         lowest[formula] = min(found, lowest.get(formula, found))
     kept = table.take(sorted(place for _, place in lowest.values()))
     target = folder / run.hull.relative_to(run.folder)
