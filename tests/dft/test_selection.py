@@ -45,7 +45,7 @@ def test_the_reason_of_every_crystal():
     parts = {
         "a": "known, matches mp-1",
         "b": "matches c, which is nearer to the hull",
-        "c": "1 are nearer to the hull, and max_crystals is 1",
+        "c": "1 come before it, and max_crystals is 1",
         "d": "candidate 1: novel, the first of its class, e_above_hull -0.020 eV/atom",
         "e": "e_above_hull 0.300 eV/atom is not within 0.1",
         "f": "e_above_hull unknown is not within 0.1",
@@ -59,6 +59,25 @@ def test_the_nearest_to_the_hull_come_first():
     crystals = [Relaxed(f"x{n}", "NaCl", 0.01 * (9 - n), f"x{n}", True) for n in range(10)]
     choices = choose(crystals, section(max_crystals=3, control_share=0), 1)
     assert {name for name, one in choices.items() if one.taken_as} == {"x9", "x8", "x7"}
+
+
+@pytest.mark.parametrize("selection", ["candidates", "e_above_hull"])
+def test_crystals_without_a_compound_in_the_hull_come_last(selection):
+    """BaF at -2.7 eV/atom led a list, on a hull with barium and fluorine but without BaF2."""
+    crystals = [
+        Relaxed("bare", "BaF", -2.7, bare_hull=True, group="bare", novel=True),
+        Relaxed("near", "NaCl", 0.02, group="near", novel=True),
+        Relaxed("far", "CsCl", 0.05, group="far", novel=True),
+    ]
+    choices = choose(crystals, section(selection=selection, max_crystals=2, control_share=0), 1)
+    assert {name for name, one in choices.items() if one.taken_as} == {"near", "far"}
+    choices = choose(crystals, section(selection=selection, max_crystals=3, control_share=0), 1)
+    assert choices["bare"].taken_as is not None
+    if selection == "candidates":
+        assert choices["bare"].reason == (
+            "candidate 3: novel, the first of its class, e_above_hull -2.700 eV/atom; "
+            "the hull has no compound of its elements"
+        )
 
 
 @given(

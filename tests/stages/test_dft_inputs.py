@@ -41,12 +41,27 @@ def _no_pseudopotentials(monkeypatch):
     monkeypatch.setattr("flowllm.dft.inputs.SETTINGS", {})
 
 
-def run(tmp_path, rows=ROWS, distances=DISTANCES, code="vasp", per_crystal=(), **changes):
+def run(
+    tmp_path,
+    rows=ROWS,
+    distances=DISTANCES,
+    compounds=None,
+    code="vasp",
+    per_crystal=(),
+    **changes,
+):
     relaxed, stability = tmp_path / "relaxed.parquet", tmp_path / "stability.parquet"
     tables.write_table(relaxed, rows, schemas.RELAXED, {})
     stable = [
-        {"id": row["id"], "e_above_hull": distance, "status": row["status"]}
-        for row, distance in zip(rows, distances, strict=True)
+        {
+            "id": row["id"],
+            "e_above_hull": distance,
+            "hull_compounds": number,
+            "status": row["status"],
+        }
+        for row, distance, number in zip(
+            rows, distances, compounds or [None] * len(rows), strict=True
+        )
     ]
     tables.write_table(stability, stable, schemas.STABILITY, {})
     out = tmp_path / "dft_inputs" / "manifest.parquet"
@@ -280,6 +295,18 @@ def test_candidates_and_why_each_crystal_was_taken_or_not(tmp_path):
     columns = ["id", "taken_as", "inclusion_probability", "leads_class"]
     results = tables.read_table(collected, schemas.DFT_RESULTS, columns).to_pylist()
     assert results == [{name: row[name] for name in columns} for row in rows]
+
+
+def test_a_crystal_without_a_compound_in_the_hull_is_the_last_candidate(tmp_path):
+    """Rock salt at 0.02 eV/atom, without a compound, comes after the perovskite at 0.3."""
+    path = write_matches(tmp_path, NO_MATCHES)
+    changes = {"selection": "candidates", "max_e_above_hull": 0.5, "control_share": 0.0}
+    compounds = [0, None, None, 3, None]
+    _, rows = run(tmp_path, per_crystal=[path], compounds=compounds, **changes)
+    first, last = rows[3]["reason"], rows[0]["reason"]
+    assert first.startswith("candidate 2: ")
+    assert last.startswith("candidate 3: ")
+    assert last.endswith("; the hull has no compound of its elements")
 
 
 def test_candidates_without_metrics_are_refused_before_anything_is_written(tmp_path):

@@ -51,7 +51,7 @@ STAGES: dict[str, Stage] = {
     "reference_hull": Stage(("reference_hull", "potential", "prerelax"), _SECOND, version=4),
     "second_energies": Stage(("potential",)),
     "stability": Stage(("stability",), version=5),
-    "dft_inputs": Stage(("dft", "dft_inputs"), version=4),
+    "dft_inputs": Stage(("dft", "dft_inputs"), version=5),
     "dft_collect": Stage(("dft_collect",), version=5),
     "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",), version=2),

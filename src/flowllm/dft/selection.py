@@ -26,6 +26,8 @@ class Relaxed:
             was not.
         novel: whether it matches no known crystal; None if it was not compared.
         known_as: id of the known crystal that it matches.
+        bare_hull: whether the hull has no compound of its elements, which makes e_above_hull too
+            low.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Relaxed:
     group: str | None = None
     novel: bool | None = None
     known_as: str | None = None
+    bare_hull: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _choose_candidates(
         if one.name in candidates:
             reason = (
                 f"candidate {ranks[one.name]}: novel, the first of its class, e_above_hull "
-                f"{_shown(one.e_above_hull)}"
+                f"{_shown(one.e_above_hull)}{_doubt(one)}"
             )
             choices[one.name] = Choice("candidate", 1.0, leads, reason)
             continue
@@ -156,8 +159,8 @@ def _why_no_candidate(
         return f"no candidate: matches {leader.name}, which is nearer to the hull"
     if one.name in ranks:
         return (
-            f"no candidate: {ranks[one.name] - 1} are nearer to the hull, and max_crystals is "
-            f"{section.max_crystals}"
+            f"no candidate: {ranks[one.name] - 1} come before it, and max_crystals is "
+            f"{section.max_crystals}{_doubt(one)}"
         )
     return (
         f"no candidate: e_above_hull {_shown(one.e_above_hull)} is not within "
@@ -170,9 +173,19 @@ def _is_near(one: Relaxed, section: DftInputs) -> bool:
     return one.e_above_hull is not None and one.e_above_hull <= section.max_e_above_hull
 
 
-def _energy_order(one: Relaxed) -> tuple[float, str]:
-    """Sort key: lowest energy above the hull first, crystals without one last."""
-    return (math.inf if one.e_above_hull is None else one.e_above_hull, one.name)
+def _energy_order(one: Relaxed) -> tuple[bool, float, str]:
+    """Sort key: lowest energy above the hull first, crystals without one last.
+
+    Crystals of whose elements the hull has no compound come after all others: their energies above
+    the hull are the lowest because the reference is missing.
+    """
+    distance = math.inf if one.e_above_hull is None else one.e_above_hull
+    return (one.bare_hull, distance, one.name)
+
+
+def _doubt(one: Relaxed) -> str:
+    """Return what makes a crystal's energy above the hull doubtful, as the end of a reason."""
+    return "; the hull has no compound of its elements" if one.bare_hull else ""
 
 
 def n_ary_weights(formulas: Sequence[str]) -> list[float]:

@@ -72,13 +72,13 @@ def run(
         output=out,
     ) as run:
         rows = tables.read_tables(relaxed, schemas.RELAXED).to_pylist()
-        distances = _distances(stability, rows)
+        energies = _energies(stability, rows)
         check_computed_from([stability], "energies", relaxed)
         folder = relaxed[0].parent
         manifest = [_first_row(row, input_set, folder) for row in rows]
         check_computed_from(compared, "stability", [stability])
         matches = _matches(compared, rows)
-        choices = choose(_known(manifest, distances, matches), section, settings.seed)
+        choices = choose(_known(manifest, energies, matches), section, settings.seed)
         taken = {name for name, choice in choices.items() if choice.taken_as is not None}
         chosen = [place for place, row in enumerate(rows) if row["id"] in taken]
         crystals = {place: tables.required_crystal(rows[place], folder) for place in chosen}
@@ -135,13 +135,13 @@ def _write_scripts(folder: Path, manifest: Sequence[Record]) -> None:
         write_text(folder / name, (Path(dft.__file__).parent / name).read_text())
 
 
-def _distances(stability: Path, rows: Sequence[Record]) -> dict[str, float | None]:
-    """Return E_above_hull with the potential by id, None where there is none."""
-    columns = ("id", "e_above_hull")
+def _energies(stability: Path, rows: Sequence[Record]) -> dict[str, Record]:
+    """Return E_above_hull with the potential and the hull's compounds by id."""
+    columns = ("id", "e_above_hull", "hull_compounds")
     table = tables.read_table(stability, schemas.STABILITY, columns).to_pylist()
-    distances = {row["id"]: row["e_above_hull"] for row in table}
-    _check_ids(stability, "stability", rows, distances)
-    return distances
+    found = {row["id"]: row for row in table}
+    _check_ids(stability, "stability", rows, found)
+    return found
 
 
 def _matches(compared: Sequence[Path], rows: Sequence[Record]) -> dict[str, Record]:
@@ -171,7 +171,7 @@ def _check_ids(path: Path, stage: str, rows: Sequence[Record], found: Mapping[st
 
 def _known(
     manifest: Sequence[Record],
-    distances: Mapping[str, float | None],
+    energies: Mapping[str, Record],
     matches: Mapping[str, Record],
 ) -> list[Relaxed]:
     """Return what is known of the crystals that can be computed."""
@@ -184,7 +184,8 @@ def _known(
                 Relaxed(
                     name=name,
                     formula=row["formula"],
-                    e_above_hull=distances[name],
+                    e_above_hull=energies[name]["e_above_hull"],
+                    bare_hull=energies[name]["hull_compounds"] == 0,
                     group=match.get("duplicate_group"),
                     novel=match.get("novel"),
                     known_as=match.get("matched_material_id"),
