@@ -498,6 +498,13 @@ def test_dft_energies_and_their_hull_are_on_one_scale(values, code, ours, theirs
         check_config(given)
 
 
+def test_inputs_whose_results_are_not_read_have_no_dft_hull(values):
+    scan = changed(values, "dft_inputs.input_set", "MPScanRelaxSet")
+    check_config(scan)
+    with pytest.raises(FlowllmError, match="r2SCAN, but dft_collect reads GGA and GGA"):
+        check_config(changed(scan, "dft_hull.source", "mp_api"))
+
+
 @pytest.mark.parametrize(
     "url",
     ["https://host/d?token=SECRET", "https://host/d#SECRET", "https://h/?X-Amz-Signature=SECRET"],

@@ -1,7 +1,10 @@
 """A run with other settings than its inputs has a status of its own, and no energy."""
 
+import hashlib
+
 import pytest
 from pymatgen.core import Lattice, Structure
+from pymatgen.io.vasp import Poscar
 from pymatgen.io.vasp.sets import MPRelaxSet
 
 from flowllm.dft.results import read_run
@@ -107,6 +110,41 @@ def test_a_gga_run_in_a_folder_of_the_newer_set(tmp_path):
     with pytest.raises(RunProblem, match="METAGGA = not set, expected R2SCAN") as caught:
         read(tmp_path, RequestedRun("MPScanRelaxSet", ["Fe_pv", "O"]), ENCUT=680.0)
     assert caught.value.status == "other_settings"
+
+
+def written(tmp_path, scale=1.0):
+    """Write FeO's POSCAR as `dft_inputs` does, and return its hash."""
+    a = scale * IRON_CELL
+    cell = Lattice([[0, a, a], [a, 0, a], [a, a, 0]])
+    text = Poscar(Structure(cell, ["Fe", "O"], [[0] * 3, [0.5] * 3])).get_str()
+    (tmp_path / "POSCAR").write_text(text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+STATIC = {"NSW": 0, "IBRION": -1}
+
+
+@pytest.mark.parametrize("settings", [STATIC, {"IBRION": -1}])
+def test_a_static_run_of_the_inputs_is_an_upper_bound(tmp_path, settings):
+    """The crystal of the inputs is the potential's, which the input set relaxes."""
+    asked = RequestedRun("MPRelaxSet", ["Fe_pv", "O"], written(tmp_path))
+    run = read(tmp_path, asked, **settings)
+    assert (run.energy, run.converged_ionic) == (-17.0005, False)
+    assert "a static run of the structure of the inputs, MPRelaxSet relaxes it" in run.shortfall
+    # A relaxation of the same crystal is what was requested.
+    assert read(tmp_path, asked).converged_ionic
+
+
+def test_a_static_run_after_a_relaxation_is_taken(tmp_path):
+    first = written(tmp_path, scale=1.03)
+    asked = RequestedRun("MPRelaxSet", ["Fe_pv", "O"], first)
+    assert read(tmp_path, asked, **STATIC).converged_ionic
+    # A user has put the relaxed structure in the place of the first one.
+    written(tmp_path)
+    assert read(tmp_path, asked, **STATIC).converged_ionic
+    # A static set is not relaxed.
+    asked = RequestedRun("MPStaticSet", ["Fe_pv", "O"], written(tmp_path))
+    assert read(tmp_path, asked, **STATIC).converged_ionic
 
 
 def test_a_vasp_run_in_a_folder_of_another_code(tmp_path):

@@ -152,11 +152,10 @@ def test_entries_of_other_functionals_are_rejected(tmp_path, run_type, where):
     message = rf"{re.escape(run_type)}: 2 of 4 entries \(first: bad-0, Na4Cl4\) are not"
     with pytest.raises(FlowllmError, match=message):
         take(tmp_path, [*good, *bad])
-    # Without a correction, any functional is accepted, but only one.
-    with pytest.raises(FlowllmError, match="of several functionals"):
-        take(tmp_path, [*good, *bad], scheme="none")
-    rows = take(tmp_path, bad, scheme="none")
-    assert {row["energy_per_atom"] for row in rows.values()} == {-90.0 / 8}
+    # Results are GGA and GGA+U energies, without corrections as well.
+    for scheme in ("none", "GPAW"):
+        with pytest.raises(FlowllmError, match=f"{scheme} is for GGA.*{message}"):
+            take(tmp_path, [*good, *bad], scheme=scheme)
 
 
 def test_the_scheme_none_takes_the_calculations_energies(tmp_path):

@@ -156,11 +156,11 @@ def test_quantum_espresso_inputs(tmp_path):
     assert rows[3]["potcar_symbols"] == ["Sr.UPF", "Fe.UPF", "O.UPF"]
 
 
-def run_task(root, task):
+def run_task(root, task, **variables):
     """Run one line of the list as SLURM does, with `echo` in place of VASP."""
     environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": str(task)}
-    command = ["bash", "job_array.sh"]
-    subprocess.run(command, cwd=root, env=environment | {"VASP_COMMAND": "echo ran"}, check=True)
+    environment |= {"VASP_COMMAND": "echo ran"} | variables
+    subprocess.run(["bash", "job_array.sh"], cwd=root, env=environment, check=True)
 
 
 WHOLE = b"<modeling>\n</modeling>\n"
@@ -188,6 +188,18 @@ def test_scripts_run_each_folder_once(tmp_path, finished):
         run_task(out.parent, task)
     ran = [(out.parent / folder / "vasp.out").exists() for folder in folders]
     assert ran == [True, False, True]
+
+
+def test_an_offset_leads_beyond_the_largest_index(tmp_path):
+    """SLURM limits the index itself, to MaxArraySize - 1."""
+    out, rows = run(tmp_path)
+    folders = [out.parent / row["path"] for row in rows if row["path"]]
+    for folder in folders:
+        (folder / "POTCAR").write_text("made by the user")
+    run_task(out.parent, 1, OFFSET="2")
+    assert [(folder / "vasp.out").exists() for folder in folders] == [False, False, True]
+    with pytest.raises(subprocess.CalledProcessError):
+        run_task(out.parent, 2, OFFSET="2")
 
 
 @pytest.mark.parametrize(
@@ -363,6 +375,30 @@ def test_no_directory_holds_more_than_its_share(tmp_path):
     rows = [relaxed_row(rocksalt(), f"base-{n:06d}", -3.4) for n in range(5)]
     _, manifest = run(tmp_path, rows, [0.0] * 5, folders_per_directory=2)
     assert [row["path"] for row in manifest] == [f"{n // 2:05d}/base-{n:06d}" for n in range(5)]
+
+
+def test_another_selection_leaves_the_folders_in_place(tmp_path):
+    """Finished runs are found again when the sample grows."""
+    rows = [relaxed_row(rocksalt(), f"base-{n:06d}", -3.4) for n in range(8)]
+    given = {"selection": "random", "folders_per_directory": 2}
+    paths = []
+    for number in (2, 5):
+        _, manifest = run(tmp_path, rows, [0.0] * 8, max_crystals=number, **given)
+        paths.append({row["path"] for row in manifest if row["path"]})
+    assert (len(paths[0]), len(paths[1])) == (2, 5)
+    assert paths[0] < paths[1]
+
+
+def test_an_edited_script_stays(tmp_path, caplog):
+    out, _ = run(tmp_path)
+    script = out.with_name("job_array.sh")
+    first = script.read_text()
+    edited = first.replace("--ntasks=24", "--ntasks=4")
+    script.write_text(edited)
+    run(tmp_path)
+    assert script.read_text() == edited
+    assert script.with_name("job_array.sh.new").read_text() == first
+    assert "kept, since it was edited" in caplog.text
 
 
 def all_bytes(folder):

@@ -53,7 +53,7 @@ class Config(Section):
     """The whole configuration."""
 
     run_dir: Annotated[OwnPath, AfterValidator(lambda text: str(Path(text)))] = Field(
-        description="folder of all artefacts of this run"
+        description="folder of all artifacts of this run"
     )
     seed: NonNegativeInt = Field(
         description="seed of the run; each draw derives its own seed from it and from what is drawn"
@@ -170,6 +170,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _dft_on_one_scale(self) -> "Config":
         """Refuse a DFT hull of another scale before DFT runs; stability checks the energies."""
+        scan = self.dft.code == "vasp" and self.dft_inputs.input_set == "MPScanRelaxSet"
+        if self.dft_hull.source is not None and scan:
+            raise ValueError(
+                "dft_inputs.input_set MPScanRelaxSet is of the functional r2SCAN, but dft_collect "
+                "reads GGA and GGA+U results alone. Set it to MPRelaxSet, or dft_hull.source to "
+                "null"
+            )
         found = self.dft_hull.correction_scheme
         ours = self.dft_collect.correction_scheme.removesuffix("_plus_u_only")
         needed = "GPAW" if self.dft.code == "gpaw" else ours

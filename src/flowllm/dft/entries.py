@@ -8,7 +8,7 @@ as plain data: no class that a file names is imported or called.
 import gzip
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,6 +64,11 @@ class ReferenceEntry:
     def formula(self) -> str:
         """The formula of the cell, e.g. Na4Cl4."""
         return "".join(f"{symbol}{n:g}" for symbol, n in self.amounts.items())
+
+
+def without_structure(entry: ReferenceEntry) -> ReferenceEntry:
+    """Return an entry without the structure of its calculation."""
+    return replace(entry, run=entry.run and replace(entry.run, structure=None))
 
 
 def read_entries(path: Path) -> Iterator[ReferenceEntry]:

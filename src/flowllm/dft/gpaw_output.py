@@ -19,7 +19,7 @@ GPAW_OUTPUT = "gpaw_result.json"
 _TOLERANCE = 1e-6
 """Largest difference between equal numbers of result and inputs; JSON keeps all digits."""
 
-_COMPARED = ("cell", "frac_coords", "xc", "cutoff_ev", "kpoints")
+_COMPARED = ("cell", "frac_coords", "magnetic_moments", "xc", "cutoff_ev", "kpoints")
 """Keys that must be equal in the result and in the inputs, since the energy depends on them."""
 
 

@@ -16,12 +16,11 @@ def main(folder: Path) -> None:
     from gpaw import GPAW, PW, FermiDirac, KohnShamConvergenceError, __version__
 
     given = json.loads((folder / "gpaw.json").read_text())
-    moments = given["magnetic_moments"]
     atoms = Atoms(
         numbers=given["atomic_numbers"],
         cell=given["cell"],
         scaled_positions=given["frac_coords"],
-        magmoms=moments if max(moments) > 1 else None,  # None: not spin-polarized
+        magmoms=given["magnetic_moments"],  # always spin-polarized, as in MPRelaxSet
         pbc=True,
     )
     atoms.calc = GPAW(
@@ -35,7 +34,15 @@ def main(folder: Path) -> None:
         energy, converged = atoms.get_potential_energy(), True
     except KohnShamConvergenceError:
         energy, converged = 0.0, False
-    kept = ("atomic_numbers", "cell", "frac_coords", "xc", "cutoff_ev", "kpoints")
+    kept = (
+        "atomic_numbers",
+        "cell",
+        "frac_coords",
+        "magnetic_moments",
+        "xc",
+        "cutoff_ev",
+        "kpoints",
+    )
     result = {name: given[name] for name in kept}
     result.update(energy=float(energy), converged=converged, version=__version__)
     if atoms.calc.wfs.world.rank == 0:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pymatgen.core import SETTINGS, Structure
 from pymatgen.core.periodic_table import Element
 from pymatgen.io.pwscf import PWInput
-from pymatgen.io.vasp import Kpoints, Poscar
+from pymatgen.io.vasp import Kpoints
 from pymatgen.io.vasp.sets import MPRelaxSet, MPScanRelaxSet, MPStaticSet
 
 from flowllm.config.sections.energies import DftInputs
@@ -39,6 +39,7 @@ OTHER_SETS = {"gpaw": "GPAWStatic", "espresso": "EspressoRelax"}
 """The input set of each code other than VASP."""
 
 GPAW_INPUT = "gpaw.json"
+ESPRESSO_INPUT = "pw.in"
 
 _GPAW_SETUPS = frozenset(
     Element.from_Z(z).symbol for z in (*range(1, 43), *range(44, 57), *range(72, 84), 86)
@@ -54,7 +55,7 @@ class InputFolder:
 
     Attributes:
         potcar_symbols: one pseudopotential per species, in the order of the POSCAR.
-        structure_hash: SHA-256 of the POSCAR.
+        structure_hash: SHA-256 of the file that has the structure (POSCAR, gpaw.json or pw.in).
     """
 
     potcar_symbols: list[str]
@@ -132,7 +133,8 @@ def write_folder(
             with atomic_folder(folder) as temporary:
                 for name, text in files.items():
                     (temporary / name).write_text(text, encoding="utf-8")
-    structure_hash = hashlib.sha256(Poscar(structure).get_str().encode()).hexdigest()
+    [with_structure] = {"POSCAR", GPAW_INPUT, ESPRESSO_INPUT} & set(files)
+    structure_hash = hashlib.sha256(files[with_structure].encode()).hexdigest()
     return InputFolder(pseudopotentials, structure_hash)
 
 
@@ -193,7 +195,7 @@ def _espresso_files(structure: Structure, section: DftInputs) -> tuple[dict[str,
         electrons={"conv_thr": 1e-8},
         kpoints_grid=_kpoints(structure, section),
     )
-    return {"pw.in": str(inputs)}, list(names.values())
+    return {ESPRESSO_INPUT: str(inputs)}, list(names.values())
 
 
 def _kpoints(structure: Structure, section: DftInputs) -> list[int]:

@@ -2,9 +2,13 @@
 # Run the calculations listed in folders.txt as a SLURM array, one folder per task. Start it in the
 # folder of this script:
 #   cd dft_inputs/METHOD && sbatch --array=1-$(wc -l < folders.txt)%100 job_array.sh
-# The array index is the line in folders.txt. Where the cluster's MaxArraySize is smaller than the
-# number of lines, submit several arrays. Folders with a converged run are skipped, so the same
-# command runs what is left. Set the partition, the account and the command of the DFT code first.
+# The array index plus OFFSET (default 0) is the line in folders.txt. An index must be smaller than
+# the cluster's MaxArraySize (`scontrol show config`; by default 1001), so that longer lists need
+# several arrays, for example for the lines from 1001 to 2000:
+#   OFFSET=1000 sbatch --array=1-1000%100 job_array.sh
+# Folders with a converged run are skipped, so the same command runs what is left. Set the
+# partition, the account and the command of the DFT code first. dft_inputs does not replace a script
+# that was edited.
 # `flowllm dft_collect` reads the results.
 #SBATCH --job-name=flowllm-dft
 #SBATCH --nodes=1
@@ -116,7 +120,12 @@ keep() {
 }
 
 root=$(pwd)
-folder=$(sed -n "${SLURM_ARRAY_TASK_ID}p" folders.txt)
+line=$((SLURM_ARRAY_TASK_ID + ${OFFSET:-0}))
+folder=$(sed -n "${line}p" folders.txt)
+if [ -z "$folder" ]; then
+    echo "folders.txt has no line $line" >&2
+    exit 1
+fi
 cd "$folder"
 
 if [ -f pw.in ]; then

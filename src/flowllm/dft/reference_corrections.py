@@ -6,7 +6,7 @@ keeps its correction where all rules give the same one, and is rejected where th
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,8 +53,7 @@ class _Tally:
         source: name of the source.
         num_entries: entries read.
         num_corrected: entries with a correction in the source.
-        by_functional: entries by run type: with MP2020 those of other functionals, without a
-            correction all that have a run type.
+        by_functional: entries by run type, of functionals other than those of the results.
         without_run_type: entries that describe a calculation without its run type.
         undecided: incomplete entries whose correction depends on the rule for anions.
         not_covered: entries whose U values MP2020 does not cover.
@@ -94,14 +93,15 @@ def apply_correction_scheme(
             # pymatgen warns that noble gases have no electronegativity.
             warnings.simplefilter("ignore")
             kept = list(_corrected(entries, collect, tally))
-        _reject_other_functionals(tally)
+        _reject_other_functionals(tally, section)
         _reject_undecided(tally, collect)
         _warn(tally, collect)
     elif section.correction_scheme == "none":
         kept = list(_uncorrected(entries, tally))
-        _reject_mixed_functionals(tally)
+        _reject_other_functionals(tally, section)
     else:
-        kept = [replace(entry, run=None) for entry in entries]
+        kept = list(_of_gpaw(entries, tally))
+        _reject_other_functionals(tally, section)
     return kept, {"recorrected": tally.changed.count, "not_covered": tally.not_covered.count}
 
 
@@ -113,9 +113,9 @@ def _corrected(
         tally.num_entries += 1
         run, composition = entry.run, Composition(entry.amounts)
         _note_correction(entry, composition, tally)
-        if run is not None and run.run_type is not None and run.run_type not in RUN_TYPES:
-            tally.by_functional.setdefault(run.run_type, _EntryGroup()).add(entry)
-        elif run is not None and _is_complete(run, composition):
+        if _is_of_another_functional(entry, RUN_TYPES, tally):
+            continue
+        if run is not None and _is_complete(run, composition):
             correction = _correction(run, composition, collect)
             if correction is None:
                 tally.not_covered.add(entry)
@@ -132,6 +132,17 @@ def _corrected(
             ):
                 tally.undecided.add(entry)
             yield replace(entry, run=None)
+
+
+def _is_of_another_functional(
+    entry: ReferenceEntry, accepted: Collection[str], tally: _Tally
+) -> bool:
+    """Return whether an entry has another run type than the accepted ones, and count it if so."""
+    run_type = None if entry.run is None else entry.run.run_type
+    if run_type is None or run_type in accepted:
+        return False
+    tally.by_functional.setdefault(run_type, _EntryGroup()).add(entry)
+    return True
 
 
 def _note_correction(entry: ReferenceEntry, composition: Composition, tally: _Tally) -> None:
@@ -164,11 +175,13 @@ def _correction(run: EntryRun, composition: Composition, collect: DftCollect) ->
     return mp2020_correction(crystal, parameters, collect.strict_anions, run.data)
 
 
-def _reject_other_functionals(tally: _Tally) -> None:
+def _reject_other_functionals(tally: _Tally, section: DftHull) -> None:
     if tally.by_functional:
+        accepted = "GGA" if section.correction_scheme == "GPAW" else "GGA and GGA+U"
         raise FlowllmError(
-            f"{tally.source}: dft_hull.correction_scheme MP2020 is for GGA and GGA+U energies, but "
-            f"by their parameters.run_type {_functionals(tally)} are not. Remove them from the file"
+            f"{tally.source}: dft_hull.correction_scheme {section.correction_scheme} is for "
+            f"{accepted} energies, like those of the results, but by their parameters.run_type "
+            f"{_functionals(tally)} are not. Remove them from the file"
         )
 
 
@@ -183,30 +196,29 @@ def _reject_undecided(tally: _Tally, collect: DftCollect) -> None:
         )
 
 
-def _reject_mixed_functionals(tally: _Tally) -> None:
-    if len({name.removesuffix("+U") for name in tally.by_functional}) > 1:
-        raise FlowllmError(
-            f"{tally.source}: by their parameters.run_type, the energies are of several "
-            f"functionals and cannot be compared: {_functionals(tally)}. Keep the entries of one "
-            "functional"
-        )
-
-
 def _functionals(tally: _Tally) -> str:
     groups = tally.by_functional.items()
     return ", ".join(f"{name}: {group.share_of(tally.num_entries)}" for name, group in groups)
 
 
 def _uncorrected(entries: Iterable[ReferenceEntry], tally: _Tally) -> Iterator[ReferenceEntry]:
-    """Yield entries with their uncorrected energies."""
+    """Yield GGA and GGA+U entries with their uncorrected energies."""
     for entry in entries:
         tally.num_entries += 1
+        if _is_of_another_functional(entry, RUN_TYPES, tally):
+            continue
         energy = entry.energy_per_atom
         if entry.run is not None:
             energy = entry.run.energy / sum(entry.amounts.values())
-            if entry.run.run_type is not None:
-                tally.by_functional.setdefault(entry.run.run_type, _EntryGroup()).add(entry)
         yield replace(entry, energy_per_atom=energy, run=None)
+
+
+def _of_gpaw(entries: Iterable[ReferenceEntry], tally: _Tally) -> Iterator[ReferenceEntry]:
+    """Yield the entries that may be of GPAW, whose calculations are GGA without U."""
+    for entry in entries:
+        tally.num_entries += 1
+        if not _is_of_another_functional(entry, ("GGA",), tally):
+            yield replace(entry, run=None)
 
 
 def _warn(tally: _Tally, collect: DftCollect) -> None:

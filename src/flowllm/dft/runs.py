@@ -26,10 +26,12 @@ class RequestedRun:
     Attributes:
         input_set: name of the input set; None where the manifest does not name one.
         potcar_symbols: pseudopotentials; None where the manifest does not name them.
+        structure_hash: SHA-256 of the file with the structure; None where it is not known.
     """
 
     input_set: str | None = None
     potcar_symbols: list[str] | None = None
+    structure_hash: str | None = None
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,9 @@ def _run_of(vasprun: Vasprun, output: Path, finished: bool, requested: Requested
     shortfall = None
     if step < len(steps):
         shortfall = "the electronic loop of a later step reached its limit"
-    elif not is_static(vasprun):
+    elif is_static(vasprun):
+        shortfall = settings_shortfall
+    else:
         why = (
             why_not_converged(vasprun, find_outcar(output)) if finished else "the file is truncated"
         )

@@ -6,6 +6,7 @@ reaches the result (ALGO, LREAL, NELM, ISMEAR, SIGMA, POTIM, SYMPREC, NCORE, KPA
 custodian changes where VASP stops) are not compared.
 """
 
+import hashlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pymatgen.io.vasp import Incar, Kpoints
+import numpy as np
+from pymatgen.core import Structure
+from pymatgen.io.vasp import Incar, Kpoints, Poscar
 from pymatgen.io.vasp.outputs import Vasprun
 
 from flowllm.dft.bounded import opened
 from flowllm.dft.inputs import VASP_SETS
 from flowllm.dft.runs import RequestedRun, RunProblem
+from flowllm.dft.vasp_convergence import is_static
 
 _MIN_KPOINT_SHARE = 0.5
 """Smallest accepted share of the input set's number of k-points. The mesh is chosen for the initial
@@ -33,6 +37,9 @@ _MAX_ENERGY_FACTOR = 2.0
 _MAX_FORCE = 0.1
 """eV/angstrom; largest accepted |EDIFFG| where EDIFFG is a force; the default of
 prerelax.max_force."""
+
+_SAME_POSITION = 1e-4
+"""Largest difference of equal coordinates, fractional or in angstrom (8 decimals are written)."""
 
 _NOT_SELF_CONSISTENT = (2, 3, 4)
 """Values of IALGO for ALGO = Nothing, Eigenval and Subrot."""
@@ -80,6 +87,12 @@ def check_settings(
     differences = [*_unsuitable_settings(vasprun), *compare_settings(vasprun, inputs)]
     if differences:
         raise RunProblem("other_settings", f"{name}: {'; '.join(differences)}")
+    if int(inputs.incar.get("ISIF", 0)) != 3:
+        return None
+    if is_static(vasprun):
+        if _starts_from_inputs(vasprun, requested, folder):
+            return f"a static run of the structure of the inputs, {inputs.name} relaxes it"
+        return None
     return _relaxes_less(vasprun, inputs)
 
 
@@ -253,10 +266,47 @@ def _mesh_text(mesh: tuple[int, ...]) -> str:
     return "x".join(str(number) for number in mesh)
 
 
+def _starts_from_inputs(vasprun: Vasprun, requested: RequestedRun, folder: Path) -> bool:
+    """Return whether a run has the structure that `dft_inputs` wrote.
+
+    The file is POSCAR.orig after a restart, else POSCAR. Where the manifest has its hash, a POSCAR
+    with another content is not the one that was written.
+    """
+    for name in ("POSCAR.orig", "POSCAR"):
+        written, found = _poscar_of(folder / name)
+        if written is not None and requested.structure_hash in (None, found):
+            return _is_same_structure(vasprun.initial_structure, written)
+    return False
+
+
+def _poscar_of(path: Path) -> tuple[Structure | None, str]:
+    """Return the structure and the SHA-256 of a POSCAR, None and no text where it has none."""
+    try:
+        with opened(path) as source:
+            content = source.read()
+        return Poscar.from_str(content.decode()).structure, hashlib.sha256(content).hexdigest()
+    # pymatgen raises exceptions of many types. Without a POSCAR there is nothing to compare.
+    except Exception:
+        return None, ""
+
+
+def _is_same_structure(one: Structure, other: Structure) -> bool:
+    """Return whether two structures have the same cell and atoms, in the same order."""
+    if list(one.species) != list(other.species):
+        return False
+    moved = one.frac_coords - other.frac_coords
+    moved -= np.round(moved)
+    strained = one.lattice.matrix - other.lattice.matrix
+    return bool(max(np.abs(moved).max(), np.abs(strained).max()) < _SAME_POSITION)
+
+
 def _relaxes_less(vasprun: Vasprun, inputs: ExpectedInputs) -> str | None:
-    """Return why a converged run relaxes less than the input set does, None where it does not."""
-    if int(inputs.incar.get("ISIF", 0)) != 3 or int(vasprun.parameters.get("NSW", 0)) <= 0:
-        return None
+    """Return why a relaxation relaxes less than one of all atoms and the cell, None if it does not.
+
+    Args:
+        vasprun: a run that is not static.
+        inputs: inputs with ISIF = 3.
+    """
     isif = int(vasprun.parameters.get("ISIF", 2))
     if isif != 3:
         return f"ISIF = {isif} fixes a part of the crystal, {inputs.name} relaxes atoms and cell"

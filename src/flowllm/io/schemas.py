@@ -1,4 +1,4 @@
-"""The Arrow schemas of all artefacts.
+"""The Arrow schemas of all artifacts.
 
 Every table of crystals begins with the same columns, so that a stage, or a person with pandas,
 reads all of them in the same way.
@@ -201,9 +201,13 @@ RELAXED = _extend(
         _column("final_energy_per_atom", pa.float64(), "eV/atom, as relaxed"),
         _column("delta_energy_per_atom", pa.float64(), "eV/atom that the relaxation gained"),
         _column("delta_energy_per_cell", pa.float64(), "eV that the relaxation gained"),
-        _column("max_force", pa.float64(), "eV/angstrom, at the end"),
+        _column("max_force", pa.float64(), "eV/angstrom, of the atoms, at the end"),
         _column("num_steps", pa.int32(), "relaxation steps"),
-        _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),
+        _column(
+            "converged",
+            pa.bool_(),
+            "whether forces on atoms and cell fell below prerelax.max_force",
+        ),
     ],
     _OUTCOME,
 )
@@ -261,7 +265,9 @@ DFT_MANIFEST = pa.schema(
         _column("input_set", pa.string(), "dft_inputs.input_set, or dft.code's own set"),
         _column("input_set_version", pa.string(), "of pymatgen, which defines the set"),
         _column("potcar_symbols", pa.list_(pa.string()), "pseudopotentials, in POSCAR's order"),
-        _column("structure_hash", pa.string(), "SHA-256 of the POSCAR as written"),
+        _column(
+            "structure_hash", pa.string(), "SHA-256 of the POSCAR (or gpaw.json, pw.in) as written"
+        ),
         *_DFT_CHOICE,
         _column("reason", pa.string(), "why the crystal is computed or not"),
         *_OUTCOME,
@@ -369,8 +375,12 @@ ON_REQUEST = _extend(
         _column("formation_energy_per_atom", pa.float64(), "eV/atom, from the hull's elements"),
         _column("check_e_above_hull", pa.float64(), "eV/atom, by potential.check"),
         _column("hull_compounds", pa.int32(), "as in the stability table"),
-        _column("max_force", pa.float64(), "eV/angstrom, at the end"),
-        _column("converged", pa.bool_(), "whether max_force fell below prerelax.max_force"),
+        _column("max_force", pa.float64(), "eV/angstrom, of the atoms, at the end"),
+        _column(
+            "converged",
+            pa.bool_(),
+            "whether forces on atoms and cell fell below prerelax.max_force",
+        ),
         _column("stable", pa.bool_(), "as in the stability table"),
         _column("metastable", pa.bool_(), "as in the stability table"),
         _column("structurally_valid", pa.bool_(), "no atoms too close, before the relaxation"),

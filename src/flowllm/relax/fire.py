@@ -1,10 +1,11 @@
 """A step of FIRE with the Frechet cell filter, for a whole batch at once.
 
-The algorithm is ASE's, and the states are those of torch-sim's `frechet_cell_fire`. Version 0.3 of
-torch-sim, the last one for Python 3.11, computes the forces on the cells crystal by crystal, and
-its step reads the values of dozens of tensors per crystal. On a GPU the program waits at each of
-them (docs/performance.md has the counts). Here no operation depends on the number of crystals, and
-only the matrix exponentials read values.
+The algorithm is ASE's, except that the share of the forces decays before it is used, as in
+torch-sim. The states are those of torch-sim's `frechet_cell_fire`. Version 0.3 of torch-sim, the
+last one for Python 3.11, computes the forces on the cells crystal by crystal, and its step reads
+the values of dozens of tensors per crystal. On a GPU the program waits at each of them
+(docs/performance.md has the counts). Here no operation depends on the number of crystals, and only
+the matrix exponentials read values.
 """
 
 import torch

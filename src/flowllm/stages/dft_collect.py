@@ -125,7 +125,8 @@ def _one_line(text: str) -> str:
 
 def _read(folder: Path, entry: Record, section: DftCollect) -> dict[str, Any]:
     """Return the columns of a run with an energy; it is an upper bound if unconverged_ionic."""
-    found = read_run(folder, RequestedRun(entry["input_set"], entry["potcar_symbols"]))
+    asked = (entry["input_set"], entry["potcar_symbols"], entry["structure_hash"])
+    found = read_run(folder, RequestedRun(*asked))
     if found.structure.composition != Composition(entry["formula"]):
         raise RunProblem(
             "wrong_composition",

@@ -22,7 +22,7 @@ from flowllm.io import schemas, tables
 from flowllm.io.files import write_text
 from flowllm.io.shards import Shards
 from flowllm.runtime.descent import check_computed_from, generated_digests
-from flowllm.runtime.log import Progress
+from flowllm.runtime.log import Progress, log
 from flowllm.runtime.provenance import stage_run
 
 Record = Mapping[str, Any]
@@ -113,8 +113,9 @@ def _write_folders(
     # An earlier manifest does not describe other inputs.
     forget = partial(out.unlink, missing_ok=True)
     progress = Progress("dft_inputs", len(crystals))
-    for number, (place, crystal) in enumerate(crystals.items()):
-        directory = out.parent / f"{number // section.folders_per_directory:05d}"
+    for place, crystal in crystals.items():
+        # By the place among all crystals, so that another selection leaves the folders in place.
+        directory = out.parent / f"{place // section.folders_per_directory:05d}"
         path = directory / folder_name(manifest[place]["id"])
         written = write_folder(crystal, input_set, section, path, forget)
         manifest[place] |= {
@@ -128,11 +129,19 @@ def _write_folders(
 
 
 def _write_scripts(folder: Path, manifest: Sequence[Record]) -> None:
-    """Write the list of folders, one per line, and the scripts that run them on a cluster."""
+    """Write the list of folders, one per line, and the scripts that run them on a cluster.
+
+    A script that is there and differs was edited, or is of another version, and stays. The script
+    of this version is then written beside it, with the suffix `.new`.
+    """
     paths = [row["path"] for row in manifest if row.get("path")]
     write_text(folder / "folders.txt", "".join(f"{path}\n" for path in paths))
     for name in ("job_array.sh", "gpaw_static.py"):
-        write_text(folder / name, (Path(dft.__file__).parent / name).read_text())
+        path, text = folder / name, (Path(dft.__file__).parent / name).read_text()
+        if path.exists() and path.read_text() != text:
+            path = path.with_name(f"{name}.new")
+            log.warning("dft_inputs: %s: kept, since it was edited; see %s", folder / name, path)
+        write_text(path, text)
 
 
 def _energies(stability: Path, rows: Sequence[Record]) -> dict[str, Record]:

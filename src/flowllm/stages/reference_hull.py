@@ -11,7 +11,7 @@ from pymatgen.core import Composition
 from flowllm.config.sections.energies import Potential, Prerelax, ReferenceHull
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
-from flowllm.dft.entries import ReferenceEntry, read_entries
+from flowllm.dft.entries import ReferenceEntry, read_entries, without_structure
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import entry_row, potential_label, unrecorded_label
 from flowllm.io import hull_schemas, schemas, tables
@@ -74,7 +74,8 @@ def run(settings: Settings, *, crystals: Path, out: Path) -> None:
             _write_from_run(settings, Path(section.source), out, run)
         else:
             label = unrecorded_label(LABELS[potential.name])
-            entries = list(read_entries(Path(section.source)))
+            # Their structures are not needed, and take gigabytes.
+            entries = [without_structure(entry) for entry in read_entries(Path(section.source))]
             _warn_of_dft(entries, section.source)
             rows = [entry_row(entry, kind="potential", source=label) for entry in entries]
             tables.write_table(out, rows, hull_schemas.POTENTIAL_ENTRIES, run.metadata())

@@ -73,7 +73,7 @@ class Dft(Section):
 
     code: Literal["vasp", "gpaw", "espresso"] = Field(
         description="vasp (paper), gpaw (free; static runs, one input set) or espresso "
-        "(inputs only, static, one input set)",
+        "(inputs of a relaxation only, one input set)",
     )
 
 
@@ -81,8 +81,8 @@ class DftInputs(Section):
     """Selection of relaxed crystals for DFT, and their inputs."""
 
     input_set: Literal["MPRelaxSet", "MPScanRelaxSet", "MPStaticSet"] = Field(
-        description="pymatgen's input set for code vasp: MPRelaxSet (paper), MPScanRelaxSet "
-        "or MPStaticSet",
+        description="pymatgen's input set for code vasp: MPRelaxSet (paper), MPStaticSet or "
+        "MPScanRelaxSet (inputs only: results are read from GGA and GGA+U runs)",
     )
     plane_wave_cutoff: PositiveFloat = Field(
         description="eV; for GPAW and Quantum ESPRESSO (the VASP sets have 520)"
