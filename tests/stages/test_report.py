@@ -23,6 +23,7 @@ from flowllm.io import schemas
 from flowllm.io.tables import write_table
 from flowllm.report import counting_tables, figures, forms
 from flowllm.report.cost_tables import estimate_table, sun_cost_table
+from flowllm.report.counting_tables import protocol_tables, reading_table
 from flowllm.report.metrics_files import first_of_each_sweep, read_results
 from flowllm.report.process_tables import draft_table, merging_table, outcome_table, speed_table
 from flowllm.report.protocol_text import energy_name, hull_name, origin
@@ -35,6 +36,7 @@ from flowllm.report.provenance import (
 )
 from flowllm.report.published import published_rows
 from flowllm.report.quality_tables import (
+    e_hull_table,
     ground_state_table,
     paper_table,
     sun_parts_table,
@@ -1037,11 +1039,31 @@ def test_crystals_that_select_excluded_are_named_below_the_rates(run_dir):
     estimated = with_numbers(skipped, estimates={"design": design, "rates": {}})
     for table in (
         sun_table([skipped], "potential"),
+        sun_parts_table([skipped], "potential"),
+        e_hull_table([skipped], "potential"),
+        ground_state_table([skipped]),
+        reading_table([skipped], "potential"),
+        *protocol_tables([skipped], "potential"),
         sun_cost_table([skipped]),
         estimate_table([estimated]),
     ):
-        assert "cannot be compared" in table.protocol
-        assert "FlowLLM-test (4 known, 1 repeated)" in table.protocol
+        assert "cannot be compared" in table.protocol, table.name
+        assert table.protocol.count("FlowLLM-test (4 known, 1 repeated)") == 1, table.name
+
+
+def test_where_select_excluded_crystals_table_2_has_the_match_rate_of_the_relaxed(run_dir):
+    """It stands in one table alone, as each number does."""
+    result = read_results(metrics_files(run_dir))[0]
+    counts = result.numbers["counts"]
+    skipped = with_numbers(result, counts=counts | {"relaxed": counts["relaxed"] | {"known": 4}})
+    for one, shown in ((result, False), (skipped, True)):
+        table = ground_state_table([one])
+        read = [row["reading"] for row in reading_table([one], "potential").rows]
+        assert ("match_rate_of_relaxed" in [column.key for column in table.columns]) == shown
+        assert ("of the relaxed, matcher 0.2, 0.3, 5°" in read) == (not shown)
+    # Of five draws three are relaxed and match.
+    rates = [table.rows[0][key] for key in ("match_rate", "match_rate_of_relaxed")]
+    assert [(one["numerator"], one["denominator"]) for one in rates] == [(3, 5), (3, 3)]
 
 
 def test_the_page_warns_and_shows_the_second_potential(tmp_path):
