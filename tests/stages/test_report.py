@@ -44,7 +44,7 @@ from flowllm.report.quality_tables import (
 )
 from flowllm.report.sections import make_sections
 from flowllm.report.table import Column, Table, to_csv, to_latex
-from flowllm.report.training_history import read_rejections, shard_counts
+from flowllm.report.training_history import belongs, read_rejections, shard_counts
 from flowllm.runtime.provenance import provenance_path
 from flowllm.stages import metrics, report
 from tiny_run import snakemake
@@ -883,6 +883,35 @@ def test_shards_of_another_configuration_are_not_counted(copied_run):
     names = {record["output"] for record in read_records(copied_run, counts)}
     assert "base/FlowLLM-test/shard-00000.parquet" in names
     assert "base/FlowLLM-test/shard-00001.parquet" not in names
+    write_record(copied_run, "base/earlier/shard-00000.parquet", "sample_base", 1.0, 1)
+    assert {record["output"] for record in read_records(copied_run, counts)} == names
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "belonging"),
+    [
+        ([], "base/old", True),
+        (["pairs/train=1"], "base/old", True),
+        (["base/a=1"], "base/old", False),
+        (["base/a=1"], "generated/old", True),
+        (["base/a=1"], "relaxed/old", True),
+        (["base/a=1"], "pairs/val", True),
+        (["relaxed/a=1"], "base/old", True),
+        (["relaxed/a=1"], "relaxed/old", False),
+        (["relaxed/a=1"], "generated/old", False),
+        (["relaxed/a=1"], "generated/a", True),
+        (["relaxed/a=1", "generated/predicted=1"], "generated/predicted", True),
+        (["relaxed/a=1", "generated/predicted=1"], "generated/a", True),
+        (["relaxed/a=1"], "trajectories/old", True),
+    ],
+)
+def test_folders_of_rows_that_were_removed_do_not_belong_to_the_run(words, folder, belonging):
+    """Those that the shards do not name, beside one of their kind that they name."""
+    shards = shard_counts(words)
+    assert belongs(f"{folder}/shard-00000.parquet", shards) == belonging
+    if folder in shards or (belonging and folder.replace("generated", "relaxed") in shards):
+        assert not belongs(f"{folder}/shard-00001.parquet", shards)
+    assert belongs("rfm/old", shards)
 
 
 CURVES = ("", "a,b\n1,2\n", "step,step\n1,2\n", "step,loss\n1\n", "step,loss\n1,2,3\n", "step\nx\n")

@@ -25,6 +25,9 @@ from flowllm.runtime.provenance import RECORD_SUFFIX, provenance_path
 ALL_FOUND: Mapping[str, int] = {}
 """The number of shards is unknown for every folder: all existing shards belong to the run."""
 
+_KINDS = ("base/", "generated/", "relaxed/")
+"""Folders that have a folder of shards per row of the configuration."""
+
 _SHARD = re.compile(r"(?P<folder>.+)/shard-(?P<number>\d{5})\.parquet")
 
 
@@ -48,15 +51,28 @@ def belongs(output: str, shards: Mapping[str, int]) -> bool:
 
     Args:
         output: path relative to the run's folder.
-        shards: number of shards of the run, by folder.
+        shards: number of shards of the run, by folder. If it names some folder of a kind, such as
+            `base/`, those of this kind that it does not name belong to another configuration.
     """
     found = _SHARD.fullmatch(output)
     if found is None:
         return True
-    folder = found["folder"]
     # A method has one generated shard per relaxed shard.
-    count = shards.get(folder, shards.get(folder.replace("generated/", "relaxed/", 1)))
-    return count is None or int(found["number"]) < count
+    counts = _as_generated(shards) | dict(shards)
+    folder = found["folder"]
+    if folder in counts:
+        return int(found["number"]) < counts[folder]
+    kind = f"{folder.partition('/')[0]}/"
+    return kind not in _KINDS or not any(one.startswith(kind) for one in counts)
+
+
+def _as_generated(shards: Mapping[str, int]) -> dict[str, int]:
+    """Return the shards of the folders `relaxed/` by the folders of their generated crystals."""
+    return {
+        f"generated/{folder.removeprefix('relaxed/')}": count
+        for folder, count in shards.items()
+        if folder.startswith("relaxed/")
+    }
 
 
 def list_shards(run_dir: Path, folder: str, shards: Mapping[str, int]) -> list[Path]:
