@@ -526,7 +526,18 @@ def test_rejections_are_counted_where_they_happened(run_dir):
         ("base FlowLLM-test: drafts", "bad_number", 2),
         ("base FlowLLM-test: drafts", "truncated", 1),
         ("base FlowLLM-test: redraws within drafts", "close_atoms", 3),
-        ("base FlowLLM-test: given up", "max_attempts", 1),
+        ("base FlowLLM-test: given up", "exhausted", 1),
+    ]
+
+
+def test_a_sample_that_was_not_read_is_no_draw_that_was_given_up(tmp_path):
+    statuses = ["ok", "unreadable", "exhausted", "unreadable", "too_many_atoms"]
+    rows = [{"id": f"DiffCSP-{i}", "status": status} for i, status in enumerate(statuses)]
+    write_table(tmp_path / "base" / "DiffCSP" / "shard-00000.parquet", rows, schemas.BASE, {})
+    assert read_rejections(tmp_path) == [
+        ("base DiffCSP: given up", "exhausted", 1),
+        ("base DiffCSP: no crystal", "unreadable", 2),
+        ("base DiffCSP: no crystal", "too_many_atoms", 1),
     ]
 
 
@@ -877,7 +888,7 @@ def test_shards_of_another_configuration_are_not_counted(copied_run):
     counts = {"base/FlowLLM-test": 1, "relaxed/FlowLLM-test": 1}
     rejected = read_rejections(copied_run, counts)
     assert ("base FlowLLM-test: drafts", "bad_number", 2) in rejected
-    assert not [row for row in rejected if row[1] == "max_attempts" and row[2] > 1]
+    assert not [row for row in rejected if row[1] == "exhausted" and row[2] > 1]
     shutil.copytree(copied_run / "base" / "FlowLLM-test", copied_run / "base" / "earlier")
     assert read_rejections(copied_run, counts) == rejected
     names = {record["output"] for record in read_records(copied_run, counts)}

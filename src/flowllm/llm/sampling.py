@@ -12,16 +12,13 @@ import pyarrow as pa
 from flowllm.crystal import Crystal
 from flowllm.data.symmetry_operations import Operations, operation_columns
 from flowllm.io.tables import crystal_columns, write_table
-from flowllm.llm.crystal_text import Decoded, Limits, Reason, Rejection
+from flowllm.llm.crystal_text import EXHAUSTED, Decoded, Limits, Reason, Rejection
 from flowllm.llm.engines.base import Draft, Engine
 from flowllm.llm.prompts import Conditions, PromptTokens
 from flowllm.llm.redraws import Apart, Draw, Form
 from flowllm.llm.required import ANY, Required
 from flowllm.runtime.provenance import StageRun
 from flowllm.runtime.resume import make_parts
-
-EXHAUSTED = "exhausted"
-"""Status of a crystal for which all drafts were rejected."""
 
 
 @dataclass(frozen=True)

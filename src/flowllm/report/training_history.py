@@ -19,7 +19,7 @@ from flowllm.errors import FlowllmError
 from flowllm.io import schemas
 from flowllm.io.file_errors import explain
 from flowllm.io.tables import read_table
-from flowllm.llm.crystal_text import Reason
+from flowllm.llm.crystal_text import EXHAUSTED, Reason
 from flowllm.runtime.provenance import RECORD_SUFFIX, provenance_path
 
 ALL_FOUND: Mapping[str, int] = {}
@@ -227,20 +227,26 @@ def _rejected_rows(path: Path) -> list[tuple[str, str, int]]:
 
 
 def _drafts(where: str, shards: Iterable[Path], schema: pa.Schema) -> list[tuple[str, str, int]]:
-    """Count the language model's rejected drafts, its redraws, and the draws without a crystal."""
+    """Count the language model's rejected drafts, its redraws, and the draws without a crystal.
+
+    A draw whose drafts were all rejected is given up. Another one has no crystal because no draft
+    could be made, or because it is another model's sample that could not be read.
+    """
     drafts: Counter[str] = Counter()
     redraws: Counter[str] = Counter()
-    given_up: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
     for shard in shards:
         table = read_table(shard, schema, ["rejections", "redraws", "status"])
         drafts.update(_value_counts(pc.list_flatten(table.column("rejections"))))
         redraws[Reason.CLOSE_ATOMS] += pc.sum(table.column("redraws")).as_py() or 0
-        given_up.update(_value_counts(table.column("status")))
-    del given_up["ok"]
+        statuses.update(_value_counts(table.column("status")))
+    del statuses["ok"]
+    given_up = Counter({EXHAUSTED: statuses.pop(EXHAUSTED, 0)})
     return (
         _ordered(f"{where}: drafts", drafts)
         + _ordered(f"{where}: redraws within drafts", +redraws)
-        + _ordered(f"{where}: given up", given_up)
+        + _ordered(f"{where}: given up", +given_up)
+        + _ordered(f"{where}: no crystal", statuses)
     )
 
 
