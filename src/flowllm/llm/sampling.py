@@ -80,14 +80,12 @@ class Speed:
     """Totals of the engine in this process; a resumed job does not count earlier processes.
 
     Attributes:
-        drafts: number of generated texts.
         tokens: number of sampled tokens.
         prompt_tokens: number of tokens of all prompts; those of a redraw include the kept text.
         cached_prompt_tokens: number of prompt tokens that were read from a cache.
         seconds: time spent in `Sampler.draw`.
     """
 
-    drafts: int = 0
     tokens: int = 0
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
@@ -208,7 +206,6 @@ class Sampler:
     def _decode(self, request: DrawRequest, draw: Draw, outcome: Outcome) -> None:
         """Decode a draft and add it to the outcome, as the crystal or as a rejection."""
         outcome.text = self._prompts.decode(draw.tokens)
-        self.speed.drafts += 1
         outcome.redraws += draw.redraws
         outcome.masked += draw.masked
         decoded = draw.rejection or self._decoded(outcome.text, request, draw.truncated)
