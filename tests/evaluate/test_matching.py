@@ -186,6 +186,18 @@ def test_elongated_cells_are_refused_before_the_matcher_lists_their_lattice_poin
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
+def test_a_crystal_that_cannot_be_compared_is_in_no_class_also_alone_in_its_composition():
+    """Nothing is known with its composition, and no other sample has it."""
+    coords = np.random.default_rng(0).random((10, 3))
+    needle = Crystal.from_arrays([11, 17] * 5, coords, [4, 4, 600], [90] * 3)
+    for crystal, comparable in ((needle, False), (rocksalt(), True)):
+        found = match_bucket(Bucket({"a": crystal}, frozenset("a"), {"train": {}}, ("train",)))
+        assert found.classes == ({"a": "a"} if comparable else {})
+        assert found.greedy_sun == (frozenset("a") if comparable else frozenset())
+        assert set(found.failed) == (set() if comparable else {"a"})
+        assert found.known == {"train": {}}
+
+
 def test_lengths_beyond_all_measure_are_errors_and_not_valid():
     for lengths in ((1e38, 1, 1), (1e-38, 1, 1)):
         crystal = Crystal.from_arrays([11, 17], [[0, 0, 0], [0.5] * 3], lengths, [90] * 3)

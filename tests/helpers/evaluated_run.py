@@ -180,7 +180,7 @@ def _rows(name, draw, kind):
         "base": {
             **crystal,
             **crystal_columns(draw.generated),
-            "status": draw.base_status if ok else "max_attempts",
+            "status": draw.base_status if ok else "exhausted",
             "attempts": 1 + len(draw.rejections),
             "rejections": draw.rejections,
             "redraws": draw.redraws,

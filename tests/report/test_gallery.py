@@ -15,6 +15,7 @@ from flowllm.crystal import Crystal
 from flowllm.report.gallery import find_candidates
 from flowllm.report.metrics_files import read_results
 from flowllm.report.page import Section, render
+from flowllm.report.sections import make_sections
 from flowllm.stages import metrics, report
 
 
@@ -76,6 +77,19 @@ def test_limit_and_missing_files(run, tmp_path):
     results = read_results([run.out])
     assert len(find_candidates(results, run.folder, limit=1)) == 1
     assert find_candidates(results, tmp_path) == []
+
+
+def test_absent_files_are_not_called_an_absence_of_candidates(run, tmp_path):
+    results = read_results([run.out])
+    whole, absent = (
+        make_sections(results, [], folder, "#0072B2", {})[0].note
+        for folder in (run.folder, tmp_path)
+    )
+    assert "cannot be shown" not in whole
+    assert absent == (
+        "Candidates of FlowLLM-test cannot be shown: their relaxed crystals are not in the folder "
+        "of the run (--run-dir)."
+    )
 
 
 def test_a_crystal_without_a_space_group_is_shown_all_the_same(tmp_path):

@@ -11,7 +11,16 @@ LABEL = "CHGNet 0.3.0, relaxed to 0.1 eV/Å in at most 60 steps"
 RATES = ("validity", "relaxed", "match_rate", "metastability_rate", "stability_rate", "novelty")
 
 
-def result(name="FlowLLM", drawn=24, counted=6, kind="potential", hull=205, steps=48.25, **rule):
+def result(
+    name="FlowLLM",
+    drawn=24,
+    counted=6,
+    kind="potential",
+    hull=205,
+    steps=48.25,
+    relaxed=None,
+    **rule,
+):
     rates = {key: rate(counted, drawn, "all generated") for key in (*RATES, "sun_rate")}
     means = {"delta_energy_per_atom": 4.063, "num_steps": steps}
     rule = {"stable_below": 0.0, "inclusive": False, "metastable_below": 0.08} | rule
@@ -24,7 +33,7 @@ def result(name="FlowLLM", drawn=24, counted=6, kind="potential", hull=205, step
     }
     numbers = {
         "setting": name,
-        "counts": {"drawn": drawn},
+        "counts": {"drawn": drawn, "relaxed": relaxed or {"ok": counted}},
         "rates": rates,
         "means": {key: {"mean": mean, "count": 3} for key, mean in means.items()},
         "distances": {},
@@ -79,6 +88,16 @@ def test_the_relaxation_is_that_by_the_potential_also_beside_dft():
     assert lines[0].startswith("Results by DFT, ")
     assert shown(lines, "relaxation steps") == [["48"]]
     assert shown(lines, "stable, E_hull < 0 eV/atom") == [["50 %"]]
+
+
+def test_crystals_that_select_excluded_are_named_below_the_table():
+    assert not any("select.skip" in line for line in printed_table([result()], "potential"))
+    skipped = result("B", relaxed={"ok": 6, "known": 12, "repeated": 6})
+    lines = list(printed_table([result(), skipped], "potential"))
+    assert max(map(len, lines)) <= WIDTH
+    note = " ".join(lines[lines.index("", 2) + 1 :])
+    assert note.startswith("Crystals that were known or repeated as generated were not relaxed")
+    assert note.endswith("a run without it: B (12 known, 6 repeated).")
 
 
 @pytest.mark.parametrize(

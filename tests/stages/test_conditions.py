@@ -1,6 +1,7 @@
 """Bases with conditions from the fine-tuning to the report's table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -162,6 +163,18 @@ def test_the_report_has_the_wishes_and_the_crystals(measured):
     assert crystals.rows[0]["got"] == (
         "formula Na1Cl1, space_group_number 225, e_above_hull -0.1000, band_gap not measured"
     )
+
+
+def test_crystals_that_select_excluded_are_named_below_the_wishes(measured):
+    (result,) = read_results([measured.out])
+    shares, _ = request_tables([result], "potential")
+    assert "select.skip" not in shares.protocol
+    counts = result.numbers["counts"]
+    counts = counts | {"relaxed": counts["relaxed"] | {"known": 2}}
+    shares, _ = request_tables(
+        [replace(result, numbers=result.numbers | {"counts": counts})], "potential"
+    )
+    assert f"{result.method} (2 known)" in shares.protocol
 
 
 def test_a_base_without_conditions_has_no_such_tables(tmp_path):

@@ -12,11 +12,8 @@ from matminer.featurizers.structure import SiteStatsFingerprint
 from crystals import fcc, perovskite, rocksalt, small_mp_20_sample
 from evaluated_run import Draw, stage_settings, write_run
 from flowllm.crystal import Crystal
-from flowllm.evaluate.fingerprints import (
-    COMPOSITION_FEATURES,
-    STRUCTURE_FEATURES,
-    fingerprint,
-)
+from flowllm.evaluate.coverage import COMPOSITION_FEATURES, STRUCTURE_FEATURES
+from flowllm.evaluate.fingerprints import fingerprint
 from flowllm.io import schemas
 from flowllm.io.tables import crystal_columns, read_table, write_table
 from flowllm.relax.failures import crystal_failure

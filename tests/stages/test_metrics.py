@@ -158,7 +158,7 @@ def test_counts_and_means(ten):
     numbers = ten[0]
     counts = numbers["counts"]
     assert counts["drawn"] == 10
-    assert counts["base"] == {"max_attempts": 1, "ok": 9}
+    assert counts["base"] == {"exhausted": 1, "ok": 9}
     assert counts["relaxed"] == {"ok": 8, "rejected": 1, "timeout": 1}
     assert counts["llm_drafts"] == 12
     assert counts["llm_rejections"] == {"bad_number": 1, "truncated": 1}
@@ -170,6 +170,16 @@ def test_counts_and_means(ten):
     assert means["rmsd"]["count"] == 7
     histogram = numbers["histograms"]["num_elements"]
     assert histogram == {"generated": {"1": 1, "2": 7, "3": 1}, "test": {"1": 1, "2": 1, "3": 1}}
+
+
+def test_samples_of_another_model_are_no_drafts_of_the_language_model(tmp_path):
+    """import_samples writes one attempt per sample, also for a flow that starts from them."""
+    run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), -0.1), Draw(None)], {})
+    assert run_metrics(run)[0]["counts"]["llm_drafts"] == 2
+    for path in run.base:
+        metadata = {"settings": {"external": {"name": "DiffCSP", "file": "samples"}}}
+        write_table(path, read_table(path, schemas.BASE).to_pylist(), schemas.BASE, metadata)
+    assert run_metrics(run)[0]["counts"]["llm_drafts"] == 0
 
 
 def real_draws(rng):

@@ -24,7 +24,7 @@ from flowllm.data import bundled
 from flowllm.data.cif import crystal_from_cif
 from flowllm.data.manifest import read_manifest
 from flowllm.data.rejected import RejectedError
-from flowllm.data.rows import read_rows, write_rows
+from flowllm.data.rows import SourceRow, read_rows, write_rows
 from flowllm.data.splits import assign_splits, share_sizes
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
@@ -273,6 +273,20 @@ def test_any_text_is_a_crystal_or_a_reason(text):
     for cif in (text, cif_of("Na", "Cl").replace("4.00000000", text, 1)):
         with contextlib.suppress(RejectedError):
             assert crystal_from_cif(cif, "primitive", 20).num_atoms <= 20
+
+
+def test_a_malformed_row_does_not_take_its_id_from_a_good_one():
+    def row(number, cif, problem=None):
+        return SourceRow("train", "train.csv", number, {"material_id": "a", "cif": cif}, problem)
+
+    malformed = row(0, cif_of("Na"), "3 cells under 2 columns")
+    rows = [malformed, row(1, "nonsense"), malformed, row(3, cif_of("K"))]
+    assert prepare.form_problems(rows) == [
+        ("bad_row", "3 cells under 2 columns"),
+        None,  # its crystal is rejected when it is read, but the id is its own
+        ("bad_row", "3 cells under 2 columns"),
+        ("duplicate_material_id", "as train.csv, row 1"),
+    ]
 
 
 def test_every_bad_row_is_listed(tmp_path):

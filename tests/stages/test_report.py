@@ -23,6 +23,7 @@ from flowllm.io import schemas
 from flowllm.io.tables import write_table
 from flowllm.report import counting_tables, figures, forms
 from flowllm.report.cost_tables import estimate_table, sun_cost_table
+from flowllm.report.counting_tables import protocol_tables, reading_table
 from flowllm.report.metrics_files import first_of_each_sweep, read_results
 from flowllm.report.process_tables import draft_table, merging_table, outcome_table, speed_table
 from flowllm.report.protocol_text import energy_name, hull_name, origin
@@ -35,6 +36,7 @@ from flowllm.report.provenance import (
 )
 from flowllm.report.published import published_rows
 from flowllm.report.quality_tables import (
+    e_hull_table,
     ground_state_table,
     paper_table,
     sun_parts_table,
@@ -42,7 +44,7 @@ from flowllm.report.quality_tables import (
 )
 from flowllm.report.sections import make_sections
 from flowllm.report.table import Column, Table, to_csv, to_latex
-from flowllm.report.training_history import read_rejections, shard_counts
+from flowllm.report.training_history import belongs, read_rejections, shard_counts
 from flowllm.runtime.provenance import provenance_path
 from flowllm.stages import metrics, report
 from tiny_run import snakemake
@@ -524,7 +526,18 @@ def test_rejections_are_counted_where_they_happened(run_dir):
         ("base FlowLLM-test: drafts", "bad_number", 2),
         ("base FlowLLM-test: drafts", "truncated", 1),
         ("base FlowLLM-test: redraws within drafts", "close_atoms", 3),
-        ("base FlowLLM-test: given up", "max_attempts", 1),
+        ("base FlowLLM-test: given up", "exhausted", 1),
+    ]
+
+
+def test_a_sample_that_was_not_read_is_no_draw_that_was_given_up(tmp_path):
+    statuses = ["ok", "unreadable", "exhausted", "unreadable", "too_many_atoms"]
+    rows = [{"id": f"DiffCSP-{i}", "status": status} for i, status in enumerate(statuses)]
+    write_table(tmp_path / "base" / "DiffCSP" / "shard-00000.parquet", rows, schemas.BASE, {})
+    assert read_rejections(tmp_path) == [
+        ("base DiffCSP: given up", "exhausted", 1),
+        ("base DiffCSP: no crystal", "unreadable", 2),
+        ("base DiffCSP: no crystal", "too_many_atoms", 1),
     ]
 
 
@@ -875,12 +888,41 @@ def test_shards_of_another_configuration_are_not_counted(copied_run):
     counts = {"base/FlowLLM-test": 1, "relaxed/FlowLLM-test": 1}
     rejected = read_rejections(copied_run, counts)
     assert ("base FlowLLM-test: drafts", "bad_number", 2) in rejected
-    assert not [row for row in rejected if row[1] == "max_attempts" and row[2] > 1]
+    assert not [row for row in rejected if row[1] == "exhausted" and row[2] > 1]
     shutil.copytree(copied_run / "base" / "FlowLLM-test", copied_run / "base" / "earlier")
     assert read_rejections(copied_run, counts) == rejected
     names = {record["output"] for record in read_records(copied_run, counts)}
     assert "base/FlowLLM-test/shard-00000.parquet" in names
     assert "base/FlowLLM-test/shard-00001.parquet" not in names
+    write_record(copied_run, "base/earlier/shard-00000.parquet", "sample_base", 1.0, 1)
+    assert {record["output"] for record in read_records(copied_run, counts)} == names
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "belonging"),
+    [
+        ([], "base/old", True),
+        (["pairs/train=1"], "base/old", True),
+        (["base/a=1"], "base/old", False),
+        (["base/a=1"], "generated/old", True),
+        (["base/a=1"], "relaxed/old", True),
+        (["base/a=1"], "pairs/val", True),
+        (["relaxed/a=1"], "base/old", True),
+        (["relaxed/a=1"], "relaxed/old", False),
+        (["relaxed/a=1"], "generated/old", False),
+        (["relaxed/a=1"], "generated/a", True),
+        (["relaxed/a=1", "generated/predicted=1"], "generated/predicted", True),
+        (["relaxed/a=1", "generated/predicted=1"], "generated/a", True),
+        (["relaxed/a=1"], "trajectories/old", True),
+    ],
+)
+def test_folders_of_rows_that_were_removed_do_not_belong_to_the_run(words, folder, belonging):
+    """Those that the shards do not name, beside one of their kind that they name."""
+    shards = shard_counts(words)
+    assert belongs(f"{folder}/shard-00000.parquet", shards) == belonging
+    if folder in shards or (belonging and folder.replace("generated", "relaxed") in shards):
+        assert not belongs(f"{folder}/shard-00001.parquet", shards)
+    assert belongs("rfm/old", shards)
 
 
 CURVES = ("", "a,b\n1,2\n", "step,step\n1,2\n", "step,loss\n1\n", "step,loss\n1,2,3\n", "step\nx\n")
@@ -920,6 +962,9 @@ OTHER_FORMS = {
     "rates: .*novelty missing": without("rates/novelty"),
     "means": without("means"),
     "counts.drawn": without("counts/drawn"),
+    "counts.llm_drafts": without("counts/llm_drafts"),
+    "counts.llm_rejections": without("counts/llm_rejections"),
+    "protocol.hull_not_converged": without("protocol/hull_not_converged"),
     "counts.relaxed": changed("counts/relaxed", [1, 2]),
     "protocol.matcher": without("protocol/matcher/ltol"),
     "sampling.setting": changed("sampling/setting", {"base": 1}),
@@ -1037,11 +1082,31 @@ def test_crystals_that_select_excluded_are_named_below_the_rates(run_dir):
     estimated = with_numbers(skipped, estimates={"design": design, "rates": {}})
     for table in (
         sun_table([skipped], "potential"),
+        sun_parts_table([skipped], "potential"),
+        e_hull_table([skipped], "potential"),
+        ground_state_table([skipped]),
+        reading_table([skipped], "potential"),
+        *protocol_tables([skipped], "potential"),
         sun_cost_table([skipped]),
         estimate_table([estimated]),
     ):
-        assert "cannot be compared" in table.protocol
-        assert "FlowLLM-test (4 known, 1 repeated)" in table.protocol
+        assert "cannot be compared" in table.protocol, table.name
+        assert table.protocol.count("FlowLLM-test (4 known, 1 repeated)") == 1, table.name
+
+
+def test_where_select_excluded_crystals_table_2_has_the_match_rate_of_the_relaxed(run_dir):
+    """It stands in one table alone, as each number does."""
+    result = read_results(metrics_files(run_dir))[0]
+    counts = result.numbers["counts"]
+    skipped = with_numbers(result, counts=counts | {"relaxed": counts["relaxed"] | {"known": 4}})
+    for one, shown in ((result, False), (skipped, True)):
+        table = ground_state_table([one])
+        read = [row["reading"] for row in reading_table([one], "potential").rows]
+        assert ("match_rate_of_relaxed" in [column.key for column in table.columns]) == shown
+        assert ("of the relaxed, matcher 0.2, 0.3, 5°" in read) == (not shown)
+    # Of five draws three are relaxed and match.
+    rates = [table.rows[0][key] for key in ("match_rate", "match_rate_of_relaxed")]
+    assert [(one["numerator"], one["denominator"]) for one in rates] == [(3, 5), (3, 3)]
 
 
 def test_the_page_warns_and_shows_the_second_potential(tmp_path):

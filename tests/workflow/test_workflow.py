@@ -237,11 +237,14 @@ def test_a_folder_without_samples_is_refused_before_any_job(tmp_path):
 
 def test_structure_prediction_is_a_branch_of_its_own():
     overlay = str(ROOT / "workflow" / "config" / "csp.yaml")
-    jobs = planned(snakemake("-n", "--configfile", str(ROOT / "config.yaml"), overlay))
+    output = snakemake("-n", "-p", "--configfile", str(ROOT / "config.yaml"), overlay)
+    jobs = planned(output)
     assert jobs["sample_csp"] == 2 * 19
     assert jobs["refine"] == 6 * 20 + 3 * 19
     assert jobs["match_csp"] == 3
     assert jobs["prerelax"] == 6 * 20
+    # A report without them would take the predictions for those of an earlier configuration.
+    assert len(re.findall(r"--shards=generated/\S+=19\b", output)) == 3
     assert jobs == billed("all", overlay)
 
 

@@ -193,6 +193,9 @@ for row in [*ROWS, *CSP_METHODS]:
 if TRAINED_FLOWS:
     REPORT_SHARDS |= {f"pairs/{split}": names for split, names in PAIR_SHARDS.items()}
 
+# The report reads only their records: predictions have no relaxed shards from which it knows them.
+PREDICTED_SHARDS = {f"generated/{row}": shards_of(row) for row in CSP_METHODS}
+
 
 def report_inputs(name):
     """Return all files and folders that a report reads besides the JSON files of its metrics.

@@ -42,7 +42,7 @@ rule report:
         run_dir=lambda wildcards: RUN,
         shards=lambda wildcards: [
             f"--shards={folder}={len(shards)}"
-            for folder, shards in REPORT_SHARDS.items()
+            for folder, shards in (REPORT_SHARDS | PREDICTED_SHARDS).items()
         ],
     message:
         "Writing the {wildcards.report}"

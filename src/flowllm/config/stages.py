@@ -55,8 +55,8 @@ STAGES: dict[str, Stage] = {
     "dft_collect": Stage(("dft_collect",), version=5),
     "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",), version=2),
-    "metrics": Stage(("metrics",), version=8),
+    "metrics": Stage(("metrics",), version=9),
     "match_csp": Stage(("metrics",), version=3),
-    "report": Stage(("report",), version=7),
+    "report": Stage(("report",), version=8),
 }
 """In the order of the pipeline."""

@@ -24,6 +24,10 @@ STRUCTURE_CUTOFF = 0.4
 COMPOSITION_CUTOFF = 10.0
 """Cut-offs of CDVAE and its successors for MP-20."""
 
+STRUCTURE_FEATURES = 61
+COMPOSITION_FEATURES = 132
+"""Lengths of the two fingerprints of a crystal (`evaluate.fingerprints`)."""
+
 WASSERSTEIN_SAMPLES = 1000
 """Number of valid crystals that the peers draw for the property distances."""
 
@@ -89,12 +93,12 @@ def read_fingerprints(path: Path) -> Fingerprints:
     """Read a table of fingerprints."""
     table = read_table(path, schemas.FINGERPRINTS)
     status = table.column("status").to_pylist()
-    composition = _matrix(table.column("composition_fingerprint"), 132)
+    composition = _matrix(table.column("composition_fingerprint"), COMPOSITION_FEATURES)
     known = np.array([one == "ok" for one in status], dtype=bool)
     composition[known] = standardize(composition[known])
     return Fingerprints(
         names=table.column("id").to_pylist(),
-        structure=_matrix(table.column("structure_fingerprint"), 61),
+        structure=_matrix(table.column("structure_fingerprint"), STRUCTURE_FEATURES),
         composition=composition,
         density=_numbers(table.column("density")),
         num_elements=_numbers(table.column("num_elements")),

@@ -18,9 +18,6 @@ from pymatgen.core import Structure
 from flowllm.crystal import Crystal
 from flowllm.relax.failures import crystal_failure
 
-STRUCTURE_FEATURES = 61
-COMPOSITION_FEATURES = 132
-
 
 @cache
 def _site_featurizer() -> CrystalNNFingerprint:

@@ -249,9 +249,6 @@ class BucketMatches:
 
 def match_bucket(bucket: Bucket) -> BucketMatches:
     """Find the equivalence classes of a bucket's samples, and the known crystals among them."""
-    if len(bucket.samples) == 1 and not any(bucket.references.values()):
-        alone = dict.fromkeys(bucket.samples, *bucket.samples)
-        return BucketMatches(alone, bucket.stable, {name: {} for name in bucket.references}, {})
     samples, failed = reduced_crystals(bucket.samples)
     known = {}
     for set_name, crystals in bucket.references.items():

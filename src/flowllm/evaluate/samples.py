@@ -22,7 +22,8 @@ class Sample:
         name: id of the draw.
         source_name: name in its source, for a sample of another model; None for our own.
         base_status: status of the language model's crystal.
-        attempts: number of drafts; 0 where the file does not state it.
+        attempts: number of drafts; 0 where the file does not state it, or has another model's
+            samples.
         rejections: reasons for the rejection of each earlier draft.
         generated_status: status after flow matching.
         generated: the crystal after flow matching, None where there is none.
@@ -151,6 +152,8 @@ def read_samples(
         )
         for name in sorted(base_rows)
     ]
+    if _section(base[0], "external"):  # import_samples counts one attempt per sample
+        samples = [replace(sample, attempts=0) for sample in samples]
     if known := _known(generated):
         samples = [replace(sample, known=known[sample.name]) for sample in samples]
     dft = kind == "dft"

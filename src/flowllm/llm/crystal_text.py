@@ -48,6 +48,10 @@ class Reason(StrEnum):
     GROUP_MISMATCH = "group_mismatch"
 
 
+EXHAUSTED = "exhausted"
+"""Status of a crystal for which all drafts were rejected."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rejection:
     """Reason why a text is not the requested crystal, with details.

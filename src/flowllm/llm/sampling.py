@@ -12,16 +12,13 @@ import pyarrow as pa
 from flowllm.crystal import Crystal
 from flowllm.data.symmetry_operations import Operations, operation_columns
 from flowllm.io.tables import crystal_columns, write_table
-from flowllm.llm.crystal_text import Decoded, Limits, Reason, Rejection
+from flowllm.llm.crystal_text import EXHAUSTED, Decoded, Limits, Reason, Rejection
 from flowllm.llm.engines.base import Draft, Engine
 from flowllm.llm.prompts import Conditions, PromptTokens
 from flowllm.llm.redraws import Apart, Draw, Form
 from flowllm.llm.required import ANY, Required
 from flowllm.runtime.provenance import StageRun
 from flowllm.runtime.resume import make_parts
-
-EXHAUSTED = "exhausted"
-"""Status of a crystal for which all drafts were rejected."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +80,12 @@ class Speed:
     """Totals of the engine in this process; a resumed job does not count earlier processes.
 
     Attributes:
-        drafts: number of generated texts.
         tokens: number of sampled tokens.
         prompt_tokens: number of tokens of all prompts; those of a redraw include the kept text.
         cached_prompt_tokens: number of prompt tokens that were read from a cache.
         seconds: time spent in `Sampler.draw`.
     """
 
-    drafts: int = 0
     tokens: int = 0
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
@@ -211,7 +206,6 @@ class Sampler:
     def _decode(self, request: DrawRequest, draw: Draw, outcome: Outcome) -> None:
         """Decode a draft and add it to the outcome, as the crystal or as a rejection."""
         outcome.text = self._prompts.decode(draw.tokens)
-        self.speed.drafts += 1
         outcome.redraws += draw.redraws
         outcome.masked += draw.masked
         decoded = draw.rejection or self._decoded(outcome.text, request, draw.truncated)

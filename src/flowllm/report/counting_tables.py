@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from flowllm.evaluate.hull import EnergySource
 from flowllm.evaluate.protocols import VALID
 from flowllm.report.metrics_files import Result, of_kind
-from flowllm.report.protocol_text import energy_name, hull_name, made_by
+from flowllm.report.protocol_text import (
+    energy_name,
+    hull_name,
+    made_by,
+    not_relaxed,
+    not_relaxed_note,
+)
 from flowllm.report.table import METHOD, Column, Table
 
 _READINGS = (
@@ -37,7 +43,7 @@ def reading_table(results: Sequence[Result], kind: EnergySource) -> Table:
     The reading that this run uses is in the tables of the rates.
     """
     ours = of_kind(results, kind)
-    used = _used(ours[0])
+    used = _used(ours)
     columns = (
         Column("metric", "Metric"),
         Column("reading", "Reading"),
@@ -62,15 +68,18 @@ def reading_table(results: Sequence[Result], kind: EnergySource) -> Table:
     )
 
 
-def _used(result: Result) -> set[str]:
+def _used(results: Sequence[Result]) -> set[str]:
     """Return the keys of the readings that equal the rates of a run's other tables."""
-    protocol = result.numbers["protocol"]
+    protocol = results[0].numbers["protocol"]
     bound = "at_most" if protocol["stability_rule"]["inclusive"] else "below"
     against = protocol["novelty_against"]
     used = {f"stability_rate_{bound}", "sun_rate", "match_rate", "rmsd"}
     # The readings do not have the crystals of metrics.known_crystals.
     if protocol["known_crystals"] is None:
         used |= {f"novelty_{against}", f"sun_rate_{against}"}
+    # `ground_state_table` then shows it.
+    if results[0].kind == "potential" and any(map(not_relaxed, results)):
+        used.add("match_rate_of_relaxed")
     return used
 
 
@@ -105,5 +114,5 @@ def _protocol_table(ours: Sequence[Result], kind: EnergySource, name: str) -> Ta
         columns,
         rows,
         protocol=f"Source: {rule['source']}, with any number of elements. Energies: "
-        f"{energy_name(ours)}; hull: {hull_name(ours)}.",
+        f"{energy_name(ours)}; hull: {hull_name(ours)}. {not_relaxed_note(ours)}",
     )

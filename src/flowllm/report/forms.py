@@ -94,12 +94,14 @@ class Distance(Form):
 
 
 class Counts(Form):
-    """Number of crystals per status."""
+    """Number of crystals per status, and of the language model's drafts."""
 
     drawn: int
     not_converged: int
     relaxed: dict[str, int]
     fingerprints: dict[str, int]
+    llm_drafts: int
+    llm_rejections: dict[str, int]
 
 
 class StabilityRule(Form):
@@ -127,6 +129,7 @@ class Protocol(Form):
     energy_sources: list[str]
     hull_sources: list[str]
     hull_compositions: int
+    hull_not_converged: int
     correction_schemes: list[str]
     stability_rule: StabilityRule
     matcher: Matcher

@@ -145,6 +145,25 @@ def find_candidates(
     return found
 
 
+def methods_without_files(
+    results: Sequence[Result], run_dir: Path, shards: Mapping[str, int] = ALL_FOUND
+) -> list[str]:
+    """Return the methods whose metrics have candidates, but whose relaxed crystals are absent.
+
+    Args:
+        results: results by one source of energies.
+        run_dir: folder of the run.
+        shards: number of shards of the run, by folder.
+
+    Raises:
+        FlowllmError: a shard is missing beside others, or beside its record.
+    """
+    ranked = [results[order] for order in sorted({order for *_, order, _ in _ranked(results)})]
+    return [
+        one.method for one in ranked if not any(map(is_there, _relaxed_files(one, run_dir, shards)))
+    ]
+
+
 def _ranked(results: Sequence[Result]) -> list[Rank]:
     """Return the best novel crystal of each class and method, in their order."""
     ranked: list[tuple[Rank, str]] = []
@@ -166,19 +185,24 @@ def _relaxed_rows(
 ) -> dict[str, dict[str, Any]]:
     """Read the named relaxed crystals of a method; empty if their files are not in the run."""
     if result.kind == "potential":
-        paths = list_shards(run_dir, f"relaxed/{result.method}", shards)
         schema, converged = schemas.RELAXED, "converged"
     else:
-        paths = [run_dir / "dft" / f"{result.method}.parquet"]
         schema, converged = schemas.DFT_RESULTS, "converged_ionic"
     columns = ["id", "atomic_numbers", "frac_coords", "lengths", "angles", converged]
     found: dict[str, dict[str, Any]] = {}
-    for path in paths:
+    for path in _relaxed_files(result, run_dir, shards):
         if is_there(path):
             table = read_table(path, schema, columns).rename_columns([*columns[:-1], "converged"])
             wanted = table.filter(pc.is_in(table.column("id"), pa.array(names, pa.string())))
             found |= {row["id"]: row for row in wanted.to_pylist()}
     return found
+
+
+def _relaxed_files(result: Result, run_dir: Path, shards: Mapping[str, int]) -> list[Path]:
+    """Return the files of the relaxed crystals of a method in the folder of the run."""
+    if result.kind == "potential":
+        return list_shards(run_dir, f"relaxed/{result.method}", shards)
+    return [run_dir / "dft" / f"{result.method}.parquet"]
 
 
 def _candidate(

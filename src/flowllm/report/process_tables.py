@@ -139,7 +139,7 @@ def merging_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
 
 
 def rejection_table(rejections: Sequence[tuple[str, str, int]]) -> Table:
-    """Return the rejected source rows and drafts of the language model, by reason."""
+    """Return the rejected source rows, drafts and samples, by reason."""
     columns = (
         Column("where", "Where"),
         Column("reason", "Reason"),
@@ -153,7 +153,8 @@ def rejection_table(rejections: Sequence[tuple[str, str, int]]) -> Table:
         "Rejections",
         "Source rows that are in no split, drafts of the language model that were rejected, atoms "
         "within drafts that were drawn again (min_distance), and draws that were given up after "
-        "the last attempt.",
+        "the last attempt. No crystal: a draw for which no draft could be made, or another model's "
+        "sample that could not be read.",
         columns,
         rows,
     )

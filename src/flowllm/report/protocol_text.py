@@ -42,10 +42,10 @@ def _matcher(result: Result) -> str:
 
 
 def made_by(results: Sequence[Result]) -> str:
-    """Return energies, hull, corrections, thresholds and matcher of some results as text."""
+    """Return energies, hull, thresholds, matcher and excluded crystals of some results as text."""
     return (
         f"Energies: {energy_name(results)}; hull: {hull_name(results)}{corrections(results)}; "
-        f"{rules(results)}. "
+        f"{rules(results)}. {not_relaxed_note(results)}"
     )
 
 
@@ -119,20 +119,26 @@ def redrawn_note(rows: Sequence[str]) -> str:
     )
 
 
+def not_relaxed(result: Result) -> dict[str, int]:
+    """Return the number of crystals that select excluded from the relaxation, by their status."""
+    relaxed = result.numbers["counts"]["relaxed"]
+    return {name: relaxed[name] for name in NOT_RELAXED if relaxed.get(name)}
+
+
 def not_relaxed_note(results: Sequence[Result]) -> str:
     """Return how many crystals select excluded from the relaxation; empty if it excluded none."""
     notes = []
     for result in once_per_method(results):
-        relaxed = result.numbers["counts"]["relaxed"]
-        found = [f"{relaxed[name]} {name}" for name in NOT_RELAXED if relaxed.get(name)]
-        if found:
-            notes.append(f"{result.method} ({', '.join(found)})")
+        if excluded := not_relaxed(result):
+            counted = ", ".join(f"{count} {name}" for name, count in excluded.items())
+            notes.append(f"{result.method} ({counted})")
     if not notes:
         return ""
     return (
-        "Crystals that were known or repeated as generated were not relaxed (select.skip) and "
-        "count as not stable, not unique and not novel, so that Stable, Metastable, Unique and "
-        f"Novel cannot be compared with a run without it: {', '.join(notes)}. "
+        "Crystals that were known or repeated as generated were not relaxed (select.skip). They "
+        "count as not stable, not unique, not novel and without a match or an energy, so that "
+        "rates of these over all draws cannot be compared with a run without it: "
+        f"{', '.join(notes)}. "
     )
 
 

@@ -7,7 +7,7 @@ from flowllm.data.wishes import ELEMENTS_MODE, WISHES
 from flowllm.evaluate.hull import EnergySource
 from flowllm.evaluate.requests import ENERGY_TOLERANCE, SYMPREC, wish_rates
 from flowllm.report.metrics_files import Result, of_kind
-from flowllm.report.protocol_text import energy_name
+from flowllm.report.protocol_text import energy_name, not_relaxed_note
 from flowllm.report.table import METHOD, Column, Table
 
 MAX_WISHES = 20
@@ -33,15 +33,19 @@ Rows = Sequence[Mapping[str, Any]]
 
 def request_tables(results: Sequence[Result], kind: EnergySource) -> list[Table]:
     """Return the tables of the methods whose bases have conditions; none without such methods."""
-    asked = {one.method: one.per_crystal.to_pylist() for one in of_kind(results, kind)}
+    ours = of_kind(results, kind)
+    asked = {one.method: one.per_crystal.to_pylist() for one in ours}
     asked = {method: rows for method, rows in asked.items() if rows and "asked" in rows[0]}
     if not asked:
         return []
-    source = energy_name(of_kind(results, kind))
-    return [_share_table(asked, kind, source), _crystal_table(asked, kind)]
+    excluded = not_relaxed_note([one for one in ours if one.method in asked])
+    shares = _share_table(asked, kind, energy_name(ours), excluded)
+    return [shares, _crystal_table(asked, kind)]
 
 
-def _share_table(asked: Mapping[str, Rows], kind: EnergySource, source: str) -> Table:
+def _share_table(
+    asked: Mapping[str, Rows], kind: EnergySource, source: str, excluded: str
+) -> Table:
     rows = []
     for method, draws in asked.items():
         by_wish: dict[str, list[Mapping[str, Any]]] = {}
@@ -73,7 +77,7 @@ def _share_table(asked: Mapping[str, Rows], kind: EnergySource, source: str) -> 
         "relaxed one: at most the asked energy above the hull, and within "
         f"{ENERGY_TOLERANCE:g} eV/atom of the asked formation energy. "
         f"{NOT_MEASURED.capitalize()}: nothing here computes it, and it does not count for all "
-        "conditions.",
+        f"conditions. {excluded}",
     )
 
 

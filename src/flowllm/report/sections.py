@@ -17,7 +17,7 @@ from flowllm.report import (
     quality_tables,
 )
 from flowllm.report.agreement_table import agreement_table, known_table
-from flowllm.report.gallery import find_candidates
+from flowllm.report.gallery import find_candidates, methods_without_files
 from flowllm.report.metrics_files import Result, first_of_each_sweep, of_kind, once_per_method
 from flowllm.report.page import RenderedFigure, Section, provenance_details
 from flowllm.report.protocol_text import energy_name, hull_name, hull_size
@@ -98,17 +98,25 @@ def _candidates(
         on_page=False,
     )
     estimated = "estimates, not DFT; " if kind == "potential" else ""
-    note = "No crystal of several elements is relaxed, novel and placed on the hull."
+    absent = ", ".join(methods_without_files(ours, run_dir, shards))
+    notes = []
     if found:
-        note = (
+        notes.append(
             "Relaxed novel crystals with the lowest energy above the hull by "
             f"{energy_name(ours)} ({estimated}hull: {hull_size(ours)}). Crystals of "
             "which the hull has no compound are last. Drag a crystal or use the arrow keys."
         )
+    elif not absent:
+        notes.append("No crystal of several elements is relaxed, novel and placed on the hull.")
+    if absent:
+        notes.append(
+            f"Candidates of {absent} cannot be shown: their relaxed crystals are not in the "
+            "folder of the run (--run-dir)."
+        )
     return Section(
         name,
         "Best candidates by the potential" if folded else "Best candidates",
-        note=note,
+        note=" ".join(notes),
         gallery=found,
         figures=[picture] if picture else [],
         folded=folded,

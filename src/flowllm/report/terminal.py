@@ -1,12 +1,13 @@
 """The table that the report prints at its end, and the sentence that says what it shows."""
 
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 from typing import Any
 
 from flowllm.evaluate.hull import EnergySource, short_label
 from flowllm.evaluate.statistics import rate
 from flowllm.report.metrics_files import Result, of_kind, once_per_method
-from flowllm.report.protocol_text import energy_name, hull_size
+from flowllm.report.protocol_text import energy_name, hull_size, not_relaxed_note
 
 WIDTH = 100
 """Characters per line; the methods that do not fit are in a further block below."""
@@ -17,6 +18,8 @@ WHOLE_PERCENT = 200
 
 def printed_table(results: Sequence[Result], kind: EnergySource) -> Iterator[str]:
     """Yield the lines of the table by one source of energies, one column per method.
+
+    Below it is how many crystals select excluded, if any.
 
     Args:
         results: all results, at least one of this kind.
@@ -37,6 +40,9 @@ def printed_table(results: Sequence[Result], kind: EnergySource) -> Iterator[str
         block = columns[first : first + per_block]
         for label, texts in zip(labels, zip(*block, strict=True), strict=True):
             yield label.ljust(width) + "".join(text.rjust(cell) for text in texts)
+    if note := not_relaxed_note(ours):
+        yield ""
+        yield from wrap(note, WIDTH)
 
 
 def meaning(results: Sequence[Result], kind: EnergySource) -> str:

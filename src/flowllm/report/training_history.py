@@ -19,11 +19,14 @@ from flowllm.errors import FlowllmError
 from flowllm.io import schemas
 from flowllm.io.file_errors import explain
 from flowllm.io.tables import read_table
-from flowllm.llm.crystal_text import Reason
+from flowllm.llm.crystal_text import EXHAUSTED, Reason
 from flowllm.runtime.provenance import RECORD_SUFFIX, provenance_path
 
 ALL_FOUND: Mapping[str, int] = {}
 """The number of shards is unknown for every folder: all existing shards belong to the run."""
+
+_KINDS = ("base/", "generated/", "relaxed/")
+"""Folders that have a folder of shards per row of the configuration."""
 
 _SHARD = re.compile(r"(?P<folder>.+)/shard-(?P<number>\d{5})\.parquet")
 
@@ -48,15 +51,28 @@ def belongs(output: str, shards: Mapping[str, int]) -> bool:
 
     Args:
         output: path relative to the run's folder.
-        shards: number of shards of the run, by folder.
+        shards: number of shards of the run, by folder. If it names some folder of a kind, such as
+            `base/`, those of this kind that it does not name belong to another configuration.
     """
     found = _SHARD.fullmatch(output)
     if found is None:
         return True
-    folder = found["folder"]
     # A method has one generated shard per relaxed shard.
-    count = shards.get(folder, shards.get(folder.replace("generated/", "relaxed/", 1)))
-    return count is None or int(found["number"]) < count
+    counts = _as_generated(shards) | dict(shards)
+    folder = found["folder"]
+    if folder in counts:
+        return int(found["number"]) < counts[folder]
+    kind = f"{folder.partition('/')[0]}/"
+    return kind not in _KINDS or not any(one.startswith(kind) for one in counts)
+
+
+def _as_generated(shards: Mapping[str, int]) -> dict[str, int]:
+    """Return the shards of the folders `relaxed/` by the folders of their generated crystals."""
+    return {
+        f"generated/{folder.removeprefix('relaxed/')}": count
+        for folder, count in shards.items()
+        if folder.startswith("relaxed/")
+    }
 
 
 def list_shards(run_dir: Path, folder: str, shards: Mapping[str, int]) -> list[Path]:
@@ -211,20 +227,26 @@ def _rejected_rows(path: Path) -> list[tuple[str, str, int]]:
 
 
 def _drafts(where: str, shards: Iterable[Path], schema: pa.Schema) -> list[tuple[str, str, int]]:
-    """Count the language model's rejected drafts, its redraws, and the draws without a crystal."""
+    """Count the language model's rejected drafts, its redraws, and the draws without a crystal.
+
+    A draw whose drafts were all rejected is given up. Another one has no crystal because no draft
+    could be made, or because it is another model's sample that could not be read.
+    """
     drafts: Counter[str] = Counter()
     redraws: Counter[str] = Counter()
-    given_up: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
     for shard in shards:
         table = read_table(shard, schema, ["rejections", "redraws", "status"])
         drafts.update(_value_counts(pc.list_flatten(table.column("rejections"))))
         redraws[Reason.CLOSE_ATOMS] += pc.sum(table.column("redraws")).as_py() or 0
-        given_up.update(_value_counts(table.column("status")))
-    del given_up["ok"]
+        statuses.update(_value_counts(table.column("status")))
+    del statuses["ok"]
+    given_up = Counter({EXHAUSTED: statuses.pop(EXHAUSTED, 0)})
     return (
         _ordered(f"{where}: drafts", drafts)
         + _ordered(f"{where}: redraws within drafts", +redraws)
-        + _ordered(f"{where}: given up", given_up)
+        + _ordered(f"{where}: given up", +given_up)
+        + _ordered(f"{where}: no crystal", statuses)
     )
 
 

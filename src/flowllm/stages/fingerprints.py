@@ -49,7 +49,9 @@ def run(
         crystals: The test split, or the generated shards of one method: files, or FOLDER=COUNT.
             Repeat the option for each.
         out: Table of fingerprints to write, one row per row of the inputs, in their order.
-        workers: Number of worker processes; the result does not depend on it.
+        workers: Number of worker processes. The limit on the time per crystal is wall time, so that
+            a crystal may exceed it where there are more workers than cores; else the result does
+            not depend on their number.
 
     Raises:
         FlowllmError: an input is missing or has another schema.

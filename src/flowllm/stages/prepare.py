@@ -115,16 +115,19 @@ def make_outcomes(rows: Sequence[SourceRow], section: Prepare, workers: int) -> 
 
 
 def form_problems(rows: Iterable[SourceRow]) -> list[tuple[str, str] | None]:
-    """Return reason and detail of each row that is malformed or repeats an earlier id."""
+    """Return reason and detail of each row that is malformed or repeats an earlier id.
+
+    A malformed row does not take its id from a later one: its cells may be those of other columns.
+    A row whose crystal is rejected later does.
+    """
     problems: list[tuple[str, str] | None] = []
     first: dict[str, SourceRow] = {}
     for row in rows:
-        earlier = first.setdefault(row.material_id, row)
         if row.problem:
             problems.append(("bad_row", row.problem))
         elif not row.material_id:
             problems.append(("no_material_id", "the cell is empty"))
-        elif earlier is not row:
+        elif (earlier := first.setdefault(row.material_id, row)) is not row:
             problems.append(("duplicate_material_id", f"as {earlier.file}, row {earlier.row}"))
         else:
             problems.append(None)

@@ -47,7 +47,9 @@ def run(
         out: Page to write (index.html); figures/ and tables/ are written beside it.
         csp: The csp/{method}.json files of structure prediction. Repeat the option for each.
         shards: Number of shards in a folder of the run as FOLDER=COUNT, e.g. pairs/train=400.
-            Repeat the option for each folder; of the others all existing shards are read.
+            Repeat the option for each folder. A folder below base, generated or relaxed that is not
+            named belongs to another configuration if another of its kind is named (relaxed names
+            generated, too); of the others all existing shards are read.
 
     Raises:
         FlowllmError: there are no metrics, or a file is missing, damaged or of another version.
