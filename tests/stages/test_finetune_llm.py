@@ -173,16 +173,17 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(
         process = subprocess.Popen(command, stderr=stderr)
         try:
             if sent == signal.SIGKILL:
-                wait_for(
-                    lambda: any(checkpoints.glob("checkpoint-*")) or process.poll() is not None
-                )
+                kept = checkpoints / "seconds.json"  # written after the checkpoint
+                wait_for(lambda: kept.exists() or process.poll() is not None)
             else:
                 wait_for(lambda: "step 2," in log.read_text() or process.poll() is not None)
         finally:
             process.send_signal(sent)
             assert process.wait() == code, log.read_text()
     assert not stopped.exists()
-    assert any(checkpoints.glob("checkpoint-*"))
+    trained = _longer_by(1000, max(checkpoints.glob("checkpoint-*")) / "state.json")
+    spent = _longer_by(2000, checkpoints / "seconds.json")
+    assert 0 < trained < spent
     finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=stopped)
     whole = tmp_path / "whole" / "adapter"
     finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=whole)
@@ -191,11 +192,22 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(
     for name in names:
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
     assert not checkpoints.exists()
+    record, undisturbed = read_provenance(stopped), read_provenance(whole)
+    assert 1000 + trained < record["counts"]["training_seconds"] + 0.05 < 2000
+    assert 2000 + spent < record["seconds"] < 3000
+    assert record.keys() == undisturbed.keys()
     for folder in (stopped, whole):
         losses = [float(row["train_loss"]) for row in curve(folder)]
         events = EventAccumulator(str(events_path(folder))).Reload().Scalars("train_loss")
         assert [event.step for event in events] == list(range(1, 41))
         np.testing.assert_allclose([event.value for event in events], losses, rtol=1e-5)
+
+
+def _longer_by(seconds: float, path: Path) -> float:
+    """Add to the wall time that a killed run has saved; return what it was."""
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"seconds": values["seconds"] + seconds}))
+    return values["seconds"]
 
 
 def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_path):

@@ -6,9 +6,9 @@ the folder `llm/adapter`, of which `merge_adapter` makes a plain model folder.
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ from flowllm.runtime.distributed import launch, make_fabric
 from flowllm.runtime.log import log
 from flowllm.runtime.malloc import keep_freed_memory
 from flowllm.runtime.provenance import stage_run
-from flowllm.runtime.resume import partial_folder
+from flowllm.runtime.resume import keep_seconds, partial_folder
 from flowllm.runtime.tensorboard import events_path
 
 Records = Sequence[Mapping[str, Any]]
@@ -117,9 +117,8 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
             model, texts, val_texts, section, settings.seed, prompts.end_token_id, fabric
         )
         padding, ungrouped = _padding_shares(finetuning)
-        started = time.perf_counter()
-        state = finetuning.train(checkpoints, events_path(out))
-        seconds = time.perf_counter() - started
+        on_save = partial(keep_seconds, checkpoints, run)
+        state = finetuning.train(checkpoints, events_path(out), on_save)
         if leader:
             kept = replace(record, val_loss=finetuning.kept_val_loss())
             _write_folder(out, model, tokenizer, state, kept)
@@ -129,7 +128,6 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
             rows_failed=texts.too_long,
             padding_share=round(padding, 4),
             padding_share_without_grouping=round(ungrouped, 4),
-            training_seconds=round(seconds, 1),
             **_training_counts(finetuning, state),
         )
 
@@ -149,6 +147,7 @@ def _training_counts(finetuning: Finetuning, state: State) -> dict[str, Any]:
     return {
         "steps": state.step,
         "tokens": state.tokens,
+        "training_seconds": round(state.seconds, 1),
         "train_loss": round(state.curve[-1]["train_loss"], 4),
         "val_loss": round(state.curve[-1]["val_loss"], 4),
         "best_step": finetuning.best.step,
