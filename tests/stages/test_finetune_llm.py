@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -39,6 +40,7 @@ from flowllm.llm.training_texts import (
     padding_share,
 )
 from flowllm.runtime.provenance import read_provenance
+from flowllm.runtime.resume import partial_path
 from flowllm.runtime.tensorboard import events_path
 from flowllm.stages import finetune_llm
 from llm_run import crystal_table, settings_for, small_crystals
@@ -201,6 +203,32 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(
         events = EventAccumulator(str(events_path(folder))).Reload().Scalars("train_loss")
         assert [event.step for event in events] == list(range(1, 41))
         np.testing.assert_allclose([event.value for event in events], losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_killed_run_starts_again_on_other_weights_of_its_base_model(
+    inputs, tmp_path, monkeypatch, method
+):
+    base = shutil.copytree(inputs["base"], tmp_path / "base")
+    given = {**inputs, "base": base}
+    changes = {"max_steps": 4, "save_steps": 3, "method": method}
+
+    def kill(*_given) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "killed" / "adapter"
+    with monkeypatch.context() as killing:
+        killing.setattr(finetune_llm, "keep_seconds", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(given, out, **changes)
+    assert any(partial_path(out).glob("checkpoint-*"))
+    path = base / "model.safetensors"
+    weights = {name: value * 0.9 for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    run(given, out, **changes)
+    undisturbed = run(given, tmp_path / "undisturbed" / "adapter", **changes)
+    for name in (path.name for path in undisturbed.iterdir()):
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 
 def _longer_by(seconds: float, path: Path) -> float:

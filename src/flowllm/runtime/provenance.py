@@ -28,6 +28,7 @@ from flowllm import __version__
 from flowllm.config.stage_settings import StageSettings
 from flowllm.io.file_errors import check_form, read_json
 from flowllm.io.files import check_file, write_text
+from flowllm.runtime.identity import identity_path
 from flowllm.runtime.log import log
 from flowllm.runtime.signals import finishing
 
@@ -66,7 +67,8 @@ class StageRun:
         seed: the configuration's seed.
         inputs: input files by role; their digests are part of the record.
         work: the part of the whole that this job does (split, start, count), where settings and
-            inputs do not say it; partial results of another part are not resumed.
+            inputs do not say it, and the content of a base model, which is no file of the run;
+            partial results of other work are not resumed.
         counts: rows in, out and failed, and other counts of the stage.
         leader: whether this process, of all that share a job, writes the record.
         until_recorded: contexts that end when the record is written, or the run has failed.
@@ -270,10 +272,11 @@ class _Hardware(BaseModel):
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, or of a folder's names, sizes and record.
+    """Return the SHA-256 of a file's bytes, or of a folder's names, sizes, record and identity.
 
-    The bytes of a folder are not read, since a model has 140 GB; its record says what it was made
-    from.
+    The bytes of a folder are not read, since a model has 140 GB. Its record says what it was made
+    from, and the identity of a merged model (`runtime.identity`) has the digests of all files of
+    its adapter, which differ after another training with the same settings.
     """
     hasher = hashlib.sha256()
     if path.is_dir():
@@ -282,6 +285,8 @@ def digest(path: Path) -> str:
         record = read_provenance(path)
         stable = {key: record.get(key) for key in ("settings", "seed", "inputs", "stage_version")}
         hasher.update(json.dumps(stable, sort_keys=True).encode())
+        if (identity := identity_path(path)).exists():
+            hasher.update(identity.read_bytes())
     else:
         with path.open("rb") as handle:
             while block := handle.read(1 << 20):

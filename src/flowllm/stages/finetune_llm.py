@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from flowllm.config.sections.llm import CONDITIONS, FinetuneLlm, Prompts
+from flowllm.config.sections.scratch import SCRATCH
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder, check_folder
@@ -32,6 +33,7 @@ from flowllm.llm.base_checks import (
     check_tokenizer,
     check_training_context,
 )
+from flowllm.llm.base_content import base_content, commit_of, fetched_commit
 from flowllm.llm.base_model import (
     check_architecture,
     load_base_model,
@@ -100,16 +102,20 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
         inputs["start"] = start_files(section.start)
     leader = fabric.is_global_zero
     with stage_run(settings, inputs=inputs, output=out, leader=leader, check=check_folder) as run:
+        content = _content_to_train(section, out, fabric)
+        # Checkpoints of other weights are not resumed.
+        run.work = {} if content is None else {"base_model": content}
         schema = CRYSTALS_WITH_PROPERTIES if settings.prompts.properties else CRYSTALS
         train_rows = read_table(train, schema).to_pylist()
         val_rows = read_table(val, schema).slice(0, section.validation_rows).to_pylist()
         with fabric.rank_zero_first():
             checkpoints = partial_folder(out, run)
-        with folder_to_train(section, settings.prompts, settings.seed) as source:
+        opened = folder_to_train(section, settings.prompts, settings.seed, commit_of(content))
+        with opened as source:
             tokenizer = load_tokenizer(source)
             prompts = PromptTokens(settings.prompts, tokenizer)
             texts = _texts("train", train, train_rows, prompts, settings)
-            record = _record(settings, train_rows, texts.longest_vector)
+            record = _record(settings, train_rows, texts.longest_vector, content)
             val_texts = _texts("val", val, val_rows, prompts, settings)
             _check_base_model(load_config(source), prompts, train_rows, record, texts.longest)
             model = _model(source, settings, fabric)
@@ -130,6 +136,22 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
             padding_share_without_grouping=round(ungrouped, 4),
             **_training_counts(finetuning, state),
         )
+
+
+def _content_to_train(section: FinetuneLlm, out: Path, fabric: Fabric) -> str | None:
+    """Return the content of the base model, the same in all processes, of which one reads it.
+
+    Returns:
+        None if the base model's weights are not used: new ones, or those of a start, are trained.
+    """
+    is_replaced = section.start is not None and section.method == "full"
+    if section.base_model == SCRATCH or is_replaced:
+        return None
+    content = None
+    if fabric.is_global_zero:
+        content = base_content(section.base_model, fetched_commit(out, section.base_model))
+    shared: str = fabric.broadcast(content)
+    return shared
 
 
 def _padding_shares(finetuning: Finetuning) -> tuple[float, float]:
@@ -228,7 +250,9 @@ def _texts(
     return texts
 
 
-def _record(settings: Settings, rows: Records, longest_vector: float) -> ModelRecord:
+def _record(
+    settings: Settings, rows: Records, longest_vector: float, content: str | None
+) -> ModelRecord:
     section: FinetuneLlm = settings.finetune_llm
     trained = {"formula"} if section.formula_share else set()
     labels = [(name, value) for row in rows for name, value in row.get("labels") or ()]
@@ -258,6 +282,7 @@ def _record(settings: Settings, rows: Records, longest_vector: float) -> ModelRe
             name: sorted({value for label, value in labels if label == name})
             for name in sorted(own & set(dict(labels)) & trained)
         },
+        base_content=content,
     )
 
 
