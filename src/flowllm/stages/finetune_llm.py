@@ -150,8 +150,7 @@ def _content_to_train(section: FinetuneLlm, out: Path, fabric: Fabric) -> str | 
     content = None
     if fabric.is_global_zero:
         content = base_content(section.base_model, fetched_commit(out, section.base_model))
-    shared: str = fabric.broadcast(content)
-    return shared
+    return fabric.broadcast(content)
 
 
 def _padding_shares(finetuning: Finetuning) -> tuple[float, float]:
