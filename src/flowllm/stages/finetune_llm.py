@@ -75,9 +75,11 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
     """Fine-tune the base language model and write the adapter, or all weights.
 
     The folder contains the trained weights (safetensors), their configuration, the tokenizer, the
-    training curve and `flowllm.json` (base model, method, prompts, elements); TensorBoard's events
-    are beside it. A killed run resumes from its last checkpoint and, on the same machine, ends with
-    the same bytes as an undisturbed run.
+    training curve and `flowllm.json` (base model and its content, method, prompts, elements);
+    TensorBoard's events are beside it. A model on the hub has the commit that `fetch_model` has
+    recorded in `base_model.json` beside the folder. A killed run resumes from its last checkpoint,
+    unless the base model has another content since, and, on the same machine, ends with the same
+    bytes as an undisturbed run.
 
     Args:
         settings: sections `finetune_llm` and `prompts`.
