@@ -11,6 +11,7 @@ import time
 import pytest
 
 from flowllm.config.stage_settings import StageSettings
+from flowllm.runtime.identity import identity_path
 from flowllm.runtime.log import Progress, log, setup_logging
 from flowllm.runtime.provenance import (
     StageRun,
@@ -154,6 +155,12 @@ def test_digest_of_a_folder(tmp_path):
     assert digest(moved) == made
     provenance_path(moved).write_text(json.dumps({"settings": {"epochs": 2}, "seconds": 1.0}))
     assert digest(moved) != made
+    # The same settings, made from other files.
+    made = digest(moved)
+    identity_path(moved).write_text("one")
+    first = digest(moved)
+    identity_path(moved).write_text("two")
+    assert len({made, first, digest(moved)}) == 3
 
 
 def test_log_goes_to_the_terminal_and_is_appended_to_the_file(tmp_path, capsys):

@@ -175,6 +175,55 @@ def test_finished_parts_of_the_same_run_are_kept(tmp_path):
     assert table.column("num_atoms").to_pylist() == [-1] * 10 + list(range(10, NUM_ROWS))
 
 
+SECONDS_PER_PART = 1000
+
+
+def record_of_slow_parts(output: Path, run: StageRun, stop_at: int | None = None) -> dict:
+    """The record of a run whose parts seem to take `SECONDS_PER_PART` each."""
+
+    def make_rows(items: range) -> list[dict]:
+        run.begun -= SECONDS_PER_PART
+        if items.start == stop_at:
+            raise KeyboardInterrupt
+        return [make_row(i) for i in items]
+
+    with suppress(KeyboardInterrupt), recorded(run, output):
+        write_in_parts(output, run, SCHEMA, NUM_ROWS, ROWS_PER_PART, make_rows)
+    return provenance.read_provenance(output)
+
+
+def test_the_record_has_the_time_of_all_saved_parts(tmp_path):
+    """Two parts, a kill in the third, one part, a kill in the fourth, and the last two."""
+    output = tmp_path / "out.parquet"
+    assert record_of_slow_parts(output, a_run(), stop_at=10) == {}
+    assert record_of_slow_parts(output, a_run(), stop_at=15) == {}
+    record = record_of_slow_parts(output, a_run())
+    undisturbed = record_of_slow_parts(tmp_path / "undisturbed.parquet", a_run())
+    for seconds in (record["seconds"], undisturbed["seconds"]):
+        assert 5 * SECONDS_PER_PART < seconds < 6 * SECONDS_PER_PART
+    assert record.keys() == undisturbed.keys()
+
+
+def test_the_time_of_parts_that_are_dropped_is_not_counted(tmp_path):
+    output = tmp_path / "out.parquet"
+    record_of_slow_parts(output, a_run(seed=43), stop_at=10)
+    record = record_of_slow_parts(output, a_run())
+    assert 5 * SECONDS_PER_PART < record["seconds"] < 6 * SECONDS_PER_PART
+
+
+@pytest.mark.parametrize("content", ["", '{"seconds": "long"}', "[]"])
+def test_a_damaged_time_is_named_and_costs_no_part(tmp_path, content):
+    output, made = tmp_path / "out.parquet", []
+    stop_after_two_parts(output, a_run())
+    path = partial_path(output) / "seconds.json"
+    path.write_text(content)
+    with pytest.raises(FlowllmError, match=r"seconds\.json: .* delete it and run"):
+        write(output, a_run())
+    path.unlink()
+    write(output, a_run(), made)
+    assert made == [10, 15, 20]
+
+
 def test_a_damaged_part_is_named_and_the_others_are_kept(tmp_path):
     output, made = tmp_path / "out.parquet", []
     stop_after_two_parts(output, a_run())

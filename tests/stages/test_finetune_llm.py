@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -39,6 +40,7 @@ from flowllm.llm.training_texts import (
     padding_share,
 )
 from flowllm.runtime.provenance import read_provenance
+from flowllm.runtime.resume import partial_path
 from flowllm.runtime.tensorboard import events_path
 from flowllm.stages import finetune_llm
 from llm_run import crystal_table, settings_for, small_crystals
@@ -173,16 +175,17 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(
         process = subprocess.Popen(command, stderr=stderr)
         try:
             if sent == signal.SIGKILL:
-                wait_for(
-                    lambda: any(checkpoints.glob("checkpoint-*")) or process.poll() is not None
-                )
+                kept = checkpoints / "seconds.json"  # written after the checkpoint
+                wait_for(lambda: kept.exists() or process.poll() is not None)
             else:
                 wait_for(lambda: "step 2," in log.read_text() or process.poll() is not None)
         finally:
             process.send_signal(sent)
             assert process.wait() == code, log.read_text()
     assert not stopped.exists()
-    assert any(checkpoints.glob("checkpoint-*"))
+    trained = _longer_by(1000, max(checkpoints.glob("checkpoint-*")) / "state.json")
+    spent = _longer_by(2000, checkpoints / "seconds.json")
+    assert 0 < trained < spent
     finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=stopped)
     whole = tmp_path / "whole" / "adapter"
     finetune_llm.run(settings, train=inputs["train"], val=inputs["val"], out=whole)
@@ -191,11 +194,48 @@ def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(
     for name in names:
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
     assert not checkpoints.exists()
+    record, undisturbed = read_provenance(stopped), read_provenance(whole)
+    assert 1000 + trained < record["counts"]["training_seconds"] + 0.05 < 2000
+    assert 2000 + spent < record["seconds"] < 3000
+    assert record.keys() == undisturbed.keys()
     for folder in (stopped, whole):
         losses = [float(row["train_loss"]) for row in curve(folder)]
         events = EventAccumulator(str(events_path(folder))).Reload().Scalars("train_loss")
         assert [event.step for event in events] == list(range(1, 41))
         np.testing.assert_allclose([event.value for event in events], losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_killed_run_starts_again_on_other_weights_of_its_base_model(
+    inputs, tmp_path, monkeypatch, method
+):
+    base = shutil.copytree(inputs["base"], tmp_path / "base")
+    given = {**inputs, "base": base}
+    changes = {"max_steps": 4, "save_steps": 3, "method": method}
+
+    def kill(*_given) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "killed" / "adapter"
+    with monkeypatch.context() as killing:
+        killing.setattr(finetune_llm, "keep_seconds", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(given, out, **changes)
+    assert any(partial_path(out).glob("checkpoint-*"))
+    path = base / "model.safetensors"
+    weights = {name: value * 0.9 for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    run(given, out, **changes)
+    undisturbed = run(given, tmp_path / "undisturbed" / "adapter", **changes)
+    for name in (path.name for path in undisturbed.iterdir()):
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def _longer_by(seconds: float, path: Path) -> float:
+    """Add to the wall time that a killed run has saved; return what it was."""
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"seconds": values["seconds"] + seconds}))
+    return values["seconds"]
 
 
 def test_early_stopping_keeps_the_adapter_of_the_best_validation(inputs, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from flowllm.llm.prompts import PromptTokens
 from flowllm.llm.token_loss import loss_per_token
 from flowllm.llm.training_texts import micro_batches, texts_of
 from flowllm.runtime.identity import identity_path
-from flowllm.runtime.provenance import read_provenance
+from flowllm.runtime.provenance import digest, read_provenance
 from flowllm.stages import finetune_llm, invariance, merge_adapter
 from llm_run import crystal_table, settings_for, small_crystals
 from other_llms import ARCHITECTURES, write_llm
@@ -95,6 +96,59 @@ def test_a_model_that_is_made_again_has_its_former_identity(merged, tmp_path):
     made = identity_path(tmp_path / "model").stat().st_mtime_ns
     merge_adapter.run(settings, adapter=merged / "adapter", out=tmp_path / "model")
     assert identity_path(tmp_path / "model").stat().st_mtime_ns == made
+
+
+def moved_to(folder, merged):
+    """Copy adapter and base model, to change them."""
+    for part in ("adapter", "base"):
+        shutil.copytree(merged / part, folder / part)
+    record = json.loads((folder / "adapter" / "flowllm.json").read_text())
+    record["base_model"] = str(folder / "base")
+    (folder / "adapter" / "flowllm.json").write_text(json.dumps(record))
+    return folder
+
+
+def scale_weights(path):
+    weights = {name: value * 0.9 for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_an_adapter_is_not_merged_into_other_weights_of_its_base_model(merged, tmp_path):
+    folder = moved_to(tmp_path, merged)
+    settings = settings_for("merge_adapter", folder / "base")
+    given = {"adapter": folder / "adapter", "out": folder / "model"}
+    merge_adapter.run(settings, **given)
+    before = (folder / "model" / "model.safetensors").read_bytes()
+    scale_weights(folder / "base" / "model.safetensors")
+    with pytest.raises(FlowllmError, match="another content of base_model") as caught:
+        merge_adapter.run(settings, **given)
+    content = read_record(folder / "adapter").base_content
+    assert all(part in str(caught.value) for part in (str(folder / "adapter"), content))
+    assert (folder / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_an_adapter_without_a_record_of_the_content_is_merged(merged, tmp_path):
+    """As earlier versions have written it."""
+    folder = moved_to(tmp_path, merged)
+    path = folder / "adapter" / "flowllm.json"
+    record = json.loads(path.read_text())
+    del record["base_content"]
+    path.write_text(json.dumps(record))
+    settings = settings_for("merge_adapter", folder / "base")
+    merge_adapter.run(settings, adapter=folder / "adapter", out=folder / "model")
+    assert read_record(folder / "model").base_content is None
+
+
+def test_a_retrained_model_of_equal_sizes_has_another_digest(merged, tmp_path):
+    """Parts of a killed job that used the former model are then not used."""
+    folder = moved_to(tmp_path, merged)
+    settings, digests = settings_for("merge_adapter", folder / "base"), []
+    for is_retrained in (False, False, True):
+        if is_retrained:
+            scale_weights(folder / "adapter" / "adapter_model.safetensors")
+        merge_adapter.run(settings, adapter=folder / "adapter", out=folder / "model")
+        digests.append(digest(folder / "model"))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_folder_without_a_record_is_refused(merged, tmp_path):
@@ -220,14 +274,8 @@ def test_the_loss_of_the_best_adapter_is_recorded_where_patience_keeps_it(tmp_pa
 @pytest.mark.parametrize("kept", [0, 5, 100, 0.5, -1])
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "base/model.safetensors"])
 def test_cut_off_weights_are_named_with_a_cure(merged, tmp_path, kept, name):
-    import shutil
-
-    for part in ("adapter", "base"):
-        shutil.copytree(merged / part, tmp_path / part)
+    moved_to(tmp_path, merged)
     path = tmp_path / name if "/" in name else tmp_path / "adapter" / name
-    record = json.loads((tmp_path / "adapter" / "flowllm.json").read_text())
-    record["base_model"] = str(tmp_path / "base")
-    (tmp_path / "adapter" / "flowllm.json").write_text(json.dumps(record))
     content = path.read_bytes()
     size = int(len(content) * kept) if 0 < kept < 1 else kept
     path.write_bytes(content[:size])
@@ -242,8 +290,6 @@ def test_cut_off_weights_are_named_with_a_cure(merged, tmp_path, kept, name):
 
 
 def test_an_adapter_that_lacks_weights_is_refused(merged, tmp_path):
-    import shutil
-
     shutil.copytree(merged / "adapter", tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     weights = load_file(path)

@@ -39,6 +39,7 @@ from flowllm.rfm.pairs import PREPARED
 from flowllm.rfm.shared_steps import agree, share_of_batch
 from flowllm.rfm.train import train
 from flowllm.runtime.distributed import make_fabric
+from flowllm.runtime.provenance import read_provenance
 from flowllm.runtime.tensorboard import events_path
 from flowllm.stages import train_rfm
 
@@ -195,7 +196,11 @@ def test_stopped_killed_and_resumed_gives_the_same_weights(config_path, shards, 
         assert process.wait() == code, "training ended before it could be stopped"
         steps.append(torch.load(checkpoint, weights_only=True)["state"]["step"])
     assert 0 < steps[1] < steps[2] < 120
+    kept = checkpoint.with_name("seconds.json")
+    spent = json.loads(kept.read_text())["seconds"]
+    kept.write_text(json.dumps({"seconds": spent + 1000}))
     assert start_training(settings, shards, tmp_path / "cut", env).wait() == 0
+    assert 1000 + spent < read_provenance(tmp_path / "cut")["seconds"] < 2000
     whole, cut = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[key], cut[key]) for key in whole)

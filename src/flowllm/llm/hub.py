@@ -12,13 +12,14 @@ PATTERNS = ["*.safetensors", "*.json", "*.jsonl", "*.model", "*.txt", "*.jinja"]
 code are never downloaded."""
 
 
-def fetch_model(name: str) -> Path:
+def fetch_model(name: str, commit: str | None = None) -> Path:
     """Download the files of a model on the Hugging Face hub that are not in the cache yet.
 
     Hugging Face's library reads the token for gated models from `HF_TOKEN`.
 
     Args:
         name: name of the model, `owner/name`.
+        commit: commit of the model, None for the newest one.
 
     Returns:
         The model's folder in the cache, which is named after the commit.
@@ -26,8 +27,9 @@ def fetch_model(name: str) -> Path:
     Raises:
         FlowllmError: the model does not exist, cannot be accessed, or has no safetensors weights.
     """
+    at = "" if commit is None else f" at commit {commit}"
     try:
-        folder = Path(snapshot_download(name, allow_patterns=PATTERNS))
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=PATTERNS))
     except HFValidationError as error:
         raise FlowllmError(
             f"finetune_llm.base_model {name}: there is no such folder, and the name is not one of "
@@ -36,9 +38,9 @@ def fetch_model(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PassingError(
-            f"finetune_llm.base_model {name}: cannot be downloaded ({reason}). For a gated model, "
-            "accept its license and set HF_TOKEN; on a machine without internet access, give a "
-            "local folder."
+            f"finetune_llm.base_model {name}{at}: cannot be downloaded ({reason}). For a gated "
+            "model, accept its license and set HF_TOKEN; on a machine without internet access, "
+            "give a local folder."
         ) from error
     if not any(folder.rglob("*.safetensors")):
         raise FlowllmError(

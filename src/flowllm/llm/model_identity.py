@@ -11,7 +11,7 @@ from flowllm.runtime.provenance import digest
 def merged_identity(adapter: Path, settings: Mapping[str, Any], version: int) -> dict[str, Any]:
     """Return the identity of a merged model.
 
-    The adapter's files name the base model, whose commit `fetch_model` keeps.
+    The adapter's files have the content of the base model (`base_content.base_content`).
 
     Args:
         adapter: folder of the adapter, all of whose files are read.

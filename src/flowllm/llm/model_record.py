@@ -35,6 +35,8 @@ class ModelRecord:
             whole angstrom, at most 99.
         method: weights that were trained: lora (an adapter) or full (all of them).
         categories: values of the categorical own properties in the training crystals, by name.
+        base_content: content of the base model (`base_content.base_content`); None if its weights
+            were not used, and in records of earlier versions.
     """
 
     base_model: str
@@ -47,6 +49,7 @@ class ModelRecord:
     max_length: int
     method: Literal["lora", "full"] = "lora"
     categories: dict[str, list[str]] = field(default_factory=dict)
+    base_content: str | None = None
 
     def differing_prompts(self, prompts: Prompts) -> list[str]:
         """Return the names of the sentences that differ from those of the training."""
@@ -128,8 +131,9 @@ def prompt_texts(prompts: Prompts) -> dict[str, str]:
 
 def write_record(folder: Path, record: ModelRecord) -> None:
     """Write the record of a model's folder."""
+    optional = ("categories", "base_content")
     values = {
-        name: value for name, value in asdict(record).items() if name != "categories" or value
+        name: value for name, value in asdict(record).items() if name not in optional or value
     }
     (folder / RECORD).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 

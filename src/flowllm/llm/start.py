@@ -35,7 +35,9 @@ _SIZES = (
 
 
 @contextmanager
-def folder_to_train(section: FinetuneLlm, prompts: Prompts, seed: int) -> Iterator[str]:
+def folder_to_train(
+    section: FinetuneLlm, prompts: Prompts, seed: int, commit: str | None = None
+) -> Iterator[str]:
     """Give the folder from which tokenizer, configuration and weights are loaded.
 
     It is that of the base model, and with `method: full` that of the start if there is one.
@@ -44,11 +46,12 @@ def folder_to_train(section: FinetuneLlm, prompts: Prompts, seed: int) -> Iterat
         section: base model, method and start.
         prompts: configured prompts.
         seed: seed of the configuration, for a model with random weights.
+        commit: commit of a base model on the hub, None for its newest one.
 
     Raises:
         FlowllmError: the base model does not exist, or the start does not fit.
     """
-    with _base_folder(section, prompts, seed) as base:
+    with _base_folder(section, prompts, seed, commit) as base:
         if section.start is not None:
             check_start(section, prompts, load_config(base), load_tokenizer(base))
         is_whole = section.start is not None and section.method == "full"
@@ -56,9 +59,11 @@ def folder_to_train(section: FinetuneLlm, prompts: Prompts, seed: int) -> Iterat
 
 
 @contextmanager
-def _base_folder(section: FinetuneLlm, prompts: Prompts, seed: int) -> Iterator[str]:
+def _base_folder(
+    section: FinetuneLlm, prompts: Prompts, seed: int, commit: str | None
+) -> Iterator[str]:
     if section.base_model != SCRATCH:
-        with plain_base_model(section.base_model) as base:
+        with plain_base_model(section.base_model, commit) as base:
             yield base
         return
     with tempfile.TemporaryDirectory(prefix="flowllm-scratch-") as folder:

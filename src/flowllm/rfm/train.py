@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -86,6 +86,7 @@ def train(
     events: Path,
     fabric: Fabric,
     start: VelocityField | None = None,
+    on_save: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train the velocity field, and resume from the checkpoint if there is one.
 
@@ -100,6 +101,7 @@ def train(
         fabric: devices and precision.
         start: field whose weights training begins with, and which is kept if no validation loss
             is lower than its own; None for random weights.
+        on_save: called after each checkpoint.
 
     Raises:
         FlowllmError: the validation loss is not finite, all steps before the first validation had
@@ -108,7 +110,7 @@ def train(
     """
     training = FlowTraining(settings, seed, pairs, val_pairs, standardization, fabric, start)
     training.load(checkpoint)
-    training.run(checkpoint, events)
+    training.run(checkpoint, events, on_save)
     return training.result()
 
 
@@ -186,7 +188,7 @@ class FlowTraining:
             self.best.update(0, loss, self._average.state_dict)
             log.info("train_rfm: the start has validation loss %.4g", loss)
 
-    def run(self, checkpoint: Path, events: Path) -> None:
+    def run(self, checkpoint: Path, events: Path, on_save: Callable[[], None]) -> None:
         """Take the remaining steps; for arguments and errors see `train`."""
         state, fabric = self.state, self._fabric
         progress = Progress("train_rfm: steps", self.num_steps, state.step)
@@ -211,6 +213,7 @@ class FlowTraining:
                 if is_validated or stopping or clock.is_save_due():
                     state.seconds = clock.total()
                     self.save(checkpoint)
+                    on_save()
                     clock.note_save()
                 progress.advance()
                 if stopping:

@@ -28,6 +28,7 @@ from flowllm import __version__
 from flowllm.config.stage_settings import StageSettings
 from flowllm.io.file_errors import check_form, read_json
 from flowllm.io.files import check_file, write_text
+from flowllm.runtime.identity import identity_path
 from flowllm.runtime.log import log
 from flowllm.runtime.signals import finishing
 
@@ -66,10 +67,13 @@ class StageRun:
         seed: the configuration's seed.
         inputs: input files by role; their digests are part of the record.
         work: the part of the whole that this job does (split, start, count), where settings and
-            inputs do not say it; partial results of another part are not resumed.
+            inputs do not say it, and the content of a base model, which is no file of the run;
+            partial results of other work are not resumed.
         counts: rows in, out and failed, and other counts of the stage.
         leader: whether this process, of all that share a job, writes the record.
         until_recorded: contexts that end when the record is written, or the run has failed.
+        earlier_seconds: wall time of earlier attempts whose partial results this one resumes from.
+        begun: when this attempt began, by the clock of `time.perf_counter`.
     """
 
     stage: str
@@ -81,11 +85,21 @@ class StageRun:
     counts: dict[str, Any] = field(default_factory=dict)
     leader: bool = True
     until_recorded: ExitStack = field(default_factory=ExitStack, repr=False)
+    earlier_seconds: float = 0.0
+    begun: float = field(default_factory=time.perf_counter, repr=False)
     _digests: dict[str, Any] | None = None
 
     def count(self, **counts: Any) -> None:
         """Record counts by name, e.g. `count(rows_in=10, rows_out=9, rows_failed=1)`."""
         self.counts.update(counts)
+
+    def seconds(self) -> float:
+        """Return the wall time so far, with that of the earlier attempts that are resumed.
+
+        What an earlier attempt did after its last saved part or checkpoint is lost, and its time is
+        not counted.
+        """
+        return self.earlier_seconds + time.perf_counter() - self.begun
 
     def input_digests(self) -> dict[str, Any]:
         """Return the digest of each input, one per role."""
@@ -144,6 +158,9 @@ def stage_run(
 def recorded(run: StageRun, output: Path) -> Iterator[StageRun]:
     """Time a run, and at its end write its record to `_<output>.provenance.json`.
 
+    The record has the start of the last attempt, and the wall time of all attempts
+    (`StageRun.seconds`).
+
     SIGTERM stops the block, but not what follows it: the record is written, and the process ends
     with exit code 0.
 
@@ -152,16 +169,17 @@ def recorded(run: StageRun, output: Path) -> Iterator[StageRun]:
         output: the main output (a file or a folder).
     """
     started = datetime.now(UTC)
-    clock = time.perf_counter()
+    run.begun = time.perf_counter()
     log.info("%s: started, output %s", run.stage, output)
     with ExitStack() as end, run.until_recorded:
         yield run
         end.enter_context(finishing())
         if run.leader:
-            _write_record(run, output, started, time.perf_counter() - clock)
+            _write_record(run, output, started)
 
 
-def _write_record(run: StageRun, output: Path, started: datetime, seconds: float) -> None:
+def _write_record(run: StageRun, output: Path, started: datetime) -> None:
+    seconds = run.seconds()
     record = {
         **run.metadata(),
         "input_paths": {role: _path_strings(paths) for role, paths in run.inputs.items()},
@@ -176,7 +194,10 @@ def _write_record(run: StageRun, output: Path, started: datetime, seconds: float
     }
     write_text(provenance_path(output), json.dumps(record, indent=2, sort_keys=True) + "\n")
     counted = ", ".join(f"{name} {value}" for name, value in run.counts.items())
-    log.info("%s: done in %.1f s%s", run.stage, seconds, f" ({counted})" if counted else "")
+    said = f"{seconds - run.earlier_seconds:.1f} s"
+    if run.earlier_seconds:
+        said += f", with earlier attempts {seconds:.1f} s"
+    log.info("%s: done in %s%s", run.stage, said, f" ({counted})" if counted else "")
 
 
 def provenance_path(output: Path) -> Path:
@@ -251,10 +272,11 @@ class _Hardware(BaseModel):
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, or of a folder's names, sizes and record.
+    """Return the SHA-256 of a file's bytes, or of a folder's names, sizes, record and identity.
 
-    The bytes of a folder are not read, since a model has 140 GB; its record says what it was made
-    from.
+    The bytes of a folder are not read, since a model has 140 GB. Its record says what it was made
+    from, and the identity of a merged model (`runtime.identity`) has the digests of all files of
+    its adapter, which differ after another training with the same settings.
     """
     hasher = hashlib.sha256()
     if path.is_dir():
@@ -263,6 +285,8 @@ def digest(path: Path) -> str:
         record = read_provenance(path)
         stable = {key: record.get(key) for key in ("settings", "seed", "inputs", "stage_version")}
         hasher.update(json.dumps(stable, sort_keys=True).encode())
+        if (identity := identity_path(path)).exists():
+            hasher.update(identity.read_bytes())
     else:
         with path.open("rb") as handle:
             while block := handle.read(1 << 20):

@@ -4,6 +4,9 @@ They are in `.<output name>.partial/` beside the output, and are not declared to
 deletes the declared outputs that a failed job has replaced. They are deleted if they belong to
 other settings, another seed or other inputs, and after the output and its record are written (a job
 that fails before that loses its output). One process at a time uses them (`writer_lock`).
+
+The wall time until the last saved result is kept beside them, so that the record of a resumed job
+has the time of all results. The time after the last saved result is not counted.
 """
 
 import json
@@ -16,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from flowllm.io.file_errors import check_form, read_json
 from flowllm.io.files import write_text
 from flowllm.io.tables import read_table, write_table
 from flowllm.runtime.log import log
@@ -24,6 +28,8 @@ from flowllm.runtime.signals import noting_sigterm
 from flowllm.runtime.writer_lock import only_writer
 
 _KEY_FILE = "fingerprint.json"
+
+_SECONDS_FILE = "seconds.json"
 
 
 def partial_folder(output: Path, run: StageRun) -> Path:
@@ -64,12 +70,36 @@ def _opened(output: Path, run: StageRun) -> Path:
         found = json.loads(key_path.read_text()) if key_path.exists() else None
         if found == key:
             log.info("%s: resuming from %s", run.stage, folder)
+            run.earlier_seconds = _kept_seconds(folder)
             return folder
         log.info("%s: %s has results of other settings or inputs and is deleted", run.stage, folder)
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_text(key_path, json.dumps(key))
     return folder
+
+
+def keep_seconds(folder: Path, run: StageRun, seconds: float | None = None) -> None:
+    """Save the wall time of a run; called after each saved part or checkpoint.
+
+    Args:
+        folder: folder of the partial results.
+        run: the run; of the processes that share a job, the leader alone saves.
+        seconds: wall time of all attempts until the saved result was complete, None for now.
+    """
+    if run.leader:
+        total = run.seconds() if seconds is None else seconds
+        write_text(folder / _SECONDS_FILE, json.dumps({"seconds": round(total, 3)}))
+
+
+def _kept_seconds(folder: Path) -> float:
+    path = folder / _SECONDS_FILE
+    if not path.exists():
+        return 0.0
+    cure = "delete it and run the same command again: the time of earlier attempts is not counted"
+    values = read_json(path, cure)
+    check_form(values, dict[str, float], path, cure)
+    return float(values.get("seconds", 0.0))
 
 
 def partial_path(output: Path) -> Path:
@@ -115,10 +145,17 @@ def make_parts(
             # Memory then has the rows of at most two parts: one is computed, one is saved.
             if saved is not None:
                 saved.result()
-            saved = writer.submit(write_table, part, rows, schema, run.metadata())
+            saved = writer.submit(_save_part, part, rows, schema, run, run.seconds())
         if saved is not None:
             saved.result()
     return pa.concat_tables([read_table(part, schema) for part in parts] or [schema.empty_table()])
+
+
+def _save_part(
+    part: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, run: StageRun, seconds: float
+) -> None:
+    write_table(part, rows, schema, run.metadata())
+    keep_seconds(part.parent, run, seconds)
 
 
 def write_in_parts(

@@ -28,7 +28,7 @@ from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_path
 from flowllm.runtime.log import log
 from flowllm.runtime.provenance import StageRun, stage_run
-from flowllm.runtime.resume import partial_folder
+from flowllm.runtime.resume import keep_seconds, partial_folder
 
 ALL_FILE = "all.csv"
 
@@ -94,6 +94,7 @@ def fetch_source(name: str, url: str | None, out: Path, run: StageRun) -> Manife
             if path.exists():
                 out.unlink(missing_ok=True)
             part.replace(path)
+            keep_seconds(partial, run)
         files.append(_listed(path, split, origin))
         if files[-1].rows != wanted.rows:
             log.warning("%s: %d rows, %d expected", path, files[-1].rows, wanted.rows)

@@ -6,9 +6,9 @@ the folder `llm/adapter`, of which `merge_adapter` makes a plain model folder.
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from flowllm.config.sections.llm import CONDITIONS, FinetuneLlm, Prompts
+from flowllm.config.sections.scratch import SCRATCH
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder, check_folder
@@ -32,6 +33,7 @@ from flowllm.llm.base_checks import (
     check_tokenizer,
     check_training_context,
 )
+from flowllm.llm.base_content import base_content, commit_of, fetched_commit
 from flowllm.llm.base_model import (
     check_architecture,
     load_base_model,
@@ -53,7 +55,7 @@ from flowllm.runtime.distributed import launch, make_fabric
 from flowllm.runtime.log import log
 from flowllm.runtime.malloc import keep_freed_memory
 from flowllm.runtime.provenance import stage_run
-from flowllm.runtime.resume import partial_folder
+from flowllm.runtime.resume import keep_seconds, partial_folder
 from flowllm.runtime.tensorboard import events_path
 
 Records = Sequence[Mapping[str, Any]]
@@ -73,9 +75,11 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
     """Fine-tune the base language model and write the adapter, or all weights.
 
     The folder contains the trained weights (safetensors), their configuration, the tokenizer, the
-    training curve and `flowllm.json` (base model, method, prompts, elements); TensorBoard's events
-    are beside it. A killed run resumes from its last checkpoint and, on the same machine, ends with
-    the same bytes as an undisturbed run.
+    training curve and `flowllm.json` (base model and its content, method, prompts, elements);
+    TensorBoard's events are beside it. A model on the hub has the commit that `fetch_model` has
+    recorded in `base_model.json` beside the folder. A killed run resumes from its last checkpoint,
+    unless the base model has another content since, and, on the same machine, ends with the same
+    bytes as an undisturbed run.
 
     Args:
         settings: sections `finetune_llm` and `prompts`.
@@ -100,16 +104,20 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
         inputs["start"] = start_files(section.start)
     leader = fabric.is_global_zero
     with stage_run(settings, inputs=inputs, output=out, leader=leader, check=check_folder) as run:
+        content = _content_to_train(section, out, fabric)
+        # Checkpoints of other weights are not resumed.
+        run.work = {} if content is None else {"base_model": content}
         schema = CRYSTALS_WITH_PROPERTIES if settings.prompts.properties else CRYSTALS
         train_rows = read_table(train, schema).to_pylist()
         val_rows = read_table(val, schema).slice(0, section.validation_rows).to_pylist()
         with fabric.rank_zero_first():
             checkpoints = partial_folder(out, run)
-        with folder_to_train(section, settings.prompts, settings.seed) as source:
+        opened = folder_to_train(section, settings.prompts, settings.seed, commit_of(content))
+        with opened as source:
             tokenizer = load_tokenizer(source)
             prompts = PromptTokens(settings.prompts, tokenizer)
             texts = _texts("train", train, train_rows, prompts, settings)
-            record = _record(settings, train_rows, texts.longest_vector)
+            record = _record(settings, train_rows, texts.longest_vector, content)
             val_texts = _texts("val", val, val_rows, prompts, settings)
             _check_base_model(load_config(source), prompts, train_rows, record, texts.longest)
             model = _model(source, settings, fabric)
@@ -117,9 +125,8 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
             model, texts, val_texts, section, settings.seed, prompts.end_token_id, fabric
         )
         padding, ungrouped = _padding_shares(finetuning)
-        started = time.perf_counter()
-        state = finetuning.train(checkpoints, events_path(out))
-        seconds = time.perf_counter() - started
+        on_save = partial(keep_seconds, checkpoints, run)
+        state = finetuning.train(checkpoints, events_path(out), on_save)
         if leader:
             kept = replace(record, val_loss=finetuning.kept_val_loss())
             _write_folder(out, model, tokenizer, state, kept)
@@ -129,9 +136,23 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
             rows_failed=texts.too_long,
             padding_share=round(padding, 4),
             padding_share_without_grouping=round(ungrouped, 4),
-            training_seconds=round(seconds, 1),
             **_training_counts(finetuning, state),
         )
+
+
+def _content_to_train(section: FinetuneLlm, out: Path, fabric: Fabric) -> str | None:
+    """Return the content of the base model, the same in all processes, of which one reads it.
+
+    Returns:
+        None if the base model's weights are not used: new ones, or those of a start, are trained.
+    """
+    is_replaced = section.start is not None and section.method == "full"
+    if section.base_model == SCRATCH or is_replaced:
+        return None
+    content = None
+    if fabric.is_global_zero:
+        content = base_content(section.base_model, fetched_commit(out, section.base_model))
+    return fabric.broadcast(content)
 
 
 def _padding_shares(finetuning: Finetuning) -> tuple[float, float]:
@@ -149,6 +170,7 @@ def _training_counts(finetuning: Finetuning, state: State) -> dict[str, Any]:
     return {
         "steps": state.step,
         "tokens": state.tokens,
+        "training_seconds": round(state.seconds, 1),
         "train_loss": round(state.curve[-1]["train_loss"], 4),
         "val_loss": round(state.curve[-1]["val_loss"], 4),
         "best_step": finetuning.best.step,
@@ -229,7 +251,9 @@ def _texts(
     return texts
 
 
-def _record(settings: Settings, rows: Records, longest_vector: float) -> ModelRecord:
+def _record(
+    settings: Settings, rows: Records, longest_vector: float, content: str | None
+) -> ModelRecord:
     section: FinetuneLlm = settings.finetune_llm
     trained = {"formula"} if section.formula_share else set()
     labels = [(name, value) for row in rows for name, value in row.get("labels") or ()]
@@ -259,6 +283,7 @@ def _record(settings: Settings, rows: Records, longest_vector: float) -> ModelRe
             name: sorted({value for label, value in labels if label == name})
             for name in sorted(own & set(dict(labels)) & trained)
         },
+        base_content=content,
     )
 
 

@@ -14,6 +14,7 @@ from flowllm.errors import FlowllmError
 from flowllm.io.files import atomic_folder, check_folder
 from flowllm.io.start_files import start_files
 from flowllm.io.weights_file import check_safetensors, count_numbers
+from flowllm.llm.base_content import base_content, commit_of
 from flowllm.llm.base_model import (
     load_base_model,
     load_tokenizer,
@@ -54,7 +55,8 @@ def run(settings: Settings, *, adapter: Path, out: Path) -> None:
         out: Folder of the merged model to write (safetensors, tokenizer, `flowllm.json`).
 
     Raises:
-        FlowllmError: the folder is not an adapter's or is damaged, or its base model is not found.
+        FlowllmError: the folder is not an adapter's or is damaged, or its base model is not found
+            or has another content than in the fine-tuning.
     """
     section: MergeAdapter = settings.merge_adapter
     quiet_transformers()
@@ -85,7 +87,8 @@ def _merge(
     """Write the sum of the base model's weights and the adapter; return the stage's counts."""
     check_safetensors(adapter / ADAPTER_WEIGHTS, FINETUNE_AGAIN)
     dtype = pick_dtype(record.precision)
-    with plain_base_model(record.base_model) as source:
+    _check_base(adapter, record)
+    with plain_base_model(record.base_model, commit_of(record.base_content)) as source:
         base = load_base_model(source, dtype=dtype, quantization="none", device="cpu")
     rounded = []
     if section.into == "dequantized":
@@ -94,6 +97,25 @@ def _merge(
     merged = _with_adapter(base, adapter).merge_and_unload(safe_merge=True)
     write_model(folder, merged, load_tokenizer(str(adapter)), record)
     return {"parameters": merged.num_parameters(), "dequantized_layers": len(rounded)}
+
+
+def _check_base(adapter: Path, record: ModelRecord) -> None:
+    """Check that the base model is the one that the adapter was trained on.
+
+    Adapters of earlier versions have no record of it and are not checked.
+
+    Raises:
+        FlowllmError: it has another content, or does not exist.
+    """
+    if record.base_content is None:
+        return
+    found = base_content(record.base_model, commit_of(record.base_content))
+    if found != record.base_content:
+        raise FlowllmError(
+            f"{adapter}: was trained on another content of base_model {record.base_model} "
+            f"({record.base_content}) than the present one ({found}). Restore the base model's "
+            f"files, or {FINETUNE_AGAIN}."
+        )
 
 
 def _with_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:

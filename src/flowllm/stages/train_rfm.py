@@ -24,7 +24,7 @@ from flowllm.rfm.train import train
 from flowllm.runtime.distributed import launch, make_fabric
 from flowllm.runtime.log import Progress, log
 from flowllm.runtime.provenance import StageRun, stage_run
-from flowllm.runtime.resume import partial_folder
+from flowllm.runtime.resume import keep_seconds, partial_folder
 from flowllm.runtime.tensorboard import events_path
 from flowllm.runtime.threads import usable_cores
 from flowllm.seeds import generator
@@ -73,6 +73,7 @@ def run(settings: Settings, *, pairs: Shards, val_pairs: Shards, out: Path) -> N
                 "train", pairs, folder, options, augment_axes=augment_axes
             )
             val_set, val_counts = prepare_split("val", val_pairs, folder, options)
+            keep_seconds(folder, run)
         if earlier is None:
             moments_rng = generator(settings.seed, "train_rfm", "standardization")
             standardization = standardization_of(train_set, moments_rng)
@@ -88,6 +89,7 @@ def run(settings: Settings, *, pairs: Shards, val_pairs: Shards, out: Path) -> N
             events_path(out),
             fabric,
             earlier,
+            on_save=partial(keep_seconds, folder, run),
         )
         if leader:
             counts = {"pairs": dict(train_counts), "val_pairs": dict(val_counts)}
