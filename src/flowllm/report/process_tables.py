@@ -196,13 +196,13 @@ def cost_table(costs: Sequence[StageCost]) -> Table:
     return Table(
         "stages",
         "Time, throughput and cost of each stage",
-        "Wall time inside the stages, from their records; jobs may have run at the same time. "
-        "A resumed job has the time of all its attempts until their last saved parts. "
+        "Wall time inside the stages, from their records; jobs may have run at the same time.",
+        columns,
+        rows,
+        protocol="A resumed job has the time of all its attempts until their last saved parts. "
         "Rows per second are those of one job with its start, tokens per second those of "
         "generation alone; core-hours and GPU-hours are wall time times the cores and GPUs that "
         "are visible to a job.",
-        columns,
-        rows,
     )
 
 
