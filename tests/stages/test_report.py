@@ -1095,7 +1095,7 @@ def test_crystals_that_select_excluded_are_named_below_the_rates(run_dir):
 
 
 def test_where_select_excluded_crystals_table_2_has_the_match_rate_of_the_relaxed(run_dir):
-    """It stands in one table alone, as each number does."""
+    """Each number is in one table only."""
     result = read_results(metrics_files(run_dir))[0]
     counts = result.numbers["counts"]
     skipped = with_numbers(result, counts=counts | {"relaxed": counts["relaxed"] | {"known": 4}})

@@ -170,13 +170,6 @@ class Config(Section):
     @model_validator(mode="after")
     def _dft_on_one_scale(self) -> "Config":
         """Refuse a DFT hull of another scale before DFT runs; stability checks the energies."""
-        scan = self.dft.code == "vasp" and self.dft_inputs.input_set == "MPScanRelaxSet"
-        if self.dft_hull.source is not None and scan:
-            raise ValueError(
-                "dft_inputs.input_set MPScanRelaxSet is of the functional r2SCAN, but dft_collect "
-                "reads GGA and GGA+U results alone. Set it to MPRelaxSet, or dft_hull.source to "
-                "null"
-            )
         found = self.dft_hull.correction_scheme
         ours = self.dft_collect.correction_scheme.removesuffix("_plus_u_only")
         needed = "GPAW" if self.dft.code == "gpaw" else ours
@@ -184,6 +177,18 @@ class Config(Section):
             raise ValueError(
                 f"dft_hull: its energies are of {found}, those of dft.code {self.dft.code} will be "
                 f"of {needed}. Give dft_hull a source and a correction_scheme of {needed}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dft_results_are_read(self) -> "Config":
+        """Refuse a DFT hull where the results of the inputs cannot be read."""
+        scan = self.dft.code == "vasp" and self.dft_inputs.input_set == "MPScanRelaxSet"
+        if self.dft_hull.source is not None and scan:
+            raise ValueError(
+                "dft_inputs.input_set MPScanRelaxSet is of the functional r2SCAN, but dft_collect "
+                "reads GGA and GGA+U results alone. Set it to MPRelaxSet, or dft_hull.source to "
+                "null"
             )
         return self
 

@@ -34,17 +34,7 @@ def main(folder: Path) -> None:
         energy, converged = atoms.get_potential_energy(), True
     except KohnShamConvergenceError:
         energy, converged = 0.0, False
-    kept = (
-        "atomic_numbers",
-        "cell",
-        "frac_coords",
-        "magnetic_moments",
-        "xc",
-        "cutoff_ev",
-        "kpoints",
-    )
-    result = {name: given[name] for name in kept}
-    result.update(energy=float(energy), converged=converged, version=__version__)
+    result = {**given, "energy": float(energy), "converged": converged, "version": __version__}
     if atoms.calc.wfs.world.rank == 0:
         temporary = folder / ".gpaw_result.json.tmp"
         temporary.write_text(json.dumps(result, indent=1))

@@ -93,15 +93,13 @@ def apply_correction_scheme(
             # pymatgen warns that noble gases have no electronegativity.
             warnings.simplefilter("ignore")
             kept = list(_corrected(entries, collect, tally))
-        _reject_other_functionals(tally, section)
-        _reject_undecided(tally, collect)
-        _warn(tally, collect)
     elif section.correction_scheme == "none":
         kept = list(_uncorrected(entries, tally))
-        _reject_other_functionals(tally, section)
     else:
         kept = list(_of_gpaw(entries, tally))
-        _reject_other_functionals(tally, section)
+    _reject_other_functionals(tally, section)
+    _reject_undecided(tally, collect)
+    _warn(tally, collect)
     return kept, {"recorrected": tally.changed.count, "not_covered": tally.not_covered.count}
 
 

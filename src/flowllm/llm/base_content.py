@@ -65,8 +65,9 @@ def base_content(name: str, commit: str | None = None) -> str:
 
 def commit_of(content: str | None) -> str | None:
     """Return the commit in the content of a model on the hub; None for any other content."""
-    is_commit = content is not None and content.startswith(_COMMIT)
-    return content.removeprefix(_COMMIT) if content is not None and is_commit else None
+    if content is None or not content.startswith(_COMMIT):
+        return None
+    return content.removeprefix(_COMMIT)
 
 
 def fetched_commit(adapter: Path, name: str) -> str | None:
