@@ -32,15 +32,18 @@ DRAFTS = [
 TRAIN = {"mp-1": rocksalt(a=5.7), "mp-2": fcc("Au")}
 
 
-def write(folder, drafts=DRAFTS, train=TRAIN, shards=1):
+def write(folder, drafts=DRAFTS, train=TRAIN, others=None, shards=1):
     rows = [generated_row(one, f"base-{n:06d}") for n, one in enumerate(drafts)]
     paths = []
     for shard in range(shards):
         paths.append(folder / "generated" / f"shard-{shard:05d}.parquet")
         tables.write_table(paths[-1], rows[shard::shards], schemas.GENERATED, {})
-    crystals = folder / "train.parquet"
-    known = [crystal_row(one, name) for name, one in train.items()]
-    tables.write_table(crystals, known, schemas.CRYSTALS, {})
+    crystals = []
+    for name, known in [("train", train), ("others", others)]:
+        if known is not None:
+            crystals.append(folder / f"{name}.parquet")
+            rows = [crystal_row(one, each) for each, one in known.items()]
+            tables.write_table(crystals[-1], rows, schemas.CRYSTALS, {})
     return {"generated": paths, "crystals": crystals}
 
 
@@ -57,7 +60,7 @@ def test_statuses_and_the_crystals_that_are_matched(tmp_path):
     assert [row["status"] for row in rows] == kinds
     matched = [None, "mp-1", None, "base-000000", None, "mp-1", None, "base-000004"]
     assert [row["matched_id"] for row in rows] == matched
-    assert "matches the training crystal mp-1 as generated" in rows[1]["error"]
+    assert "matches the known crystal mp-1 as generated" in rows[1]["error"]
     assert read_provenance(out)["counts"]["not_relaxed"] == {"known": 2, "repeated": 2}
 
 
@@ -74,6 +77,15 @@ def test_what_is_skipped(tmp_path, skip, statuses):
     _, rows = selected(tmp_path, skip)
     statuses[2] = "bad_number"
     assert [row["status"] for row in rows] == statuses
+
+
+def test_further_known_crystals_are_not_relaxed_either(tmp_path):
+    """An id may be in both tables, for another crystal."""
+    _, rows = selected(tmp_path, others={"mp-1": perovskite(), "mp-3": caesium_chloride()})
+    kinds = ["known", "known", "bad_number", "known", "known", "known", "ok", "known"]
+    assert [row["status"] for row in rows] == kinds
+    matched = ["mp-3", "mp-1", None, "mp-3", "mp-1", "mp-1", None, "mp-1"]
+    assert [row["matched_id"] for row in rows] == matched
 
 
 def test_the_result_does_not_depend_on_shards_or_workers(tmp_path):

@@ -1,7 +1,7 @@
 rule select:
     input:
         generated=sample_shards("generated"),
-        crystals=f"{RUN}/crystals/train.parquet",
+        crystals=[f"{RUN}/crystals/train.parquet", *known_crystals()],
     output:
         f"{RUN}/selected/{{method}}.parquet",
     log:
@@ -17,10 +17,10 @@ rule select:
         runtime=runtime("select"),
     params:
         settings=settings_of("select"),
-        generated=options(generated="generated"),
+        tables=options(generated="generated", crystals="crystals"),
     message:
         "Selecting the crystals of {wildcards.method} that are relaxed"
     shell:
         "python -m flowllm select "
-        "{params.generated:q} --crystals {input.crystals:q} --workers {threads} --out {output:q} "
+        "{params.tables:q} --workers {threads} --out {output:q} "
         "--settings {params.settings:q} --log {log:q}"

@@ -134,7 +134,7 @@ def check(
         ("train_rfm.start", {"train_rfm"}, lambda one: _start(one, "train_rfm")),
         ("external_samples", {"import_samples"}, _external_samples),
         ("reference_hull.source", {"reference_hull"}, _reference_hull),
-        ("metrics.known_crystals", {"metrics"}, _known_crystals),
+        ("metrics.known_crystals", {"metrics", "select"}, _known_crystals),
         ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
     ]
     if packages:

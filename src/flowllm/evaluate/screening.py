@@ -1,6 +1,6 @@
 """Generated crystals that are not relaxed, since they are known or repeat an earlier draft."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +19,11 @@ class Drafts:
 
     Attributes:
         samples: generated crystals by id; ids ascend in the order of the draws.
-        training: training crystals by id.
+        known: known crystals by id, one mapping per table: an id may be in several.
     """
 
     samples: Mapping[str, Crystal]
-    training: Mapping[str, Crystal]
+    known: Sequence[Mapping[str, Crystal]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Excluded:
 
     Attributes:
         status: `known` or `repeated`.
-        matched: id of the training crystal, or of the earlier draft, that it matches.
+        matched: id of the known crystal, or of the earlier draft, that it matches.
     """
 
     status: Screen
@@ -42,20 +42,21 @@ class Excluded:
 def exclude(drafts: Drafts, skip: Collection[Screen]) -> dict[str, Excluded]:
     """Return the crystals that need no relaxation, by id.
 
-    A crystal is compared with the training crystals, then with the earlier drafts that are relaxed,
-    in the order of the ids. Only direct matches count, so that the crystal which is relaxed in its
-    place matches it. A crystal that cannot be compared is relaxed.
+    A crystal is compared with the known crystals, table after table, then with the earlier drafts
+    that are relaxed, in the order of the ids. Only direct matches count, so that the crystal which
+    is relaxed in its place matches it. A crystal that cannot be compared is relaxed.
 
     Args:
         drafts: crystals of one composition.
         skip: what is excluded.
     """
     samples, _ = reduced_crystals(drafts.samples)
-    training, _ = reduced_crystals(drafts.training if "known" in skip else {})
+    tables = drafts.known if "known" in skip else []
+    known = [one for table in tables for one in reduced_crystals(table)[0]]
     excluded: dict[str, Excluded] = {}
     kept: list[ReducedCrystal] = []
     for sample in samples:
-        if (match := first_match(sample, training)) is not None:
+        if (match := first_match(sample, known)) is not None:
             excluded[sample.name] = Excluded("known", match)
         elif "repeated" in skip and (match := first_match(sample, kept)) is not None:
             excluded[sample.name] = Excluded("repeated", match)

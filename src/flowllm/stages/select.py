@@ -1,5 +1,6 @@
 """Find the generated crystals that are not relaxed: known ones, and repetitions of a draft."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from flowllm.runtime.descent import GENERATED_KEY
 from flowllm.runtime.provenance import digest, stage_run
 
 _REASONS = {
-    "known": "matches the training crystal {} as generated",
+    "known": "matches the known crystal {} as generated",
     "repeated": "matches the earlier draft {} as generated",
 }
 
@@ -34,7 +35,7 @@ def run(
     settings: Settings,
     *,
     generated: Shards,
-    crystals: Path,
+    crystals: Sequence[Path],
     out: Path,
     workers: PositiveInt = 1,
 ) -> None:
@@ -43,12 +44,13 @@ def run(
     Args:
         settings: section `select`.
         generated: Shards of generated crystals: files, or FOLDER=COUNT. Repeat the option for each.
-        crystals: Training crystals (train.parquet).
+        crystals: Tables of known crystals: train.parquet, and that of metrics.known_crystals.
+            Repeat the option for each.
         out: Table to write, one row per generated crystal, sorted by id.
         workers: Number of worker processes; the result does not depend on it.
 
     Raises:
-        FlowllmError: a shard or the training crystals are missing or have another schema.
+        FlowllmError: a shard or a table of known crystals is missing or has another schema.
     """
     with stage_run(
         settings, inputs={"generated": generated, "crystals": crystals}, output=out
@@ -60,12 +62,12 @@ def run(
                 crystal = tables.required_crystal(row, generated[0].parent)
                 composition = reduced_composition(crystal.atomic_numbers)
                 samples.setdefault(composition, {})[row["id"]] = crystal
-        training = crystals_by_composition(crystals, samples)
+        known = [crystals_by_composition(path, samples) for path in crystals]
         # Largest bucket first, so that no worker starts a large one at the end.
         order = sorted(samples, key=lambda one: (-len(samples[one]), one))
         found = ordered_map(
             partial(exclude, skip=settings.select.skip),
-            [Drafts(samples[one], training.get(one, {})) for one in order],
+            [Drafts(samples[one], [table.get(one, {}) for table in known]) for one in order],
             workers=workers,
             what="select, compositions",
         )

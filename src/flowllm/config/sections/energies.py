@@ -36,8 +36,8 @@ class Select(Section):
 
     skip: tuple[Literal["known", "repeated"], ...] = Field(
         description="crystals that are not relaxed, as generated: known (match a training "
-        "crystal), repeated (match an earlier draft of the method); [] (paper): none, and the "
-        "stage has no jobs"
+        "crystal or one of metrics.known_crystals), repeated (match an earlier draft of the "
+        "method); [] (paper): none, and the stage has no jobs"
     )
 
     @model_validator(mode="after")
