@@ -10,7 +10,15 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 
 from crystals import MP_20_SAMPLE
-from flowllm.evaluate.hull import MissingReference, ReferenceHull
+from energy_rows import hull_row
+from flowllm.evaluate.hull import (
+    MIN_FORMATION_ENERGY,
+    ImplausibleEnergy,
+    MissingReference,
+    ReferenceHull,
+    read_hull,
+)
+from flowllm.io import schemas, tables
 
 BINARY = [
     ({"A": 1}, 0.0),
@@ -40,6 +48,27 @@ def test_an_element_without_elemental_entry_is_named():
     hull = ReferenceHull([*BINARY, ({"A": 1, "C": 1}, -1.0)])
     with pytest.raises(MissingReference, match=r"no elemental reference entry for C, D"):
         hull.hull_energy({"A": 1, "C": 1, "D": 2})
+
+
+def test_a_formation_energy_below_the_bound_is_implausible():
+    hull = ReferenceHull([({"A": 1}, -2.0), ({"B": 1}, -4.0)])
+    assert hull.place({"A": 1, "B": 1}, -8.0) == (-5.0, MIN_FORMATION_ENERGY)
+    with pytest.raises(ImplausibleEnergy, match=r"formation energy -5\.100 eV/atom, below -5"):
+        hull.place({"A": 1, "B": 1}, -8.1)
+    with pytest.raises(ImplausibleEnergy):
+        hull.place({"A": 3}, -7.5)
+
+
+def test_implausible_entries_are_left_out_and_named(tmp_path, caplog):
+    rows = [hull_row("Na", -1.0), hull_row("Cl", -2.0), hull_row("NaCl", -3.5)]
+    rows += [hull_row("Na2Cl", -90.0), hull_row("KCl", -90.0)]  # K has no reference
+    path = tmp_path / "potential.parquet"
+    tables.write_table(path, rows, schemas.HULL_ENTRIES, {})
+    hull = read_hull(path, "potential").hull
+    assert hull.hull_energy({"Na": 2, "Cl": 1}) == pytest.approx(-2 - 2 / 3)
+    assert len(hull) == 4
+    (message,) = (one.message for one in caplog.records)
+    assert f"{path}: entry {rows[3]['entry_id']} left out of the hull" in message
 
 
 def mp_20_entries() -> list[tuple[str, float]]:

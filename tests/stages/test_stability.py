@@ -80,6 +80,17 @@ def test_rows_without_energy_or_reference_stay_with_their_reason(tmp_path):
     assert (counts["rows_in"], counts["rows_failed"], counts["stable"]) == (3, 2, 1)
 
 
+def test_an_implausible_energy_is_not_placed(tmp_path):
+    rows = [relaxed_row(rocksalt(), "collapsed", -40.0), relaxed_row(rocksalt(), "fine", -3.6)]
+    found = run(tmp_path, rows)
+    assert [row["status"] for row in found] == ["implausible_energy", "ok"]
+    assert found[0]["error"] == "formation energy -38.500 eV/atom, below -5"
+    assert found[0]["energy_per_atom"] == -40.0
+    assert found[0]["e_above_hull"] is None
+    assert not found[0]["stable"]
+    assert not found[0]["metastable"]
+
+
 def dft_row(scheme: str = "MP2020") -> dict:
     return {
         "id": "a",

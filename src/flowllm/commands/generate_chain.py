@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from flowllm.commands.generate_run import ChainSettings, FinishedRun
 from flowllm.evaluate.hull import HullFile, read_hull
-from flowllm.evaluate.samples import join_rows
+from flowllm.evaluate.samples import join_rows, without_implausible
 from flowllm.io import schemas
 from flowllm.io.tables import crystal_of
 from flowllm.relax.models import load_potential
@@ -87,6 +87,7 @@ def follow(drafts: Sequence[Row], run: FinishedRun, hull: HullFile) -> list[Foll
     with_energies = _with_second([with_energy(row) for row in relaxed], settings)
     check_same_judge(with_energies, hull)
     placed = stability_rows(with_energies, hull, settings.stability.stability)
+    relaxed = [dict(without_implausible(*two)) for two in zip(relaxed, placed, strict=True)]
     samples = [
         join_rows(*four, None, dict(four[0]["asked"] or ()) or None)
         for four in zip(rows, generated, relaxed, placed, strict=True)

@@ -21,6 +21,7 @@ from scipy.optimize import linprog
 from flowllm.dft.entries import ReferenceEntry
 from flowllm.errors import FlowllmError
 from flowllm.io import hull_schemas, schemas, tables
+from flowllm.runtime.log import log
 
 EnergySource = Literal["potential", "dft"]
 """Source of energies: a machine-learned potential or DFT. One hull never contains both."""
@@ -29,8 +30,21 @@ MAX_SUBSETS = 12
 """Maximum number of elements for which the subsystems are listed; beyond it, all are searched."""
 
 
+MIN_FORMATION_ENERGY = -5.0
+"""Lowest formation energy in eV per atom that is taken for real; the lowest in 14,801 crystals of
+MP-20 is -4.47. A potential far from its training data can give -10 to -100, and such a crystal
+would be the best of a run and change its means."""
+
+IMPLAUSIBLE_ENERGY = "implausible_energy"
+"""Status of a crystal whose formation energy is lower; it counts as not relaxed."""
+
+
 class MissingReference(Exception):  # noqa: N818
     """The reference has no elemental entry for an element, so that the hull is undefined."""
+
+
+class ImplausibleEnergy(Exception):  # noqa: N818
+    """A formation energy is below `MIN_FORMATION_ENERGY`."""
 
 
 class ReferenceHull:
@@ -89,6 +103,27 @@ class ReferenceHull:
             MissingReference: an element has no elemental entry.
         """
         return energy_per_atom - self.hull_energy(amounts)
+
+    def place(self, amounts: Mapping[str, float], energy_per_atom: float) -> tuple[float, float]:
+        """Return the distance to the hull, and the formation energy, both in eV per atom.
+
+        Raises:
+            MissingReference: an element has no elemental entry.
+            ImplausibleEnergy: no crystal has such an energy.
+        """
+        formation = self.formation_energy(amounts, energy_per_atom)
+        if formation < MIN_FORMATION_ENERGY:
+            raise ImplausibleEnergy(
+                f"formation energy {formation:.3f} eV/atom, below {MIN_FORMATION_ENERGY:g}"
+            )
+        return self.e_above_hull(amounts, energy_per_atom), formation
+
+    def is_plausible(self, amounts: Mapping[str, float], energy_per_atom: float) -> bool:
+        """Return whether a crystal may have an energy, as far as the elements' entries tell."""
+        try:
+            return self.formation_energy(amounts, energy_per_atom) >= MIN_FORMATION_ENERGY
+        except MissingReference:
+            return True
 
     def num_compounds(self, elements: Iterable[str]) -> int:
         """Return the number of compositions with several elements, all among the given ones."""
@@ -250,6 +285,8 @@ def read_hull(path: Path, kind: EnergySource, second: Path | None = None) -> Hul
         kind: source of the energies.
         second: energies of the same entries by the second potential; None without one.
 
+    Entries with implausible energies (`MIN_FORMATION_ENERGY`) are left out, and named in the log.
+
     Raises:
         FlowllmError: a file is missing, empty, has another schema, or energies of the other kind,
             or the second energies are of other entries.
@@ -266,14 +303,40 @@ def read_hull(path: Path, kind: EnergySource, second: Path | None = None) -> Hul
     energies = table.column("energy_per_atom").to_pylist()
     names = table.column("entry_id").to_pylist()
     by_check, labels = read_second(second, names)
-    checked = zip(formulas, by_check, strict=True)
     return HullFile(
-        hull=ReferenceHull(zip(formulas, energies, strict=True)),
+        hull=_plausible_hull(path, names, formulas, energies),
         sources=tuple(dict.fromkeys(table.column("source").to_pylist())),
         not_converged=table.column("converged").to_pylist().count(False),
-        check_hull=ReferenceHull((one, energy) for one, energy in checked if energy is not None),
+        check_hull=_plausible_hull(second or path, names, formulas, by_check),
         check_sources=labels,
     )
+
+
+def _plausible_hull(
+    path: Path,
+    names: Sequence[str],
+    formulas: Sequence[Mapping[str, float]],
+    energies: Sequence[float | None],
+) -> ReferenceHull:
+    """Return the hull of the entries with a plausible energy; the log names the others."""
+    given = [
+        (name, amounts, energy)
+        for name, amounts, energy in zip(names, formulas, energies, strict=True)
+        if energy is not None
+    ]
+    elements = ReferenceHull((amounts, energy) for _, amounts, energy in given if len(amounts) == 1)
+    kept = []
+    for name, amounts, energy in given:
+        if elements.is_plausible(amounts, energy):
+            kept.append((amounts, energy))
+        else:
+            log.warning(
+                "%s: entry %s left out of the hull: formation energy below %g eV/atom",
+                path,
+                name,
+                MIN_FORMATION_ENERGY,
+            )
+    return ReferenceHull(kept)
 
 
 def read_second(

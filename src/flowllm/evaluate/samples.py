@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.hull import EnergySource
+from flowllm.evaluate.hull import IMPLAUSIBLE_ENERGY, EnergySource
 from flowllm.io import schemas
 from flowllm.io.tables import column_names, crystal_of, read_metadata, read_table, read_tables
 
@@ -27,7 +27,8 @@ class Sample:
         rejections: reasons for the rejection of each earlier draft.
         generated_status: status after flow matching.
         generated: the crystal after flow matching, None where there is none.
-        relaxed_status: status after relaxation; `missing` if none was computed.
+        relaxed_status: status after relaxation; `missing` if none was computed, and
+            `implausible_energy` if stability rejected its energy.
         relaxed: the relaxed crystal, None where there is none.
         converged: whether the relaxation converged.
         initial_energy: energy before relaxation by the potential, eV per atom; None for DFT.
@@ -260,6 +261,7 @@ def join_rows(
     crystal = crystal_of(generated) if generated["status"] == "ok" else None
     relaxed = relaxed or {"status": "missing", "lengths": None}
     stability = stability or {}
+    relaxed = without_implausible(relaxed, stability)
     return Sample(
         name=base["id"],
         source_name=source_name,
@@ -287,6 +289,18 @@ def join_rows(
         formation_energy=stability.get("formation_energy_per_atom"),
         asked=asked,
     )
+
+
+def without_implausible(
+    relaxed: Mapping[str, Any], stability: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the row of a relaxation, without its results if stability found them implausible."""
+    if stability.get("status") != IMPLAUSIBLE_ENERGY:
+        return relaxed
+    about_draw = ("id", "formula", "taken_as", "inclusion_probability", "leads_class")
+    kept = {name: value for name, value in relaxed.items() if name in about_draw}
+    reason = {name: stability[name] for name in ("status", "error")}
+    return {**dict.fromkeys(relaxed), **kept, **reason}
 
 
 def _distinct(table: pa.Table, column: str) -> tuple[str, ...]:

@@ -10,8 +10,10 @@ from flowllm.config.sections.energies import Stability
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import (
+    IMPLAUSIBLE_ENERGY,
     EnergySource,
     HullFile,
+    ImplausibleEnergy,
     MissingReference,
     ReferenceHull,
     dft_label,
@@ -190,7 +192,7 @@ def check_same_judge(rows: Sequence[Record], reference: HullFile) -> None:
 
 
 def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str, Any]:
-    """Return the row of one crystal; without an energy or a reference it is not stable.
+    """Return the row of one crystal; without a plausible energy or a reference it is not stable.
 
     The energy of an unfinished DFT relaxation is an upper bound, and so is its distance to the
     hull: a crystal that is stable with it is stable. The row keeps the status of the relaxation.
@@ -199,10 +201,11 @@ def _stability(row: Record, reference: HullFile, section: Stability) -> dict[str
     status, error, distance, formation = row["status"], row["error"], None, None
     if row["energy_per_atom"] is not None:
         try:
-            distance = reference.hull.e_above_hull(amounts, row["energy_per_atom"])
-            formation = reference.hull.formation_energy(amounts, row["energy_per_atom"])
+            distance, formation = reference.hull.place(amounts, row["energy_per_atom"])
         except MissingReference as missing:
             status, error = "no_reference", str(missing)
+        except ImplausibleEnergy as implausible:
+            status, error = IMPLAUSIBLE_ENERGY, str(implausible)
     compounds = reference.hull.num_compounds(amounts) if len(amounts) > 1 else None
     enough = len(amounts) >= section.min_elements
     return {
@@ -230,8 +233,8 @@ def _check_distance(row: Record, amounts: Mapping[str, float], hull: ReferenceHu
     if energy is None:
         return None
     try:
-        return hull.e_above_hull(amounts, energy)
-    except MissingReference:
+        return hull.place(amounts, energy)[0]
+    except (MissingReference, ImplausibleEnergy):
         return None
 
 
