@@ -35,24 +35,29 @@ def test_usual_rates_give_no_warning():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "words", "counts"),
     [
-        ({"stable": 16}, "16 of 20 crystals on the hull are stable"),
-        ({"novel": 1}, "1 of 20 relaxed crystals are novel: the"),
+        ({"stable": 16}, "Nearly all crystals on the hull are stable", "16 of 20"),
+        ({"novel": 1}, "Hardly any relaxed crystal is novel", "1 of 20"),
         (
             {"novel": 5, "compared": 5, "relaxed": {"ok": 5, "known": 95}},
-            "5 of 5 relaxed crystals are novel, and 95 more were known and not relaxed",
+            "Hardly any relaxed crystal is novel",
+            "5 of 5, and 95 more were known and not relaxed (select.skip)",
         ),
-        ({"bare": 2}, "For 2 of 20 crystals with several elements (10 %), the hull has no"),
-        ({"judged": 0}, "CHGNet 0.2.0 placed none of 20 crystals"),
-        ({"label": LABEL + ", cell fixed (upper bounds)"}, "The cells were not relaxed"),
+        ({"bare": 2}, "For many crystals with several elements the hull has no", "2 of 20, 10 %"),
+        ({"judged": 0}, "CHGNet 0.2.0 placed no crystal on its hull", "none of 20"),
+        ({"label": LABEL + ", cell fixed (upper bounds)"}, "The cells were not relaxed", ""),
     ],
 )
-def test_each_suspicious_rate_is_named_with_its_counts(changes, words):
-    (text,) = warnings_of(result(**changes))
-    assert text.startswith(words)
-    table = warnings_table([result(), result(**changes)])
-    assert [row["warning"] for row in table.rows] == [text]
+def test_each_suspicious_rate_is_named_with_its_counts(changes, words, counts):
+    (found,) = warnings_of(result(**changes))
+    assert found.text.startswith(words)
+    assert found.counts == counts
+    table = warnings_table([result(), result(**changes), result(**changes)])
+    (row,) = table.rows
+    method = f"X ({counts})" if counts else "X"
+    assert row["warning"] == found.text
+    assert row["methods"] == f"{method}, {method}"
 
 
 @pytest.mark.parametrize(
@@ -77,5 +82,5 @@ def test_below_the_thresholds_there_is_none(changes):
 def test_a_selection_for_dft_may_have_taken_the_stable_crystals():
     (whole,) = warnings_of(result(energies="dft", stable=16))
     (part,) = warnings_of(result(energies="dft", stable=16, relaxed={"not_selected": 900}))
-    assert whole.endswith("with those of the crystals.")
-    assert part.endswith("unless dft_inputs.selection took the stable ones.")
+    assert whole.text.endswith("with those of the crystals.")
+    assert part.text.endswith("unless dft_inputs.selection took the stable ones.")

@@ -1119,11 +1119,14 @@ def test_the_page_warns_and_shows_the_second_potential(tmp_path):
     run = write_run(tmp_path, salts, {"train": {"mp-1": rocksalt()}})
     metrics.run(stage_settings("metrics"), **run.paths(), out=run.out, workers=1)
     page_path = write_report(tmp_path, metrics_paths=[run.out])
-    said = [row["warning"] for row in read_csv(page_path, "warnings")]
-    assert [text.split(" are ")[0].split(" (")[0] for text in said] == [
-        "11 of 11 crystals on the hull",
-        "0 of 11 relaxed crystals",
-        "For 11 of 11 crystals with several elements",
+    said = read_csv(page_path, "warnings")
+    assert [(row["warning"].split(":")[0], row["methods"].split(" (")[1]) for row in said] == [
+        ("Nearly all crystals on the hull are stable", "11 of 11)"),
+        ("Hardly any relaxed crystal is novel", "0 of 11)"),
+        (
+            "For many crystals with several elements the hull has no compound of their elements",
+            "11 of 11, 100 %)",
+        ),
     ]
     assert "Warnings" in page_path.read_text()
     (row,) = read_csv(page_path, "second_potential")

@@ -57,6 +57,6 @@ STAGES: dict[str, Stage] = {
     "fingerprints": Stage(("fingerprints",), version=2),
     "metrics": Stage(("metrics",), version=10),
     "match_csp": Stage(("metrics",), version=3),
-    "report": Stage(("report",), version=8),
+    "report": Stage(("report",), version=9),
 }
 """In the order of the pipeline."""

@@ -29,7 +29,7 @@ _NOVEL = Column("novelty", "Novel", "rate")
 _SUN = Column("sun_rate", "S.U.N.", "rate")
 
 _LEAD_COLUMNS = (
-    Column("origin", "Made by"),
+    Column("origin", "Made by", beneath=True),
     _DRAWN,
     Column("validity", "Valid", "rate"),
     Column("relaxed", "Relaxed", "rate"),

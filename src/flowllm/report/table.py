@@ -8,7 +8,7 @@ the interval of each rate.
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from flowllm.plain_text import markdown_text, spreadsheet_text
@@ -26,12 +26,15 @@ class Column:
         kind: type of its cells: `text`, `count`, `number`, `rate` (a fraction, shown in percent),
             `mean` or `distance` (between two sets of crystals).
         digits: number of decimals shown.
+        beneath: whether the page shows its text in small print in the row's first cell, where it
+            takes less width.
     """
 
     key: str
     title: str
     kind: ColumnType = "text"
     digits: int = 2
+    beneath: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,14 @@ class Table:
     def shown(self) -> list[list[Shown]]:
         """Return the formatted cells, row by row."""
         return [[show(row.get(column.key), column) for column in self.columns] for row in self.rows]
+
+    def on_page(self) -> "Table":
+        """Return the table without the columns that the page does not show as columns."""
+        return replace(self, columns=[column for column in self.columns if not column.beneath])
+
+    def beneath(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the small print in the first cell of a row."""
+        return [show(row.get(column.key), column).text for column in self.columns if column.beneath]
 
 
 def show(cell: Any, column: Column) -> Shown:

@@ -74,8 +74,9 @@ def run(
         write_text(out, page)
         run.count(rows_in=len(metrics), rows_out=len(metrics), rows_failed=0)
         for result in results:
-            for text in warnings_of(result):
-                log.warning("report: %s, %s: %s", result.method, result.kind, text)
+            for one in warnings_of(result):
+                counts = f" ({one.counts})" if one.counts else ""
+                log.warning("report: %s, %s%s: %s", result.method, result.kind, counts, one.text)
         _print_tables(results)
         print(f"\nReport: {out.resolve()}")
 
