@@ -48,12 +48,12 @@ def warnings_table(results: Sequence[Result]) -> Table | None:
         "Warnings",
         "Rates that should not be reported before their cause is known.",
         (
-            Column("warning", "Warning"),
             Column("energies", "Energies"),
+            Column("warning", "Warning"),
             Column("methods", "Methods"),
         ),
         [
-            {"warning": text, "energies": kind, "methods": ", ".join(found)}
+            {"energies": kind, "warning": text, "methods": ", ".join(found)}
             for (kind, text), found in methods.items()
         ],
     )
