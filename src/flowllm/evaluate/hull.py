@@ -29,7 +29,6 @@ EnergySource = Literal["potential", "dft"]
 MAX_SUBSETS = 12
 """Maximum number of elements for which the subsystems are listed; beyond it, all are searched."""
 
-
 MIN_FORMATION_ENERGY = -5.0
 """Lowest formation energy in eV per atom that is taken for real; the lowest in 14,801 crystals of
 MP-20 is -4.47. A potential far from its training data can give -10 to -100, and such a crystal
@@ -280,12 +279,12 @@ class HullFile:
 def read_hull(path: Path, kind: EnergySource, second: Path | None = None) -> HullFile:
     """Read a table of reference entries, all with energies of one kind.
 
+    Entries with implausible energies (`MIN_FORMATION_ENERGY`) are left out, and named in the log.
+
     Args:
         path: the table.
         kind: source of the energies.
         second: energies of the same entries by the second potential; None without one.
-
-    Entries with implausible energies (`MIN_FORMATION_ENERGY`) are left out, and named in the log.
 
     Raises:
         FlowllmError: a file is missing, empty, has another schema, or energies of the other kind,
