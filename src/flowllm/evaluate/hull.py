@@ -108,7 +108,7 @@ class ReferenceHull:
 
         Raises:
             MissingReference: an element has no elemental entry.
-            ImplausibleEnergy: no crystal has such an energy.
+            ImplausibleEnergy: the formation energy is below `MIN_FORMATION_ENERGY`.
         """
         formation = self.formation_energy(amounts, energy_per_atom)
         if formation < MIN_FORMATION_ENERGY:
