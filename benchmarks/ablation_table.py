@@ -38,7 +38,7 @@ SHARES = {
     "smact_valid": "SMACT-valid, of accepted",
     "unique": "unique, of accepted",
     "novel": "novel, of accepted",
-    "relaxed": "relaxed by CHGNet, of accepted",
+    "relaxed": "relaxed by CHGNet, of the accepted among the first 100",
     "converged": "relaxation converged within 200 steps, of relaxed",
     "match": "match their relaxed state, of relaxed",
 }

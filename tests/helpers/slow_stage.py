@@ -3,6 +3,7 @@
 `python -m flowllm sample_pairs` is answered by `main` below; every other stage is the real one.
 """
 
+import json
 import os
 import stat
 import sys
@@ -18,10 +19,12 @@ def main() -> None:
     """Open the log as a stage does, wait, and write the number of the SLURM job as output."""
     options = dict(pairwise(sys.argv[2:]))
     from flowllm.runtime.log import setup_logging
+    from stub_run import write_record
 
     setup_logging(Path(options["--log"]))
     time.sleep(float(Path(SECONDS_FILE).read_text()))
     Path(options["--out"]).write_text(os.environ.get("SLURM_JOB_ID", "no job"))
+    write_record(Path(options["--out"]), "sample_pairs", json.loads(options["--settings"]))
 
 
 def make_python(folder: Path) -> Path:

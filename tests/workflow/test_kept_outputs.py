@@ -4,6 +4,7 @@ A finished run of files, each of which contains the command that made it, is con
 configuration, and its jobs end in every way. Then the first configuration plans nothing.
 """
 
+import asyncio
 import json
 import os
 import shutil
@@ -12,13 +13,17 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import snakemake.api  # snakemake.dag alone is a circular import
 import yaml
+from snakemake.exceptions import MissingOutputException
 
 from flowllm.config.recorded import RECORDED_CONFIG
 from flowllm.io.files import atomic_folder
 from flowllm.runtime.provenance import StageRun, provenance_path, recorded
+from flowllm.workflow import kept_outputs
 from flowllm.workflow.notes import Note, state_of
 from stub_run import make_stub, stub_snakemake
 from tiny_llm import write_tiny_llm
@@ -241,6 +246,39 @@ def test_a_record_of_other_settings_or_inputs_does_not(finished_job):
         assert not replace(note, settings=other).is_finished()
     given.write_text("other pairs")
     assert not note.is_finished()
+
+
+@pytest.mark.parametrize("key", ["settings", "params", "input"])
+def test_a_task_is_settings_parameters_and_inputs(finished_job, key):
+    note = replace(finished_job[0], metadata={"params": ["--count 3"], "input": ["a"]})
+    assert note.has_same_task(replace(note, metadata={**note.metadata, "starttime": 3.0}))
+    changed = {"settings": "{}"} if key == "settings" else {}
+    metadata = {**note.metadata, key: ["other"]}
+    assert not note.has_same_task(replace(note, metadata=metadata, **changed))
+
+
+def test_the_output_of_an_earlier_start_is_used_only_if_made_from_the_present_inputs(
+    finished_job, monkeypatch
+):
+    note, output, given = finished_job
+    accepted = []
+
+    async def accept(_dag, job, **_words) -> None:
+        accepted.append(job)
+
+    def check() -> None:
+        monkeypatch.setattr(kept_outputs, "_notes", {str(output): note})
+        monkeypatch.setattr(kept_outputs, "_followed", {str(output)})
+        dag = SimpleNamespace(jobid=lambda _job: 1)
+        job = SimpleNamespace(output=[str(output)], rule=None)
+        asyncio.run(kept_outputs._check_and_touch_output(accept, dag, job))
+
+    check()
+    assert len(accepted) == 1
+    given.write_text("other pairs")
+    with pytest.raises(MissingOutputException, match="from other inputs"):
+        check()
+    assert len(accepted) == 1
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"seed": 42, "settings": 3}'])

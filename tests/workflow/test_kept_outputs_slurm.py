@@ -66,10 +66,10 @@ class Site:
             text=True,
         )
 
-    def wait_for_jobs(self, process: subprocess.Popen[str]) -> None:
+    def wait_for_jobs(self, process: subprocess.Popen[str], number: int = len(CHANGED)) -> None:
         """Wait until the jobs of the changed stages run."""
         waiting = self.folder / "waiting"
-        while not waiting.exists() or len(list(waiting.iterdir())) < len(CHANGED):
+        while not waiting.exists() or len(list(waiting.iterdir())) < number:
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.1)
         shutil.rmtree(waiting)
@@ -147,3 +147,33 @@ def test_sigterm_at_the_end_of_a_job_does_not_discard_its_outputs(site):
     assert process.returncode == 0, said
     assert not CHANGED.keys() & site.plans()[first_is_done].keys()
     assert CHANGED.keys() <= site.plans()[not first_is_done].keys()
+
+
+def test_a_living_job_of_another_configuration_is_neither_used_nor_disturbed(site):
+    """The configuration that it is of waits for it later."""
+    (site.folder / "go on").unlink(missing_ok=True)
+    for name, size in (("third", 3), ("fourth", 4)):
+        overlay = {"reference_hull": {"chunk_size": size}}
+        (site.folder / f"{name}.yaml").write_text(yaml.safe_dump(overlay))
+    only = ["--until", "reference_hull"]
+    process = site.start("waiting", *only, overlays=("third.yaml",))
+    site.wait_for_jobs(process, 1)
+    process.kill()
+    process.wait()
+    site.start("", "--unlock").communicate()
+    before = site.contents()
+    [number] = site.slurm("squeue", "--noheader", "--format=%i").split()
+    other = site.start("", *only, overlays=("fourth.yaml",))
+    said, _ = other.communicate()
+    assert other.returncode == 1, said
+    assert f"SLURM job {number} of an earlier start makes its outputs with other settings" in said
+    assert site.slurm("squeue", "--noheader", "--format=%i").split() == [number]
+    assert site.contents() == before
+    same = site.start("", *only, overlays=("third.yaml",))
+    assert any(f"is SLURM job {number} of an earlier start" in line for line in same.stdout)
+    (site.folder / "go on").touch()
+    assert same.wait() == 0
+    assert site.contents() != before
+    words = ["--snakefile", str(ROOT / "Snakefile"), *TINY]
+    asked = [(str(site.folder), [*words, f"{name}.yaml"]) for name in ("third", "fourth")]
+    assert ["reference_hull" in planned(said) for said in dry_runs(asked)] == [False, True]

@@ -70,8 +70,8 @@ class Config(Section):
         "equation 9)",
     )
     sizes: Sizes = Field(
-        description="numbers of samples, and how they are divided into shards; read by the "
-        "workflow, and no result depends on it",
+        description="numbers of samples, and how they are divided into shards, on which no draw "
+        "depends; read by the workflow",
     )
     sample_pairs: SamplePairs = Field(
         description="sampling of the pairs (c0, c1) that the flow is trained on"

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -23,18 +23,19 @@ _CURRENT: list[Any] = []
 
 
 @cache
-def change_plugin(plugin: ModuleType) -> None:
+def change_plugin(plugin: ModuleType, follow: Callable[[Any], bool]) -> None:
     """Change the loaded plugin for all jobs of this process; a second call changes nothing more.
 
     Args:
         plugin: the module `snakemake_executor_plugin_slurm`.
+        follow: see `Submissions`.
     """
     executor_class: Any = plugin.Executor
     _name_jobs(plugin)
     _read_states(plugin)
     _name_stuck_jobs(plugin)
     _guess_no_account(executor_class)
-    _submit_patiently(executor_class, FAILURES)
+    _submit_patiently(executor_class, FAILURES, follow)
     _ask_by_number(plugin)
     _say_causes(executor_class, FAILURES)
     _stop_submitting(executor_class)
@@ -123,7 +124,9 @@ def _guess_no_account(executor_class: Any) -> None:
     executor_class.get_account_arg = account_of
 
 
-def _submit_patiently(executor_class: Any, failures: Failures) -> None:
+def _submit_patiently(
+    executor_class: Any, failures: Failures, follow: Callable[[Any], bool]
+) -> None:
     """Let refused jobs wait, and follow jobs of an earlier start (`Submissions`)."""
     initialize, submit = executor_class.__post_init__, executor_class.run_job
     report = executor_class.report_job_submission
@@ -134,7 +137,7 @@ def _submit_patiently(executor_class: Any, failures: Failures) -> None:
         initialize(executor, *words, **options)
         _CURRENT[:] = [executor]
         try:
-            executor.submissions = Submissions(executor, submit_or_report, failures)
+            executor.submissions = Submissions(executor, submit_or_report, failures, follow)
         except FlowllmError as error:
             raise workflow_error(str(error)) from error
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from flowllm.errors import FlowllmError
@@ -25,19 +26,25 @@ class Submissions:
         all_numbers: those that have ended, too.
     """
 
-    def __init__(self, executor: Any, submit: Any, failures: Failures) -> None:
+    def __init__(
+        self, executor: Any, submit: Any, failures: Failures, follow: Callable[[Any], bool]
+    ) -> None:
         """Find the jobs of an earlier start that still wait or run.
 
         Args:
             executor: the plugin's executor.
             submit: its method that submits one job.
             failures: receives the causes of refusals.
+            follow: returns whether a job of an earlier start has the task of a job, whose outputs
+                both make, and notes that it is waited for.
 
         Raises:
             FlowllmError: squeue does not answer.
         """
         self._executor, self._submit, self._failures = executor, submit, failures
+        self._follow = follow
         self._living = living_jobs()
+        self._earlier = frozenset(self._living.values())
         self._waiting: deque[Any] = deque()
         self._refusal: Refusal | None = None
         self._said: str | None = None
@@ -83,6 +90,9 @@ class Submissions:
         """Submit a job, or follow its living predecessor; return False if it is refused for now."""
         number = self._living.pop(job_name(job), None)
         if number is not None and number not in self.all_numbers:
+            if number in self._earlier and not self._follow(job):
+                self._fail_beside(job, number)
+                return True
             self._executor.logger.info(
                 f"{shown_name(job)} is SLURM job {number} of an earlier start, which still waits "
                 "or runs: it is waited for and not submitted again."
@@ -92,6 +102,15 @@ class Submissions:
         self._refusal = None
         self._submit(self._executor, job)
         return self._refusal is None
+
+    def _fail_beside(self, job: Any, number: str) -> None:
+        """Report a job as failed whose outputs are being made with other settings or inputs."""
+        self._failures.known[job] = Failure(
+            f"SLURM job {number} of an earlier start makes its outputs with other settings or "
+            f"inputs. Wait for its end or cancel it (scancel {number}), then start again",
+            recurs=True,
+        )
+        self._executor.workflow.scheduler.error_callback(job)
 
     def _serve(self) -> None:
         """Submit the waiting jobs in their order, with growing pauses while SLURM refuses them."""

@@ -33,7 +33,7 @@ def change_snakemake(workflow: Any, run_dir: Path) -> planning.Planning:
         except FlowllmError as error:
             refuse_start(plugin, str(error))
         else:
-            change_plugin(plugin)
+            change_plugin(plugin, kept_outputs.follow)
     return planning.plan_for(run_dir)
 
 

@@ -13,12 +13,15 @@ needed. `install` changes Snakemake as follows:
 - The main process writes a note of each job before its start. The next `snakemake` reads the notes
   of jobs whose end was not seen: an unchanged output is complete, an output that was finished in
   the meantime gets the metadata of the job that made it, any other is incomplete.
+- A job of an earlier start that still runs on the cluster is waited for (`follow`) if it has the
+  same task. Its outputs are used if its record has the settings and inputs of the present plan.
 """
 
 import asyncio
 import time
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,15 @@ _LOOK_SECONDS = 1.0
 
 _notes: dict[str, Note] = {}
 """Notes of the jobs that this process has started, by output."""
+
+_earlier: dict[str, Note] = {}
+"""Notes of an earlier start in whose places those of this process are, by output."""
+
+_followed: set[str] = set()
+"""Outputs of jobs of an earlier start whose ends this process waits for."""
+
+_left: set[str] = set()
+"""Outputs that are left to a job of an earlier start with another task."""
 
 _failing: ContextVar[bool] = ContextVar("failing", default=False)
 """Whether Snakemake is handling a failed job."""
@@ -87,23 +99,37 @@ def _start(job: Job) -> None:
         settings=settings if isinstance(settings, str) else None,
         metadata=_metadata(persistence, job) if is_main else None,
     )
-    if is_main and (earlier := _finished_earlier(persistence, note)) is not None:
-        note = earlier
+    earlier = read_note(note_path(persistence.path, outputs[0])) if is_main else None
+    if earlier is not None and earlier.outputs.keys() == note.outputs.keys():
+        _earlier.update(dict.fromkeys(outputs, earlier))
+        if earlier.has_same_task(note) and earlier.is_finished():
+            # It has finished since the plan was made, and its output does not change any more.
+            note = earlier
     for output in outputs:
         _notes[output] = note
         if is_main:
             _save(note_path(persistence.path, output), note)
 
 
-def _finished_earlier(persistence: PersistenceBase, note: Note) -> Note | None:
-    """Return the note of a job of an earlier start that has finished since the plan was made.
+def follow(job: Any) -> bool:
+    """Use the end of a job of an earlier start, which still runs, as the end of this job.
 
-    Such a job is followed, and its output does not change any more.
+    Returns:
+        Whether the earlier job has the same task. Otherwise this job is to fail, and the note and
+        the outputs of the earlier one stay as they are.
     """
-    earlier = read_note(note_path(persistence.path, next(iter(note.outputs))))
-    if earlier is None or earlier.outputs.keys() != note.outputs.keys():
-        return None
-    return earlier if earlier.settings == note.settings and earlier.is_finished() else None
+    singles = list(_single_jobs([job]))
+    outputs = [str(path) for one in singles for path in one.output]
+    others = {path: _earlier[path] for path in outputs if path in _earlier}
+    if all(other.has_same_task(_notes[path]) for path, other in others.items()):
+        _followed.update(outputs)
+        return True
+    _left.update(outputs)
+    for path in outputs:
+        _notes[path] = replace(_notes[path], settings=None)  # it is never finished
+    for path, other in others.items():
+        _save(note_path(singles[0].dag.workflow.persistence.path, path), other)
+    return False
 
 
 def _save(path: Path, note: Note) -> None:
@@ -183,6 +209,8 @@ async def _cleanup_job(original: Any, self: Job, skip_outputs: Any) -> None:
         return
     if not self.dag.workflow.is_main_process or note.is_finished():
         return
+    if not _left.isdisjoint(note.outputs):
+        return
     kept = [path for path in self.output if note.is_unchanged(str(path))]
     if kept:
         logger.info(f"The earlier output of the failed job stays: {', '.join(map(str, kept))}")
@@ -211,6 +239,11 @@ async def _check_and_touch_output(original: Any, self: DAG, job: Job, **words: A
             text = f"Not written again, the earlier files stay: {', '.join(old)}"
             raise MissingOutputException(text, rule=job.rule, jobid=self.jobid(job))
         await asyncio.sleep(_LOOK_SECONDS)
+    if note is not None and not _followed.isdisjoint(note.outputs):
+        _followed.difference_update(note.outputs)
+        if not note.is_finished():
+            text = f"Made by an earlier start from other inputs: {', '.join(note.outputs)}"
+            raise MissingOutputException(text, rule=job.rule, jobid=self.jobid(job))
     await original(self, job, **words)
 
 

@@ -37,6 +37,14 @@ class Note:
         before = self.outputs[output]
         return before is not None and state_of(Path(output)) == before
 
+    def has_same_task(self, other: "Note") -> bool:
+        """Return whether both jobs have the same settings, other parameters and input paths."""
+        return self._task() == other._task()
+
+    def _task(self) -> tuple[Any, ...]:
+        metadata = self.metadata or {}
+        return self.settings, metadata.get("params"), metadata.get("input")
+
     def is_finished(self) -> bool:
         """Return whether the stage has written all outputs and its record since the job's start.
 

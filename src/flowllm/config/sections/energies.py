@@ -175,7 +175,8 @@ class Stability(Section):
     )
     metastable_below: PositiveFloat = Field(description="eV/atom above the hull; paper, App. D")
     min_elements: PositiveInt = Field(
-        description="distinct elements that a stable crystal has at least; paper, App. D"
+        description="distinct elements that a stable or metastable crystal has at least; paper, "
+        "App. D"
     )
 
     @model_validator(mode="after")
