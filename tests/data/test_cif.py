@@ -18,6 +18,7 @@ from cif_texts import (
 from flowllm.data.cif import crystal_from_cif, structure_from_cif
 from flowllm.data.cif_blocks import read_block, read_cif_text, split_blocks
 from flowllm.data.external import read_samples
+from flowllm.data.wishes import atoms_of
 
 CASES = Path(__file__).parents[3] / "shared" / "data" / "cases" / "cif"
 
@@ -45,6 +46,15 @@ def test_special_positions_of_four_decimal_places_are_found(places):
         expected = 2 if x == 1 / 3 else 6
         assert len(structure_from_cif(text)) == expected
         crystal_from_cif(text, "as_given", 20)
+
+
+@pytest.mark.parametrize("cell", ["primitive", "standard"])
+def test_atoms_of_a_reduced_cell_are_in_the_order_of_formulas(cell):
+    """Strontium is more electropositive than oxygen, but behind it in the alphabet."""
+    atoms = [f"{'Sr' if s == 'Na' else 'O'} {x} {y} {z}" for s, x, y, z in ROCK_SALT]
+    crystal = crystal_from_cif(make_cif(*atoms), cell, 20)
+    assert crystal.atomic_numbers.tolist() == [38, 8]
+    assert crystal.atomic_numbers.tolist() == atoms_of("SrO", 20).tolist()
 
 
 def test_charges_do_not_hide_the_primitive_cell():

@@ -191,6 +191,19 @@ def test_a_broken_frame_leaves_the_others_whole(tmp_path, frame, reason):
     assert reason in last
 
 
+def test_line_ends_of_windows_do_not_matter_in_xyz(tmp_path):
+    write_xyz(tmp_path / "all.extxyz")
+    text = (tmp_path / "all.extxyz").read_text()
+    (tmp_path / "windows.extxyz").write_text(text, newline="\r\n")
+    found = [list(read_samples(tmp_path / f"{name}.extxyz")) for name in ("all", "windows")]
+    names = [[sample.name for sample in samples] for samples in found]
+    assert names[0] == names[1]
+    crystals = [[sample.parse() for sample in samples] for samples in found]
+    assert len(crystals[0]) > 1
+    for one, other in zip(*crystals, strict=True):
+        np.testing.assert_array_equal(one.frac_coords, other.frac_coords)
+
+
 def test_a_row_with_a_cif_of_several_crystals_is_not_its_first(tmp_path):
     convert = write_csv_of(lambda structure: structure.to(fmt="cif") * 2, "cif")
     convert(tmp_path / "two.csv")
@@ -256,6 +269,7 @@ def test_other_pt_files(tmp_path):
         ("number.json", b"3", r"number\.json: neither a list nor a mapping, but int"),
         ("cut.json.gz", gzip.compress(b"[1, 2]", mtime=0)[:-4], r"cut\.json\.gz: broken gzip"),
         ("deep.json", b"[" * 100_000, r"deep\.json: not JSON"),
+        ("cut.csv", b'id,cif\n1,"data_a\n_cell_length_a 4', r"cut\.csv: not CSV .*cut off"),
     ],
 )
 def test_files_that_cannot_be_parsed(tmp_path, name, content, message):

@@ -118,6 +118,10 @@ def test_training_and_merging_use_the_fetched_commit_after_a_newer_one(tmp_path,
         finetune_llm.run(settings, train=train, val=train, out=folder / "adapter")
     assert read_record(run / "adapter").base_content == f"commit {OLD}"
     assert read_record(tmp_path / "by hand" / "adapter").base_content == f"commit {NEW}"
+    more = {"max_steps": 1, "start": str(run / "adapter")}
+    continued = settings_for("finetune_llm", name, finetune_llm=more)
+    with pytest.raises(FlowllmError, match=rf"other content .*{OLD}.* than the present .*{NEW}"):
+        finetune_llm.run(continued, train=train, val=train, out=tmp_path / "continued" / "adapter")
     settings = settings_for("merge_adapter", name)
     merge_adapter.run(settings, adapter=run / "adapter", out=run / "model")
     merged = load_file(run / "model" / "model.safetensors")

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,6 +185,13 @@ def test_own_properties_of_a_training_crystal_are_in_its_prompt_as_asked():
 def test_what_a_model_cannot_be_asked_for_is_refused(words, text, message):
     with pytest.raises(FlowllmError, match=message):
         target_of(prompts(crystal_text=text), record(), words)
+
+
+def test_a_group_whose_smallest_orbit_is_larger_than_the_crystals_of_the_model_is_refused():
+    small = replace(record(), max_atoms=7)
+    with pytest.raises(FlowllmError, match=r"group 230 has at least 8 atoms.* at most 7"):
+        target_of(prompts(crystal_text="symmetric"), small, {"space_group_number": "230"})
+    target_of(prompts(crystal_text="symmetric"), record(), {"space_group_number": "230"})
 
 
 def test_a_property_that_no_training_text_gave_is_no_condition():

@@ -1,6 +1,7 @@
 """Outputs of a run that are moved away and brought back, also by a command that is killed."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,29 @@ def test_an_interrupted_return_is_completed_by_the_next(run_dir, tmp_path, monke
         patch.setattr(archive, "_remove", killed)
         with pytest.raises(KilledError):
             bring_back(run_dir, MODEL)
+    bring_back(run_dir, MODEL)
+    assert files(run_dir) == before
+
+
+def test_a_removal_that_is_killed_leaves_no_half_of_a_folder(run_dir, tmp_path, monkeypatch):
+    before = files(run_dir)
+    remove = shutil.rmtree
+
+    def killed_after_a_file(folder: Path, **words: bool) -> None:
+        if words:  # by the writer of the copy
+            remove(folder, **words)
+            return
+        next(path for path in Path(folder).rglob("*") if path.is_file()).unlink()
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed_after_a_file)
+        with pytest.raises(KilledError):
+            move_away(run_dir, run_dir / MODEL, tmp_path / "archive")
+    assert not (run_dir / MODEL).exists()
+    with pytest.raises(FlowllmError, match="archived already"):
+        check_part(run_dir, MODEL, tmp_path / "archive")
+    assert [path.name for path in (run_dir / "llm").iterdir()] == ["adapter"]
     bring_back(run_dir, MODEL)
     assert files(run_dir) == before
 

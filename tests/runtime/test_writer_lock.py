@@ -1,5 +1,6 @@
 """One writer of an output at a time: real processes here, locks as other hosts leave them."""
 
+import errno
 import json
 import os
 import signal
@@ -140,6 +141,23 @@ def test_a_writer_touches_its_lock_and_no_others(tmp_path):
         assert lock_path(output).stat().st_mtime == 1000
         assert not is_held()
     assert json.loads(lock_path(output).read_text()) == asdict(ELSEWHERE)
+
+
+def test_a_passing_error_of_the_file_system_does_not_end_the_touches(tmp_path, monkeypatch):
+    output, touch, failed = tmp_path / "shard.parquet", os.utime, threading.Event()
+
+    def stale_once(path, *words) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        touch(path, *words)
+
+    with only_writer(output):
+        touch(lock_path(output), (1000, 1000))
+        monkeypatch.setattr(os, "utime", stale_once)
+        time.sleep(0.5)
+        assert failed.is_set()
+        assert lock_path(output).stat().st_mtime > 2000
 
 
 def test_an_error_gives_the_lock_back(tmp_path):

@@ -34,7 +34,7 @@ _SECOND = ("potential.check",)
 
 STAGES: dict[str, Stage] = {
     "download": Stage(("data",), repeatable=True),
-    "prepare": Stage(("prepare",), version=3, repeatable=True),
+    "prepare": Stage(("prepare",), version=4, repeatable=True),
     "fetch_model": Stage((), repeatable=True),
     "finetune_llm": Stage(("finetune_llm", "prompts"), version=6),
     "merge_adapter": Stage(("merge_adapter",), version=3, repeatable=True),

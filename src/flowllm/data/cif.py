@@ -156,6 +156,7 @@ def reduce_cell(structure: Structure, cell: Cell) -> Structure:
     try:
         if cell != "as_given":
             structure = structure.get_primitive_structure(tolerance=PRIMITIVE_TOLERANCE)
+            structure = structure.get_sorted_structure()  # pymatgen has ordered it by symbol
         reduced = niggli_reduced(structure)
     except Exception as error:
         # The reduction of a degenerate lattice fails with many kinds of error.

@@ -119,13 +119,15 @@ def _from_poscar(text: str) -> Crystal:
 def _read_csv(path: Path, column: str | None, known: Mapping[str, str]) -> Iterator[UnparsedSample]:
     try:
         with large_fields():
-            reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+            reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
             header = list(reader.fieldnames or ())
             crystals = _structure_column(path, header, column)
             _check_columns(path, header, known)
             rows = list(reader)
     except csv.Error as error:
-        raise FlowllmError(f"{path}: not CSV ({error})") from error
+        raise FlowllmError(
+            f"{path}: not CSV ({error}); the file may be cut off, get it again"
+        ) from error
     lower = {name.lower().strip(): name for name in reversed(header)}
     names = next((lower[name] for name in NAME_COLUMNS if name in lower), None)
     for number, row in enumerate(rows):

@@ -22,7 +22,8 @@ def read_xyz(path: Path) -> Iterator[UnparsedSample]:
         FlowllmError: the file does not begin with a number of atoms.
     """
     # A line with nothing but a number begins a frame.
-    start, *frames = re.split(r"^(?=[ \t]*\d+[ \t]*$)", read_text(path), flags=re.MULTILINE)
+    text = read_text(path).replace("\r\n", "\n")
+    start, *frames = re.split(r"^(?=[ \t]*\d+[ \t]*$)", text, flags=re.MULTILINE)
     if start.strip():
         raise FlowllmError(f"{path}: does not begin with a number of atoms")
     for number, frame in enumerate(frames):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 
 from flowllm.errors import FlowllmError, PassingError
 
@@ -35,8 +35,9 @@ def fetch_model(name: str, commit: str | None = None) -> Path:
             f"finetune_llm.base_model {name}: there is no such folder, and the name is not one of "
             "the Hugging Face hub (owner/name). Correct the name or the path."
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:
+        # Those of the hub, and of the network libraries below it, have no common class.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise PassingError(
             f"finetune_llm.base_model {name}{at}: cannot be downloaded ({reason}). For a gated "
             "model, accept its license and set HF_TOKEN; on a machine without internet access, "

@@ -123,6 +123,27 @@ def check_start(
             )
 
 
+def check_base_content(section: FinetuneLlm, content: str) -> None:
+    """Check that an adapter of the start was trained on this content of the base model.
+
+    Args:
+        section: base model, method and start.
+        content: the base model's content (`base_content.base_content`).
+
+    Raises:
+        FlowllmError: it was trained on another content.
+    """
+    if section.start is None:
+        return
+    trained_on = read_record(Path(section.start)).base_content
+    if trained_on not in (None, content):
+        raise _unfit(
+            Path(section.start),
+            f"was trained on another content of base_model {section.base_model} ({trained_on}) "
+            f"than the present one ({content}). Give the base model as it was then",
+        )
+
+
 def continue_adapter(model: PeftModel, folder: Path) -> None:
     """Set the weights of a new adapter to those of the start.
 

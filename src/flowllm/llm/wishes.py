@@ -20,6 +20,7 @@ from pymatgen.core import Element
 
 from flowllm.config.sections.llm import Prompts
 from flowllm.data.wishes import Wish, Words, parse_wish
+from flowllm.data.wyckoff import space_group
 from flowllm.errors import FlowllmError
 from flowllm.llm.crystal_text import composition_of
 from flowllm.llm.crystal_texts import crystal_text
@@ -214,6 +215,13 @@ def _check_possible(prompts: Prompts, record: ModelRecord, target: Target) -> No
         counts = tuple(composition_of(np.array(target.numbers)).values())
     elif target.required.num_atoms is not None:
         counts = (target.required.num_atoms,)
+    smallest = min(site.num_atoms for site in space_group(group).sites.values())
+    if not counts and smallest > record.max_atoms:
+        raise FlowllmError(
+            f"conditions {dict(target.words)}: a primitive cell of space group {group} has at least "
+            f"{smallest} atoms, but the model was trained on crystals of at most "
+            f"{record.max_atoms}; ask for another group"
+        )
     if counts and group not in possible_groups(counts):
         raise FlowllmError(
             f"conditions {dict(target.words)}: no primitive cell of space group {group} has orbits "

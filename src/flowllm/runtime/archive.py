@@ -8,12 +8,15 @@ import filecmp
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
 from flowllm.io.archive_index import Archived, output_time, read_index, write_index
 from flowllm.io.files import atomic_folder, atomic_path
+
+_REMOVED = ".removed"
+"""End of the hidden name of a folder that is being removed."""
 
 _REPORT = "every extension, since the report reads it"
 
@@ -154,6 +157,8 @@ def check_part(run_dir: Path, name: str, target: Path | None) -> list[Path]:
             not be made again with the same content.
     """
     outputs, part = outputs_of(run_dir, name), PARTS[name]
+    for left in run_dir.glob(f"{PurePath(part.pattern).parent}/.*{_REMOVED}"):
+        shutil.rmtree(left)  # of a command that was killed
     if not outputs:
         raise FlowllmError(f"{run_dir}: has no {name}, or it is archived already")
     if target is not None:
@@ -208,7 +213,12 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _remove(output: Path) -> None:
-    if output.is_dir():
-        shutil.rmtree(output)
-    else:
+    """Remove a file, or a folder as a whole: it loses its name before its first file."""
+    if not output.is_dir():
         output.unlink()
+        return
+    nameless = output.with_name(f".{output.name}{_REMOVED}")
+    if nameless.exists():
+        shutil.rmtree(nameless)
+    output.rename(nameless)
+    shutil.rmtree(nameless)

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -88,8 +88,12 @@ def only_writer(output: Path) -> Iterator[Callable[[], bool]]:
     ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(BEAT_SECONDS) and is_held():
-            os.utime(lock)
+        while not ended.wait(BEAT_SECONDS):
+            # An error of the file system may pass; without touches the lock would count as dead.
+            with suppress(OSError):
+                if not is_held():
+                    return
+                os.utime(lock)
 
     heart = threading.Thread(target=beat, daemon=True)
     heart.start()

@@ -45,7 +45,7 @@ from flowllm.llm.base_model import (
 from flowllm.llm.finetuning import Finetuning, State, curve_csv
 from flowllm.llm.model_record import ADAPTER_WEIGHTS, ModelRecord, prompt_texts, write_record
 from flowllm.llm.prompts import Conditions, PromptTokens, prompt_formula
-from flowllm.llm.start import continue_adapter, folder_to_train
+from flowllm.llm.start import check_base_content, continue_adapter, folder_to_train
 from flowllm.llm.token_loss import LanguageModel
 from flowllm.llm.trained_weights import train_all_weights, trained_weights
 from flowllm.llm.training_texts import TrainingTexts, texts_of
@@ -145,6 +145,9 @@ def _content_to_train(section: FinetuneLlm, out: Path, fabric: Fabric) -> str | 
 
     Returns:
         None if the base model's weights are not used: new ones, or those of a start, are trained.
+
+    Raises:
+        FlowllmError: the adapter of a start was trained on another content.
     """
     is_replaced = section.start is not None and section.method == "full"
     if section.base_model == SCRATCH or is_replaced:
@@ -152,7 +155,9 @@ def _content_to_train(section: FinetuneLlm, out: Path, fabric: Fabric) -> str | 
     content = None
     if fabric.is_global_zero:
         content = base_content(section.base_model, fetched_commit(out, section.base_model))
-    return fabric.broadcast(content)
+    content = fabric.broadcast(content)
+    check_base_content(section, content)
+    return content
 
 
 def _padding_shares(finetuning: Finetuning) -> tuple[float, float]:
