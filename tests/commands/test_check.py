@@ -118,6 +118,19 @@ def test_base_models_are_looked_into(tmp_path):
     assert "no such folder" in said
 
 
+def test_the_gpus_of_the_bundled_and_of_a_finished_model_are_checked(tmp_path):
+    gpus = {"sample_base": {"gpus": 4, "cpus": 1, "mem_mb": 1, "runtime": 1}}
+    given = {"finetune_llm": {"base_model": "smollm2-135m"}, "resources": gpus}
+    assert "9 attention heads" in problem(tmp_path, "finetune_llm.base_model", **given)
+    given = {"run_dir": str(tmp_path / "run"), "resources": gpus}
+    model = tmp_path / "run" / "llm" / "model"
+    assert str(model) not in outcomes(tmp_path, **given)
+    write_llm("opt", model)
+    assert outcomes(tmp_path, **given)[str(model)].state == "ok"
+    gpus["sample_base"]["gpus"] = 3
+    assert "4 attention heads" in problem(tmp_path, str(model), **given)
+
+
 def test_a_model_that_is_not_fetched_yet_is_checked_later(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     found = outcomes(tmp_path, finetune_llm={"base_model": "someone/model"})

@@ -22,6 +22,7 @@ from flowllm.config.load import load_config
 from flowllm.errors import FlowllmError
 from flowllm.rfm.network import NetworkSize, VelocityNetwork
 from flowllm.rfm.pairs import prepare_shard
+from flowllm.runtime.archive import move_away
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "workflow" / "costs" / "paper.yaml"
@@ -217,6 +218,20 @@ def test_costs_from_the_records_of_a_run(tmp_path):
     assert costs["sample_pairs"] == ItemCost(seconds=2, gpus=2, cpus=16, bytes=25, source=source)
     assert costs["train_rfm"] == ItemCost(seconds=2, gpus=0, cpus=2, bytes=12.5, source=source)
     assert crystals == {"train": 60, "val": 20, "test": 9, "rows": 90}
+
+
+def test_archived_outputs_have_their_bytes_and_deleted_ones_none(tmp_path):
+    for number in range(2):
+        name = f"shard-0000{number}.parquet"
+        a_record(tmp_path / "pairs", name, "sample_pairs", counts={"rows_in": 10}, seconds=30)
+        a_record(tmp_path / "base", name, "sample_base", counts={"rows_in": 10}, seconds=30)
+    a_record(tmp_path / "crystals", "train.parquet", "prepare", counts={"rows_in": 5}, seconds=9)
+    for path in [*sorted((tmp_path / "pairs").glob("s*")), tmp_path / "crystals/train.parquet"]:
+        move_away(tmp_path, path, tmp_path.with_name("archive"))
+    (tmp_path / "base" / "shard-00001.parquet").unlink()
+    costs, _ = costs_of_run(tmp_path)
+    assert (costs["sample_pairs"].bytes, costs["prepare"].bytes) == (50, 100)
+    assert (costs["sample_base"].bytes, costs["sample_base"].seconds) == (None, 3)
 
 
 def test_invalid_costs_are_rejected(tmp_path):

@@ -14,7 +14,7 @@ from flow_pairs import LLM_FLOW
 from flowllm.commands import generate, generate_run, release
 from flowllm.commands.generate_run import open_run
 from flowllm.commands.release_parts import halve, without_paths
-from flowllm.config.recorded import load_recorded
+from flowllm.config.recorded import RECORDED_CONFIG, load_recorded
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import read_hull
 from flowllm.evaluate.matching import DEFAULT, ReducedCrystal
@@ -141,6 +141,30 @@ def test_known_crystals_match_those_of_the_run(run, released):
         np.testing.assert_allclose(known.angles, crystal.angles, atol=5.1e-4)
         matcher = DEFAULT.matcher()
         assert ReducedCrystal("a", crystal).matches(ReducedCrystal("b", known), matcher)
+
+
+def test_further_known_crystals_are_in_the_folder_and_read_from_there(
+    run, about, tmp_path, monkeypatch
+):
+    shutil.copytree(run, tmp_path / "run")
+    known = tmp_path / "elsewhere" / "train.parquet"
+    known.parent.mkdir()
+    shutil.copyfile(run / "crystals" / "val.parquet", known)
+    config = yaml.safe_load((run / RECORDED_CONFIG).read_text())
+    config["metrics"]["known_crystals"] = str(known)
+    (tmp_path / "run" / RECORDED_CONFIG).write_text(yaml.safe_dump(config))
+    release.run(run=tmp_path / "run", out=tmp_path / "out", about=about)
+    shutil.rmtree(known.parent)
+    monkeypatch.chdir(tmp_path / "out")  # where another train.parquet could be
+    opened = open_run(tmp_path / "out", None, None, drafts=True)
+    opened.check(drafts=True, chain=True)
+    found = Path(opened.config.metrics.known_crystals)
+    assert found == tmp_path / "out" / "crystals" / "known.parquet"
+    ids = [
+        read_table(path, KNOWN_CRYSTALS).column("id")
+        for path in (found, run / "crystals" / "val.parquet")
+    ]
+    assert ids[0] == ids[1]
 
 
 def test_the_record_has_the_numbers_of_the_run(run, released):

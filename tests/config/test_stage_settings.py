@@ -41,6 +41,19 @@ def test_a_key_that_a_stage_ignores_changes_nothing_in_its_settings():
     assert stage_json(checked, "second_energies") != stage_json(plain, "second_energies")
 
 
+def test_the_hull_does_not_depend_on_what_its_relaxation_does_not_read():
+    plain = load_config([ROOT / "config.yaml"])
+    unread = {"max_seconds": 7.0, "chunk_size": 7, "keep_symmetry": True, "fixed_cell": True}
+    changed = plain.model_copy(update={"prerelax": plain.prerelax.model_copy(update=unread)})
+    assert stage_json(changed, "reference_hull") == stage_json(plain, "reference_hull")
+    assert stage_json(changed, "prerelax") != stage_json(plain, "prerelax")
+    given = StageSettings.from_config("reference_hull", plain).prerelax
+    assert given.max_force == plain.prerelax.max_force
+    limits = plain.prerelax.model_copy(update={"max_force": 0.5})
+    changed = plain.model_copy(update={"prerelax": limits})
+    assert stage_json(changed, "reference_hull") != stage_json(plain, "reference_hull")
+
+
 NOISE = {"coords_noise": 0.0, "lengths_noise": 0.0, "angles_noise": 0.0}
 ADDED = {
     "train_rfm": ({"name": "f", "start": "llm", **NOISE}, {"augment_axes": False}),

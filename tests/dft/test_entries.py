@@ -29,6 +29,14 @@ ELEMENTAL = (
 )
 
 
+def test_an_entry_behind_another_key_is_not_lost(tmp_path):
+    first, second, third = [entry.as_dict() for entry in computed_entries()]
+    named = {"name": "hematite", **first}
+    (tmp_path / "entries.json").write_text(json.dumps([second, named, third]))
+    with pytest.raises(FlowllmError, match=r"energy and composition begins with the key 'name'"):
+        list(read_entries(tmp_path / "entries.json"))
+
+
 def computed_entries() -> list[ComputedEntry]:
     structure = Structure(Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     return [

@@ -20,6 +20,19 @@ def test_without_a_second_potential_there_is_nothing():
     assert agreement([row(0.1, None)], RULE, []) is None
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_interval_of_a_perfect_correlation_has_a_width_that_shrinks(sign):
+    lowest: dict[str, list[float]] = {"kendall": [], "spearman": []}
+    for number in (5, 50, 500):
+        rows = [row(float(place), sign * float(place)) for place in range(number)]
+        for name, one in agreement(rows, RULE, ["x"])["orders"].items():
+            low, high = sorted([sign * one["low"], sign * one["high"]])
+            assert sign * one["value"] == pytest.approx(1) == high
+            lowest[name].append(low)
+    for lows in lowest.values():
+        assert -1 < lows[0] < lows[1] < lows[2] < 1 - 1e-4
+
+
 def test_a_hand_made_case():
     rows = [
         row(-0.1, -0.2),  # stable by both

@@ -71,6 +71,21 @@ def test_implausible_entries_are_left_out_and_named(tmp_path, caplog):
     assert f"{path}: entry {rows[3]['entry_id']} left out of the hull" in message
 
 
+def test_an_implausible_energy_of_an_element_is_left_out_and_hides_no_other(tmp_path, caplog):
+    """The table has the element's ground state, whose id says so."""
+    rows = [hull_row("Na", -1.0), hull_row("Cl", -2.0), hull_row("NaCl", -3.5)]
+    rows[0]["entry_id"] = "Na, mp-10172"
+    rows += [hull_row("Na", -40.0), hull_row("Na2Cl", -90.0), hull_row("Na", 9.0)]
+    rows[3]["entry_id"] = "fallen"
+    path = tmp_path / "potential.parquet"
+    tables.write_table(path, rows, schemas.HULL_ENTRIES, {})
+    hull = read_hull(path, "potential").hull
+    assert hull.hull_energy({"Na": 1}) == -1.0
+    assert [hull.is_plausible({"Na": 1}, energy) for energy in (-6.0, -6.1)] == [True, False]
+    left = [one.message.split("entry ")[1].split(" left")[0] for one in caplog.records]
+    assert left == ["fallen", rows[4]["entry_id"]]
+
+
 def mp_20_entries() -> list[tuple[str, float]]:
     """Formula and formation energy per atom of every row of the MP-20 sample."""
     if not MP_20_SAMPLE.exists():

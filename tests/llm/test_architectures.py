@@ -18,7 +18,7 @@ from transformers import (
 
 from flowllm.commands.generate_drafts import draft_rows
 from flowllm.errors import FlowllmError
-from flowllm.llm.base_checks import check_heads, context_of
+from flowllm.llm.base_checks import check_heads, context_of, heads_of
 from flowllm.llm.base_model import load_config
 from flowllm.llm.engines.vllm import cached_numbers
 from flowllm.stages import finetune_llm, merge_adapter
@@ -62,9 +62,9 @@ def test_the_cache_holds_keys_and_values_of_each_head(tmp_path, architecture):
 def test_heads_that_gpus_cannot_share_are_refused(tmp_path):
     config = load_config(str(write_llm("opt", tmp_path)))
     for gpus in (0, 1, 2, 4):
-        check_heads(config, gpus, "resources.sample_pairs.gpus")
+        check_heads(heads_of(config), gpus, "resources.sample_pairs.gpus")
     with pytest.raises(FlowllmError, match=r"resources\.sample_pairs\.gpus is 3, but the 4 att"):
-        check_heads(config, 3, "resources.sample_pairs.gpus")
+        check_heads(heads_of(config), 3, "resources.sample_pairs.gpus")
 
 
 def refused_before_training(base: Path, folder: Path, monkeypatch, **changes) -> str:

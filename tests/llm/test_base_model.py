@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from flowllm.errors import FlowllmError
 from flowllm.llm.base_model import (
     BUNDLED,
+    BUNDLED_HEADS,
     load_base_model,
     load_tokenizer,
     plain_base_model,
@@ -73,6 +74,7 @@ def test_the_bundled_model_becomes_a_plain_folder_that_knows_english():
         tokenizer = load_tokenizer(source)
         model = load_base_model(source, dtype=torch.float32, quantization="none", device="cpu")
     assert splits_digits(tokenizer)
+    assert model.config.num_attention_heads == BUNDLED_HEADS
     assert getattr(model.config, "quantization_config", None) is None
     tokens = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     with torch.no_grad():

@@ -83,6 +83,21 @@ def test_every_relaxed_row_has_a_row_with_a_folder_or_a_reason(tmp_path):
     assert (counts["rows_in"], counts["rows_out"]) == (5, 3)
 
 
+def test_a_crystal_with_an_implausible_energy_is_not_computed(tmp_path):
+    run(tmp_path)
+    path = tmp_path / "stability.parquet"
+    placed = tables.read_table(path, schemas.STABILITY).to_pylist()
+    placed[0] |= {"status": "implausible_energy", "error": "-40 eV/atom", "e_above_hull": None}
+    tables.write_table(path, placed, schemas.STABILITY, {})
+    out, given = tmp_path / "again" / "manifest.parquet", settings("dft_inputs")
+    dft_inputs.run(given, relaxed=[tmp_path / "relaxed.parquet"], stability=path, out=out)
+    rows = tables.read_table(out, schemas.DFT_MANIFEST).to_pylist()
+    assert rows[0]["path"] is None
+    assert (rows[0]["status"], rows[0]["error"]) == ("implausible_energy", "-40 eV/atom")
+    assert rows[0]["reason"] == "implausible_energy: -40 eV/atom"
+    assert rows[3]["status"] == "ok"
+
+
 NOT_IN_THE_PAPERS_SET = ("Po", "At", "Rn", "Fr", "Ra", "Am", "Cm", "Cf")
 
 

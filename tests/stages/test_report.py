@@ -284,7 +284,7 @@ def test_tables_hold_the_numbers_of_the_metrics(run_dir, page_path):
     row = read_csv(page_path, "stability_potential")[0]
     row |= read_csv(page_path, "sun_parts_potential")[0]
     readings = {line["reading"]: line for line in read_csv(page_path, "readings_potential")}
-    found = readings["E_hull ≤ bound (code)"]["FlowLLM-test"]
+    found = readings["E_hull ≤ bound (code)"]["FlowLLM-test value"]
     assert float(found) == numbers["rates"]["stability_rate_at_most"]["value"]
     for name in ("stability_rate", "sun_rate", "novel_of_stable"):
         assert float(row[name]) == numbers["rates"][name]["value"]

@@ -158,9 +158,14 @@ CHANGES = (
         {"select": {"skip": ["known", "repeated"]}},
     ),
     Change(
-        "`prerelax`",
+        "`prerelax.max_force` or `max_steps`, which the hull's crystals have, too",
         {"prerelax": 4, "reference_hull": 1, **RELAXED},
         {"prerelax": {"max_force": 0.05}},
+    ),
+    Change(
+        "`prerelax`, another key",
+        {"prerelax": 4, **RELAXED},
+        {"prerelax": {"chunk_size": 3}},
     ),
     Change(
         "`potential.check`: a second potential, or another one",
@@ -188,7 +193,8 @@ CHANGES = (
         {"sizes": {"pairs_per_shard": 4}},
     ),
     Change(
-        "`sizes.num_samples` grows from 5 to 6: the last shard of 2 is filled up",
+        "`sizes.num_samples` grows from 5 to 6: the last shard of 2 is filled up (with "
+        "`select.skip`, all shards are relaxed again)",
         {"sample_base": 1, "refine": 2, "prerelax": 2, "fingerprints": 2, **RELAXED},
         {"sizes": {"num_samples": 6}},
     ),

@@ -127,6 +127,10 @@ BILLED = {
         "dft_inputs": {"selection": "candidates"},
     },
     "second potential": {"methods": [LLM_ONLY], "potential": {"check": "chgnet-0.2.0"}},
+    "external samples only": {
+        "external_samples": [{"name": "other", "file": str(ROOT / "README.md"), "shards": 1}],
+        "methods": [{"name": "refined", "base": "other", "flow": None, "num_steps": 0}],
+    },
     "shards": {"methods": [LLM_ONLY], "sizes": {"num_samples": 7, "samples_per_shard": 3}},
 }
 TARGETS = ("all", "all_dft")
@@ -189,6 +193,32 @@ def test_every_file_of_a_folder_of_samples_is_watched(tmp_path):
     assert str(folder / "sub" / "c.cif.gz") in output
     assert str(folder / "sub" / "POSCAR") in output
     assert "notes.txt" not in output
+
+
+def test_every_cif_of_a_local_source_is_watched(tmp_path):
+    for name in ("a.cif", "B.CIF"):
+        (tmp_path / name).symlink_to("nowhere")
+    overlay = tmp_path / "source.yaml"
+    overlay.write_text(yaml.safe_dump({"data": {"source": str(tmp_path)}}))
+    output = snakemake("-n", "--until", "download", *TINY, str(overlay), check=False)
+    assert str(tmp_path / "a.cif") in output
+    assert str(tmp_path / "B.CIF") in output
+
+
+def test_all_files_of_a_dft_run_are_watched_and_lost_links_are_left_to_the_stage(tmp_path):
+    method = yaml.safe_load(Path(TINY[-1]).read_text())["methods"][0]["name"]
+    folder = tmp_path / "run" / "dft_inputs" / method / "00000" / "a"
+    folder.mkdir(parents=True)
+    (folder / "vasprun.xml").symlink_to("nowhere")
+    names = ("OUTCAR.gz", "error.1.tar.gz", "gpaw_result.json")
+    for name in names:
+        (folder / name).touch()
+    overlay = tmp_path / "run.yaml"
+    given = {"run_dir": str(tmp_path / "run"), "dft_hull": {"source": "mp_api"}}
+    overlay.write_text(yaml.safe_dump(given))
+    output = snakemake("-n", "all_dft", *TINY, str(overlay))
+    assert all(str(folder / name) in output for name in names)
+    assert "vasprun.xml" not in output
 
 
 def test_a_file_of_wishes_is_watched(tmp_path):

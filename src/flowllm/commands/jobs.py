@@ -87,9 +87,10 @@ def count_jobs(config: Config, target: Target) -> dict[str, int]:
 def _data_and_models(config: Config) -> Iterator[Job]:
     yield Job("download", (), Path("download/manifest.json"))
     yield Job("prepare", (), Path("crystals"))
-    yield Job("fetch_model", (), Path("llm/base_model.json"))
-    yield Job("finetune_llm", (), Path("llm/adapter"))
-    yield Job("merge_adapter", (), Path("llm/model"))
+    if config.asks_llm or config.used_flows:
+        yield Job("fetch_model", (), Path("llm/base_model.json"))
+        yield Job("finetune_llm", (), Path("llm/adapter"))
+        yield Job("merge_adapter", (), Path("llm/model"))
     if config.asks_llm:
         yield Job("invariance", (), Path("llm/invariance.parquet"))
     sizes = config.sizes

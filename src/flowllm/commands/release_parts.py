@@ -17,6 +17,7 @@ from flowllm.config.load import check_config
 from flowllm.config.recorded import RECORDED_CONFIG, recorded_text
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas
+from flowllm.io.release import KNOWN
 from flowllm.io.start_files import FLOW_DESCRIPTION, start_files
 from flowllm.io.tables import read_metadata, read_table, write_table
 from flowllm.llm.model_files import MERGE_AGAIN, WEIGHTS, check_model_folder
@@ -106,20 +107,23 @@ def write_crystals(run: FinishedRun, folder: Path) -> None:
     Their numbers are rounded, far below the tolerances of the comparison (0.3 times the mean
     distance of atoms, 5 degrees), which halves the files.
     """
-    for path in run.splits.values():
+    tables = {path.relative_to(run.folder).as_posix(): path for path in run.splits.values()}
+    if (known := run.config.metrics.known_crystals) is not None:
+        tables[KNOWN] = Path(known)
+    for name, path in tables.items():
         rows = read_table(path, schemas.KNOWN_CRYSTALS).to_pylist()
         for row in rows:
-            for name, decimals in DECIMALS.items():
-                row[name] = np.round(np.asarray(row[name], dtype=float), decimals).tolist()
+            for column, decimals in DECIMALS.items():
+                row[column] = np.round(np.asarray(row[column], dtype=float), decimals).tolist()
             row["frac_coords"] = (np.asarray(row["frac_coords"]) % 1).tolist()
-        target = folder / path.relative_to(run.folder)
-        write_table(target, rows, schemas.KNOWN_CRYSTALS, _metadata(path), compact=True)
+        write_table(folder / name, rows, schemas.KNOWN_CRYSTALS, _metadata(path), compact=True)
 
 
 def write_config(run: FinishedRun, folder: Path) -> None:
     """Write the run's configuration with the released method alone, and without foreign paths.
 
-    A second potential is left out, since the folder has no energies by it.
+    A second potential is left out, since the folder has no energies by it. The path of further
+    known crystals is one in the folder (`generate_run.open_run`).
     """
     values = run.config.model_dump(mode="json")
     method, base, flow = run.method.name, run.method.base, run.method.flow
@@ -131,6 +135,8 @@ def write_config(run: FinishedRun, folder: Path) -> None:
     values |= {"external_samples": [], "csp_bases": [], "csp_methods": []}
     values["potential"]["check"] = None
     values["finetune_llm"]["start"] = values["train_rfm"]["start"] = None
+    if values["metrics"]["known_crystals"] is not None:
+        values["metrics"]["known_crystals"] = KNOWN
     values = {**without_paths(values), "prompts": values["prompts"]}
     (folder / RECORDED_CONFIG).write_text(recorded_text(check_config(values)))
 

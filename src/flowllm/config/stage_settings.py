@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from flowllm.config.model import Config
 from flowllm.config.problems import list_problems
@@ -35,6 +35,9 @@ def stage_values(config: Config, stage: str, row: str | None = None) -> dict[str
     values = config.model_dump(mode="json", include=set(STAGES[stage].sections))
     for section, _, key in (name.partition(".") for name in STAGES[stage].ignores):
         values[section][key] = None
+    for section in STAGES[stage].limits:
+        kept = _extended(section).model_fields
+        values[section] = {key: values[section][key] for key in kept}
     if kind is not None and row is not None:
         values[kind] = config.row(kind, row).model_dump(mode="json")
     return {"seed": config.seed, "version": STAGES[stage].version, **values}
@@ -127,4 +130,12 @@ def _section_types(stage: str) -> dict[str, Any]:
     """Return the types of a stage's sections by name, and of its row where it has one."""
     about = STAGES[stage]
     types: dict[str, Any] = {name: Config.model_fields[name].annotation for name in about.sections}
+    types |= {name: _extended(name) for name in about.limits}
     return types if about.row is None else {**types, about.row: _ROW_MODELS[about.row]}
+
+
+def _extended(section: str) -> type[BaseModel]:
+    """Return the class that a section's class extends."""
+    kind: Any = Config.model_fields[section].annotation
+    extended: type[BaseModel] = kind.__base__
+    return extended

@@ -15,6 +15,7 @@ class Stage:
         sections: the parts of the configuration that its results depend on.
         ignores: keys of these sections, as `section.key`, that its results do not depend on. It is
             given null in their place, so that it does not run again when they change.
+        limits: sections of which it is given only the keys of the class that they extend.
         row: the list of which each of its jobs is given one row.
         version: raised by hand when its results change, so that a corrected defect reruns the
             stage and an edited comment does not.
@@ -24,6 +25,7 @@ class Stage:
 
     sections: tuple[str, ...]
     ignores: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     row: ListName | None = None
     version: int = 1
     repeatable: bool = False
@@ -48,15 +50,17 @@ STAGES: dict[str, Stage] = {
     "import_samples": Stage((), row="external", version=4),
     "select": Stage(("select",)),
     "prerelax": Stage(("prerelax", "potential"), _SECOND, version=4),
-    "reference_hull": Stage(("reference_hull", "potential", "prerelax"), _SECOND, version=4),
+    "reference_hull": Stage(
+        ("reference_hull", "potential", "prerelax"), _SECOND, limits=("prerelax",), version=4
+    ),
     "second_energies": Stage(("potential",)),
     "stability": Stage(("stability",), version=6),
-    "dft_inputs": Stage(("dft", "dft_inputs"), version=5),
+    "dft_inputs": Stage(("dft", "dft_inputs"), version=6),
     "dft_collect": Stage(("dft_collect",), version=5),
     "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",), version=2),
     "metrics": Stage(("metrics",), version=10),
     "match_csp": Stage(("metrics",), version=3),
-    "report": Stage(("report",), version=9),
+    "report": Stage(("report",), version=10),
 }
 """In the order of the pipeline."""

@@ -62,14 +62,25 @@ class EntryStream:
             )
 
     def _container(self) -> Iterator[dict[str, Any]]:
-        """Yield the entries in a list, or in an object that is not an entry."""
+        """Yield the entries in a list, or in an object that is not an entry.
+
+        Raises:
+            FlowllmError: the object is an entry whose first key is not one of `_ENTRY_KEYS`.
+        """
         is_object = self._take() == "{"
         end = "}" if is_object else "]"
+        keys = []
         while self._peek() != end:
             if is_object:
-                self._value()  # the key
+                keys.append(self._value())
             yield from self._member()
         self._take()
+        if {"energy", "composition"} <= set(keys):
+            raise FlowllmError(
+                f"{self._path}: an object with energy and composition begins with the key "
+                f"{keys[0]!r}, and would be searched for entries instead of being one. Write the "
+                "entries with a first key that pymatgen writes, such as @module or energy"
+            )
 
     def _member(self) -> Iterator[dict[str, Any]]:
         """Yield the entries in an element of a list or in a value of an object."""

@@ -11,6 +11,9 @@ from flowllm.evaluate.statistics import CONFIDENCE, rate, summary
 
 BOTH = "placed on both hulls"
 
+_ROUNDING = 1e-9
+"""A correlation that is nearer to 1 is perfect."""
+
 _Z = float(norm.ppf((1 + CONFIDENCE) / 2))
 
 
@@ -84,11 +87,17 @@ def pearson(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
 
 
 def _with_interval(value: float, error: float | None, number: int) -> dict[str, Any]:
-    """Return a correlation with its 95 % interval; None where it is not defined."""
+    """Return a correlation with its 95 % interval; None where it is not defined.
+
+    The transform of 1 is infinite. The interval of a perfect correlation of n pairs is that of
+    1 - 1/n up to 1.
+    """
     if math.isnan(value):
         return {"value": None, "low": None, "high": None, "count": number}
-    low, high = (value, value) if error is not None else (-1.0, 1.0)
-    if error is not None and abs(value) < 1:
-        middle = math.atanh(value)
+    low, high = -1.0, 1.0
+    if error is not None:
+        is_perfect = abs(value) > 1 - _ROUNDING
+        middle = math.atanh(math.copysign(1 - 1 / number, value) if is_perfect else value)
         low, high = math.tanh(middle - _Z * error), math.tanh(middle + _Z * error)
+        low, high = min(low, value), max(high, value)
     return {"value": value, "low": low, "high": high, "count": number}

@@ -311,6 +311,21 @@ def read_hull(path: Path, kind: EnergySource, second: Path | None = None) -> Hul
     )
 
 
+def ground_state_name(symbol: str, entry_id: str) -> str:
+    """Return the id of the entry of an element's ground state.
+
+    Args:
+        symbol: of the element.
+        entry_id: id of the crystal in the Materials Project.
+    """
+    return f"{symbol}, {entry_id}"
+
+
+def is_ground_state(name: str, amounts: Mapping[str, float]) -> bool:
+    """Return whether an entry of one element has the id of a ground state."""
+    return name.startswith(ground_state_name(next(iter(amounts)), ""))
+
+
 def _plausible_hull(
     path: Path,
     names: Sequence[str],
@@ -323,10 +338,13 @@ def _plausible_hull(
         for name, amounts, energy in zip(names, formulas, energies, strict=True)
         if energy is not None
     ]
-    elements = ReferenceHull((amounts, energy) for _, amounts, energy in given if len(amounts) == 1)
+    elements = [one for one in given if len(one[1]) == 1]
+    # An energy of an element is compared with that of its ground state, if the table has it.
+    ground = ReferenceHull(one[1:] for one in elements if is_ground_state(*one[:2]))
+    lowest = ReferenceHull(one[1:] for one in elements if ground.is_plausible(*one[1:]))
     kept = []
     for name, amounts, energy in given:
-        if elements.is_plausible(amounts, energy):
+        if lowest.is_plausible(amounts, energy):
             kept.append((amounts, energy))
         else:
             log.warning(

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from flowllm.crystal import Crystal
+from flowllm.errors import FlowllmError
 from flowllm.evaluate.matching import (
     DEFAULT,
     LOOSE,
@@ -143,7 +144,7 @@ def crystals_by_composition(
     """Read the crystals of the wanted compositions from a table of crystals.
 
     Raises:
-        FlowllmError: the file is missing or damaged, or a row has no crystal.
+        FlowllmError: the file is missing or damaged, a row has no crystal, or two rows have one id.
     """
     wanted = set(wanted)
     numbers = read_table(path, schemas.CRYSTALS, ["atomic_numbers"]).column(0).to_pylist()
@@ -155,8 +156,13 @@ def crystals_by_composition(
     )
     by_composition: dict[Composition, dict[str, Crystal]] = {}
     for index, row in zip(indices, rows, strict=True):
-        crystal = required_crystal(row, path)
-        by_composition.setdefault(compositions[index], {})[row["id"]] = crystal
+        found = by_composition.setdefault(compositions[index], {})
+        if row["id"] in found:
+            raise FlowllmError(
+                f"{path}: two crystals have the id {row['id']}, of which only one would be known; "
+                "give each its own"
+            )
+        found[row["id"]] = required_crystal(row, path)
     return by_composition
 
 

@@ -19,6 +19,9 @@ from flowllm.io.file_errors import check_form, explain, read_json
 RELEASE = "flowllm-release.json"
 """Name of the file with the digests, in the released folder."""
 
+KNOWN = "crystals/known.parquet"
+"""Name of the table of further known crystals (metrics.known_crystals), in the released folder."""
+
 CARD = "README.md"
 """Name of the model card."""
 

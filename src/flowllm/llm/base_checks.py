@@ -11,18 +11,23 @@ from flowllm.errors import FlowllmError
 from flowllm.llm.prompts import UNCONDITIONAL, Conditions, PromptTokens
 
 
-def check_heads(config: PretrainedConfig, gpus: int, key: str) -> None:
+def heads_of(config: PretrainedConfig) -> int:
+    """Return the number of attention heads of a model."""
+    heads: int = config.get_text_config().num_attention_heads
+    return heads
+
+
+def check_heads(heads: int, gpus: int, key: str) -> None:
     """Check that vLLM can divide a model's attention heads among GPUs.
 
     Args:
-        config: configuration of the model.
+        heads: number of attention heads of the model.
         gpus: GPUs per sampling job.
         key: configuration key of the number of GPUs, for the message.
 
     Raises:
         FlowllmError: the number of heads is not divisible by the number of GPUs.
     """
-    heads = config.get_text_config().num_attention_heads
     if gpus > 1 and heads % gpus:
         raise FlowllmError(
             f"{key} is {gpus}, but the {heads} attention heads of finetune_llm.base_model are not "

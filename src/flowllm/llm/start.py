@@ -123,7 +123,7 @@ def check_start(
             )
 
 
-def check_base_content(section: FinetuneLlm, content: str) -> None:
+def check_base_content(section: FinetuneLlm, content: str | None) -> None:
     """Check that an adapter of the start was trained on this content of the base model.
 
     Args:

@@ -218,8 +218,8 @@ def _check_possible(prompts: Prompts, record: ModelRecord, target: Target) -> No
     smallest = min(site.num_atoms for site in space_group(group).sites.values())
     if not counts and smallest > record.max_atoms:
         raise FlowllmError(
-            f"conditions {dict(target.words)}: a primitive cell of space group {group} has at least "
-            f"{smallest} atoms, but the model was trained on crystals of at most "
+            f"conditions {dict(target.words)}: a primitive cell of space group {group} has at "
+            f"least {smallest} atoms, but the model was trained on crystals of at most "
             f"{record.max_atoms}; ask for another group"
         )
     if counts and group not in possible_groups(counts):

@@ -47,10 +47,10 @@ def reading_table(results: Sequence[Result], kind: EnergySource) -> Table:
     columns = (
         Column("metric", "Metric"),
         Column("reading", "Reading"),
-        *(Column(result.method, result.method, "rate") for result in ours),
+        *(Column(_key(result), result.method, "rate") for result in ours),
     )
     rows = [
-        {"metric": metric, "reading": reading, **{one.method: one.row[key] for one in ours}}
+        {"metric": metric, "reading": reading, **{_key(one): one.row[key] for one in ours}}
         for metric, key, reading in _READINGS
         if key not in used
     ]
@@ -66,6 +66,14 @@ def reading_table(results: Sequence[Result], kind: EnergySource) -> Table:
         + ". Classes joined by chains of matches give a lower bound of the rate by the code's "
         f"greedy rule. {made_by(ours)}",
     )
+
+
+def _key(result: Result) -> str:
+    """Return the key of a method's column.
+
+    It has a space, which no name of a method has, so that `NAME value_low` is no other column.
+    """
+    return f"{result.method} value"
 
 
 def _used(results: Sequence[Result]) -> set[str]:

@@ -18,6 +18,7 @@ from flowllm.dft.inputs import (
 )
 from flowllm.dft.selection import Choice, Relaxed, choose
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.hull import IMPLAUSIBLE_ENERGY
 from flowllm.io import schemas, tables
 from flowllm.io.files import write_text
 from flowllm.io.shards import Shards
@@ -75,7 +76,7 @@ def run(
         energies = _energies(stability, rows)
         check_computed_from([stability], "energies", relaxed)
         folder = relaxed[0].parent
-        manifest = [_first_row(row, input_set, folder) for row in rows]
+        manifest = [_first_row(row, energies[row["id"]], input_set, folder) for row in rows]
         check_computed_from(compared, "stability", [stability])
         matches = _matches(compared, rows)
         choices = choose(_known(manifest, energies, matches), section, settings.seed)
@@ -145,8 +146,8 @@ def _write_scripts(folder: Path, manifest: Sequence[Record]) -> None:
 
 
 def _energies(stability: Path, rows: Sequence[Record]) -> dict[str, Record]:
-    """Return E_above_hull with the potential and the hull's compounds by id."""
-    columns = ("id", "e_above_hull", "hull_compounds")
+    """Return E_above_hull by the potential, the hull's compounds, and the status by id."""
+    columns = ("id", "e_above_hull", "hull_compounds", "status", "error")
     table = tables.read_table(stability, schemas.STABILITY, columns).to_pylist()
     found = {row["id"]: row for row in table}
     _check_ids(stability, "stability", rows, found)
@@ -219,13 +220,21 @@ def _with_choice(row: Record, choice: Choice | None) -> dict[str, Any]:
     return completed
 
 
-def _first_row(row: Record, input_set: str, folder: Path) -> dict[str, Any]:
+def _first_row(row: Record, placed: Record, input_set: str, folder: Path) -> dict[str, Any]:
     """Return a row of the manifest before the selection.
 
-    Its status is that of an earlier failure, no_pseudopotential, or ok.
+    Its status is that of an earlier failure, implausible_energy, no_pseudopotential, or ok.
+
+    Args:
+        row: row of `schemas.RELAXED`.
+        placed: the crystal's row of `schemas.STABILITY`.
+        input_set: name of the input set.
+        folder: of the relaxed crystals, for messages.
     """
     first = {name: row[name] for name in ("id", "formula", "status", "error")}
-    if row["status"] == "ok":
+    if placed["status"] == IMPLAUSIBLE_ENERGY:
+        first |= {name: placed[name] for name in ("status", "error")}
+    elif row["status"] == "ok":
         missing = missing_pseudopotentials(tables.required_crystal(row, folder), input_set)
         if missing:
             detail = f"{input_set} has no pseudopotential for {', '.join(missing)}"

@@ -8,12 +8,17 @@ from typing import Any
 
 from pymatgen.core import Composition
 
-from flowllm.config.sections.energies import Potential, Prerelax, ReferenceHull
+from flowllm.config.sections.energies import Potential, ReferenceHull, RelaxationLimits
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.dft.entries import ReferenceEntry, read_entries, without_structure
 from flowllm.errors import FlowllmError
-from flowllm.evaluate.hull import entry_row, potential_label, unrecorded_label
+from flowllm.evaluate.hull import (
+    entry_row,
+    ground_state_name,
+    potential_label,
+    unrecorded_label,
+)
 from flowllm.io import hull_schemas, schemas, tables
 from flowllm.relax.ground_states import ground_states
 from flowllm.relax.models import LABELS, load_potential
@@ -47,7 +52,7 @@ class Settings(StageSettings):
 
     reference_hull: ReferenceHull
     potential: Potential
-    prerelax: Prerelax
+    prerelax: RelaxationLimits
 
 
 def run(settings: Settings, *, crystals: Path, out: Path) -> None:
@@ -93,7 +98,7 @@ def _write_from_run(settings: Settings, source: Path, out: Path, run: StageRun) 
     has_crystals = hull_schemas.has_crystals(tables.column_names(source))
     schema = hull_schemas.POTENTIAL_ENTRIES if has_crystals else schemas.HULL_ENTRIES
     table = tables.read_table(source, schema)
-    prerelax: Prerelax = settings.prerelax
+    prerelax: RelaxationLimits = settings.prerelax
     name = LABELS[settings.potential.name]
     needed = potential_label(name, prerelax.max_force, prerelax.max_steps)
     found = set(table.column("source").to_pylist())
@@ -132,7 +137,7 @@ def _write_from_train(settings: Settings, crystals: Path, out: Path, run: StageR
     A hull needs an entry for each element, and a training set has few elemental crystals, some of
     which are not the ground state. Of two crystals of an element the lower one is on the hull.
     """
-    prerelax: Prerelax = settings.prerelax
+    prerelax: RelaxationLimits = settings.prerelax
     name = settings.potential.name
     candidates = _candidates(crystals)
     progress = Progress("reference_hull", len(candidates))
@@ -177,7 +182,7 @@ def _candidates(crystals: Path) -> list[_Candidate]:
         for row in rows
     ]
     return training + [
-        _Candidate(f"{symbol}, {one.entry_id}", one.crystal.formula, one.crystal, False)
+        _Candidate(ground_state_name(symbol, one.entry_id), one.crystal.formula, one.crystal, False)
         for symbol, one in ground_states().items()
     ]
 

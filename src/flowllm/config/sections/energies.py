@@ -37,7 +37,8 @@ class Select(Section):
     skip: tuple[Literal["known", "repeated"], ...] = Field(
         description="crystals that are not relaxed, as generated: known (match a training "
         "crystal or one of metrics.known_crystals), repeated (match an earlier draft of the "
-        "method); [] (paper): none, and the stage has no jobs"
+        "method); [] (paper): none, and the stage has no jobs. Otherwise a larger sizes.num_samples "
+        "relaxes all shards of a method again"
     )
 
     @model_validator(mode="after")
@@ -47,13 +48,18 @@ class Select(Section):
         return self
 
 
-class Prerelax(Section):
-    """Relaxation of the generated crystals with the potential."""
+class RelaxationLimits(Section):
+    """When a relaxation ends."""
 
     max_force: PositiveFloat = Field(
         description="eV/angstrom; a crystal is relaxed when no force exceeds it; public code"
     )
     max_steps: PositiveInt = Field(description="steps per crystal; public code")
+
+
+class Prerelax(RelaxationLimits):
+    """Relaxation of the generated crystals with the potential."""
+
     max_seconds: PositiveFloat = Field(description="wall time per crystal in seconds")
     keep_symmetry: bool = Field(
         description="whether a crystal is moved to its exact symmetry (within 0.1 angstrom) and "
