@@ -138,8 +138,8 @@ def check(
         ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
     ]
     model = Path(config.run_dir) / "llm" / "model"
-    if model.is_dir():
-        sampling = {stage for stage, _ in sampling_stages(config)}
+    sampling = {stage for stage, _ in sampling_stages(config)}
+    if model.is_dir() and any(config.resources[stage].gpus > 1 for stage in sampling):
         checks.append((str(model), sampling, lambda one: _merged_model(one, model)))
     if packages:
         checks.append(("packages", set(NEEDING_PACKAGES), lambda one: check_packages(one, to_run)))

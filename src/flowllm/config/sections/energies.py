@@ -37,8 +37,8 @@ class Select(Section):
     skip: tuple[Literal["known", "repeated"], ...] = Field(
         description="crystals that are not relaxed, as generated: known (match a training "
         "crystal or one of metrics.known_crystals), repeated (match an earlier draft of the "
-        "method); [] (paper): none, and the stage has no jobs. Otherwise a larger sizes.num_samples "
-        "relaxes all shards of a method again"
+        "method); [] (paper): none, and the stage has no jobs. Otherwise a larger "
+        "sizes.num_samples relaxes all shards of a method again"
     )
 
     @model_validator(mode="after")
