@@ -123,12 +123,15 @@ def test_the_gpus_of_the_bundled_and_of_a_finished_model_are_checked(tmp_path):
     given = {"finetune_llm": {"base_model": "smollm2-135m"}, "resources": gpus}
     assert "9 attention heads" in problem(tmp_path, "finetune_llm.base_model", **given)
     given = {"run_dir": str(tmp_path / "run"), "resources": gpus}
+    given["stages"] = {"sample_base"}
     model = tmp_path / "run" / "llm" / "model"
     assert str(model) not in outcomes(tmp_path, **given)
     write_llm("opt", model)
     assert outcomes(tmp_path, **given)[str(model)].state == "ok"
     gpus["sample_base"]["gpus"] = 3
     assert "4 attention heads" in problem(tmp_path, str(model), **given)
+    given["stages"] = {"sample_base", "merge_adapter"}  # which makes another model
+    assert str(model) not in outcomes(tmp_path, **given)
 
 
 def test_a_model_that_is_not_fetched_yet_is_checked_later(tmp_path, monkeypatch):

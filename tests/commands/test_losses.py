@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 
 from flowllm.commands.costs import read_costs
-from flowllm.commands.losses import Rates, Work, describe_losses, loss_of, saved_work
+from flowllm.commands.losses import (
+    PART_ITEMS,
+    Rates,
+    Work,
+    describe_losses,
+    loss_of,
+    saved_work,
+)
 from flowllm.config.load import load_config
+from flowllm.stages import fingerprints, invariance, second_energies
 from tiny_run import ROOT
 
 
@@ -40,8 +48,26 @@ def test_attempts_that_end_at_their_limit_lose_a_start_and_half_a_part():
     loss = loss_of(work, Rates(0, 0))
     assert loss.limits == 1  # 9 hours, then up to 19
     assert loss.hours == 1 + 1
-    assert loss_of(Work("metrics", 1, 61.0, 10.0), Rates(0, 0)).limits is None
-    assert loss_of(Work("metrics", 1, 60.0, 10.0), Rates(0, 0)).limits == 2
+    for hours, limits in ((60.0, 2), (61.0, None)):
+        work = Work("sample_pairs", 1, hours, 10.0, saved_hours=2.0)
+        assert loss_of(work, Rates(0, 0)).limits == limits
+
+
+def test_attempts_that_save_nothing_begin_anew():
+    for hours, limits in ((10.0, 0), (25.0, 2), (30.0, 2), (31.0, None)):
+        loss = loss_of(Work("metrics", 1, hours, 10.0), Rates(0, 0))
+        assert loss.limits == limits
+    assert loss_of(Work("metrics", 1, 25.0, 10.0, start_hours=1.0), Rates(0, 0)).hours == 10 + 20
+
+
+def test_the_parts_are_those_that_the_stages_save():
+    assert PART_ITEMS == {
+        "invariance": invariance.CRYSTALS_PER_PART,
+        "second_energies": second_energies.PART_CRYSTALS,
+        "fingerprints": fingerprints.ROWS_PER_PART,
+    }
+    config = load_config([ROOT / "config.yaml"])
+    assert saved_work(config, "fingerprints", 36.0) == {"saved_hours": 5.0}
 
 
 def test_a_training_that_saves_when_stopped_loses_its_start_alone():

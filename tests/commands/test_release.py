@@ -150,14 +150,16 @@ def test_further_known_crystals_are_in_the_folder_and_read_from_there(
     known = tmp_path / "elsewhere" / "train.parquet"
     known.parent.mkdir()
     shutil.copyfile(run / "crystals" / "val.parquet", known)
-    config = yaml.safe_load((run / RECORDED_CONFIG).read_text())
-    config["metrics"]["known_crystals"] = str(known)
-    (tmp_path / "run" / RECORDED_CONFIG).write_text(yaml.safe_dump(config))
+    values = yaml.safe_load((run / RECORDED_CONFIG).read_text())
+    values["metrics"]["known_crystals"] = str(known)
+    (tmp_path / "run" / RECORDED_CONFIG).write_text(yaml.safe_dump(values))
     release.run(run=tmp_path / "run", out=tmp_path / "out", about=about)
     shutil.rmtree(known.parent)
     monkeypatch.chdir(tmp_path / "out")  # where another train.parquet could be
-    opened = open_run(tmp_path / "out", None, None, drafts=True)
-    opened.check(drafts=True, chain=True)
+    given = [tmp_path / "out" / RECORDED_CONFIG]
+    for config in (given, None):
+        opened = open_run(tmp_path / "out", config, None, drafts=True)
+        opened.check(drafts=True, chain=True)
     found = Path(opened.config.metrics.known_crystals)
     assert found == tmp_path / "out" / "crystals" / "known.parquet"
     ids = [

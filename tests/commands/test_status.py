@@ -17,6 +17,7 @@ from flowllm.config.recorded import load_recorded, recorded_text
 from flowllm.config.stage_settings import stage_values
 from flowllm.errors import FlowllmError
 from flowllm.io.files import write_text
+from flowllm.runtime.archive import bring_back, move_away
 from flowllm.runtime.log import SAME_AGAIN, Progress, log, setup_logging
 from flowllm.runtime.provenance import StageRun, recorded
 from tiny_run import TINY
@@ -84,6 +85,16 @@ def test_a_finished_job_has_the_rate_of_its_record(tmp_path):
 def test_an_output_without_a_record_is_done(tmp_path):
     write_text(tmp_path / PAIRS.output, "pairs")
     assert state_of(PAIRS, tmp_path, NONE) == JobState(PAIRS, "done", total=8)
+
+
+def test_an_archived_output_counts_as_present(tmp_path):
+    run_dir = tmp_path / "run"
+    write_text(run_dir / PAIRS.output, "pairs")
+    move_away(run_dir, run_dir / PAIRS.output, tmp_path / "archive")
+    assert [one.state for one in states_of([PAIRS], run_dir, NONE, tiny())] == ["done"]
+    bring_back(run_dir, str(PAIRS.output))
+    (run_dir / PAIRS.output).unlink()
+    assert [one.state for one in states_of([PAIRS], run_dir, NONE, tiny())] == ["waiting"]
 
 
 def test_an_earlier_output_that_stays_is_not_done(tmp_path):

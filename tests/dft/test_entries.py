@@ -35,6 +35,12 @@ def test_an_entry_behind_another_key_is_not_lost(tmp_path):
     (tmp_path / "entries.json").write_text(json.dumps([second, named, third]))
     with pytest.raises(FlowllmError, match=r"energy and composition begins with the key 'name'"):
         list(read_entries(tmp_path / "entries.json"))
+    (tmp_path / "entries.json").write_text(json.dumps(first))
+    with pytest.raises(FlowllmError, match=r"key '@module'.*give a list of entries"):
+        list(read_entries(tmp_path / "entries.json"))
+    nested = {"material_id": "mp-1", "energy": 1.0, "composition": {"Fe": 1}, "entry": first}
+    (tmp_path / "entries.json").write_text(json.dumps([nested, {**nested, "entry": second}]))
+    assert len(list(read_entries(tmp_path / "entries.json"))) == 2
 
 
 def computed_entries() -> list[ComputedEntry]:

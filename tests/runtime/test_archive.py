@@ -128,6 +128,15 @@ def test_a_model_without_its_adapter_is_not_deleted(run_dir, tmp_path):
         check_part(run_dir, MODEL, None)
 
 
+def test_a_link_to_another_disk_is_refused_and_stays(run_dir, tmp_path):
+    (run_dir / MODEL).rename(tmp_path / "scratch")
+    (run_dir / MODEL).symlink_to(tmp_path / "scratch")
+    for target in (tmp_path / "archive", None):
+        with pytest.raises(FlowllmError, match=r"a link to .*scratch.* move that by hand"):
+            check_part(run_dir, MODEL, target)
+    assert (run_dir / MODEL / "weights").exists()
+
+
 def test_a_target_in_the_run_is_refused(run_dir):
     with pytest.raises(FlowllmError, match="is in the run's folder"):
         check_part(run_dir, MODEL, run_dir / "archive")

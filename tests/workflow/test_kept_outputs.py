@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -266,19 +267,26 @@ def test_the_output_of_an_earlier_start_is_used_only_if_made_from_the_present_in
     async def accept(_dag, job, **_words) -> None:
         accepted.append(job)
 
-    def check() -> None:
+    def check(wait: float) -> None:
         monkeypatch.setattr(kept_outputs, "_notes", {str(output): note})
         monkeypatch.setattr(kept_outputs, "_followed", {str(output)})
         dag = SimpleNamespace(jobid=lambda _job: 1)
         job = SimpleNamespace(output=[str(output)], rule=None)
-        asyncio.run(kept_outputs._check_and_touch_output(accept, dag, job))
+        asyncio.run(kept_outputs._check_and_touch_output(accept, dag, job, wait=wait))
 
-    check()
+    check(0)
     assert len(accepted) == 1
+    record = provenance_path(output)
+    content = record.read_text()
+    record.unlink()
+    late = threading.Timer(0.5, record.write_text, [content])  # a file system that shows it later
+    late.start()
+    check(10)
+    assert len(accepted) == 2
     given.write_text("other pairs")
-    with pytest.raises(MissingOutputException, match="from other inputs"):
-        check()
-    assert len(accepted) == 1
+    with pytest.raises(MissingOutputException, match="Not made from the present inputs"):
+        check(0)
+    assert len(accepted) == 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"seed": 42, "settings": 3}'])

@@ -139,7 +139,8 @@ def check(
     ]
     model = Path(config.run_dir) / "llm" / "model"
     sampling = {stage for stage, _ in sampling_stages(config)}
-    if model.is_dir() and any(config.resources[stage].gpus > 1 for stage in sampling):
+    several = any(config.resources[stage].gpus > 1 for stage in sampling)
+    if several and model.is_dir() and "merge_adapter" not in to_run:
         checks.append((str(model), sampling, lambda one: _merged_model(one, model)))
     if packages:
         checks.append(("packages", set(NEEDING_PACKAGES), lambda one: check_packages(one, to_run)))

@@ -57,7 +57,8 @@ def costs_of_run(run_dir: Path) -> tuple[dict[str, ItemCost], dict[str, int]]:
             "run_dir of a run"
         )
     source = f"records of {run_dir}"
-    archived = {run_dir / name: one.size for name, one in read_index(run_dir).items()}
+    moved = {run_dir / name: one.size for name, one in read_index(run_dir).items()}
+    archived = {path: size for path, size in moved.items() if not path.exists()}
     costs = {
         stage: _measured(stage, records, archived).model_copy(update={"source": source})
         for stage, records in found.items()

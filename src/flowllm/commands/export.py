@@ -28,8 +28,9 @@ from flowllm.runtime.log import log, setup_logging
 
 Format = Literal["cif", "csv", "extxyz"]
 
-ENERGY_COLUMNS = ("final_energy_per_atom", "corrected_energy_per_atom")
-"""Columns in eV per atom, of the potential or of DFT; the first one of a table is exported."""
+ENERGY_COLUMNS = ("final_energy_per_atom", "corrected_energy_per_atom", "energy_per_atom")
+"""Columns in eV per atom, of the potential, of DFT, or of crystals on request; the first one of a
+table is exported."""
 
 
 def run(

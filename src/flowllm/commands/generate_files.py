@@ -10,7 +10,7 @@ from flowllm.evaluate.hull import HullFile, short_label
 from flowllm.io import schemas
 from flowllm.io.files import atomic_folder, check_folder, write_text
 from flowllm.io.tables import crystal_of, required_crystal, write_table
-from flowllm.report.gallery import Candidate
+from flowllm.report.gallery import BARE, Candidate
 from flowllm.report.page import Section, render
 from flowllm.report.table import Column, Table
 
@@ -96,14 +96,19 @@ def page(rows: Sequence[Row], hull: HullFile, color: str) -> str:
         "crystals",
         "All crystals",
         f"By energy above the hull in eV per atom; hull: {sources} ({len(hull.hull)} "
-        "compositions). A dash: no value.",
+        "compositions). Crystals of whose elements it has no compound are last. A dash: no value.",
         COLUMNS,
         [_cells(row) for row in rows],
     )
     section = Section(
         "crystals",
         "Crystals",
-        note="The crystals nearest to the hull, each once.",
+        note=" ".join(
+            [
+                "The crystals nearest to the hull, each once.",
+                *map(_sentence, warnings_of(rows, hull)),
+            ]
+        ),
         gallery=_gallery(rows),
         tables=[table],
     )
@@ -114,6 +119,10 @@ def page(rows: Sequence[Row], hull: HullFile, color: str) -> str:
         sections=[section],
         files=False,
     )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _cells(row: Row) -> Row:
@@ -146,7 +155,9 @@ def _gallery(rows: Sequence[Row]) -> list[Candidate]:
                 space_group=row["space_group"],
                 known=row["matched_material_id"],
                 compared=row["duplicate_group"] is not None,
-                note=wishes_text(row),
+                note="; ".join(
+                    filter(None, [wishes_text(row), "" if has_reference(row) else BARE])
+                ),
             )
         )
     return shown
@@ -181,14 +192,15 @@ def printed_table(rows: Sequence[Row], out: Path) -> Iterator[str]:
 
 
 def summary(rows: Sequence[Row], num_classes: int) -> str:
-    """Return how many drafts were relaxed, are different, meet the wishes, and are worth a look."""
+    """Return how many drafts were relaxed and meet the wishes, and numbers of different crystals."""
     relaxed = [row for row in rows if row["cif"] is not None]
     judged = [row["all_met"] for row in rows if row["all_met"] is not None]
+    metastable = {row["duplicate_group"] or row["id"] for row in relaxed if row["metastable"]}
     parts = [
         f"{len(relaxed)} of {len(rows)} drafts relaxed",
         f"{num_classes} different crystals",
         *([f"{sum(judged)} of {len(judged)} drafts meet their conditions"] if judged else []),
-        f"{sum(row['metastable'] for row in relaxed)} metastable or stable",
+        f"{len(metastable)} metastable or stable",
         f"{sum(row['novel'] and row['unique'] for row in relaxed)} novel",
         f"{sum(row['sun'] for row in relaxed)} stable, unique and novel",
     ]

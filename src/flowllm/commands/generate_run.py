@@ -11,6 +11,7 @@ from flowllm.config.sections.flow import Method
 from flowllm.config.stage_settings import StageSettings
 from flowllm.data.wishes import Own
 from flowllm.errors import FlowllmError
+from flowllm.io.archive_index import read_index
 from flowllm.io.release import KNOWN, RELEASE, check_release
 from flowllm.llm.model_record import read_record
 from flowllm.runtime.log import log
@@ -110,6 +111,11 @@ class FinishedRun:
             optional = [path for path in (self.flow, self.second_hull) if path is not None]
             needed += [*optional, self.hull, *self.splits.values()]
         missing = [path.relative_to(self.folder) for path in needed if not path.exists()]
+        if archived := sorted({*map(str, missing)} & read_index(self.folder).keys()):
+            raise FlowllmError(
+                f"{self.folder}: {', '.join(archived)} archived. Bring it back: flowllm restore "
+                f"{self.folder} {' '.join(archived)}"
+            )
         if missing:
             targets = " ".join(str(Path(self.config.run_dir) / path) for path in missing)
             raise FlowllmError(
@@ -158,11 +164,10 @@ def open_run(
     """
     if not folder.is_dir():
         raise FlowllmError(f"{folder}: no such folder; name the folder of a run (run_dir)")
-    is_release = (folder / RELEASE).exists()
-    if is_release:
+    if (folder / RELEASE).exists():
         check_release(folder)
     loaded = load_config(config) if config else load_recorded(folder)
-    if is_release and not config and loaded.metrics.known_crystals is not None:
+    if loaded.metrics.known_crystals == KNOWN and (folder / KNOWN).exists():
         own = {"known_crystals": str(folder / KNOWN)}
         loaded = loaded.model_copy(update={"metrics": loaded.metrics.model_copy(update=own)})
     sampled = [base.name for base in loaded.bases]

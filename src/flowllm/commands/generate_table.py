@@ -40,8 +40,9 @@ def table_rows(
 ) -> list[Row]:
     """Return the rows of `schemas.ON_REQUEST`, by energy above the hull.
 
-    Crystals without an energy above the hull follow those that have one, and drafts without a
-    relaxed crystal are last.
+    Crystals of whose elements the hull has no compound follow the others, since their energies
+    above it are too low. Then come those without such an energy, and drafts without a relaxed
+    crystal are last.
 
     Args:
         followed: what became of each draft.
@@ -57,9 +58,9 @@ def table_rows(
     return rows
 
 
-def _order(row: Row) -> tuple[bool, float, str]:
-    energy = row["e_above_hull"]
-    return row["lengths"] is None, math.inf if energy is None else energy, row["id"]
+def _order(row: Row) -> tuple[bool, bool, float, str]:
+    energy = math.inf if row["e_above_hull"] is None else row["e_above_hull"]
+    return row["lengths"] is None, not has_reference(row), energy, row["id"]
 
 
 def _file_name(rank: int, row: Row) -> str:

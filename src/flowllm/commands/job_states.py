@@ -5,7 +5,7 @@ Nothing is written, so that a run can be watched from another node, and by anoth
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from flowllm.commands.jobs import Job
 from flowllm.config.model import Config
 from flowllm.config.stage_settings import stage_values
 from flowllm.errors import FlowllmError
+from flowllm.io.archive_index import read_index
 from flowllm.plain_text import printable
 from flowllm.runtime.provenance import provenance_path, read_record
 from flowllm.runtime.writer_lock import is_written
@@ -100,7 +101,11 @@ def _logs_of_processes() -> set[Path]:
 
 
 def state_of(
-    job: Job, run_dir: Path, activity: Activity, values: Mapping[str, Any] | None = None
+    job: Job,
+    run_dir: Path,
+    activity: Activity,
+    values: Mapping[str, Any] | None = None,
+    archived: Collection[str] = (),
 ) -> JobState:
     """Return the state of a job.
 
@@ -113,12 +118,13 @@ def state_of(
         run_dir: the run's folder.
         activity: the run's jobs in the queue and on this host.
         values: the job's settings (`stage_values`), None if those of its output are not compared.
+        archived: paths within the run's folder that are archived, and count as present.
     """
     output, log = run_dir / job.output, run_dir / job.log
     alive = job.comment in activity.running or is_written(output) or log.resolve() in activity.logs
     if not alive and job.comment in activity.pending:
         return JobState(job, "waiting", total=job.items)
-    if not alive and all((run_dir / path).exists() for path in job.files):
+    if not alive and all(str(path) in archived or (run_dir / path).exists() for path in job.files):
         record = _record_of(output)
         if record is None or values is None or _made_with(record) == values:
             return _finished(job, record)
@@ -163,4 +169,5 @@ def states_of(
     """Return the states of jobs of a configuration, in their order."""
     rows = {(job.stage, job.row) for job in jobs}
     values = {(stage, row): stage_values(config, stage, row) for stage, row in rows}
-    return [state_of(job, run_dir, activity, values[job.stage, job.row]) for job in jobs]
+    archived = read_index(run_dir)
+    return [state_of(job, run_dir, activity, values[job.stage, job.row], archived) for job in jobs]

@@ -23,6 +23,10 @@ _FLOW_CHECKPOINT_HOURS = 300 / 3600
 """Time between two checkpoints of train_rfm (`rfm.train.CHECKPOINT_SECONDS`)."""
 
 
+PART_ITEMS = {"invariance": 10, "second_energies": 200, "fingerprints": 500}
+"""Items per saved part of the stages that have no key for it."""
+
+
 @dataclass(frozen=True)
 class Rates:
     """How often jobs are stopped.
@@ -111,21 +115,31 @@ def loss_of(work: Work, rates: Rates) -> Loss:
     limits = _limits_reached(work)
     stops = failures + preemptions + (limits or 0)
     losing = failures if work.saves_when_stopped else stops
-    saved = work.hours if work.saved_hours is None else min(work.saved_hours, work.hours)
     starts = stops * work.start_hours
     left = TARGET * work.hours - starts
     most = None if left <= 0 else 2 * left / losing if losing else work.hours
-    return Loss(work, failures, preemptions, limits, starts + losing * saved / 2, most)
+    if work.saved_hours is not None:
+        lost = losing * min(work.saved_hours, work.hours) / 2
+    else:
+        whole = sum(_useful(work, attempt) for attempt in range(limits or 0))
+        lost = (failures + preemptions) * work.hours / 2 + whole
+    return Loss(work, failures, preemptions, limits, starts + lost, most)
+
+
+def _useful(work: Work, attempt: int) -> float:
+    """Return the hours of work in an attempt that ends at its time limit."""
+    return max((attempt + 1) * work.limit_hours - work.start_hours, 0.0)
 
 
 def _limits_reached(work: Work) -> int | None:
     """Return how many attempts end at their time limit before one finishes."""
     left = work.hours
     for attempt in range(RETRIES + 1):
-        useful = (attempt + 1) * work.limit_hours - work.start_hours
+        useful = _useful(work, attempt)
         if left <= useful:
             return attempt
-        left -= max(useful, 0.0)
+        if work.saved_hours is not None:
+            left -= useful
     return None
 
 
@@ -146,6 +160,8 @@ def saved_work(config: Config, stage: str, seconds_per_item: float) -> dict[str,
         made = {"saved_hours": hours, "saved_by": name, "saved_items": llm.save_steps}
         return made | {"saves_when_stopped": True}
     section = "sample_base" if stage == "sample_csp" else stage
+    if stage in PART_ITEMS:
+        return {"saved_hours": PART_ITEMS[stage] * seconds_per_item / 3600}
     chunk = getattr(getattr(config, section, None), "chunk_size", None)
     if chunk is None:
         return {}
@@ -217,5 +233,5 @@ def _advice(loss: Loss) -> Iterator[str]:
         else:
             yield (
                 f"{work.stage}: jobs of at most {loss.most_saved_hours:.2f} h keep the loss under "
-                f"{TARGET:.0%}; nothing is saved before the end"
+                f"{TARGET:.0%}" + ("; nothing is saved before the end" * (work.saved_hours is None))
             )

@@ -16,6 +16,7 @@ from flowllm.commands.generate_run import FinishedRun
 from flowllm.config.load import check_config
 from flowllm.config.recorded import RECORDED_CONFIG, recorded_text
 from flowllm.errors import FlowllmError
+from flowllm.evaluate.hull import plausible_places
 from flowllm.io import schemas
 from flowllm.io.release import KNOWN
 from flowllm.io.start_files import FLOW_DESCRIPTION, start_files
@@ -86,13 +87,17 @@ def halve(source: Path, target: Path) -> None:
 
 
 def write_hull(run: FinishedRun, folder: Path) -> None:
-    """Write the reference entries that decide the hull: the lowest of each composition.
+    """Write the reference entries that decide the hull: the lowest plausible of each composition.
 
     All energies above the hull are exactly those of the whole table.
     """
     table = read_table(run.hull, schemas.HULL_ENTRIES)
+    rows = table.to_pylist()
+    names, energies = ([row[key] for row in rows] for key in ("entry_id", "energy_per_atom"))
+    amounts = [Composition(row["formula"]).get_el_amt_dict() for row in rows]
     lowest: dict[str, tuple[float, int]] = {}
-    for place, row in enumerate(table.to_pylist()):
+    for place in plausible_places(run.hull, names, amounts, energies):
+        row = rows[place]
         formula = Composition(row["formula"]).reduced_formula
         found = row["energy_per_atom"], place
         lowest[formula] = min(found, lowest.get(formula, found))

@@ -54,12 +54,12 @@ STAGES: dict[str, Stage] = {
         ("reference_hull", "potential", "prerelax"), _SECOND, limits=("prerelax",), version=4
     ),
     "second_energies": Stage(("potential",)),
-    "stability": Stage(("stability",), version=6),
+    "stability": Stage(("stability",), version=7),
     "dft_inputs": Stage(("dft", "dft_inputs"), version=6),
     "dft_collect": Stage(("dft_collect",), version=5),
     "dft_hull": Stage(("dft_hull", "dft_collect"), version=2),
     "fingerprints": Stage(("fingerprints",), version=2),
-    "metrics": Stage(("metrics",), version=10),
+    "metrics": Stage(("metrics",), version=11),
     "match_csp": Stage(("metrics",), version=3),
     "report": Stage(("report",), version=10),
 }

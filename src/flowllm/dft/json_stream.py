@@ -65,21 +65,25 @@ class EntryStream:
         """Yield the entries in a list, or in an object that is not an entry.
 
         Raises:
-            FlowllmError: the object is an entry whose first key is not one of `_ENTRY_KEYS`.
+            FlowllmError: the object contains no entry, but is one.
         """
         is_object = self._take() == "{"
         end = "}" if is_object else "]"
-        keys = []
+        keys, is_empty = [], True
         while self._peek() != end:
             if is_object:
                 keys.append(self._value())
-            yield from self._member()
+            for entry in self._member():
+                is_empty = False
+                yield entry
         self._take()
-        if {"energy", "composition"} <= set(keys):
+        if is_empty and {"energy", "composition"} <= set(keys):
+            cure = "write its energy first, as pymatgen does"
+            if keys[0] in _ENTRY_KEYS:
+                cure = "give a list of entries"
             raise FlowllmError(
                 f"{self._path}: an object with energy and composition begins with the key "
-                f"{keys[0]!r}, and would be searched for entries instead of being one. Write the "
-                "entries with a first key that pymatgen writes, such as @module or energy"
+                f"{keys[0]!r} and is not read as an entry; {cure}"
             )
 
     def _member(self) -> Iterator[dict[str, Any]]:

@@ -332,20 +332,41 @@ def _plausible_hull(
     formulas: Sequence[Mapping[str, float]],
     energies: Sequence[float | None],
 ) -> ReferenceHull:
-    """Return the hull of the entries with a plausible energy; the log names the others."""
+    """Return the hull of the entries with a plausible energy."""
+    entries = [
+        (formulas[place], energies[place])
+        for place in plausible_places(path, names, formulas, energies)
+    ]
+    return ReferenceHull((amounts, energy) for amounts, energy in entries if energy is not None)
+
+
+def plausible_places(
+    path: Path,
+    names: Sequence[str],
+    formulas: Sequence[Mapping[str, float]],
+    energies: Sequence[float | None],
+) -> list[int]:
+    """Return the places of the entries with a plausible energy; the log names the others.
+
+    Args:
+        path: the table of the entries, for messages.
+        names: ids of the entries.
+        formulas: amounts by element symbol.
+        energies: eV per atom, None for an entry without one.
+    """
     given = [
-        (name, amounts, energy)
-        for name, amounts, energy in zip(names, formulas, energies, strict=True)
+        (place, name, amounts, energy)
+        for place, (name, amounts, energy) in enumerate(zip(names, formulas, energies, strict=True))
         if energy is not None
     ]
-    elements = [one for one in given if len(one[1]) == 1]
+    elements = [one for one in given if len(one[2]) == 1]
     # An energy of an element is compared with that of its ground state, if the table has it.
-    ground = ReferenceHull(one[1:] for one in elements if is_ground_state(*one[:2]))
-    lowest = ReferenceHull(one[1:] for one in elements if ground.is_plausible(*one[1:]))
+    ground = ReferenceHull(one[2:] for one in elements if is_ground_state(*one[1:3]))
+    lowest = ReferenceHull(one[2:] for one in elements if ground.is_plausible(*one[2:]))
     kept = []
-    for name, amounts, energy in given:
+    for place, name, amounts, energy in given:
         if lowest.is_plausible(amounts, energy):
-            kept.append((amounts, energy))
+            kept.append(place)
         else:
             log.warning(
                 "%s: entry %s left out of the hull: formation energy below %g eV/atom",
@@ -353,7 +374,7 @@ def _plausible_hull(
                 name,
                 MIN_FORMATION_ENERGY,
             )
-    return ReferenceHull(kept)
+    return kept
 
 
 def read_second(

@@ -99,6 +99,10 @@ def check_folder(folder: Path) -> Path:
         is_file = place.exists() and not place.is_dir()
     if is_file:
         raise FlowllmError(f"{folder}: a file, but a folder is expected; move it away")
+    if target == Path.cwd():
+        raise FlowllmError(
+            f"{folder}: the working directory, which cannot be replaced; name a new folder in it"
+        )
     if os.path.ismount(place):
         raise FlowllmError(
             f"{folder}: a mount point, which cannot be replaced; mount its parent folder instead"

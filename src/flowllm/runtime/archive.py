@@ -153,14 +153,19 @@ def check_part(run_dir: Path, name: str, target: Path | None) -> list[Path]:
         target: folder that the part is moved to; None if it is deleted.
 
     Raises:
-        FlowllmError: the part is not there, the target is in the run's folder, or the part would
-            not be made again with the same content.
+        FlowllmError: the part is not there or is a link, the target is in the run's folder, or the
+            part would not be made again with the same content.
     """
     outputs, part = outputs_of(run_dir, name), PARTS[name]
     for left in run_dir.glob(f"{PurePath(part.pattern).parent}/.*{_REMOVED}"):
-        shutil.rmtree(left)  # of a command that was killed
+        left.unlink() if left.is_symlink() else shutil.rmtree(left)  # of a killed command
     if not outputs:
         raise FlowllmError(f"{run_dir}: has no {name}, or it is archived already")
+    if links := [path for path in outputs if path.is_symlink()]:
+        raise FlowllmError(
+            f"{links[0]}: a link to {links[0].resolve()}, which is not in the run's folder; move "
+            "that by hand, and set the link to its new place"
+        )
     if target is not None:
         if target.resolve().is_relative_to(run_dir.resolve()):
             raise FlowllmError(f"--to {target}: is in the run's folder; name one outside of it")

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,7 @@ from flowllm.runtime.failures import FAILURES, Failures
 from flowllm.slurm.commands import ask
 from flowllm.slurm.jobs import failure_of, job_name
 from flowllm.slurm.pending import Watch
-from flowllm.slurm.submissions import Submissions
+from flowllm.slurm.submissions import EarlierJobs, Submissions
 
 _JOBS_PER_QUESTION = 1000
 
@@ -23,19 +23,19 @@ _CURRENT: list[Any] = []
 
 
 @cache
-def change_plugin(plugin: ModuleType, follow: Callable[[Any], bool]) -> None:
+def change_plugin(plugin: ModuleType, earlier: EarlierJobs) -> None:
     """Change the loaded plugin for all jobs of this process; a second call changes nothing more.
 
     Args:
         plugin: the module `snakemake_executor_plugin_slurm`.
-        follow: see `Submissions`.
+        earlier: what to do about living jobs of an earlier start.
     """
     executor_class: Any = plugin.Executor
     _name_jobs(plugin)
     _read_states(plugin)
     _name_stuck_jobs(plugin)
     _guess_no_account(executor_class)
-    _submit_patiently(executor_class, FAILURES, follow)
+    _submit_patiently(executor_class, FAILURES, earlier)
     _ask_by_number(plugin)
     _say_causes(executor_class, FAILURES)
     _stop_submitting(executor_class)
@@ -124,9 +124,7 @@ def _guess_no_account(executor_class: Any) -> None:
     executor_class.get_account_arg = account_of
 
 
-def _submit_patiently(
-    executor_class: Any, failures: Failures, follow: Callable[[Any], bool]
-) -> None:
+def _submit_patiently(executor_class: Any, failures: Failures, earlier: EarlierJobs) -> None:
     """Let refused jobs wait, and follow jobs of an earlier start (`Submissions`)."""
     initialize, submit = executor_class.__post_init__, executor_class.run_job
     report = executor_class.report_job_submission
@@ -137,7 +135,7 @@ def _submit_patiently(
         initialize(executor, *words, **options)
         _CURRENT[:] = [executor]
         try:
-            executor.submissions = Submissions(executor, submit_or_report, failures, follow)
+            executor.submissions = Submissions(executor, submit_or_report, failures, earlier)
         except FlowllmError as error:
             raise workflow_error(str(error)) from error
 

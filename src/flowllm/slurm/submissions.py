@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from flowllm.errors import FlowllmError
@@ -13,6 +14,21 @@ from flowllm.slurm.refusals import Refusal, read_refusal
 
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class EarlierJobs:
+    """What to do about a job of an earlier start that makes the outputs of a job.
+
+    Attributes:
+        has_same_task: returns whether both have the same task.
+        follow: notes that it is waited for.
+        leave: notes that its outputs are left to it, and that the job fails.
+    """
+
+    has_same_task: Callable[[Any], bool]
+    follow: Callable[[Any], None]
+    leave: Callable[[Any], None]
 
 
 class Submissions:
@@ -27,7 +43,7 @@ class Submissions:
     """
 
     def __init__(
-        self, executor: Any, submit: Any, failures: Failures, follow: Callable[[Any], bool]
+        self, executor: Any, submit: Any, failures: Failures, earlier: EarlierJobs
     ) -> None:
         """Find the jobs of an earlier start that still wait or run.
 
@@ -35,14 +51,13 @@ class Submissions:
             executor: the plugin's executor.
             submit: its method that submits one job.
             failures: receives the causes of refusals.
-            follow: returns whether a job of an earlier start has the task of a job, whose outputs
-                both make, and notes that it is waited for.
+            earlier: what to do about the jobs of an earlier start.
 
         Raises:
             FlowllmError: squeue does not answer.
         """
         self._executor, self._submit, self._failures = executor, submit, failures
-        self._follow = follow
+        self._earlier_jobs = earlier
         self._living = living_jobs()
         self._earlier = frozenset(self._living.values())
         self._waiting: deque[Any] = deque()
@@ -56,14 +71,18 @@ class Submissions:
 
     def submit(self, job: Any) -> None:
         """Submit a job, or follow its living predecessor, or let it wait."""
+        lives = job_name(job) in self._living  # it needs no sbatch
         with self._lock:
-            if self._serves:
+            if self._serves and not lives:
                 self._waiting.append(job)
                 return
         if not self._try(job):
             self._say_waiting()
-            self._waiting.append(job)
-            self._serves = True
+            with self._lock:
+                self._waiting.append(job)
+                if self._serves:
+                    return
+                self._serves = True
             threading.Thread(target=self._serve, daemon=True).start()
 
     def refused(self, job: Any, said: str) -> Failure | None:
@@ -90,21 +109,37 @@ class Submissions:
         """Submit a job, or follow its living predecessor; return False if it is refused for now."""
         number = self._living.pop(job_name(job), None)
         if number is not None and number not in self.all_numbers:
-            if number in self._earlier and not self._follow(job):
+            is_same = number not in self._earlier or self._earlier_jobs.has_same_task(job)
+            if is_same:
+                self._follow(job, number)
+                return True
+            if self._lives(job, number):
                 self._fail_beside(job, number)
                 return True
-            self._executor.logger.info(
-                f"{shown_name(job)} is SLURM job {number} of an earlier start, which still waits "
-                "or runs: it is waited for and not submitted again."
-            )
-            self._executor.follow_living(job, number)
-            return True
         self._refusal = None
         self._submit(self._executor, job)
         return self._refusal is None
 
+    def _follow(self, job: Any, number: str) -> None:
+        """Wait for a living job in place of a new one."""
+        self._executor.logger.info(
+            f"{shown_name(job)} is SLURM job {number} of an earlier start, which still waits or "
+            "runs: it is waited for and not submitted again."
+        )
+        if number in self._earlier:
+            self._earlier_jobs.follow(job)
+        self._executor.follow_living(job, number)
+
+    def _lives(self, job: Any, number: str) -> bool:
+        """Return whether a job that lived at the start still does; True if unknown."""
+        try:
+            return living_jobs().get(job_name(job)) == number
+        except FlowllmError:
+            return True
+
     def _fail_beside(self, job: Any, number: str) -> None:
         """Report a job as failed whose outputs are being made with other settings or inputs."""
+        self._earlier_jobs.leave(job)
         self._failures.known[job] = Failure(
             f"SLURM job {number} of an earlier start makes its outputs with other settings or "
             f"inputs. Wait for its end or cancel it (scancel {number}), then start again",

@@ -7,6 +7,7 @@ from typing import Any
 
 from flowllm.errors import FlowllmError
 from flowllm.slurm.plugin import change_plugin, refuse_start
+from flowllm.slurm.submissions import EarlierJobs
 from flowllm.workflow import kept_outputs, planning, retries
 from flowllm.workflow.changes import SLURM_PLUGIN, SNAKEMAKE, check_version
 
@@ -33,7 +34,10 @@ def change_snakemake(workflow: Any, run_dir: Path) -> planning.Planning:
         except FlowllmError as error:
             refuse_start(plugin, str(error))
         else:
-            change_plugin(plugin, kept_outputs.follow)
+            earlier = EarlierJobs(
+                kept_outputs.has_same_task, kept_outputs.follow, kept_outputs.leave
+            )
+            change_plugin(plugin, earlier)
     return planning.plan_for(run_dir)
 
 

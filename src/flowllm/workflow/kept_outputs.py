@@ -111,25 +111,39 @@ def _start(job: Job) -> None:
             _save(note_path(persistence.path, output), note)
 
 
-def follow(job: Any) -> bool:
-    """Use the end of a job of an earlier start, which still runs, as the end of this job.
+def has_same_task(job: Any) -> bool:
+    """Return whether the job of an earlier start that makes the outputs of a job has its task."""
+    noted = [path for path in _outputs(job) if path in _earlier]
+    return all(_earlier[path].has_same_task(_notes[path]) for path in noted)
 
-    Returns:
-        Whether the earlier job has the same task. Otherwise this job is to fail, and the note and
-        the outputs of the earlier one stay as they are.
-    """
-    singles = list(_single_jobs([job]))
-    outputs = [str(path) for one in singles for path in one.output]
-    others = {path: _earlier[path] for path in outputs if path in _earlier}
-    if all(other.has_same_task(_notes[path]) for path, other in others.items()):
-        _followed.update(outputs)
-        return True
+
+def follow(job: Any) -> None:
+    """Use the end of a job of an earlier start, which still runs, as the end of this job."""
+    outputs = _outputs(job)
+    _followed.update(outputs)
+    # What it has written before this start is its output, too.
+    _restore_notes(job, outputs)
+    _notes.update({path: _earlier[path] for path in outputs if path in _earlier})
+
+
+def leave(job: Any) -> None:
+    """Leave the outputs and notes of a job to that of an earlier start; this job is to fail."""
+    outputs = _outputs(job)
     _left.update(outputs)
+    _restore_notes(job, outputs)
+    # This job is never finished.
+    _notes.update({path: replace(_notes[path], settings=None) for path in outputs})
+
+
+def _outputs(job: Any) -> list[str]:
+    return [str(path) for one in _single_jobs([job]) for path in one.output]
+
+
+def _restore_notes(job: Any, outputs: Iterable[str]) -> None:
+    folder = next(iter(members(job))).dag.workflow.persistence.path
     for path in outputs:
-        _notes[path] = replace(_notes[path], settings=None)  # it is never finished
-    for path, other in others.items():
-        _save(note_path(singles[0].dag.workflow.persistence.path, path), other)
-    return False
+        if path in _earlier:
+            _save(note_path(folder, path), _earlier[path])
 
 
 def _save(path: Path, note: Note) -> None:
@@ -240,10 +254,13 @@ async def _check_and_touch_output(original: Any, self: DAG, job: Job, **words: A
             raise MissingOutputException(text, rule=job.rule, jobid=self.jobid(job))
         await asyncio.sleep(_LOOK_SECONDS)
     if note is not None and not _followed.isdisjoint(note.outputs):
+        while not note.is_finished():
+            if time.monotonic() >= until:
+                _followed.difference_update(note.outputs)
+                text = f"Not made from the present inputs: {', '.join(note.outputs)}"
+                raise MissingOutputException(text, rule=job.rule, jobid=self.jobid(job))
+            await asyncio.sleep(_LOOK_SECONDS)
         _followed.difference_update(note.outputs)
-        if not note.is_finished():
-            text = f"Made by an earlier start from other inputs: {', '.join(note.outputs)}"
-            raise MissingOutputException(text, rule=job.rule, jobid=self.jobid(job))
     await original(self, job, **words)
 
 
