@@ -192,7 +192,7 @@ def printed_table(rows: Sequence[Row], out: Path) -> Iterator[str]:
 
 
 def summary(rows: Sequence[Row], num_classes: int) -> str:
-    """Return how many drafts were relaxed and meet the wishes, and numbers of different crystals."""
+    """Return how many drafts were relaxed and meet the wishes, and counts of crystals."""
     relaxed = [row for row in rows if row["cif"] is not None]
     judged = [row["all_met"] for row in rows if row["all_met"] is not None]
     metastable = {row["duplicate_group"] or row["id"] for row in relaxed if row["metastable"]}
