@@ -64,8 +64,18 @@ def test_gpus_of_several_nodes_are_requested_per_node_with_their_type():
 
 
 def run_prefix(site: Site, command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    words = ["bash", "-c", job_prefix(site) + command]
+    words = ["bash", "-c", job_prefix(site, folder / "the source") + command]
     return subprocess.run(words, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("prologue", "others"), [("", "/other"), ("unset PYTHONPATH", "")])
+def test_the_package_is_found_whatever_modules_and_conda_do_to_the_search_path(
+    tmp_path, monkeypatch, prologue, others
+):
+    monkeypatch.setenv("PYTHONPATH", "/other")
+    done = run_prefix(Site(prologue=prologue), "printenv PYTHONPATH", tmp_path)
+    found = done.stdout.strip().split(":")
+    assert found == [f"{tmp_path}/the source", *filter(None, [others])]
 
 
 def test_prologue_and_scratch_precede_the_command_which_replaces_the_shell(tmp_path):

@@ -37,7 +37,6 @@ pytestmark = [
 # Snakemake twice.
 ENTRIES = {
     "slurm-partition-config: slurm/": "slurm-partition-config: {folder}/",
-    "# slurm-requeue:": "slurm-requeue:",
     "#   groups: [": "groups: [fingerprints=prints, stability=judge, dft_inputs=judge, "
     "metrics=judge, ",
     "#   group-components: [relaxations=4]": "group-components: [relaxations=2, prints=2]",

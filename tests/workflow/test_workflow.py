@@ -4,9 +4,13 @@
 """
 
 import ast
+import json
+import os
 import re
 import resource
+import subprocess
 import sys
+import time
 import tomllib
 from importlib.metadata import packages_distributions
 from itertools import chain, product
@@ -24,7 +28,9 @@ from flowllm.commands.estimate import estimate
 from flowllm.commands.jobs import count_jobs
 from flowllm.config.load import load_config
 from flowllm.config.stages import STAGES
-from tiny_run import ROOT, TINY, dry_runs, planned, snakemake
+from stub_run import make_stub
+from tiny_llm import write_tiny_llm
+from tiny_run import ROOT, SNAKEMAKE, TINY, dry_runs, environment, planned, snakemake
 
 
 def rules() -> dict[str, str]:
@@ -193,6 +199,35 @@ def test_every_file_of_a_folder_of_samples_is_watched(tmp_path):
     assert str(folder / "sub" / "c.cif.gz") in output
     assert str(folder / "sub" / "POSCAR") in output
     assert "notes.txt" not in output
+
+
+def test_without_a_scheduler_one_job_with_gpus_runs_at_a_time(tmp_path):
+    """Each of them would see all GPUs."""
+    python = make_stub(tmp_path / "bin")
+    (tmp_path / "work").mkdir()
+    write_tiny_llm(tmp_path / "work" / "tiny-llm")
+    overlay = tmp_path / "gpus.yaml"
+    overlay.write_text(yaml.safe_dump({"resources": {"sample_pairs": {"gpus": 1}}}))
+    search = {"PATH": f"{python}{os.pathsep}{os.environ['PATH']}"}
+    ends = {"STUB_ENDS": json.dumps({"sample_pairs": "waiting"})}
+    process = subprocess.Popen(
+        [*SNAKEMAKE, "--cores", "16", *TINY, str(overlay), "--until", "sample_pairs"],
+        cwd=tmp_path / "work",
+        env=environment() | search | ends,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    waiting = tmp_path / "work" / "waiting"
+    while not waiting.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    time.sleep(3)  # three shards of 16 cores could have started
+    assert len(list(waiting.iterdir())) == 1
+    (tmp_path / "work" / "go on").touch()
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert len(list(waiting.iterdir())) == 3
 
 
 def test_every_cif_of_a_local_source_is_watched(tmp_path):

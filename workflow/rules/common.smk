@@ -25,12 +25,11 @@ os.environ.update(FLOWLLM_CONFIG=json.dumps(config))
 # The stage replaces the shell: SIGTERM, which precedes the kill of a job, reaches the stage, and the
 # job ends when the stage has saved its state. The site's own lines are for jobs on its nodes.
 GIVEN_SITE = os.getenv("FLOWLLM_SITE")
-if GIVEN_SITE and not workflow.is_main_process:
-    PREFIX = job_prefix(Site.model_validate_json(GIVEN_SITE))
-    # Snakemake formats the text.
-    shell.prefix(PREFIX.replace("{", "{{").replace("}", "}}"))
-else:
-    shell.prefix("exec ")
+ON_NODE = GIVEN_SITE and not workflow.is_main_process
+SITE = Site.model_validate_json(GIVEN_SITE) if ON_NODE else Site()
+PREFIX = job_prefix(SITE, Path(SOURCE))
+# Snakemake formats the text.
+shell.prefix(PREFIX.replace("{", "{{").replace("}", "}}"))
 
 
 def explained(function, *given):

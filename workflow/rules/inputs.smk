@@ -76,7 +76,11 @@ def without_braces(paths):
 def source_files(wildcards):
     """Return the files of a local source, so that a changed data file reruns the download."""
     folder = Path(CONFIG.data.source)
-    found = (one for one in folder.glob("*") if one.suffix == ".csv" or one.suffix.lower() == ".cif")
+    found = (
+        one
+        for one in folder.glob("*")
+        if one.suffix == ".csv" or one.suffix.lower() == ".cif"
+    )
     return without_braces(found)
 
 

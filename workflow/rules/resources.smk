@@ -3,6 +3,9 @@
 from flowllm.config.site import SLURM_RESOURCES, read_site, slurm_resources
 from flowllm.slurm.attempts import memory_and_minutes
 
+if workflow.local_exec and "gpu_jobs" not in workflow.global_resources:
+    workflow.register_resource("gpu_jobs", 1)
+
 SITES = {}  # by the path of the file
 
 
@@ -42,7 +45,9 @@ def requested(stage):
 
     # With `mpi` the SLURM plugin lets the command start its tasks (runtime/distributed.py).
     several = {"nodes": nodes, "tasks": nodes, "mpi": "srun"} if nodes > 1 else {}
-    return {name: from_site(name) for name in SLURM_RESOURCES} | several
+    # Without a scheduler every job sees all GPUs, so that one runs at a time.
+    alone = {"gpu_jobs": 1} if workflow.local_exec and asked.gpus else {}
+    return {name: from_site(name) for name in SLURM_RESOURCES} | several | alone
 
 
 def of_attempt(stage, attempt):

@@ -27,7 +27,8 @@ def check_before_jobs():
     words = [f"--stage={name}" for name in stages if name in STAGES]
     if not words:
         return
-    if OWN_ENVIRONMENTS:
+    site = site_of_run()
+    if OWN_ENVIRONMENTS or (site and site.launcher.strip()):
         words.append("--no-packages")  # the stages run in other environments
         if find_spec("transformers") is None or find_spec("cyclopts") is None:
             logger.warning(

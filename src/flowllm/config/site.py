@@ -5,6 +5,7 @@ No result depends on them. The SLURM plugin of Snakemake reads `partitions` of t
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Self
 
 import yaml
@@ -158,15 +159,22 @@ def _gpus(site: Site, gpus: int, nodes: int) -> dict[str, int | str | None]:
     return {"gres": ":".join(word for word in words if word)}
 
 
-def job_prefix(site: Site) -> str:
+def job_prefix(site: Site, source: Path) -> str:
     """Return the lines of bash before a job's command on its node, which replaces the shell.
 
     A failing line fails the job. Variables may be undefined, which scripts of modules often test.
+    The package is put on Python's search path last: modules may set this path, and Snakemake
+    removes it from jobs in an environment of conda.
+
+    Args:
+        site: the site.
+        source: folder of the package.
     """
     lines = ["set -e"]
     if site.prologue.strip():
         lines.append(site.prologue.strip())
     if site.scratch:
         lines += [f'export TMPDIR="{site.scratch}"', 'mkdir -p "$TMPDIR"']
+    lines.append(f'export PYTHONPATH={quote(str(source))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     start = f"exec {site.launcher.strip()} " if site.launcher.strip() else "exec "
     return "\n".join([*lines, start])

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import sys
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from lightning.fabric.plugins import Precision as PrecisionPlugin
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
+from flowllm.errors import PassingError
 from flowllm.runtime.device import Precision, pick_device
 from flowllm.runtime.log import log
 from flowllm.runtime.threads import share_threads
@@ -46,6 +48,7 @@ def make_fabric(precision: Precision) -> Fabric:
     num_nodes = _start_on_every_node()
     device = pick_device()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 1
+    check_gpus(torch.cuda.device_count())
     share_threads(gpus)
     plugins: list[Any] = [_precision_plugin(precision, device)]
     strategy: str | DDPStrategy = "auto"
@@ -59,6 +62,31 @@ def make_fabric(precision: Precision) -> Fabric:
         num_nodes=num_nodes,
         strategy=strategy,
         plugins=plugins,
+    )
+
+
+def check_gpus(visible: int) -> None:
+    """Refuse a SLURM job on a node where not all of its GPUs can be used.
+
+    It would train on the CPU, or wait for processes that other nodes start for theirs. A CPU build
+    of PyTorch is only warned of.
+
+    Args:
+        visible: number of GPUs that PyTorch sees.
+
+    Raises:
+        PassingError: PyTorch sees fewer GPUs than SLURM has given to the job on this node.
+    """
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    number = int(given) if given.isdecimal() else 0
+    if visible >= number:
+        return
+    if not torch.backends.cuda.is_built():
+        log.warning("%d GPUs were requested, but PyTorch is the CPU build: on the CPU", number)
+        return
+    raise PassingError(
+        f"node {platform.node()}: SLURM gives this job {number} GPUs, but PyTorch sees {visible}; "
+        "look at nvidia-smi on that node, or exclude it (`sbatch: --exclude=NODE` in site.yaml)"
     )
 
 

@@ -15,9 +15,11 @@ def memory_and_minutes(site: Site, stage: str, asked: Resources, attempt: int) -
     The memory is 0 where the site requests none.
     """
     wanted = asked.mem_mb * attempt, asked.runtime * attempt
+    limits = list(_limits(site, stage, asked))
+    if not asked.gpus:  # as `fitting_partitions`
+        limits = [one for one in limits if not one[2]] or limits
     capped = [
-        (min(wanted[0], int(most)), min(wanted[1], int(longest)))
-        for most, longest in _limits(site, stage, asked)
+        (min(wanted[0], int(most)), min(wanted[1], int(longest))) for most, longest, _ in limits
     ]
     memory, minutes = max(
         capped, key=lambda one: one[0] / wanted[0] + one[1] / wanted[1], default=wanted
@@ -30,8 +32,8 @@ def requests_no_memory(site: Site, stage: str, asked: Resources) -> bool:
     return site.options(stage, gpus=asked.gpus > 0).memory is False
 
 
-def _limits(site: Site, stage: str, asked: Resources) -> Iterator[tuple[float, float]]:
-    """Yield memory and minutes of the partitions that a stage's first attempt fits."""
+def _limits(site: Site, stage: str, asked: Resources) -> Iterator[tuple[float, float, int]]:
+    """Yield memory, minutes and GPUs of the partitions that a stage's first attempt fits."""
     from snakemake_executor_plugin_slurm.utils import parse_time_to_minutes
 
     given = site.options(stage, gpus=asked.gpus > 0).partition
@@ -47,4 +49,4 @@ def _limits(site: Site, stage: str, asked: Resources) -> Iterator[tuple[float, f
             and asked.gpus <= limits.get("max_gpu", inf if given else 0)
         )
         if fits:
-            yield most, longest
+            yield most, longest, limits.get("max_gpu", 0)

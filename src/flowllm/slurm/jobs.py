@@ -3,6 +3,7 @@
 import getpass
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,22 @@ def living_jobs() -> dict[str, str]:
         )
     lines = [line.split(maxsplit=1) for line in answer.lines]
     return {line[1].strip(): line[0] for line in lines if len(line) == 2}
+
+
+def ended_by_preemption(numbers: Sequence[str]) -> set[str]:
+    """Return the preempted jobs that SLURM does not queue again (`PreemptMode=CANCEL`).
+
+    Args:
+        numbers: jobs that sacct calls preempted, until a job that is queued again starts.
+    """
+    if not numbers:
+        return set()
+    words = [f"--jobs={','.join(numbers)}", "--states=all", "--noheader", "--format=%i|%T"]
+    answer = ask(["squeue", *words])
+    if not answer.ok and "Invalid job id" not in answer.error:
+        return set()
+    states = dict(line.strip().split("|", 1) for line in answer.lines if "|" in line)
+    return {number for number in numbers if states.get(number, "PREEMPTED") == "PREEMPTED"}
 
 
 def failure_of(job: Any, number: str, said: str, slurm_log: Path | None) -> Failure:

@@ -12,11 +12,15 @@ from typing import Any
 from flowllm.errors import FlowllmError
 from flowllm.runtime.failures import FAILURES, Failures
 from flowllm.slurm.commands import ask
-from flowllm.slurm.jobs import failure_of, job_name
+from flowllm.slurm.jobs import ended_by_preemption, failure_of, job_name
+from flowllm.slurm.partitions import fitting_partitions
 from flowllm.slurm.pending import Watch
 from flowllm.slurm.submissions import EarlierJobs, Submissions
 
 _JOBS_PER_QUESTION = 1000
+
+_PREEMPTED: set[str] = set()
+"""Numbers of preempted jobs that SLURM does not queue again."""
 
 _CURRENT: list[Any] = []
 """The executor of this process, for functions of the plugin that are not its methods."""
@@ -32,6 +36,7 @@ def change_plugin(plugin: ModuleType, earlier: EarlierJobs) -> None:
     """
     executor_class: Any = plugin.Executor
     _name_jobs(plugin)
+    _prefer_partitions_without_gpus(plugin)
     _read_states(plugin)
     _name_stuck_jobs(plugin)
     _guess_no_account(executor_class)
@@ -72,18 +77,34 @@ def _name_jobs(plugin: Any) -> None:
     plugin.get_submit_command = named_command
 
 
-def _read_states(plugin: Any) -> None:
-    """Read `CANCELLED by 1000` of sacct as `CANCELLED`, which alone the plugin knows as an end.
+def _prefer_partitions_without_gpus(plugin: Any) -> None:
+    """Keep jobs without GPUs from the nodes that have some; the plugin sends them anywhere."""
+    choose = plugin.get_best_partition
 
-    It would wait for such a job forever.
+    def best_partition(partitions: list[Any], job: Any, logger: logging.Logger) -> str | None:
+        found: str | None = choose(fitting_partitions(partitions, job), job, logger)
+        return found
+
+    plugin.get_best_partition = best_partition
+
+
+def _read_states(plugin: Any) -> None:
+    """Correct states of jobs with which the plugin would wait forever.
+
+    `CANCELLED by 1000` of sacct is `CANCELLED`, which alone the plugin knows as an end. A preempted
+    job that SLURM does not queue again has ended, too. Without an answer of SLURM the plugin would
+    forget all of its jobs; without a state of a job it asks again.
     """
     query = plugin.query_job_status
 
-    async def job_states(*words: Any) -> tuple[dict[str, str] | None, float | None]:
+    async def job_states(*words: Any) -> tuple[dict[str, str], float]:
         states, seconds = await query(*words)
-        if states is not None:
-            states = {job: state.split(" by ")[0] for job, state in states.items()}
-        return states, seconds
+        if states is None:
+            return {}, 0.0
+        states = {job: state.split(" by ")[0] for job, state in states.items()}
+        over = ended_by_preemption([job for job, state in states.items() if state == "PREEMPTED"])
+        _PREEMPTED.update(over)
+        return states | dict.fromkeys(over, "CANCELLED"), seconds
 
     plugin.query_job_status = job_states
 
@@ -219,7 +240,10 @@ def _say_causes(executor_class: Any, failures: Failures) -> None:
         else:
             executor.submissions.numbers.discard(info.external_jobid)
             log = (info.aux or {}).get("slurm_logfile")
-            failure = failure_of(info.job, info.external_jobid, msg or "", log and Path(log))
+            said = msg or ""
+            if info.external_jobid in _PREEMPTED:
+                said = said.replace("'CANCELLED'", "'PREEMPTED'")
+            failure = failure_of(info.job, info.external_jobid, said, log and Path(log))
             failures.known[info.job] = failure
         report_error(executor, info, msg=f"{failure.message.rstrip('.')}. ", **options)
 

@@ -25,8 +25,9 @@ from flowllm.slurm.requests import (
     sbatch_words,
 )
 
-MIN_JOB_AGE = 120
-"""Seconds that SLURM must remember ended jobs for, so that squeue finds them (the plugin's)."""
+MIN_JOB_AGE = 240
+"""Seconds that SLURM must remember ended jobs for, so that squeue finds them: the plugin asks at
+least every 180."""
 
 _CURES = {
     "policy": "lower {lower}, or use another `qos` in {file}; `sacctmgr show qos` lists the limits",

@@ -15,6 +15,7 @@ from flowllm.config.model import Config
 from flowllm.config.site import Site, slurm_resources
 from flowllm.errors import FlowllmError
 from flowllm.slurm.attempts import memory_and_minutes
+from flowllm.slurm.partitions import fitting_partitions
 
 LOCAL_RULES = frozenset({"download", "fetch_model", "dft_hull", "report"})
 """Stages that run where snakemake runs (`localrules` of the Snakefile)."""
@@ -132,7 +133,7 @@ def chosen_partition(request: Request, partitions: Sequence[Any]) -> str | None:
     given: str | None = request.resources.get("slurm_partition")
     if given or not partitions:
         return given
-    best: str | None = get_best_partition(partitions, request, _QUIET)
+    best: str | None = get_best_partition(fitting_partitions(partitions, request), request, _QUIET)
     return best
 
 
