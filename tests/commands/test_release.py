@@ -21,9 +21,10 @@ from flowllm.evaluate.matching import DEFAULT, ReducedCrystal
 from flowllm.evaluate.per_crystal import crystals_by_composition, reduced_composition
 from flowllm.io.release import CARD, RELEASE, check_release
 from flowllm.io.schemas import CRYSTALS, HULL_ENTRIES, KNOWN_CRYSTALS, REQUESTED_BASE
-from flowllm.io.tables import crystal_of, read_table
+from flowllm.io.tables import crystal_of, read_metadata, read_table, write_table
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.rfm.model import load_model
+from flowllm.runtime.archive import bring_back, move_away
 from flowllm.runtime.provenance import read_provenance
 from flowllm.stages import finetune_llm, merge_adapter, train_rfm
 from small_run import HULL, small_config, stage_settings, write_small_run
@@ -167,6 +168,31 @@ def test_further_known_crystals_are_in_the_folder_and_read_from_there(
         for path in (found, run / "crystals" / "val.parquet")
     ]
     assert ids[0] == ids[1]
+
+
+def test_an_archived_model_is_to_be_brought_back(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    move_away(folder, folder / "llm" / "model", tmp_path / "archive")
+    opened = open_run(folder, None, None, drafts=True)
+    with pytest.raises(FlowllmError, match=rf"flowllm restore {folder} llm/model$"):
+        opened.check(drafts=True, chain=True)
+    bring_back(folder, "llm/model")
+    opened.check(drafts=True, chain=True)
+
+
+def test_the_hull_of_a_release_has_no_implausible_entry(run, about, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    path = folder / "hull" / "potential.parquet"
+    rows = read_table(path, HULL_ENTRIES).to_pylist()
+    compound = next(row for row in rows if row["formula"] == "Na1Cl1")
+    rows.append({**compound, "entry_id": "fallen", "energy_per_atom": -90.0})
+    write_table(path, rows, HULL_ENTRIES, read_metadata(path))
+    release.run(run=folder, out=tmp_path / "out", about=about)
+    released = read_table(tmp_path / "out" / "hull" / "potential.parquet", HULL_ENTRIES)
+    assert "fallen" not in released.column("entry_id").to_pylist()
+    assert "Na1Cl1" in released.column("formula").to_pylist()
 
 
 def test_the_record_has_the_numbers_of_the_run(run, released):

@@ -113,8 +113,8 @@ class FinishedRun:
         missing = [path.relative_to(self.folder) for path in needed if not path.exists()]
         if archived := sorted({*map(str, missing)} & read_index(self.folder).keys()):
             raise FlowllmError(
-                f"{self.folder}: {', '.join(archived)} archived. Bring it back: flowllm restore "
-                f"{self.folder} {' '.join(archived)}"
+                f"{self.folder}: {', '.join(archived)} is needed and was archived. Bring it back: "
+                f"flowllm restore {self.folder} {' '.join(archived)}"
             )
         if missing:
             targets = " ".join(str(Path(self.config.run_dir) / path) for path in missing)
