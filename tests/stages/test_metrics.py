@@ -172,6 +172,22 @@ def test_counts_and_means(ten):
     assert histogram == {"generated": {"1": 1, "2": 7, "3": 1}, "test": {"1": 1, "2": 1, "3": 1}}
 
 
+def test_coverage_and_property_distances_worked_by_hand(tmp_path):
+    """The first of two crystals is in the test split, twice; the second is unlike both."""
+    salt, copper = rocksalt(), fcc()
+    draws = [Draw(salt, salt, 0.1), Draw(copper, copper, 0.1)]
+    run = write_run(tmp_path, draws, {"test": {"mp-1": salt, "mp-2": salt}})
+    numbers, flags = run_metrics(run)
+    assert list(flags["covered"]) == [True, False]
+    rates, distances = numbers["rates"], numbers["distances"]
+    for name, numerator in (("coverage_recall", 2), ("coverage_precision", 1)):
+        assert (rates[name]["numerator"], rates[name]["denominator"]) == (numerator, 2)
+    assert distances["wasserstein_num_elements"]["value"] == pytest.approx(0.5)
+    densities = [one.to_structure().density for one in (salt, copper)]
+    expected = abs(densities[0] - densities[1]) / 2
+    assert distances["wasserstein_density"]["value"] == pytest.approx(expected)
+
+
 def test_samples_of_another_model_are_no_drafts_of_the_language_model(tmp_path):
     """import_samples writes one attempt per sample, also for a flow that starts from them."""
     run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), -0.1), Draw(None)], {})
