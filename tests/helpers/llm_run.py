@@ -1,8 +1,10 @@
 """What the tests of the language model's stages share: crystals, settings, a merged tiny model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from crystals import caesium_chloride, fcc, perovskite, rocksalt
 from flowllm.config.load import check_config, load_config, merge
@@ -11,7 +13,8 @@ from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
 from flowllm.io.schemas import CRYSTALS
 from flowllm.io.tables import crystal_columns, write_table
-from flowllm.llm.engines.base import Draft, DraftRequest, Engine
+from flowllm.llm import model_folder
+from flowllm.llm.engines.base import Draft, DraftRequest, Engine, SamplingOptions
 from flowllm.stages import finetune_llm, merge_adapter
 from tiny_llm import write_tiny_llm
 
@@ -87,6 +90,26 @@ def drafts_of(engine: Engine, requests: Sequence[DraftRequest]) -> list[Draft]:
     while len(found) < len(requests):
         found |= dict(engine.finished())
     return [found[key] for key in range(len(requests))]
+
+
+class NotStarted(Exception):
+    """Ends a stage where it starts its engine."""
+
+
+def options_of_engine(
+    monkeypatch: pytest.MonkeyPatch, sample: Callable[[], object]
+) -> SamplingOptions:
+    """Run a stage until it starts vLLM; return the options of the token sampling."""
+    asked: list[SamplingOptions] = []
+
+    def start(*_: object, sampling: SamplingOptions, **__: object) -> Engine:
+        asked.append(sampling)
+        raise NotStarted
+
+    monkeypatch.setattr(model_folder, "VllmEngine", start)
+    with pytest.raises(NotStarted):
+        sample()
+    return asked[0]
 
 
 def merged_model(folder: Path, **changes: Any) -> dict[str, Path]:

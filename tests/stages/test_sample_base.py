@@ -18,7 +18,7 @@ from flowllm.llm.engines.base import Draft
 from flowllm.llm.model_folder import ModelFolder
 from flowllm.llm.text import encode
 from flowllm.stages import sample_base
-from llm_run import merged_model, settings_for
+from llm_run import merged_model, options_of_engine, settings_for
 
 BASE_NAME = "tau0.7-p0.9"
 COUNT = 6
@@ -79,6 +79,11 @@ class Repeating:
 
     def close(self):
         pass
+
+
+def test_the_engine_gets_the_configured_temperature_and_top_p(paths, tmp_path, monkeypatch):
+    found = options_of_engine(monkeypatch, lambda: run(paths, tmp_path / "shard.parquet"))
+    assert (found.temperature, found.top_p) == (0.7, 0.9)
 
 
 @pytest.mark.parametrize("reject", [True, False])

@@ -8,7 +8,13 @@ from flowllm.errors import FlowllmError
 from flowllm.io.schemas import CSP_BASE
 from flowllm.io.tables import crystal_of, read_table
 from flowllm.stages import sample_csp
-from llm_run import crystal_table, merged_model, settings_for, small_crystals
+from llm_run import (
+    crystal_table,
+    merged_model,
+    options_of_engine,
+    settings_for,
+    small_crystals,
+)
 
 K = 3
 
@@ -52,6 +58,12 @@ def test_every_attempt_has_the_atoms_of_its_test_crystal(paths, tmp_path):
         found = crystal_of(row)
         assert sorted(found.atomic_numbers) == sorted(target.atomic_numbers)
     assert len({row["text"] for row in rows}) == len(rows)
+
+
+def test_the_engine_gets_the_configured_temperature_and_top_p(paths, tmp_path, monkeypatch):
+    out = tmp_path / "shard.parquet"
+    found = options_of_engine(monkeypatch, lambda: predict(paths, out, 0, 2))
+    assert (found.temperature, found.top_p) == (0.7, 0.9)
 
 
 def test_more_test_crystals_than_there_are(paths, tmp_path):

@@ -14,7 +14,7 @@ from flowllm.llm.text_parts import element_symbol
 from flowllm.runtime.provenance import read_provenance
 from flowllm.seeds import generator
 from flowllm.stages import sample_pairs
-from llm_run import merged_model, settings_for, small_crystals
+from llm_run import merged_model, options_of_engine, settings_for, small_crystals
 
 COUNT = 7
 
@@ -139,6 +139,13 @@ def test_redraws_do_not_depend_on_shard_or_chunk(paths, apart, tmp_path, max_red
     part = run(paths, tmp_path / "part.parquet", first_draw=3, count=4, chunk_size=2, **changes)
     texts = [pd.read_parquet(path)["text"].tolist() for path in (whole, part)]
     assert texts[0][3:7] == texts[1]
+
+
+def test_the_engine_gets_the_configured_temperature_and_top_p(paths, tmp_path, monkeypatch):
+    changes = {"temperature": 0.6, "top_p": 0.8}
+    out = tmp_path / "shard.parquet"
+    found = options_of_engine(monkeypatch, lambda: run(paths, out, **changes))
+    assert (found.temperature, found.top_p) == (0.6, 0.8)
 
 
 def test_free_texts_of_random_weights_are_given_up_and_counted(paths, tmp_path):
