@@ -92,7 +92,7 @@ def drafts_of(engine: Engine, requests: Sequence[DraftRequest]) -> list[Draft]:
     return [found[key] for key in range(len(requests))]
 
 
-class NotStarted(Exception):
+class NotStartedError(Exception):
     """Ends a stage where it starts its engine."""
 
 
@@ -104,10 +104,10 @@ def options_of_engine(
 
     def start(*_: object, sampling: SamplingOptions, **__: object) -> Engine:
         asked.append(sampling)
-        raise NotStarted
+        raise NotStartedError
 
     monkeypatch.setattr(model_folder, "VllmEngine", start)
-    with pytest.raises(NotStarted):
+    with pytest.raises(NotStartedError):
         sample()
     return asked[0]
 

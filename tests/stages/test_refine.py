@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -16,12 +18,16 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from safetensors.torch import load_file, save_file
 from torch.profiler import ProfilerActivity, profile
 
-from flow_pairs import base_row, draft_of, pair_row, prototypes
+from crystals import rocksalt
+from flow_pairs import BOUNDS, NO_NOISE, base_row, draft_of, pair_row, prototypes
 from flow_training import small_settings, start_training
 from flowllm.config.stage_settings import StageSettings
 from flowllm.crystal import Crystal
+from flowllm.data.symmetry_operations import operation_columns
 from flowllm.errors import FlowllmError
 from flowllm.io import schemas, tables
+from flowllm.llm.crystal_text import Limits
+from flowllm.llm.symmetric_text import SymmetricText
 from flowllm.llm.text import decode, encode
 from flowllm.rfm.base_distribution import (
     LlmBaseDistribution,
@@ -189,6 +195,50 @@ def test_the_record_counts_the_starts_by_their_symmetry(overfitted, tmp_path):
     assert counts["starts_undetermined"] == 1
     refined(overfitted[0], tmp_path, rows, refine_settings(2))
     assert "starts_symmetric" not in read_provenance(tmp_path / "out.parquet")["counts"]
+
+
+class ConstantField:
+    """A velocity field that moves every coordinate alike and no lattice."""
+
+    lattice_mean, bounds = torch.zeros(6), BOUNDS
+    network = SimpleNamespace(size=NetworkSize(16, 2, 8, 4))
+
+    def __init__(self, coords_velocity):
+        self.coords_velocity = coords_velocity
+
+    def __call__(self, _elements, coords, lattice, _time):
+        return torch.full_like(coords, self.coords_velocity), torch.zeros_like(lattice)
+
+
+def refined_by(field, start, crystal, settings, operations=None):
+    """Refine a crystal without files; return its row and the counts of the starts."""
+    row = base_row(crystal, 0) | operation_columns(operations)
+    given = pa.Table.from_pylist([row], schemas.BASE).to_pylist()
+    [found], _, counts = refine.refine_rows(given, field, start, settings, None)
+    return found, counts
+
+
+def test_the_configured_annealing_and_integrator_move_the_atoms():
+    """A velocity of 0.05 times 1 + 2 t, integrated exactly; two Euler steps would give 0.075."""
+    settings = refine_settings(2, integrator="midpoint", anneal_slope=2.0)
+    found, _ = refined_by(ConstantField(0.05), NO_NOISE, rocksalt(), settings)
+    way = np.array(found["frac_coords"]) - rocksalt().frac_coords
+    assert way == pytest.approx(0.05 * (1 + 2 / 2), abs=1e-6)
+
+
+def test_the_group_that_a_text_names_is_kept_where_noise_hides_it():
+    """Without the group of the text, a search finds no symmetry."""
+    text = "136\n4.6 3.0\nTi 2a\n0.00 0.00 0.00\nO 4f\n0.31 0.31 0.00"
+    rutile = SymmetricText().decode(text, Limits(6))
+    start, settings = LlmBaseDistribution(0.05, 0.0, 0.0), refine_settings(1, keep_symmetry=True)
+    for operations, kind, order in (
+        (rutile.operations, "starts_symmetric", 16),
+        (None, "starts_without_symmetry", 1),
+    ):
+        task = ConstantField(0.0), start, rutile.crystal, settings, operations
+        found, counts = refined_by(*task)
+        assert counts == {kind: 1}
+        assert symmetry_order(tables.crystal_of(found), 1e-3) == order
 
 
 def symmetry_order(crystal, tolerance):
