@@ -97,6 +97,31 @@ def sheared(angle):
     return Crystal.from_arrays([55, 17], [[0, 0, 0], [0.5] * 3], [4.12] * 3, [90, 90, angle])
 
 
+def tetragonal(ratio):
+    """CsCl with another c/a; scaled to one volume, c grows by the power 2/3 of the ratio."""
+    return Crystal.from_arrays([55, 17], [[0, 0, 0], [0.5] * 3], [4, 4, 4 * ratio], [90] * 3)
+
+
+@pytest.mark.parametrize(
+    ("distorted", "by_default", "loosely"),
+    [
+        (tetragonal(1.30), True, True),  # c is 19 % longer
+        (tetragonal(1.35), False, True),  # 22 %
+        (tetragonal(1.45), False, True),  # 28 %
+        (tetragonal(1.50), False, False),  # 31 %
+        (sheared(94), True, True),
+        (sheared(96), False, True),
+        (sheared(99), False, True),
+        (sheared(101), False, False),
+    ],
+)
+def test_distortions_match_up_to_the_tolerances(distorted, by_default, loosely):
+    """Lengths may differ by 20 or 30 %, angles by 5 or 10 degrees."""
+    for tolerances, matches in ((DEFAULT, by_default), (LOOSE, loosely)):
+        found = rms_distance(sheared(90), distorted, tolerances)
+        assert (found is not None) == matches
+
+
 EIGHT = {f"c{place}": sheared(angle) for place, angle in enumerate(range(90, 119, 4))}
 
 

@@ -188,6 +188,24 @@ def test_coverage_and_property_distances_worked_by_hand(tmp_path):
     assert distances["wasserstein_density"]["value"] == pytest.approx(expected)
 
 
+def test_both_matchers_have_their_own_rates_and_means(tmp_path):
+    """One angle changes by 7 degrees, which the loose matcher allows; another crystal moves."""
+    cells = [
+        Crystal.from_arrays([55, 17], [[0] * 3, [0.5] * 3], [4.12] * 3, [90, 90, angle])
+        for angle in (90, 97)
+    ]
+    oxide = perovskite()
+    draws = [Draw(*cells, 0.1), Draw(oxide, rattled(oxide, 0.1, 1), 0.1)]
+    numbers, flags = run_metrics(write_run(tmp_path, draws, {}))
+    rates, means = numbers["rates"], numbers["means"]
+    for suffix, count in (("", 1), ("_loose", 2)):
+        assert rates[f"match_rate{suffix}"]["numerator"] == count
+        assert rates[f"match_rate{suffix}_of_relaxed"]["numerator"] == count
+        assert means[f"rmsd{suffix}"]["count"] == count
+        expected = flags[f"rmsd_to_relaxed{suffix}"].mean()
+        assert means[f"rmsd{suffix}"]["mean"] == pytest.approx(expected)
+
+
 def test_samples_of_another_model_are_no_drafts_of_the_language_model(tmp_path):
     """import_samples writes one attempt per sample, also for a flow that starts from them."""
     run = write_run(tmp_path, [Draw(rocksalt(), rocksalt(), -0.1), Draw(None)], {})
