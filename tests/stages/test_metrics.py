@@ -25,6 +25,7 @@ from evaluated_run import HULL_COMPOSITIONS, Draw, stage_settings, write_run
 from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.evaluate import parallel
+from flowllm.evaluate.protocols import protocol_rates
 from flowllm.evaluate.statistics import rate, summary
 from flowllm.io import schemas, tables
 from flowllm.io.tables import read_metadata, read_table, write_table
@@ -112,6 +113,24 @@ def test_rates_worked_by_hand(ten, name, numerator, denominator):
 def test_protocols_worked_by_hand(ten, protocol, name, numerator, denominator):
     found = ten[0]["protocols"][protocol][name]
     assert (found["numerator"], found["denominator"]) == (numerator, denominator)
+
+
+def test_thresholds_of_the_protocols_are_inclusive():
+    valid = {"structurally_valid": True, "compositionally_valid": True, "fingerprinted": True}
+    rows = [
+        {"id": name, "duplicate_group": name, "novel": True, "e_above_hull": energy, **valid}
+        for name, energy in zip("abcd", (0.0, 1e-9, 0.1, 0.1 + 1e-9), strict=True)
+    ]
+    found = protocol_rates(rows)
+    for protocol, kind, stable in (
+        ("MatterGen", "stability_rate", 3),
+        ("MatterGen", "sun_rate", 3),
+        ("LeMat-GenBench", "stability_rate", 1),
+        ("LeMat-GenBench", "sun_rate", 1),
+        ("LeMat-GenBench", "metastability_rate", 2),
+        ("LeMat-GenBench", "metastable_sun_rate", 2),
+    ):
+        assert found[protocol][kind]["numerator"] == stable
 
 
 def test_lemat_genbench_looks_at_valid_crystals_alone(tmp_path):
