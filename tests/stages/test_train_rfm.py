@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import kstest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flow_pairs import (
@@ -37,10 +38,11 @@ from flowllm.rfm.loader import size_groups
 from flowllm.rfm.model import build_field, load_model
 from flowllm.rfm.pairs import PREPARED
 from flowllm.rfm.shared_steps import agree, share_of_batch
-from flowllm.rfm.train import train
+from flowllm.rfm.train import average_weights, learning_rate, train
 from flowllm.runtime.distributed import make_fabric
 from flowllm.runtime.provenance import read_provenance
 from flowllm.runtime.tensorboard import events_path
+from flowllm.seeds import derive
 from flowllm.stages import train_rfm
 
 NOISY_FLOW = LLM_FLOW | {"coords_noise": 0.02, "lengths_noise": 0.1, "angles_noise": 1.0}
@@ -66,6 +68,22 @@ def test_writes_model_curve_and_counts(config_path, shards, tmp_path):
     assert not list(tmp_path.glob(".*"))  # no partial or temporary folder is left
     counts = json.loads((tmp_path / "_flow.provenance.json").read_text())["counts"]
     assert (counts["rows_in"], counts["rows_out"], counts["rows_failed"]) == (31, 28, 3)
+
+
+def test_the_learning_rate_falls_by_half_a_cosine(config_path):
+    section = small_settings(config_path, learning_rate=3.0, min_learning_rate=1.0).train_rfm
+    rates = [learning_rate(step, 4, section) for step in range(5)]
+    assert rates == pytest.approx([3, 2 + 0.5**0.5, 2, 2 - 0.5**0.5, 1])
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"), [(0, 0.1), (8, 0.5), (71, 8 / 9), (81, 0.9), (1000, 0.9)]
+)
+def test_the_average_forgets_the_first_weights_sooner_than_its_decay(step, kept):
+    average, current = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])
+    average_weights([average], [current], step, decay=0.9)
+    assert average.tolist() == pytest.approx([kept, 2 * kept + 4 * (1 - kept)])
+    assert current.tolist() == [0, 4]
 
 
 def test_same_seed_same_weights_other_seed_other_weights(config_path, shards, tmp_path):
@@ -240,7 +258,8 @@ def test_two_processes_train_what_one_does(config_path, shards, tmp_path):
         assert row == pytest.approx(timeless, rel=1e-4)
     for name, value in alone.weights.items():
         torch.testing.assert_close(together[name], value, atol=1e-5, rtol=1e-4)
-    start = build_field(alone.field.network.size, BOUNDS, scales, seed=1).state_dict()
+    seed = derive(settings.seed, "train_rfm", "weights")
+    start = build_field(alone.field.network.size, BOUNDS, scales, seed).state_dict()
     moved = [(value - start[name]).abs().max() for name, value in alone.weights.items()]
     assert max(moved) > 1e-3
 
@@ -310,6 +329,24 @@ def test_pairs_are_dealt_evenly_and_once(shards, tmp_path, world_size):
         return sorted(rows)
 
     assert moments(parts) == moments([(whole, size)])
+
+
+class NoPairs:
+    """Pairs without content, for the times alone."""
+
+    def draw(self, *_):
+        return self
+
+    def to(self, _):
+        return self
+
+
+def test_each_step_has_its_own_times_and_all_are_uniform():
+    batch = [np.zeros((20, 2), dtype=int)]
+    shares = [share_of_batch(NoPairs(), batch, 7, step, Rank(0, 1)) for step in range(300)]
+    times = np.array([of_group.numpy() for ((_, [of_group]), _) in shares])
+    assert len(np.unique(times, axis=0)) == 300
+    assert kstest(times.ravel(), "uniform").pvalue > 1e-3
 
 
 def test_each_epoch_has_its_own_noise(config_path, shards, tmp_path):
