@@ -38,6 +38,7 @@ from flowllm.llm.training_texts import (
     collate,
     order_of_epoch,
     padding_share,
+    texts_of,
 )
 from flowllm.runtime.provenance import read_provenance
 from flowllm.runtime.resume import partial_path
@@ -415,6 +416,28 @@ def test_augmented_texts_describe_the_same_crystals_anew_every_epoch(changes):
         assert matcher.fit(crystal.to_structure(), other.to_structure())
     assert any(shuffled) == ("permute" in changes)
     assert any(moved) == ("translate" in changes)
+
+
+@pytest.mark.parametrize("translate", [False, True])
+@pytest.mark.parametrize("permute", [False, True])
+def test_the_configured_augmentations_are_those_of_training_texts_alone(translate, permute):
+    section = settings_for(
+        "finetune_llm",
+        Path("x"),
+        finetune_llm={
+            **{"infill_share": 0.0, "formula_share": 1.0, "properties_share": 0.0},
+            **{"augment_translation": translate, "augment_permutation": permute},
+        },
+    ).finetune_llm
+    prompts = PromptTokens(settings_for("finetune_llm", Path("x")).prompts, make_tokenizer())
+    rows = crystal_rows()
+    train, val = (
+        texts_of(split, rows, Path("x"), prompts, section, 0).epoch(0) for split in ("train", "val")
+    )
+    expected = training_texts(rows, prompts, translate=translate, permute=permute)
+    assert train == expected.epoch(0)
+    assert val == training_texts(rows, prompts).epoch(0)
+    assert (train == val) == (not translate and not permute)
 
 
 def test_an_augmentation_depends_on_row_and_epoch_alone():
