@@ -1,5 +1,7 @@
 """Structure prediction's sampling with real vLLM on a tiny model."""
 
+from pathlib import Path
+
 import pytest
 from pymatgen.core import Element
 
@@ -7,6 +9,9 @@ from flowllm.crystal import Crystal
 from flowllm.errors import FlowllmError
 from flowllm.io.schemas import CSP_BASE
 from flowllm.io.tables import crystal_of, read_table
+from flowllm.llm import model_folder
+from flowllm.llm.engines.base import Draft
+from flowllm.llm.prompts import PromptTokens
 from flowllm.stages import sample_csp
 from llm_run import (
     crystal_table,
@@ -15,6 +20,7 @@ from llm_run import (
     settings_for,
     small_crystals,
 )
+from tiny_llm import make_tokenizer
 
 K = 3
 
@@ -24,13 +30,13 @@ def paths(tmp_path_factory):
     return merged_model(tmp_path_factory.mktemp("csp"))
 
 
-def predict(paths, out, first_draw, count, chunk_size=4):
+def predict(paths, out, first_draw, count, chunk_size=4, **changes):
     settings = settings_for(
         "sample_csp",
         paths["base"],
         row="csp",
         csp_bases=[{"name": "csp", "temperature": 0.7, "top_p": 0.9, "attempts": K}],
-        sample_base={"structured": True, "chunk_size": chunk_size},
+        sample_base={"structured": True, "chunk_size": chunk_size, **changes},
     )
     model, crystals = paths["model"], paths["train"]
     sample_csp.run(
@@ -64,6 +70,36 @@ def test_the_engine_gets_the_configured_temperature_and_top_p(paths, tmp_path, m
     out = tmp_path / "shard.parquet"
     found = options_of_engine(monkeypatch, lambda: predict(paths, out, 0, 2))
     assert (found.temperature, found.top_p) == (0.7, 0.9)
+
+
+class Seeds:
+    """Engine whose texts are the seeds of their requests, and no crystals."""
+
+    cached_prompt_tokens = 0
+
+    def __init__(self, *_, **__):
+        prompts = settings_for("finetune_llm", Path("x")).prompts
+        self.prompts, self.waiting = PromptTokens(prompts, make_tokenizer()), []
+
+    def submit(self, key, request):
+        text = self.prompts.answer(str(request.seed))
+        self.waiting.append((key, Draft(text, truncated=False)))
+
+    def finished(self):
+        found, self.waiting = self.waiting, []
+        return found
+
+    def close(self):
+        pass
+
+
+def test_an_attempt_does_not_depend_on_its_shard_or_chunk(paths, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_folder, "VllmEngine", Seeds)
+    changes = {"min_distance": None, "max_attempts": 2}
+    whole = predict(paths, tmp_path / "whole.parquet", 0, 5, **changes)
+    part = predict(paths, tmp_path / "part.parquet", 2, 3, chunk_size=2, **changes)
+    assert part == whole[2 * K :]
+    assert len({row["text"] for row in whole}) == 5 * K
 
 
 def test_more_test_crystals_than_there_are(paths, tmp_path):
