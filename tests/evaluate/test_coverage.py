@@ -177,6 +177,10 @@ def test_a_thousand_valid_crystals_are_drawn_once_each():
     drawn = coverage.drawn_for_distances(valid, np.random.default_rng(1))
     assert len(set(drawn.tolist())) == 1000
     assert set(drawn.tolist()) <= set(valid)
+    assert drawn.tolist() != valid[:1000]
+    # Without replacement, by the finite population correction (2/3 of the crystals are left out).
+    error = np.std(valid) * math.sqrt((1 - 1000 / 3000) / 1000)
+    assert drawn.mean() == pytest.approx(np.mean(valid), abs=4 * error)
     again = coverage.drawn_for_distances(valid, np.random.default_rng(1))
     assert drawn.tolist() == again.tolist()
     assert coverage.drawn_for_distances(valid[:7], np.random.default_rng(1)).tolist() == valid[:7]
