@@ -101,6 +101,41 @@ def test_minima_are_independent():
     assert coverage.covered(generated, test).tolist() == [False, False]
 
 
+def prints(structure, composition=None, density=None):
+    """Fingerprints of one column each; a crystal without a structure failed."""
+    structure = np.array(structure, dtype=float)[:, None]
+    composition = 0 * structure if composition is None else np.array(composition)[:, None]
+    status = np.where(np.isfinite(structure[:, 0]), "ok", "failed").tolist()
+    numbers = np.zeros(len(structure)) if density is None else np.array(density)
+    names = [str(place) for place in range(len(structure))]
+    return coverage.Fingerprints(names, structure, composition, numbers, numbers, status)
+
+
+def test_the_cutoffs_are_inclusive():
+    near = coverage.covered(prints([0.40, 0.41, 0, 0], [0, 0, 10.0, 10.1]), prints([0.0]))
+    assert near.tolist() == [True, False, True, False]
+
+
+def test_rates_and_distances_worked_by_hand():
+    """The second crystal is far from the test split, and the third has no fingerprints."""
+    generated = prints([0, 9, np.nan], density=[1.0, 2.0, 70.0])
+    test = prints([0, 0.1, 5], density=[1.0, 1.0, 4.0])
+    valid = {"structurally_valid": True, "compositionally_valid": True}
+    rows = coverage.add_coverage([valid] * 3, generated, test)
+    rates = coverage_rates(rows, generated, test)
+    found = {name: (one["numerator"], one["denominator"]) for name, one in rates.items()}
+    assert found == {
+        "coverage_recall": (2, 3),
+        "coverage_precision": (1, 3),
+        "coverage_precision_of_valid": (1, 2),
+        "fingerprinted": (2, 3),
+    }
+    distances = property_distances(rows, generated, test, np.random.default_rng(0))
+    assert distances["wasserstein_density"]["count"] == 2
+    # Two thirds of the test split are 1.0: the areas are 1/6 from 1 to 2 and 1/3 from 2 to 4.
+    assert distances["wasserstein_density"]["value"] == pytest.approx(1 / 6 + 2 / 3)
+
+
 def test_nothing_generated_covers_nothing(real):
     _, test = real
     none = coverage.Fingerprints(

@@ -8,6 +8,7 @@ import pytest
 from matminer.featurizers.composition import ElementProperty
 from matminer.featurizers.site import CrystalNNFingerprint
 from matminer.featurizers.structure import SiteStatsFingerprint
+from pymatgen.core import Lattice, Structure
 
 from crystals import fcc, perovskite, rocksalt, small_mp_20_sample
 from evaluated_run import Draw, stage_settings, write_run
@@ -51,6 +52,17 @@ def test_fingerprints_are_matminers_means(tmp_path):
         )
         assert row.density == pytest.approx(structure.density)
     assert found.status.eq("ok").all()
+
+
+def test_a_fingerprint_is_the_mean_over_the_sites():
+    """Fluorite: one calcium in a cube of fluorine, two fluorine in a tetrahedron of calcium."""
+    lattice = Lattice([[0, 2.73, 2.73], [2.73, 0, 2.73], [2.73, 2.73, 0]])
+    fluorite = Structure(lattice, ["Ca", "F", "F"], [[0] * 3, [0.25] * 3, [0.75] * 3])
+    row = fingerprint(("fluorite", Crystal.from_structure(fluorite)))
+    labels = CrystalNNFingerprint.from_preset("ops").feature_labels()
+    by_label = dict(zip(labels, row["structure_fingerprint"], strict=True))
+    assert by_label["body-centered cubic CN_8"] == pytest.approx(1 / 3, abs=1e-3)
+    assert by_label["tetrahedral CN_4"] == pytest.approx(2 / 3, abs=1e-3)
 
 
 def test_known_coordination_and_composition():
