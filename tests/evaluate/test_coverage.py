@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matminer.featurizers.composition import ElementProperty
 
-from crystals import mp_20_sample, rattled, small_mp_20_sample
+from crystals import MP_20_SAMPLE, mp_20_sample, rattled, small_mp_20_sample
 from flowllm.evaluate import coverage
 from flowllm.evaluate.aggregate import coverage_rates, property_distances
 from flowllm.evaluate.fingerprints import fingerprint
@@ -161,6 +161,7 @@ def test_scaling_lists_magpies_features_in_their_order():
     assert [f"MagpieData {row[0]}" for row in rows] == labels
 
 
+@pytest.mark.skipif(not MP_20_SAMPLE.exists(), reason=f"needs {MP_20_SAMPLE}")
 def test_scaling_fits_real_compositions():
     # Not MP-20's own statistics, but near them: no feature is off by a standard deviation.
     crystals = mp_20_sample("train", 100)
