@@ -321,11 +321,12 @@ def test_a_file_that_looks_like_dft_causes_a_warning(tmp_path, caplog):
 
 
 def test_the_hull_is_relaxed_freely_and_has_its_crystals(tmp_path, potential):
-    """Constraints of the generated crystals do not apply."""
+    """The stage is not given the constraints of the generated crystals."""
     limits = {"max_force": 0.1, "max_steps": 1500, "max_seconds": float("inf")}
     expected = relax(potential, [CRYSTALS["row-1"]], **limits)[0]
-    constraints = {"keep_symmetry": True, "fixed_cell": True}
-    rows = run(tmp_path, {"row-1": CRYSTALS["row-1"]}, limits=constraints)
+    with pytest.raises(FlowllmError, match="keep_symmetry"):
+        run(tmp_path, {"row-1": CRYSTALS["row-1"]}, limits={"keep_symmetry": True})
+    rows = run(tmp_path, {"row-1": CRYSTALS["row-1"]})
     row = next(one for one in rows if one["entry_id"] == "row-1")
     assert row["source"] == CHGNET
     assert row["energy_per_atom"] == pytest.approx(expected.final_energy_per_atom, abs=1e-5)
