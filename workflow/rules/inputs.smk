@@ -136,7 +136,7 @@ def finished_runs(wildcards):
     """
     folder = Path(RUN) / "dft_inputs" / wildcards.method
     names = ("vasprun.xml*", "OUTCAR*", "error.*.t*", "gpaw_result.json")
-    found = (path for name in names for path in folder.rglob(name))
+    found = (path for path in folder.rglob("*") if any(map(path.match, names)))
     return without_braces(path for path in found if path.exists())
 
 

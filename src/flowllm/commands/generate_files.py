@@ -121,6 +121,11 @@ def page(rows: Sequence[Row], hull: HullFile, color: str) -> str:
     )
 
 
+def _class_of(row: Row) -> str:
+    """Return the class of matching crystals; one that could not be compared is its own."""
+    return str(row["duplicate_group"] or row["id"])
+
+
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
@@ -138,7 +143,7 @@ def _gallery(rows: Sequence[Row]) -> list[Candidate]:
     shown: list[Candidate] = []
     classes: set[str] = set()
     for row in rows:
-        crystal, group = crystal_of(row), row["duplicate_group"] or row["id"]
+        crystal, group = crystal_of(row), _class_of(row)
         placed = crystal is not None and row["e_above_hull"] is not None
         if crystal is None or not placed or group in classes or len(shown) == SHOWN_IN_GALLERY:
             continue
@@ -171,7 +176,7 @@ def printed_table(rows: Sequence[Row], out: Path) -> Iterator[str]:
     relaxed = [row for row in rows if row["cif"] is not None]
     classes: dict[str, list[Row]] = {}
     for row in relaxed:
-        classes.setdefault(row["duplicate_group"] or row["id"], []).append(row)
+        classes.setdefault(_class_of(row), []).append(row)
     asked = any(row["asked"] for row in relaxed)
     columns = [one for one in COLUMNS if asked or one.key != "asked"]
     columns.insert(-1, Column("drafts", "drafts", "count"))
@@ -195,7 +200,7 @@ def summary(rows: Sequence[Row], num_classes: int) -> str:
     """Return how many drafts were relaxed and meet the wishes, and counts of crystals."""
     relaxed = [row for row in rows if row["cif"] is not None]
     judged = [row["all_met"] for row in rows if row["all_met"] is not None]
-    metastable = {row["duplicate_group"] or row["id"] for row in relaxed if row["metastable"]}
+    metastable = {_class_of(row) for row in relaxed if row["metastable"]}
     parts = [
         f"{len(relaxed)} of {len(rows)} drafts relaxed",
         f"{num_classes} different crystals",

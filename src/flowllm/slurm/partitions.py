@@ -12,7 +12,7 @@ def fitting_partitions(partitions: Sequence[Any], job: Any) -> list[Any]:
 
     Args:
         partitions: the plugin's `Partition`s.
-        job: Snakemake's job, or what stands for it.
+        job: Snakemake's job, or a `Request`.
     """
     from snakemake_executor_plugin_slurm.partitions import parse_gpu_requirements
 
