@@ -128,7 +128,8 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_ones_lock_is_lifted(tm
         stderr=subprocess.DEVNULL,
     )
     locks = tmp_path / ".snakemake" / "locks"
-    while not list(locks.glob("*.lock")):
+    # The input files are locked first, and a second run is refused for the outputs.
+    while not any(path.stat().st_size for path in locks.glob("*.output.lock")):
         assert first.poll() is None
         time.sleep(0.01)
     first.send_signal(signal.SIGSTOP)

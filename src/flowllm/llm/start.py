@@ -128,12 +128,13 @@ def check_base_content(section: FinetuneLlm, content: str | None) -> None:
 
     Args:
         section: base model, method and start.
-        content: the base model's content (`base_content.base_content`).
+        content: the base model's content (`base_content.base_content`); None if its weights are
+            not used.
 
     Raises:
         FlowllmError: it was trained on another content.
     """
-    if section.start is None:
+    if section.start is None or content is None:
         return
     trained_on = read_record(Path(section.start)).base_content
     if trained_on not in (None, content):

@@ -114,6 +114,7 @@ def run(settings: Settings, *, train: Path, val: Path, out: Path) -> None:
             checkpoints = partial_folder(out, run)
         opened = folder_to_train(section, settings.prompts, settings.seed, commit_of(content))
         with opened as source:
+            check_base_content(section, content)
             tokenizer = load_tokenizer(source)
             prompts = PromptTokens(settings.prompts, tokenizer)
             texts = _texts("train", train, train_rows, prompts, settings)
@@ -145,9 +146,6 @@ def _content_to_train(section: FinetuneLlm, out: Path, fabric: Fabric) -> str | 
 
     Returns:
         None if the base model's weights are not used: new ones, or those of a start, are trained.
-
-    Raises:
-        FlowllmError: the adapter of a start was trained on another content.
     """
     is_replaced = section.start is not None and section.method == "full"
     if section.base_model == SCRATCH or is_replaced:
@@ -155,9 +153,7 @@ def _content_to_train(section: FinetuneLlm, out: Path, fabric: Fabric) -> str | 
     content = None
     if fabric.is_global_zero:
         content = base_content(section.base_model, fetched_commit(out, section.base_model))
-    content = fabric.broadcast(content)
-    check_base_content(section, content)
-    return content
+    return fabric.broadcast(content)
 
 
 def _padding_shares(finetuning: Finetuning) -> tuple[float, float]:
