@@ -150,12 +150,12 @@ def cell_formula(atomic_numbers: np.ndarray) -> str:
     """Return a cell's formula with all counts, by electronegativity, e.g. `Na4Cl4`, `Mg1O1`."""
     numbers, counts = np.unique(np.asarray(atomic_numbers), return_counts=True)
     by_number = {int(z): int(count) for z, count in zip(numbers, counts, strict=True)}
-    ordered = sorted(by_number, key=_electronegativity)
-    return "".join(f"{_electronegativity(z)[1]}{by_number[z]}" for z in ordered)
+    ordered = sorted(by_number, key=formula_key)
+    return "".join(f"{formula_key(z)[1]}{by_number[z]}" for z in ordered)
 
 
 @cache
-def _electronegativity(atomic_number: int) -> tuple[float, str]:
+def formula_key(atomic_number: int) -> tuple[float, str]:
     """Return an element's sort key in a formula; elements without electronegativity are last."""
     element = Element.from_Z(atomic_number)
     pauling = element.data.get("X")

@@ -49,12 +49,18 @@ def test_special_positions_of_four_decimal_places_are_found(places):
 
 
 @pytest.mark.parametrize("cell", ["primitive", "standard"])
-def test_atoms_of_a_reduced_cell_are_in_the_order_of_formulas(cell):
-    """Strontium is more electropositive than oxygen, but behind it in the alphabet."""
-    atoms = [f"{'Sr' if s == 'Na' else 'O'} {x} {y} {z}" for s, x, y, z in ROCK_SALT]
+@pytest.mark.parametrize(
+    ("symbols", "numbers"),
+    [
+        (("Sr", "O"), [38, 8]),  # strontium is more electropositive, but behind in the alphabet
+        (("Na", "He"), [11, 2]),  # helium has no electronegativity
+    ],
+)
+def test_atoms_of_a_reduced_cell_are_in_the_order_of_formulas(cell, symbols, numbers):
+    atoms = [f"{symbols[s == 'Cl']} {x} {y} {z}" for s, x, y, z in ROCK_SALT]
     crystal = crystal_from_cif(make_cif(*atoms), cell, 20)
-    assert crystal.atomic_numbers.tolist() == [38, 8]
-    assert crystal.atomic_numbers.tolist() == atoms_of("SrO", 20).tolist()
+    assert crystal.atomic_numbers.tolist() == numbers
+    assert crystal.atomic_numbers.tolist() == atoms_of("".join(symbols), 20).tolist()
 
 
 def test_charges_do_not_hide_the_primitive_cell():

@@ -110,8 +110,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 def test_training_and_merging_use_the_fetched_commit_after_a_newer_one(tmp_path, cache):
     name, run = "someone/model", tmp_path / "run" / "llm"
     train = crystal_table(tmp_path / "train.parquet", small_crystals())
-    settings = StageSettings.from_config("fetch_model", load_config(CONFIGS))
-    fetch_model.run(settings, base_model=name, out=run / "base_model.json")
+    fetching = StageSettings.from_config("fetch_model", load_config(CONFIGS))
+    fetch_model.run(fetching, base_model=name, out=run / "base_model.json")
     (cache / "refs" / "main").write_text(NEW)
     settings = settings_for("finetune_llm", name, finetune_llm={"max_steps": 1})
     for folder in (run, tmp_path / "by hand"):  # without fetch_model
@@ -120,8 +120,13 @@ def test_training_and_merging_use_the_fetched_commit_after_a_newer_one(tmp_path,
     assert read_record(tmp_path / "by hand" / "adapter").base_content == f"commit {NEW}"
     more = {"max_steps": 1, "start": str(run / "adapter")}
     continued = settings_for("finetune_llm", name, finetune_llm=more)
-    with pytest.raises(FlowllmError, match=rf"other content .*{OLD}.* than the present .*{NEW}"):
-        finetune_llm.run(continued, train=train, val=train, out=tmp_path / "continued" / "adapter")
+    folder = tmp_path / "continued"
+    start = run / "adapter" / "flowllm.json"
+    fetch_model.run(fetching, base_model=name, out=folder / "base_model.json", start=start)
+    assert fetched_commit(folder / "adapter", name) == OLD
+    for out in (folder / "adapter", tmp_path / "continued by hand" / "adapter"):
+        finetune_llm.run(continued, train=train, val=train, out=out)
+        assert read_record(out).base_content == f"commit {OLD}"
     settings = settings_for("merge_adapter", name)
     merge_adapter.run(settings, adapter=run / "adapter", out=run / "model")
     merged = load_file(run / "model" / "model.safetensors")

@@ -17,10 +17,12 @@ from tiny_run import ROOT
 CONFIG = load_config([ROOT / "config.yaml"])
 
 
-def states(answered: dict[str, str] | None) -> dict[str, str]:
-    """What the plugin is told where SLURM answers this."""
+def states(*answers: dict[str, str] | None) -> dict[str, str]:
+    """What the plugin is told where SLURM gives these answers, one after another."""
+    left = list(answers)
 
     async def query(*_words: object) -> tuple[dict[str, str] | None, float | None]:
+        answered = left.pop(0)
         return answered, None if answered is None else 0.1
 
     changed = SimpleNamespace(query_job_status=query)
@@ -28,31 +30,41 @@ def states(answered: dict[str, str] | None) -> dict[str, str]:
     return asyncio.run(changed.query_job_status("sacct", logging.getLogger()))[0]
 
 
-def test_an_answer_that_fails_leaves_all_jobs_to_the_next_one():
-    """With None the plugin forgets them and waits forever."""
-    assert states(None) == {}
+def test_a_question_without_answer_is_repeated_and_then_left_to_the_next_round(monkeypatch):
+    """With None the plugin forgets its jobs and waits forever."""
+    monkeypatch.setattr(plugin, "_SECONDS_BETWEEN_QUESTIONS", 0.0)
+    assert states(None, None, {"8": "RUNNING"}) == {"8": "RUNNING"}
+    assert states(None, None, None, {"8": "RUNNING"}) == {}
 
 
+@pytest.mark.parametrize("state", ["PREEMPTED", "NODE_FAIL"])
 @pytest.mark.parametrize(
-    ("ok", "lines", "error", "expected"),
+    ("ok", "lines", "error", "has_ended"),
     [
-        (True, ["7|PENDING"], "", "PREEMPTED"),  # queued again
-        (True, ["7|COMPLETING"], "", "PREEMPTED"),
-        (True, ["7|PREEMPTED"], "", "CANCELLED"),
-        (True, [], "", "CANCELLED"),
-        (False, [], "slurm_load_jobs error: Invalid job id specified", "CANCELLED"),
-        (False, [], "Unable to contact slurm controller", "PREEMPTED"),
+        (True, ["7|PENDING"], "", False),  # queued again
+        (True, ["7|COMPLETING"], "", False),
+        (True, ["CLUSTER: other", "7|{state}"], "", True),
+        (True, [], "", True),
+        (False, [], "slurm_load_jobs error: Invalid job id specified", True),
+        (False, [], "Unable to contact slurm controller", False),
     ],
 )
-def test_a_preempted_job_that_is_not_queued_again_has_ended(
-    monkeypatch, ok, lines, error, expected
-):
-    answer = SimpleNamespace(ok=ok, lines=lines, error=error)
-    monkeypatch.setattr(jobs, "ask", lambda _words: answer)
-    monkeypatch.setattr(plugin, "_PREEMPTED", set())
-    found = states({"7": "PREEMPTED", "8": "RUNNING", "9": "CANCELLED by 1000"})
-    assert found == {"7": expected, "8": "RUNNING", "9": "CANCELLED"}
-    assert ({"7"} if expected == "CANCELLED" else set()) == plugin._PREEMPTED
+def test_a_job_that_is_not_queued_again_has_ended(monkeypatch, state, ok, lines, error, has_ended):
+    asked = []
+    lines = [line.format(state=state) for line in lines]
+
+    def ask(words: list[str]) -> SimpleNamespace:
+        asked.append(words)
+        return SimpleNamespace(ok=ok, lines=lines, error=error)
+
+    monkeypatch.setattr(jobs, "ask", ask)
+    monkeypatch.setattr(plugin, "_ENDED", {})
+    executor = SimpleNamespace(_submitted_job_clusters={"other"})
+    monkeypatch.setattr(plugin, "_CURRENT", [executor])
+    found = states({"7": state, "8": "RUNNING", "9": "CANCELLED by 1000"})
+    assert found == {"7": "CANCELLED" if has_ended else state, "8": "RUNNING", "9": "CANCELLED"}
+    assert ({"7": state} if has_ended else {}) == plugin._ENDED
+    assert asked[0][:3] == ["squeue", "--clusters=other", "--jobs=7"]
 
 
 LONG = {"max_mem_mb": 500_000, "max_threads": 128, "max_runtime": 10_080}

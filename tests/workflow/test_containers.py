@@ -21,7 +21,9 @@ def docker_installation(extra: str) -> str:
 
 def apptainer_installation(extra: str) -> str:
     """%post without what it does to the system."""
-    post = APPTAINER[APPTAINER.index("%post\n") + len("%post\n") : APPTAINER.index("%environment\n")]
+    post = APPTAINER[
+        APPTAINER.index("%post\n") + len("%post\n") : APPTAINER.index("%environment\n")
+    ]
     lines = post.replace("{{ EXTRA }}", extra).splitlines()
     return "\n".join(line for line in lines if not re.match(r"\s*(apt-get|rm|cd) ", line))
 

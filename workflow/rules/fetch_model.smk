@@ -1,4 +1,6 @@
 rule fetch_model:
+    input:
+        start=adapter_record,
     output:
         f"{RUN}/llm/base_model.json",
     log:
@@ -15,9 +17,10 @@ rule fetch_model:
     params:
         settings=settings_of("fetch_model"),
         base_model=CONFIG.finetune_llm.base_model,
+        start=options(start="start"),
     message:
         "Fetching and checking the base model"
     shell:
         "python -m flowllm fetch_model "
-        "--base-model {params.base_model:q} --out {output:q} "
+        "--base-model {params.base_model:q} {params.start:q} --out {output:q} "
         "--settings {params.settings:q} --log {log:q}"

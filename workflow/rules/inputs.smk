@@ -3,7 +3,7 @@
 from flowllm.config.sections.flow import TRAIN_COMPOSITIONS
 from flowllm.data.sample_files import sample_files
 from flowllm.io.shards import shard_name
-from flowllm.io.start_files import flow_start_files, start_files
+from flowllm.io.start_files import MODEL_RECORD, flow_start_files, start_files
 
 
 def sample_shards(folder):
@@ -87,6 +87,15 @@ def source_files(wildcards):
 def files_of_start(folder):
     """Return the files of an earlier model, so that training continues from a changed one again."""
     return without_braces(start_files(folder))
+
+
+def adapter_record(wildcards):
+    """Return the record of the adapter that the fine-tuning continues from; none without one."""
+    section = CONFIG.finetune_llm
+    folder = section.start if section.method == "lora" else None
+    return [
+        path for path in files_of_start(folder) if os.path.basename(path) == MODEL_RECORD
+    ]
 
 
 def flow_start(wildcards):

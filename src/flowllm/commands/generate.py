@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 SpaceGroup = Annotated[int, Parameter(name="--space-group", validator=Number(gte=1, lte=230))]
 
-VERSION = 1
+VERSION = 2
 """Of the command's results, as `Stage.version`."""
 
 

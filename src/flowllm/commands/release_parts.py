@@ -162,5 +162,5 @@ def without_paths(values: Any) -> Any:
 def _metadata(path: Path) -> dict[str, Any]:
     """Return what a table was made of, without paths of this machine."""
     found = without_paths(read_metadata(path))
-    del found["schema_version"]  # write_table adds it
+    found.pop("schema_version", None)  # write_table adds it; other programs' tables have none
     return dict(found)

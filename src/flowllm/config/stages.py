@@ -47,7 +47,7 @@ STAGES: dict[str, Stage] = {
     "sample_compositions": Stage((), version=2),
     "sample_csp": Stage(("sample_base", "prompts"), row="csp_base", version=5),
     "refine": Stage(("refine",), row="method", version=4),
-    "import_samples": Stage((), row="external", version=4),
+    "import_samples": Stage((), row="external", version=5),
     "select": Stage(("select",)),
     "prerelax": Stage(("prerelax", "potential"), _SECOND, version=4),
     "reference_hull": Stage(

@@ -9,7 +9,7 @@ import numpy as np
 import spglib
 from pymatgen.core import Lattice, Structure
 
-from flowllm.crystal import MIN_DISTANCE, Crystal
+from flowllm.crystal import MIN_DISTANCE, Crystal, formula_key
 from flowllm.data.cif_blocks import split_blocks
 from flowllm.data.cif_structure import read_structure
 from flowllm.data.rejected import RejectedError
@@ -156,7 +156,8 @@ def reduce_cell(structure: Structure, cell: Cell) -> Structure:
     try:
         if cell != "as_given":
             structure = structure.get_primitive_structure(tolerance=PRIMITIVE_TOLERANCE)
-            structure = structure.get_sorted_structure()  # pymatgen has ordered it by symbol
+            # pymatgen has ordered it by symbol.
+            structure = structure.get_sorted_structure(lambda site: formula_key(site.specie.Z))
         reduced = niggli_reduced(structure)
     except Exception as error:
         # The reduction of a degenerate lattice fails with many kinds of error.

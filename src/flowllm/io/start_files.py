@@ -9,6 +9,9 @@ from pathlib import Path
 FLOW_DESCRIPTION = "model.json"
 """Name of a file that each folder of a trained flow has."""
 
+MODEL_RECORD = "flowllm.json"
+"""Name of the record in the folder of a fine-tuned language model."""
+
 
 def flow_folder(start: str, flow: str) -> Path:
     """Return the folder of the network that a flow continues from.

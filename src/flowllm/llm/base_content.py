@@ -12,10 +12,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from flowllm.io.file_errors import check_form, read_json
-from flowllm.io.start_files import start_files
+from flowllm.io.start_files import MODEL_RECORD, start_files
 from flowllm.llm.base_model import bundled_file
 from flowllm.llm.hub import PATTERNS, fetch_model
 from flowllm.llm.model_files import BUNDLED, check_model_folder, weight_files
+from flowllm.llm.model_record import read_record
 from flowllm.runtime.provenance import digest
 from flowllm.runtime.threads import usable_cores
 
@@ -68,6 +69,23 @@ def commit_of(content: str | None) -> str | None:
     if content is None or not content.startswith(_COMMIT):
         return None
     return content.removeprefix(_COMMIT)
+
+
+def trained_commit(adapter: Path) -> str | None:
+    """Return the commit of the base model that an earlier adapter was trained on.
+
+    Args:
+        adapter: folder of the adapter.
+
+    Returns:
+        None if there is no record of such an adapter, or if its base model was not on the hub.
+
+    Raises:
+        FlowllmError: the record is damaged.
+    """
+    if not (adapter / MODEL_RECORD).exists():
+        return None
+    return commit_of(read_record(adapter).base_content)
 
 
 def fetched_commit(adapter: Path, name: str) -> str | None:

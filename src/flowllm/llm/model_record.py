@@ -9,11 +9,9 @@ from typing import Literal
 from flowllm.config.sections.llm import Prompts, Quantization
 from flowllm.data.wishes import Own
 from flowllm.errors import FlowllmError
+from flowllm.io.start_files import MODEL_RECORD
 from flowllm.llm.crystal_text import Reason, Rejection
 from flowllm.runtime.device import Precision
-
-RECORD = "flowllm.json"
-"""Name of the record's file."""
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """Name of an adapter's weights."""
@@ -135,7 +133,7 @@ def write_record(folder: Path, record: ModelRecord) -> None:
     values = {
         name: value for name, value in asdict(record).items() if name not in optional or value
     }
-    (folder / RECORD).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    (folder / MODEL_RECORD).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def read_record(folder: Path) -> ModelRecord:
@@ -144,7 +142,7 @@ def read_record(folder: Path) -> ModelRecord:
     Raises:
         FlowllmError: there is none, or it has other content.
     """
-    path = folder / RECORD
+    path = folder / MODEL_RECORD
     try:
         values = json.loads(path.read_text())
         return ModelRecord(**{**values, "elements": tuple(values["elements"])})

@@ -69,7 +69,7 @@ def check_gpus(visible: int) -> None:
     """Refuse a SLURM job on a node where not all of its GPUs can be used.
 
     It would train on the CPU, or wait for processes that other nodes start for theirs. A CPU build
-    of PyTorch is only warned of.
+    of PyTorch is only warned of. GPUs that the user hides are not expected.
 
     Args:
         visible: number of GPUs that PyTorch sees.
@@ -79,6 +79,9 @@ def check_gpus(visible: int) -> None:
     """
     given = os.environ.get("SLURM_GPUS_ON_NODE", "")
     number = int(given) if given.isdecimal() else 0
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        number = min(number, len(list(filter(None, listed.split(",")))))
     if visible >= number:
         return
     if not torch.backends.cuda.is_built():
@@ -86,7 +89,9 @@ def check_gpus(visible: int) -> None:
         return
     raise PassingError(
         f"node {platform.node()}: SLURM gives this job {number} GPUs, but PyTorch sees {visible}; "
-        "look at nvidia-smi on that node, or exclude it (`sbatch: --exclude=NODE` in site.yaml)"
+        "look at nvidia-smi on that node, or exclude it (`sbatch: --exclude=NODE` in site.yaml). "
+        "Where it sees none on any node, a container may lack --nv, or the driver may be older "
+        "than PyTorch's CUDA"
     )
 
 

@@ -3,7 +3,7 @@
 import getpass
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,12 @@ from flowllm.runtime.failures import log_paths
 from flowllm.runtime.log import Failure, last_failure
 from flowllm.slurm.commands import ask
 
-_LIVING = "PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING"
+_LIVING = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
+"""Without COMPLETING: such a job has ended or is being killed; its files are locked until then."""
+
+REQUEUED = ("PREEMPTED", "NODE_FAIL")
+"""States after which SLURM may queue a job again, under its number."""
+
 _LONGEST_WILDCARDS = 60
 
 _STATES = {
@@ -53,20 +58,21 @@ def living_jobs() -> dict[str, str]:
     return {line[1].strip(): line[0] for line in lines if len(line) == 2}
 
 
-def ended_by_preemption(numbers: Sequence[str]) -> set[str]:
-    """Return the preempted jobs that SLURM does not queue again (`PreemptMode=CANCEL`).
+def not_queued_again(states: Mapping[str, str], clusters: Sequence[str] = ()) -> dict[str, str]:
+    """Return those jobs that SLURM does not queue again (`PreemptMode=CANCEL`, `JobRequeue=0`).
 
     Args:
-        numbers: jobs that sacct calls preempted, until a job that is queued again starts.
+        states: states of `REQUEUED` that sacct gives, until a job that is queued again starts.
+        clusters: option with the clusters of the jobs, if there are several.
     """
-    if not numbers:
-        return set()
-    words = [f"--jobs={','.join(numbers)}", "--states=all", "--noheader", "--format=%i|%T"]
-    answer = ask(["squeue", *words])
+    if not states:
+        return {}
+    words = [f"--jobs={','.join(states)}", "--states=all", "--noheader", "--format=%i|%T"]
+    answer = ask(["squeue", *clusters, *words])
     if not answer.ok and "Invalid job id" not in answer.error:
-        return set()
-    states = dict(line.strip().split("|", 1) for line in answer.lines if "|" in line)
-    return {number for number in numbers if states.get(number, "PREEMPTED") == "PREEMPTED"}
+        return {}
+    queue = dict(line.strip().split("|", 1) for line in answer.lines if "|" in line)
+    return {job: state for job, state in states.items() if queue.get(job, state) == state}
 
 
 def failure_of(job: Any, number: str, said: str, slurm_log: Path | None) -> Failure:

@@ -19,12 +19,15 @@ _REASONS = {
     "ReservationDeleted": "its reservation is gone",
     "JobHeldUser": "it is held (scontrol release starts it)",
     "JobHeldAdmin": "it is held by an administrator",
+    "JobHoldMaxRequeue": "it was queued again too often and is held (scontrol release starts it)",
 }
 """Reasons that do not pass by waiting for other jobs, and what they mean (squeue's manual)."""
 
 
 def meaning(reason: str) -> str | None:
     """Return what a reason of squeue means if the job cannot start as it is, else None."""
+    if "requeued held" in reason:
+        return "its start failed on a node, and it is held (scontrol release starts it)"
     word = reason.strip().split(",")[0].split(" ")[0]
     if word in _REASONS:
         return _REASONS[word]

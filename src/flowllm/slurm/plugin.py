@@ -1,5 +1,6 @@
 """Changes of Snakemake's SLURM plugin, one function each."""
 
+import asyncio
 import logging
 import shlex
 from collections.abc import Iterator
@@ -12,15 +13,18 @@ from typing import Any
 from flowllm.errors import FlowllmError
 from flowllm.runtime.failures import FAILURES, Failures
 from flowllm.slurm.commands import ask
-from flowllm.slurm.jobs import ended_by_preemption, failure_of, job_name
+from flowllm.slurm.jobs import REQUEUED, failure_of, job_name, not_queued_again
 from flowllm.slurm.partitions import fitting_partitions
 from flowllm.slurm.pending import Watch
 from flowllm.slurm.submissions import EarlierJobs, Submissions
 
 _JOBS_PER_QUESTION = 1000
 
-_PREEMPTED: set[str] = set()
-"""Numbers of preempted jobs that SLURM does not queue again."""
+_QUESTIONS = 3
+_SECONDS_BETWEEN_QUESTIONS = 10.0
+
+_ENDED: dict[str, str] = {}
+"""States of the preempted jobs, and of those of failed nodes, that SLURM does not queue again."""
 
 _CURRENT: list[Any] = []
 """The executor of this process, for functions of the plugin that are not its methods."""
@@ -91,20 +95,27 @@ def _prefer_partitions_without_gpus(plugin: Any) -> None:
 def _read_states(plugin: Any) -> None:
     """Correct states of jobs with which the plugin would wait forever.
 
-    `CANCELLED by 1000` of sacct is `CANCELLED`, which alone the plugin knows as an end. A preempted
-    job that SLURM does not queue again has ended, too. Without an answer of SLURM the plugin would
-    forget all of its jobs; without a state of a job it asks again.
+    `CANCELLED by 1000` of sacct is `CANCELLED`, which alone the plugin knows as an end. A job that
+    was preempted or whose node failed, and that SLURM does not queue again, has ended, too. Without
+    an answer of SLURM the plugin would forget all of its jobs; without a state of a job it asks
+    again, minutes later, when SLURM may have forgotten an ended job. So the question is repeated.
     """
     query = plugin.query_job_status
 
     async def job_states(*words: Any) -> tuple[dict[str, str], float]:
         states, seconds = await query(*words)
+        for _ in range(_QUESTIONS - 1):
+            if states is not None:
+                break
+            await asyncio.sleep(_SECONDS_BETWEEN_QUESTIONS)
+            states, seconds = await query(*words)
         if states is None:
             return {}, 0.0
         states = {job: state.split(" by ")[0] for job, state in states.items()}
-        over = ended_by_preemption([job for job, state in states.items() if state == "PREEMPTED"])
-        _PREEMPTED.update(over)
-        return states | dict.fromkeys(over, "CANCELLED"), seconds
+        failed = {job: state for job, state in states.items() if state in REQUEUED}
+        gone = not_queued_again(failed, _clusters())
+        _ENDED.update(gone)
+        return states | dict.fromkeys(gone, "CANCELLED"), seconds
 
     plugin.query_job_status = job_states
 
@@ -193,11 +204,8 @@ def _ask_by_number(plugin: Any) -> None:
         return "--jobs=" + ",".join(sorted(_CURRENT[0].submissions.numbers))
 
     def by_sacct(_run_id: str) -> str:
-        # Numbers of jobs are those of one cluster.
-        elsewhere = ",".join(sorted(_CURRENT[0]._submitted_job_clusters))
-        clusters = f" --clusters={elsewhere}" if elsewhere else ""
         shown = "--parsable2 --noheader --format=JobIdRaw,State"
-        return f"sacct --allocations{clusters} {shown} {jobs()}"
+        return " ".join(["sacct --allocations", *_clusters(), shown, jobs()])
 
     def by_squeue(_run_id: str) -> str:
         return f"squeue --format={shlex.quote('%i|%T')} --states=all --noheader {jobs()}"
@@ -207,6 +215,12 @@ def _ask_by_number(plugin: Any) -> None:
 
     plugin.query_job_status_sacct, plugin.query_job_status_squeue = by_sacct, by_squeue
     vars(report)["get_sacct_data"] = efficiency
+
+
+def _clusters() -> list[str]:
+    """Return SLURM's option with the clusters of the jobs; a number is that of one cluster."""
+    found = {name for executor in _CURRENT for name in executor._submitted_job_clusters}
+    return [f"--clusters={','.join(sorted(found))}"] if found else []
 
 
 def _accounted(numbers: list[str], logger: logging.Logger) -> list[str] | None:
@@ -241,8 +255,8 @@ def _say_causes(executor_class: Any, failures: Failures) -> None:
             executor.submissions.numbers.discard(info.external_jobid)
             log = (info.aux or {}).get("slurm_logfile")
             said = msg or ""
-            if info.external_jobid in _PREEMPTED:
-                said = said.replace("'CANCELLED'", "'PREEMPTED'")
+            if info.external_jobid in _ENDED:
+                said = said.replace("'CANCELLED'", f"'{_ENDED[info.external_jobid]}'")
             failure = failure_of(info.job, info.external_jobid, said, log and Path(log))
             failures.known[info.job] = failure
         report_error(executor, info, msg=f"{failure.message.rstrip('.')}. ", **options)

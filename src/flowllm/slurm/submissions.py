@@ -22,11 +22,13 @@ class EarlierJobs:
 
     Attributes:
         has_same_task: returns whether both have the same task.
+        has_finished: returns whether it has made these outputs with that task.
         follow: notes that it is waited for.
         leave: notes that its outputs are left to it, and that the job fails.
     """
 
     has_same_task: Callable[[Any], bool]
+    has_finished: Callable[[Any], bool]
     follow: Callable[[Any], None]
     leave: Callable[[Any], None]
 
@@ -71,9 +73,10 @@ class Submissions:
 
     def submit(self, job: Any) -> None:
         """Submit a job, or follow its living predecessor, or let it wait."""
-        lives = job_name(job) in self._living  # it needs no sbatch
+        if self._is_made_by_earlier(job):  # it needs no sbatch
+            return
         with self._lock:
-            if self._serves and not lives:
+            if self._serves:
                 self._waiting.append(job)
                 return
         if not self._try(job):
@@ -106,19 +109,31 @@ class Submissions:
         self._stopped.set()
 
     def _try(self, job: Any) -> bool:
-        """Submit a job, or follow its living predecessor; return False if it is refused for now."""
-        number = self._living.pop(job_name(job), None)
-        if number is not None and number not in self.all_numbers:
-            is_same = number not in self._earlier or self._earlier_jobs.has_same_task(job)
-            if is_same:
-                self._follow(job, number)
-                return True
-            if self._lives(job, number):
-                self._fail_beside(job, number)
-                return True
+        """Submit a job, unless an earlier one makes it; return False if it is refused for now."""
+        if self._is_made_by_earlier(job):
+            return True
         self._refusal = None
         self._submit(self._executor, job)
         return self._refusal is None
+
+    def _is_made_by_earlier(self, job: Any) -> bool:
+        """Follow the living predecessor of a job, or fail beside it; return False if none lives."""
+        number = self._living.pop(job_name(job), None)
+        if number is None or number in self.all_numbers:
+            return False
+        if number not in self._earlier:  # of this start, accepted although SLURM did not say so
+            self._follow(job, number)
+        elif self._lives(job, number):
+            if self._earlier_jobs.has_same_task(job):
+                self._earlier_jobs.follow(job)
+                self._follow(job, number)
+            else:
+                self._fail_beside(job, number)
+        elif self._earlier_jobs.has_finished(job):
+            self._executor.workflow.scheduler.finish_callback(job)
+        else:
+            return False
+        return True
 
     def _follow(self, job: Any, number: str) -> None:
         """Wait for a living job in place of a new one."""
@@ -126,8 +141,6 @@ class Submissions:
             f"{shown_name(job)} is SLURM job {number} of an earlier start, which still waits or "
             "runs: it is waited for and not submitted again."
         )
-        if number in self._earlier:
-            self._earlier_jobs.follow(job)
         self._executor.follow_living(job, number)
 
     def _lives(self, job: Any, number: str) -> bool:

@@ -35,7 +35,10 @@ def change_snakemake(workflow: Any, run_dir: Path) -> planning.Planning:
             refuse_start(plugin, str(error))
         else:
             earlier = EarlierJobs(
-                kept_outputs.has_same_task, kept_outputs.follow, kept_outputs.leave
+                has_same_task=kept_outputs.has_same_task,
+                has_finished=kept_outputs.has_finished,
+                follow=kept_outputs.follow,
+                leave=kept_outputs.leave,
             )
             change_plugin(plugin, earlier)
     return planning.plan_for(run_dir)

@@ -117,6 +117,12 @@ def has_same_task(job: Any) -> bool:
     return all(_earlier[path].has_same_task(_notes[path]) for path in noted)
 
 
+def has_finished(job: Any) -> bool:
+    """Return whether all stages of a job have finished since its start, or an earlier one's."""
+    notes = map(_note_of, _single_jobs([job]))
+    return all(note is not None and note.is_finished() for note in notes)
+
+
 def follow(job: Any) -> None:
     """Use the end of a job of an earlier start, which still runs, as the end of this job."""
     outputs = _outputs(job)
@@ -179,9 +185,7 @@ def _note_of(job: Job) -> Note | None:
 
 def _error_callback(original: Any, self: JobScheduler, job: Any) -> None:
     """Let a job that fails after its stage has finished succeed."""
-    singles = list(_single_jobs([job]))
-    notes = [_note_of(one) for one in singles]
-    if not singles or not all(note is not None and note.is_finished() for note in notes):
+    if not _outputs(job) or not has_finished(job):
         original(self, job)
         return
     logger.warning(
@@ -255,7 +259,7 @@ async def _check_and_touch_output(original: Any, self: DAG, job: Job, **words: A
         await asyncio.sleep(_LOOK_SECONDS)
     if note is not None and not _followed.isdisjoint(note.outputs):
         while not note.is_finished():
-            if time.monotonic() >= until:
+            if note.is_made_otherwise() or time.monotonic() >= until:
                 _followed.difference_update(note.outputs)
                 text = f"Not made from the present inputs: {', '.join(note.outputs)}"
                 raise MissingOutputException(text, rule=job.rule, jobid=self.jobid(job))

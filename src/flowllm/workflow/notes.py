@@ -53,10 +53,17 @@ class Note:
         for output, before in self.outputs.items():
             if (now := state_of(Path(output))) is None or now == before:
                 return False
-        return any(
-            state_of(Path(record)) not in (None, before) and self._is_of_this_job(Path(record))
-            for record, before in self.records.items()
-        )
+        return any(map(self._is_of_this_job, self._new_records()))
+
+    def is_made_otherwise(self) -> bool:
+        """Return whether a new record is there, but none with the job's settings and inputs."""
+        new = list(self._new_records())
+        return bool(new) and not any(map(self._is_of_this_job, new))
+
+    def _new_records(self) -> Iterator[Path]:
+        for path, before in self.records.items():
+            if state_of(Path(path)) not in (None, before):
+                yield Path(path)
 
     def _is_of_this_job(self, path: Path) -> bool:
         if self.settings is None:
