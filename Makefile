@@ -1,3 +1,4 @@
+## make install     install all of FlowLLM into .venv; the targets below do it where it is needed
 ## make demo        run the whole pipeline on two CPU cores, in less than ten minutes after installation
 ## make test        run all tests: unit tests, workflow tests and one small run of the whole pipeline
 ## make test-fast   run the tests that are not marked slow, under three minutes on two cores

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -229,6 +230,22 @@ def test_a_missing_table_of_known_crystals_fails(tmp_path):
     missing = "/no/crystals.parquet"
     said = problem(tmp_path, "metrics.known_crystals", metrics={"known_crystals": missing})
     assert missing in said
+
+
+def test_two_known_crystals_with_one_id_fail_before_any_job(tmp_path):
+    """As where the training crystals of two runs are put together."""
+    path = tmp_path / "known.parquet"
+    rows = [{"id": name, **crystal_columns(rocksalt())} for name in ("a", "b", "a")]
+    tables.write_table(path, rows, schemas.KNOWN_CRYSTALS, {})
+    said = problem(tmp_path, "metrics.known_crystals", metrics={"known_crystals": str(path)})
+    assert said.startswith(f"{path}, rows 0 and 2: both crystals have the id a")
+    tables.write_table(path, [{"id": "a"}], pa.schema([schemas.KNOWN_CRYSTALS.field("id")]), {})
+    assert str(path) in problem(
+        tmp_path, "metrics.known_crystals", metrics={"known_crystals": str(path)}
+    )
+    tables.write_table(path, rows[:2], schemas.KNOWN_CRYSTALS, {})
+    found = outcomes(tmp_path, metrics={"known_crystals": str(path)})["metrics.known_crystals"]
+    assert (found.state, found.said) == ("ok", "2 crystals")
 
 
 def test_the_workflow_checks_before_its_first_job(tmp_path):

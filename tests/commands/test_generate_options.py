@@ -18,6 +18,7 @@ from flowllm.config.load import load_config
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import HullFile, ReferenceHull
 from flowllm.io.tables import crystal_columns
+from flowllm.report.gallery import BARE
 from flowllm.runtime.log import Progress, log, progress_bars, setup_logging
 from tiny_run import ROOT
 
@@ -142,7 +143,9 @@ def followed(name: str, crystal=None, energy=None, **judged) -> Followed:
     )
 
 
-def rows_of(*all_followed: Followed) -> list[dict]:
+def rows_of(*all_followed: Followed, metastable: tuple[str, ...] = ()) -> list[dict]:
+    for one in all_followed:
+        one.stability["metastable"] = one.draft["id"] in metastable
     return table_rows(all_followed, {})
 
 
@@ -214,11 +217,28 @@ def test_the_page_says_what_each_class_is():
 
 
 def test_a_hull_without_the_chemical_system_is_said():
+    """The energy of such a crystal is too low, so it is no better than the others."""
     lacking = followed("b", caesium_chloride(), -1.0)
     lacking.stability["hull_compounds"] = 0
-    rows = rows_of(followed("a", rocksalt(), 0.1), lacking)
+    unplaced = followed("c", perovskite())
+    rows = rows_of(unplaced, lacking, followed("a", rocksalt(), 0.1))
+    assert [row["id"] for row in rows] == ["a", "b", "c"]
     [said] = warnings_of(rows, HULL)
-    assert "no compound of the chemical system of 1 of 2 crystals (CsCl)" in said
+    assert "no compound of the chemical system of 2 of 3 crystals (" in said
+    assert "CsCl" in said
+    shown = page(rows, HULL, "#0072B2")
+    assert said.removeprefix("the hull") in shown
+    assert shown.count(BARE) == 1
+
+
+def test_metastable_crystals_are_counted_once():
+    rows = rows_of(
+        followed("a", rocksalt(), 0.05),
+        followed("b", rocksalt(), 0.06, unique=False, duplicate_group="a", sun=False),
+        followed("c", caesium_chloride(), 0.3, sun=False),
+        metastable=("a", "b"),
+    )
+    assert ", 1 metastable or stable, 2 novel," in list(printed_table(rows, Path("out")))[-2]
 
 
 def test_failed_drafts_and_relaxations_that_did_not_converge_are_said():

@@ -18,7 +18,8 @@ from flowllm.config.recorded import RECORDED_CONFIG, load_recorded
 from flowllm.errors import FlowllmError
 from flowllm.evaluate.hull import read_hull
 from flowllm.evaluate.matching import DEFAULT, ReducedCrystal
-from flowllm.evaluate.per_crystal import crystals_by_composition, reduced_composition
+from flowllm.evaluate.per_crystal import crystals_by_composition
+from flowllm.evaluate.validity import reduced_composition
 from flowllm.io.release import CARD, RELEASE, check_release
 from flowllm.io.schemas import CRYSTALS, HULL_ENTRIES, KNOWN_CRYSTALS, REQUESTED_BASE
 from flowllm.io.tables import crystal_of, read_metadata, read_table, write_table

@@ -14,6 +14,9 @@ from pathlib import Path
 SECONDS_FILE = "seconds"
 """File in the working directory with the seconds that a job takes."""
 
+GO_ON_FILE = "go on"
+"""File in the working directory that ends all jobs."""
+
 
 def main() -> None:
     """Open the log as a stage does, wait, and write the number of the SLURM job as output."""
@@ -21,8 +24,10 @@ def main() -> None:
     from flowllm.runtime.log import setup_logging
     from stub_run import write_record
 
+    until = time.monotonic() + float(Path(SECONDS_FILE).read_text())
     setup_logging(Path(options["--log"]))
-    time.sleep(float(Path(SECONDS_FILE).read_text()))
+    while time.monotonic() < until and not Path(GO_ON_FILE).exists():
+        time.sleep(0.1)
     Path(options["--out"]).write_text(os.environ.get("SLURM_JOB_ID", "no job"))
     write_record(Path(options["--out"]), "sample_pairs", json.loads(options["--settings"]))
 

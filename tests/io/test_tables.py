@@ -63,7 +63,6 @@ def test_crystals_come_back_exactly(tmp_path, members):
 
 @pytest.mark.parametrize("schema", CRYSTAL_TABLES.values(), ids=CRYSTAL_TABLES)
 def test_every_table_of_crystals_has_the_shared_columns(schema):
-    # ../shared/design/pipeline.md
     assert schema.field("id") == pa.field("id", pa.string(), nullable=False)
     assert schema.field("atomic_numbers").type == pa.list_(pa.uint8())
     assert schema.field("frac_coords").type == pa.list_(pa.list_(pa.float32(), 3))

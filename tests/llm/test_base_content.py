@@ -4,22 +4,27 @@ import hashlib
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from flowllm.commands import check as checks
 from flowllm.config.load import load_config
+from flowllm.config.sections.llm import FinetuneLlm
 from flowllm.config.stage_settings import StageSettings
 from flowllm.errors import FlowllmError, PassingError
-from flowllm.llm.base_content import base_content, commit_of, fetched_commit
+from flowllm.io.files import write_text
+from flowllm.llm.base_content import base_content, commit_of, commit_to_train, fetched_commit
 from flowllm.llm.base_model import bundled_file
-from flowllm.llm.model_record import read_record
+from flowllm.llm.model_record import ModelRecord, read_record, write_record
 from flowllm.stages import fetch_model, finetune_llm, merge_adapter
 from llm_run import CONFIGS, crystal_table, settings_for, small_crystals
 from tiny_llm import write_tiny_llm
 
 OLD, NEW = "0" * 40, "1" * 40
+FETCHED_NEW = json.dumps({"base_model": "someone/model", "commit": NEW})
 
 
 def with_other_weights(folder: Path, factor: float = 0.9) -> Path:
@@ -105,6 +110,37 @@ def cache(tmp_path, monkeypatch) -> Path:
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text(OLD)
     return model
+
+
+@pytest.mark.parametrize(
+    ("method", "base_model", "expected"),
+    [
+        ("lora", "someone/model", OLD),  # of the adapter that is continued
+        ("full", "someone/model", NEW),  # the fetched one; the start's weights are all replaced
+        ("lora", "someone/other", None),  # which `check_start` refuses
+    ],
+)
+def test_the_commit_to_train_is_that_of_the_adapter_that_is_continued(
+    tmp_path, method, base_model, expected
+):
+    start, adapter = tmp_path / "start", tmp_path / "llm" / "adapter"
+    start.mkdir()
+    record = ModelRecord("someone/model", "bf16", "none", 0.5, {}, (11, 17), 2, 6)
+    write_record(start, replace(record, base_content=f"commit {OLD}"))
+    adapter.parent.mkdir()
+    write_text(adapter.with_name("base_model.json"), FETCHED_NEW)
+    section = FinetuneLlm.model_construct(base_model=base_model, method=method, start=str(start))
+    assert commit_to_train(section, adapter) == expected
+    without = section.model_copy(update={"start": None})
+    assert commit_to_train(without, adapter) == (None if expected is None else NEW)
+
+
+def test_the_check_looks_for_the_commit_that_is_trained_on(cache):
+    """A download of one commit leaves no name for the newest one."""
+    (cache / "refs" / "main").unlink()
+    assert checks._cached("someone/model", OLD) == cache / "snapshots" / OLD
+    with pytest.raises(checks._LaterError, match="not downloaded yet"):
+        checks._cached("someone/model", None)
 
 
 def test_training_and_merging_use_the_fetched_commit_after_a_newer_one(tmp_path, cache):

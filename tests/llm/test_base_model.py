@@ -10,13 +10,12 @@ from transformers import AutoTokenizer
 
 from flowllm.errors import FlowllmError
 from flowllm.llm.base_model import (
-    BUNDLED,
     load_base_model,
     load_tokenizer,
     plain_base_model,
     save_tokenizer,
 )
-from flowllm.llm.model_files import BUNDLED_HEADS
+from flowllm.llm.model_files import BUNDLED, BUNDLED_HEADS
 from flowllm.llm.prompts import splits_digits
 from tiny_llm import make_tokenizer, write_tiny_llm
 

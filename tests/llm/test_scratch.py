@@ -16,7 +16,7 @@ from flowllm.io.tables import crystal_of
 from flowllm.llm.base_checks import check_tokenizer
 from flowllm.llm.prompts import Conditions, PromptTokens, prompt_text
 from flowllm.llm.scratch import END, make_tokenizer, scratch_config, write_scratch
-from flowllm.llm.text import element_symbol
+from flowllm.llm.text_parts import element_symbol
 from flowllm.stages import finetune_llm, merge_adapter
 from llm_run import crystal_table, settings_for, small_crystals
 

@@ -19,7 +19,9 @@ def test_as_many_gpus_as_slurm_gives_are_enough(monkeypatch, caplog, given, visi
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("listed", "visible"), [("", 0), ("0", 1), ("GPU-1,GPU-2", 2)])
+@pytest.mark.parametrize(
+    ("listed", "visible"), [("", 0), ("-1", 0), ("0", 1), ("0,-1,1", 1), ("GPU-1,GPU-2", 2)]
+)
 def test_gpus_that_the_user_hides_are_not_expected(monkeypatch, caplog, listed, visible):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)

@@ -64,7 +64,8 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
             pass
 
 
-def test_it_goes_on_when_the_first_ends_meanwhile(tmp_path):
+def test_it_goes_on_when_the_first_ends_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_lock, "PATIENCE_SECONDS", 60.0)
     output = tmp_path / "shard.parquet"
     with another_process(output, 0.4), only_writer(output) as is_held:
         assert is_held()
@@ -72,7 +73,7 @@ def test_it_goes_on_when_the_first_ends_meanwhile(tmp_path):
 
 
 @pytest.mark.parametrize("reaped", [True, False], ids=["gone", "zombie"])
-def test_a_killed_writers_lock_delays_nobody_on_its_host(tmp_path, reaped):
+def test_a_killed_writers_lock_delays_nobody_on_its_host(tmp_path, monkeypatch, reaped):
     output = tmp_path / "shard.parquet"
     with another_process(output) as first:
         first.send_signal(signal.SIGKILL)
@@ -80,9 +81,10 @@ def test_a_killed_writers_lock_delays_nobody_on_its_host(tmp_path, reaped):
             first.wait()
         else:
             os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+        monkeypatch.setattr(writer_lock, "PATIENCE_SECONDS", 60.0)
         started = time.monotonic()
         with only_writer(output):
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < 30
 
 
 def test_a_number_that_has_come_round_is_another_process(tmp_path):
@@ -105,7 +107,7 @@ def test_another_hosts_untouched_lock_is_a_dead_ones(tmp_path, text):
     lock_path(output).write_text(text)
     started = time.monotonic()
     with only_writer(output):
-        assert 1 <= time.monotonic() - started < 3
+        assert time.monotonic() - started >= 1
 
 
 def test_another_hosts_touched_lock_is_a_living_ones(tmp_path):
@@ -129,12 +131,19 @@ def test_another_hosts_touched_lock_is_a_living_ones(tmp_path):
     assert json.loads(lock_path(output).read_text()) == asdict(ELSEWHERE)
 
 
+def wait_for_touch(output: Path) -> None:
+    """Wait until a lock whose time is 1000 is touched."""
+    deadline = time.monotonic() + 60
+    while lock_path(output).stat().st_mtime < 2000:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_writer_touches_its_lock_and_no_others(tmp_path):
     output = tmp_path / "shard.parquet"
     with only_writer(output) as is_held:
         os.utime(lock_path(output), (1000, 1000))
-        time.sleep(0.5)
-        assert lock_path(output).stat().st_mtime > 2000
+        wait_for_touch(output)
         leave(output, ELSEWHERE)  # as after a long suspension
         os.utime(lock_path(output), (1000, 1000))
         time.sleep(0.5)
@@ -155,9 +164,8 @@ def test_a_passing_error_of_the_file_system_does_not_end_the_touches(tmp_path, m
     with only_writer(output):
         touch(lock_path(output), (1000, 1000))
         monkeypatch.setattr(os, "utime", stale_once)
-        time.sleep(0.5)
+        wait_for_touch(output)
         assert failed.is_set()
-        assert lock_path(output).stat().st_mtime > 2000
 
 
 def test_an_error_gives_the_lock_back(tmp_path):
@@ -203,7 +211,7 @@ def in_another_namespace(*words: str) -> list[str]:
 def test_two_containers_with_equal_process_numbers_are_two_writers(tmp_path):
     """Both have the host's name, both run as process 1."""
     output = tmp_path / "shard.parquet"
-    command = in_another_namespace(HOLD, str(output), "20")
+    command = in_another_namespace(HOLD, str(output), "600")
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout.readline() == "held\n"

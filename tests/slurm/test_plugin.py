@@ -37,6 +37,18 @@ def test_a_question_without_answer_is_repeated_and_then_left_to_the_next_round(m
     assert states(None, None, None, {"8": "RUNNING"}) == {}
 
 
+def in_plugin(monkeypatch: pytest.MonkeyPatch, *, requeue: bool) -> None:
+    """Let the plugin have an executor that has submitted to another cluster."""
+    workflow = SimpleNamespace(executor_settings=SimpleNamespace(requeue=requeue))
+    executor = SimpleNamespace(_submitted_job_clusters={"other"}, workflow=workflow)
+    monkeypatch.setattr(plugin, "_CURRENT", [executor])
+
+
+def test_without_requeue_the_plugin_ends_a_job_of_a_failed_node_and_excludes_the_node(monkeypatch):
+    in_plugin(monkeypatch, requeue=False)
+    assert states({"7": "NODE_FAIL"}) == {"7": "NODE_FAIL"}
+
+
 @pytest.mark.parametrize("state", ["PREEMPTED", "NODE_FAIL"])
 @pytest.mark.parametrize(
     ("ok", "lines", "error", "has_ended"),
@@ -59,8 +71,7 @@ def test_a_job_that_is_not_queued_again_has_ended(monkeypatch, state, ok, lines,
 
     monkeypatch.setattr(jobs, "ask", ask)
     monkeypatch.setattr(plugin, "_ENDED", {})
-    executor = SimpleNamespace(_submitted_job_clusters={"other"})
-    monkeypatch.setattr(plugin, "_CURRENT", [executor])
+    in_plugin(monkeypatch, requeue=True)
     found = states({"7": state, "8": "RUNNING", "9": "CANCELLED by 1000"})
     assert found == {"7": "CANCELLED" if has_ended else state, "8": "RUNNING", "9": "CANCELLED"}
     assert ({"7": state} if has_ended else {}) == plugin._ENDED

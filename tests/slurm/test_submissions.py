@@ -75,6 +75,7 @@ class Site:
         (True, False, False, ["leave", "failed"]),
         (False, True, True, ["finished"]),
         (False, True, False, ["sbatch"]),
+        (False, False, True, ["sbatch"]),
         (False, False, False, ["sbatch"]),
     ],
 )
@@ -90,6 +91,17 @@ def test_an_earlier_job_is_asked_for_again_before_it_is_followed(
     waits = serves and done == ["sbatch"]  # behind a refused job, in its thread
     assert site.done == ([] if waits else done)
     assert list(site.submissions._waiting) == ([JOB] if waits else [])
+
+
+def test_slurm_is_asked_once_for_many_earlier_jobs(monkeypatch):
+    site = Site(monkeypatch, has_same_task=True, has_finished=False)
+    asked = []
+    monkeypatch.setattr(submissions, "living_jobs", lambda: asked.append(1) or {NAME: NUMBER})
+    for _ in range(3):
+        site.submissions._living = {NAME: NUMBER}
+        site.submissions.submit(JOB)
+    assert site.done == ["follow", "wait for 7"] * 3
+    assert len(asked) == 1
 
 
 def test_a_job_is_followed_once(monkeypatch):

@@ -349,7 +349,6 @@ def test_catalogue_is_the_file_in_data_and_names_mp_20():
     mp_20 = sources.catalogue()["mp_20"]
     fetch.check_url(mp_20.url)
     assert list(mp_20.files) == ["train", "val", "test"]
-    # ../shared/design/environment.md
     blobs = {split: file.copies[0].git_blob for split, file in mp_20.files.items()}
     assert blobs == {
         "train": "b1c9d498565ac2fd8d075a51ff2ef5e51ba6c21f",
@@ -526,7 +525,7 @@ def test_bundled_prototypes(tmp_path):
     (file,) = read_manifest(out).files
     with (tmp_path / file.name).open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    # ../shared/design/environment.md: 288 prototypes
+    # 288 prototypes
     assert file.rows == len(rows) == len({row["material_id"] for row in rows}) == 288
     assert "A_cF8_227_a-C" in {row["material_id"] for row in rows}  # diamond
     again = list(itertools.islice(bundled.prototypes(), 20))

@@ -182,7 +182,7 @@ def test_bundled_source(tmp_path):
         name: pd.read_parquet(tmp_path / "crystals" / f"{name}.parquet")
         for name in ("train", "val", "test", "rejected")
     }
-    # ../shared/design/environment.md: 250 of 288 have at most 20 atoms.
+    # 250 of 288 have at most 20 atoms.
     assert sum(len(parts[name]) for name in ("train", "val", "test")) == 250
     assert set(parts["rejected"]["reason"]) == {"too_many_atoms"}
     assert len(parts["rejected"]) == 38

@@ -190,16 +190,15 @@ def test_a_job_that_outlives_its_snakemake_is_the_only_writer(tmp_path):
     assert f"out.parquet is being written by process {process} on {HOST}" in said
     assert is_alive(process)
     (tmp_path / "go on").touch()
-    while lock.exists():
-        time.sleep(0.05)
+    wait_for(lock, exists=False)
     assert read_table(tmp_path / "out.parquet", CRYSTALS).num_rows == 4
     code, said = again()
     assert code == 0, said
 
 
-def wait_for(path: Path) -> None:
+def wait_for(path: Path, *, exists: bool = True) -> None:
     deadline = time.monotonic() + 60
-    while not path.exists():
+    while path.exists() != exists:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

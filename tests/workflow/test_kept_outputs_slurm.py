@@ -128,7 +128,9 @@ def test_jobs_that_outlive_snakemake_are_not_made_again(site):
     process.wait()
     assert site.plans()[0] == {}
     (site.folder / "go on").touch()
+    deadline = time.monotonic() + 60
     while site.slurm("squeue", "--noheader", "--format=%i").strip():
+        assert time.monotonic() < deadline
         time.sleep(0.5)
     assert all(new != old for new, old in zip(site.contents(), before, strict=True))
     first_plan, changed_plan = site.plans()

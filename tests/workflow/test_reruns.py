@@ -293,11 +293,7 @@ CHANGES = (
     Change(
         "a stage's source, its version kept (a comment, a faster loop)",
         {},
-        code=edited(
-            "src/flowllm/stages/refine.py",
-            '"""',
-            '"""Edited. ',
-        ),
+        code=appended("src/flowllm/stages/refine.py", "\n# Edited.\n"),
     ),
     Change(
         "a rule's command line",

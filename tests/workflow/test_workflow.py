@@ -286,20 +286,36 @@ def test_a_file_of_wishes_is_watched(tmp_path):
     assert str(wishes) in snakemake("-n", *TINY, str(overlay), check=False)
 
 
-def test_every_file_of_a_start_is_watched(tmp_path):
-    for name in ("llm/model.safetensors", "rfm/llm/weights.safetensors", "rfm/types/model.json"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to("nowhere")  # an input that is missed is one that is watched
-    for section, start, file in (
-        ("finetune_llm", "llm", "llm/model.safetensors"),
-        ("train_rfm", "rfm", "rfm/llm/weights.safetensors"),
-    ):
-        overlay = tmp_path / "start.yaml"
-        overlay.write_text(yaml.safe_dump({section: {"start": str(tmp_path / start)}}))
+@pytest.mark.parametrize(
+    ("section", "start", "file"),
+    [
+        ("finetune_llm", "llm", "llm/model{.safetensors"),
+        ("train_rfm", "rfm", "rfm/llm/weights{.safetensors"),
+        ("train_rfm", "rfm", "rfm/types/model{.json"),
+    ],
+)
+def test_every_file_of_a_start_is_watched(tmp_path, section, start, file):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.touch()  # a file that is watched is refused for its name
+    overlay = tmp_path / "start.yaml"
+    overlay.write_text(yaml.safe_dump({section: {"start": str(tmp_path / start)}}))
+    words = ["--configfile", str(ROOT / "config.yaml"), str(overlay)]
+    output = snakemake("-n", "--until", section, *words, check=False)
+    assert f"{path}: the name contains braces" in output
+
+
+def test_the_record_of_an_adapter_to_continue_is_watched_by_fetch_model(tmp_path):
+    for name in ("flowllm.json", "adapter_config.json"):
+        (tmp_path / name).touch()
+    overlay = tmp_path / "start.yaml"
+    for method, expected in (("lora", f"--start={tmp_path}/flowllm.json"), ("full", "")):
+        given = {"start": str(tmp_path), "method": method, "quantization": "none"}
+        overlay.write_text(yaml.safe_dump({"finetune_llm": given}))
         words = ["--configfile", str(ROOT / "config.yaml"), str(overlay)]
-        output = snakemake("-n", "--until", section, *words, check=False)
-        assert str(tmp_path / file) in output
+        output = snakemake("-n", "-p", "--until", "fetch_model", *words)
+        [command] = re.findall(r"python -m flowllm fetch_model .*", output)
+        assert re.findall(r"--start\S*", command) == ([expected] if expected else [])
 
 
 def test_a_folder_without_samples_is_refused_before_any_job(tmp_path):

@@ -18,6 +18,7 @@ from cyclopts import Parameter
 
 from flowllm.commands.check_packages import NEEDING_PACKAGES, check_packages, sampling_stages
 from flowllm.commands.check_prompts import check_bases, check_prompts
+from flowllm.commands.check_references import first_entry, known_crystals, reference_hull
 from flowllm.commands.jobs import Target
 from flowllm.commands.options import DEFAULT_CONFIG, ConfigFiles
 from flowllm.config.load import check_config, load_config
@@ -133,8 +134,8 @@ def check(
         ("finetune_llm.start", {"finetune_llm"}, lambda one: _start(one, "finetune_llm")),
         ("train_rfm.start", {"train_rfm"}, lambda one: _start(one, "train_rfm")),
         ("external_samples", {"import_samples"}, _external_samples),
-        ("reference_hull.source", {"reference_hull"}, _reference_hull),
-        ("metrics.known_crystals", {"metrics", "select"}, _known_crystals),
+        ("reference_hull.source", {"reference_hull"}, reference_hull),
+        ("metrics.known_crystals", {"metrics", "select"}, known_crystals),
         ("dft_hull.source", {"dft_hull"}, lambda given: _dft_hull(given, target, to_run)),
     ]
     model = Path(config.run_dir) / "llm" / "model"
@@ -256,12 +257,13 @@ def _base_model(config: Config, stages: Collection[str]) -> str:
         raise FlowllmError(
             f"{name} is not in the Hugging Face cache, although {config.run_dir}/llm/"
             f"base_model.json records its download. Set HF_HOME to the cache of that time, or run "
-            f"`hf download {name}` here"
+            f"`hf download {name} --revision COMMIT` here"
         ) from later
 
 
 def _plain_base_model(config: Config, name: str) -> str:
     # Imported here: transformers takes seconds.
+    from flowllm.llm.base_content import commit_to_train
     from flowllm.llm.base_model import (
         check_architecture,
         load_config,
@@ -271,7 +273,8 @@ def _plain_base_model(config: Config, name: str) -> str:
     from flowllm.llm.model_files import check_model_folder
 
     quiet_transformers()
-    folder = Path(name) if Path(name).is_dir() else _cached(name)
+    commit = commit_to_train(config.finetune_llm, Path(config.run_dir) / "llm" / "adapter")
+    folder = Path(name) if Path(name).is_dir() else _cached(name, commit)
     check_model_folder(folder)
     loaded = load_config(str(folder))
     check_architecture(loaded)
@@ -320,13 +323,13 @@ def _start(config: Config, section: Literal["finetune_llm", "train_rfm"]) -> str
     return llm_start(config) if section == "finetune_llm" else flow_starts(config)
 
 
-def _cached(name: str) -> Path:
-    """Return the folder of a model on the hub in the cache."""
+def _cached(name: str, commit: str | None) -> Path:
+    """Return the folder of a model on the hub in the cache, None for its newest commit there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        return Path(snapshot_download(name, revision=commit, local_files_only=True))
     except HFValidationError as error:
         raise FlowllmError(
             f"{name!r}: no such folder, and no name on the Hugging Face hub"
@@ -346,36 +349,6 @@ def _external_samples(config: Config) -> str:
     return f"{len(config.external_samples)} files or folders"
 
 
-def _reference_hull(config: Config) -> str:
-    source = config.reference_hull.source
-    if source == "train":
-        return "training crystals"
-    if Path(source).suffix == ".parquet":
-        # pyarrow takes long to import.
-        from flowllm.io import hull_schemas, schemas
-        from flowllm.io.tables import column_names, read_table
-
-        count = read_table(Path(source), schemas.HULL_ENTRIES).num_rows
-        if config.potential.check and not hull_schemas.has_crystals(column_names(Path(source))):
-            raise FlowllmError(
-                f"{source}: has no crystals, which potential.check evaluates; set source to train "
-                "or to the hull of a run, or potential.check to null"
-            )
-        return f"{count} entries of another run"
-    return _first_entry(source)
-
-
-def _known_crystals(config: Config) -> str:
-    path = config.metrics.known_crystals
-    if path is None:
-        return "none beside the run's own"
-    # pyarrow takes long to import.
-    from flowllm.io import schemas
-    from flowllm.io.tables import read_table
-
-    return f"{read_table(Path(path), schemas.KNOWN_CRYSTALS).num_rows} crystals"
-
-
 def _dft_hull(config: Config, target: Target, stages: Collection[str]) -> str:
     source = config.dft_hull.source
     needed = target == "all_dft" or set(stages) != ALL_STAGES
@@ -393,13 +366,4 @@ def _dft_hull(config: Config, target: Target, stages: Collection[str]) -> str:
             return f"mp_api, with the key in {MP_KEY}"
         said = f"mp_api: set {MP_KEY} to your key, from https://next-gen.materialsproject.org/api"
         raise FlowllmError(said) if needed else _LaterError(said)
-    return _first_entry(source)
-
-
-def _first_entry(source: str) -> str:
-    """Read the first entry of a file."""
-    from flowllm.dft.entries import read_entries
-
-    if next(read_entries(Path(source)), None) is None:
-        raise FlowllmError(f"{source}: no entry with a composition and an energy in it")
-    return source
+    return first_entry(source)

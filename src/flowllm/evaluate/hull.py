@@ -370,9 +370,7 @@ def plausible_places(
         else:
             log.warning(
                 "%s: entry %s left out of the hull: formation energy below %g eV/atom",
-                path,
-                name,
-                MIN_FORMATION_ENERGY,
+                *(path, name, MIN_FORMATION_ENERGY),
             )
     return kept
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from flowllm.config.sections.llm import FinetuneLlm
 from flowllm.io.file_errors import check_form, read_json
 from flowllm.io.start_files import MODEL_RECORD, start_files
 from flowllm.llm.base_model import bundled_file
@@ -71,21 +72,46 @@ def commit_of(content: str | None) -> str | None:
     return content.removeprefix(_COMMIT)
 
 
-def trained_commit(adapter: Path) -> str | None:
+def commit_to_train(section: FinetuneLlm, adapter: Path) -> str | None:
+    """Return the commit of a base model on the hub that a fine-tuning loads.
+
+    It is that of the adapter that the fine-tuning continues from, otherwise the fetched one.
+
+    Args:
+        section: base model, method and start.
+        adapter: folder of the run's adapter, which need not exist.
+
+    Returns:
+        None for the newest commit, and for a model that is not on the hub.
+
+    Raises:
+        FlowllmError: a record is damaged.
+    """
+    name = section.base_model
+    if section.start is not None and section.method == "lora":
+        found = trained_commit(Path(section.start), name)
+        if found is not None:
+            return found
+    return fetched_commit(adapter, name)
+
+
+def trained_commit(adapter: Path, name: str) -> str | None:
     """Return the commit of the base model that an earlier adapter was trained on.
 
     Args:
         adapter: folder of the adapter.
+        name: name of the base model.
 
     Returns:
-        None if there is no record of such an adapter, or if its base model was not on the hub.
+        None if there is no record of an adapter of this model, or if the model is not on the hub.
 
     Raises:
         FlowllmError: the record is damaged.
     """
     if not (adapter / MODEL_RECORD).exists():
         return None
-    return commit_of(read_record(adapter).base_content)
+    record = read_record(adapter)
+    return commit_of(record.base_content) if record.base_model == name else None
 
 
 def fetched_commit(adapter: Path, name: str) -> str | None:

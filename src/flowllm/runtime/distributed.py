@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from datetime import timedelta
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -80,9 +81,9 @@ def check_gpus(visible: int) -> None:
     given = os.environ.get("SLURM_GPUS_ON_NODE", "")
     number = int(given) if given.isdecimal() else 0
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        number = min(number, len(list(filter(None, listed.split(",")))))
-    if visible >= number:
+    # CUDA reads the list up to its first entry that is no device.
+    shown = takewhile(lambda one: one and one != "-1", (listed or "").split(","))
+    if visible >= (number if listed is None else min(number, len(list(shown)))):
         return
     if not torch.backends.cuda.is_built():
         log.warning("%d GPUs were requested, but PyTorch is the CPU build: on the CPU", number)

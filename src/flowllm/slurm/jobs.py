@@ -12,8 +12,8 @@ from flowllm.runtime.failures import log_paths
 from flowllm.runtime.log import Failure, last_failure
 from flowllm.slurm.commands import ask
 
-_LIVING = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
-"""Without COMPLETING: such a job has ended or is being killed; its files are locked until then."""
+_LIVING = "PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING"
+"""With COMPLETING: such a job may be queued again, under its number."""
 
 REQUEUED = ("PREEMPTED", "NODE_FAIL")
 """States after which SLURM may queue a job again, under its number."""

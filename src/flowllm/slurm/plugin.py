@@ -112,7 +112,9 @@ def _read_states(plugin: Any) -> None:
         if states is None:
             return {}, 0.0
         states = {job: state.split(" by ")[0] for job, state in states.items()}
-        failed = {job: state for job, state in states.items() if state in REQUEUED}
+        # The plugin itself ends a job of a failed node, unless SLURM may queue it again.
+        requeued = [state for state in REQUEUED if state != "NODE_FAIL" or _requeues()]
+        failed = {job: state for job, state in states.items() if state in requeued}
         gone = not_queued_again(failed, _clusters())
         _ENDED.update(gone)
         return states | dict.fromkeys(gone, "CANCELLED"), seconds
@@ -217,9 +219,14 @@ def _ask_by_number(plugin: Any) -> None:
     vars(report)["get_sacct_data"] = efficiency
 
 
+def _requeues() -> bool:
+    """Return whether jobs are submitted with `--requeue` (`slurm-requeue`)."""
+    return any(executor.workflow.executor_settings.requeue for executor in _CURRENT)
+
+
 def _clusters() -> list[str]:
     """Return SLURM's option with the clusters of the jobs; a number is that of one cluster."""
-    found = {name for executor in _CURRENT for name in executor._submitted_job_clusters}
+    found = set().union(*(executor._submitted_job_clusters for executor in _CURRENT))
     return [f"--clusters={','.join(sorted(found))}"] if found else []
 
 

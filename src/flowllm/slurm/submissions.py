@@ -1,6 +1,7 @@
 """Submission of jobs to SLURM: refused ones wait, and those that live already are followed."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from flowllm.slurm.refusals import Refusal, read_refusal
 
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
+SECONDS_BETWEEN_LOOKS = 10.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class EarlierJobs:
 
     Attributes:
         has_same_task: returns whether both have the same task.
-        has_finished: returns whether it has made these outputs with that task.
+        has_finished: returns whether the outputs of the job are finished.
         follow: notes that it is waited for.
         leave: notes that its outputs are left to it, and that the job fails.
     """
@@ -62,6 +64,8 @@ class Submissions:
         self._earlier_jobs = earlier
         self._living = living_jobs()
         self._earlier = frozenset(self._living.values())
+        self._seen: dict[str, str] | None = None
+        self._look_after = 0.0
         self._waiting: deque[Any] = deque()
         self._refusal: Refusal | None = None
         self._said: str | None = None
@@ -117,7 +121,11 @@ class Submissions:
         return self._refusal is None
 
     def _is_made_by_earlier(self, job: Any) -> bool:
-        """Follow the living predecessor of a job, or fail beside it; return False if none lives."""
+        """Use a job of an earlier start, or fail beside it.
+
+        Returns:
+            False if the job must be submitted.
+        """
         number = self._living.pop(job_name(job), None)
         if number is None or number in self.all_numbers:
             return False
@@ -129,7 +137,7 @@ class Submissions:
                 self._follow(job, number)
             else:
                 self._fail_beside(job, number)
-        elif self._earlier_jobs.has_finished(job):
+        elif self._earlier_jobs.has_same_task(job) and self._earlier_jobs.has_finished(job):
             self._executor.workflow.scheduler.finish_callback(job)
         else:
             return False
@@ -144,11 +152,17 @@ class Submissions:
         self._executor.follow_living(job, number)
 
     def _lives(self, job: Any, number: str) -> bool:
-        """Return whether a job that lived at the start still does; True if unknown."""
-        try:
-            return living_jobs().get(job_name(job)) == number
-        except FlowllmError:
-            return True
+        """Return whether a job that lived at the start still does; True if unknown.
+
+        One answer of SLURM is used for some seconds: a start may have hundreds of such jobs.
+        """
+        if time.monotonic() >= self._look_after:
+            try:
+                self._seen = living_jobs()
+            except FlowllmError:
+                self._seen = None
+            self._look_after = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        return self._seen is None or self._seen.get(job_name(job)) == number
 
     def _fail_beside(self, job: Any, number: str) -> None:
         """Report a job as failed whose outputs are being made with other settings or inputs."""

@@ -31,7 +31,7 @@ def run(settings: StageSettings, *, base_model: str, out: Path, start: Path | No
             pickles; or its architecture is not that of a causal language model.
     """
     inputs = {} if start is None else {"start": start}
-    known = None if start is None else trained_commit(start.parent)
+    known = None if start is None else trained_commit(start.parent, base_model)
     with stage_run(settings, inputs=inputs, output=out, work={"base_model": base_model}):
         is_made = base_model in (BUNDLED, SCRATCH)
         is_local = is_made or Path(base_model).is_dir()

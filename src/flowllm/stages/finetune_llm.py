@@ -33,7 +33,7 @@ from flowllm.llm.base_checks import (
     check_tokenizer,
     check_training_context,
 )
-from flowllm.llm.base_content import base_content, commit_of, fetched_commit, trained_commit
+from flowllm.llm.base_content import base_content, commit_of, commit_to_train
 from flowllm.llm.base_model import (
     check_architecture,
     load_base_model,
@@ -152,11 +152,7 @@ def _content_to_train(section: FinetuneLlm, out: Path, fabric: Fabric) -> str | 
         return None
     content = None
     if fabric.is_global_zero:
-        start = section.start
-        commit = fetched_commit(out, section.base_model)
-        if start is not None:
-            commit = trained_commit(Path(start)) or commit
-        content = base_content(section.base_model, commit)
+        content = base_content(section.base_model, commit_to_train(section, out))
     return fabric.broadcast(content)
 
 

@@ -83,7 +83,7 @@ def run(
 
 def _check_same_crystals(metrics: Sequence[Path], results: Sequence[Result]) -> None:
     """Refuse metrics of one method that were computed from different generated crystals."""
-    for method in {result.method for result in results}:
+    for method in dict.fromkeys(result.method for result in results):
         per_crystal = [
             path.with_suffix(".parquet")
             for path, result in zip(metrics, results, strict=True)

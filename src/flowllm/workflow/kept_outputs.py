@@ -118,7 +118,7 @@ def has_same_task(job: Any) -> bool:
 
 
 def has_finished(job: Any) -> bool:
-    """Return whether all stages of a job have finished since its start, or an earlier one's."""
+    """Return whether all stages of a job have finished since this or an earlier start of it."""
     notes = map(_note_of, _single_jobs([job]))
     return all(note is not None and note.is_finished() for note in notes)
 

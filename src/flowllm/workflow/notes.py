@@ -56,16 +56,17 @@ class Note:
         return any(map(self._is_of_this_job, self._new_records()))
 
     def is_made_otherwise(self) -> bool:
-        """Return whether a new record is there, but none with the job's settings and inputs."""
-        new = list(self._new_records())
-        return bool(new) and not any(map(self._is_of_this_job, new))
+        """Return whether new records are there, all of them with other settings or inputs."""
+        found = [self._is_of_this_job(path) for path in self._new_records()]
+        return bool(found) and all(is_ours is False for is_ours in found)
 
     def _new_records(self) -> Iterator[Path]:
         for path, before in self.records.items():
             if state_of(Path(path)) not in (None, before):
                 yield Path(path)
 
-    def _is_of_this_job(self, path: Path) -> bool:
+    def _is_of_this_job(self, path: Path) -> bool | None:
+        """Return whether a record has the job's settings and inputs; None if it is unreadable."""
         if self.settings is None:
             return False
         try:
@@ -77,7 +78,7 @@ class Note:
             digests = {role: digest_role(given) for role, given in paths.items()}
             return bool(digests == record["inputs"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError, FlowllmError):
-            return False
+            return None
 
 
 def _as_paths(given: str | list[str]) -> Path | list[Path]:
