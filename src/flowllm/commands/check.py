@@ -273,8 +273,10 @@ def _plain_base_model(config: Config, name: str) -> str:
     from flowllm.llm.model_files import check_model_folder
 
     quiet_transformers()
-    commit = commit_to_train(config.finetune_llm, Path(config.run_dir) / "llm" / "adapter")
-    folder = Path(name) if Path(name).is_dir() else _cached(name, commit)
+    folder = Path(name)
+    if not folder.is_dir():
+        adapter = Path(config.run_dir) / "llm" / "adapter"
+        folder = _cached(name, commit_to_train(config.finetune_llm, adapter))
     check_model_folder(folder)
     loaded = load_config(str(folder))
     check_architecture(loaded)
