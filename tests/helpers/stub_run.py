@@ -50,9 +50,12 @@ def main() -> None:
         end_before_writing(end, out)
     if stage == "merge_adapter":
         write_identity(out, Path(options["--adapter"]))
+    # The crystals have more than 1 MB, up to which Snakemake compares contents by default.
+    text = " ".join(words) * (10_000 if stage == "prepare" else 1)
+    if stage == "fetch_model":  # `flowllm check` reads it
+        text = json.dumps({"base_model": options["--base-model"], "commit": None})
     for path in paths:
-        # The crystals have more than 1 MB, up to which Snakemake compares contents by default.
-        write_text(path, " ".join(words) * (10_000 if stage == "prepare" else 1))
+        write_text(path, text)
     if end == "before its record":
         sys.exit(1)
     write_record(out, stage, json.loads(options["--settings"]))
