@@ -257,7 +257,7 @@ def _base_model(config: Config, stages: Collection[str]) -> str:
         raise FlowllmError(
             f"{name} is not in the Hugging Face cache, although {config.run_dir}/llm/"
             f"base_model.json records its download. Set HF_HOME to the cache of that time, or run "
-            f"`hf download {name} --revision COMMIT` here"
+            f"`hf download {name} --revision COMMIT` here, with the commit in that file"
         ) from later
 
 
