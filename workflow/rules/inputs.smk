@@ -94,7 +94,9 @@ def adapter_record(wildcards):
     section = CONFIG.finetune_llm
     folder = section.start if section.method == "lora" else None
     return [
-        path for path in files_of_start(folder) if os.path.basename(path) == MODEL_RECORD
+        path
+        for path in files_of_start(folder)
+        if os.path.basename(path) == MODEL_RECORD
     ]
 
 
