@@ -73,7 +73,7 @@ def test_it_goes_on_when_the_first_ends_meanwhile(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("reaped", [True, False], ids=["gone", "zombie"])
-def test_a_killed_writers_lock_delays_nobody_on_its_host(tmp_path, monkeypatch, reaped):
+def test_a_killed_writers_lock_delays_nobody_on_its_host(tmp_path, reaped):
     output = tmp_path / "shard.parquet"
     with another_process(output) as first:
         first.send_signal(signal.SIGKILL)
@@ -81,10 +81,9 @@ def test_a_killed_writers_lock_delays_nobody_on_its_host(tmp_path, monkeypatch, 
             first.wait()
         else:
             os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
-        monkeypatch.setattr(writer_lock, "PATIENCE_SECONDS", 60.0)
         started = time.monotonic()
         with only_writer(output):
-            assert time.monotonic() - started < 30
+            assert time.monotonic() - started < 0.5
 
 
 def test_a_number_that_has_come_round_is_another_process(tmp_path):
@@ -107,7 +106,7 @@ def test_another_hosts_untouched_lock_is_a_dead_ones(tmp_path, text):
     lock_path(output).write_text(text)
     started = time.monotonic()
     with only_writer(output):
-        assert time.monotonic() - started >= 1
+        assert 1 <= time.monotonic() - started < 3
 
 
 def test_another_hosts_touched_lock_is_a_living_ones(tmp_path):

@@ -108,9 +108,9 @@ def cell(lengths, angles=(90, 90, 90), count=20):
     ],
 )
 def test_cells_that_nothing_can_be_computed_in_are_said_before_any_search(crystal, reason):
-    started = time.process_time()
+    started = time.perf_counter()
     row = fingerprint(("x", crystal))
-    assert time.process_time() - started < 1
+    assert time.perf_counter() - started < 1
     assert row["status"] == reason
     assert row["error"]
     assert "structure_fingerprint" not in row
@@ -124,8 +124,8 @@ def test_a_needle_that_passes_the_checks_is_ended_from_outside(tmp_path):
     crystals = {"a": rocksalt(), "needle": needle, "b": fcc(), "none": None}
     path = write_generated(tmp_path / "shard.parquet", crystals)
     started = time.perf_counter()
-    found = run_fingerprints([path], tmp_path / "out.parquet", max_seconds=20)
-    assert time.perf_counter() - started < 120
+    found = run_fingerprints([path], tmp_path / "out.parquet", max_seconds=4)
+    assert time.perf_counter() - started < 40
     assert found.status["needle"] in ("timeout", "out_of_memory")
     assert found.status.drop("needle").to_list() == ["ok", "ok", "no_crystal"]
     counts = read_provenance(tmp_path / "out.parquet")["counts"]

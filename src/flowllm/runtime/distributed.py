@@ -80,10 +80,7 @@ def check_gpus(visible: int) -> None:
     """
     given = os.environ.get("SLURM_GPUS_ON_NODE", "")
     number = int(given) if given.isdecimal() else 0
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # CUDA reads the list up to its first entry that is no device.
-    shown = takewhile(lambda one: one and one != "-1", (listed or "").split(","))
-    if visible >= (number if listed is None else min(number, len(list(shown)))):
+    if visible >= _not_hidden(number):
         return
     if not torch.backends.cuda.is_built():
         log.warning("%d GPUs were requested, but PyTorch is the CPU build: on the CPU", number)
@@ -94,6 +91,16 @@ def check_gpus(visible: int) -> None:
         "Where it sees none on any node, a container may lack --nv, or the driver may be older "
         "than PyTorch's CUDA"
     )
+
+
+def _not_hidden(number: int) -> int:
+    """Return how many of the GPUs on this node `CUDA_VISIBLE_DEVICES` shows at most."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return number
+    # CUDA reads the list up to its first entry that is no device.
+    shown = takewhile(lambda one: one and one != "-1", listed.split(","))
+    return min(number, len(list(shown)))
 
 
 def _precision_plugin(precision: Precision, device: torch.device) -> PrecisionPlugin:

@@ -103,13 +103,13 @@ def _read_states(plugin: Any) -> None:
     query = plugin.query_job_status
 
     async def job_states(*words: Any) -> tuple[dict[str, str], float]:
-        states, seconds = await query(*words)
-        for _ in range(_QUESTIONS - 1):
+        for question in range(_QUESTIONS):
+            if question:
+                await asyncio.sleep(_SECONDS_BETWEEN_QUESTIONS)
+            states, seconds = await query(*words)
             if states is not None:
                 break
-            await asyncio.sleep(_SECONDS_BETWEEN_QUESTIONS)
-            states, seconds = await query(*words)
-        if states is None:
+        else:
             return {}, 0.0
         states = {job: state.split(" by ")[0] for job, state in states.items()}
         # The plugin itself ends a job of a failed node, unless SLURM may queue it again.

@@ -77,13 +77,13 @@ class Submissions:
 
     def submit(self, job: Any) -> None:
         """Submit a job, or follow its living predecessor, or let it wait."""
-        if self._is_made_by_earlier(job):  # it needs no sbatch
+        if self._leave_to_earlier(job):  # it needs no sbatch
             return
         with self._lock:
             if self._serves:
                 self._waiting.append(job)
                 return
-        if not self._try(job):
+        if not self._send(job):
             self._say_waiting()
             with self._lock:
                 self._waiting.append(job)
@@ -112,16 +112,14 @@ class Submissions:
         """Submit nothing more."""
         self._stopped.set()
 
-    def _try(self, job: Any) -> bool:
-        """Submit a job, unless an earlier one makes it; return False if it is refused for now."""
-        if self._is_made_by_earlier(job):
-            return True
+    def _send(self, job: Any) -> bool:
+        """Submit a job; return False if it is refused for now."""
         self._refusal = None
         self._submit(self._executor, job)
         return self._refusal is None
 
-    def _is_made_by_earlier(self, job: Any) -> bool:
-        """Use a job of an earlier start, or fail beside it.
+    def _leave_to_earlier(self, job: Any) -> bool:
+        """Use the job of an earlier start that makes the outputs of a job, or fail beside it.
 
         Returns:
             False if the job must be submitted.
@@ -131,16 +129,17 @@ class Submissions:
             return False
         if number not in self._earlier:  # of this start, accepted although SLURM did not say so
             self._follow(job, number)
-        elif self._lives(job, number):
-            if self._earlier_jobs.has_same_task(job):
-                self._earlier_jobs.follow(job)
-                self._follow(job, number)
-            else:
-                self._fail_beside(job, number)
-        elif self._earlier_jobs.has_same_task(job) and self._earlier_jobs.has_finished(job):
+            return True
+        is_same = self._earlier_jobs.has_same_task(job)
+        if not self._lives(job, number):
+            if not is_same or not self._earlier_jobs.has_finished(job):
+                return False
             self._executor.workflow.scheduler.finish_callback(job)
+        elif is_same:
+            self._earlier_jobs.follow(job)
+            self._follow(job, number)
         else:
-            return False
+            self._fail_beside(job, number)
         return True
 
     def _follow(self, job: Any, number: str) -> None:
@@ -194,7 +193,7 @@ class Submissions:
     def _try_reporting(self, job: Any) -> bool:
         """Try to submit a job; an unexpected error, which would end this thread, fails the job."""
         try:
-            return self._try(job)
+            return self._leave_to_earlier(job) or self._send(job)
         except Exception as error:
             self._failures.known[job] = Failure(f"its submission failed: {error!r}")
             self._executor.workflow.scheduler.error_callback(job)
